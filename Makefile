@@ -1,0 +1,47 @@
+# Every target sets up what it needs in .venv; stamps make the second run quick.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help:  ## show the targets
+	@sed -n 's/^\([a-z]*\):.*## /  \1	/p' Makefile
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip  # Debian's may be too old for editable installs
+
+# The host first: it is large and seldom changes. LightLLM's own pins are a GPU stack that not every machine can install.
+.venv/host.stamp: deploy/demo/requirements-cpu.txt | .venv/bin/python
+	$(BIN)/pip install --quiet -r $<
+	$(BIN)/pip install --quiet --no-deps lightllm==0.0.1
+	@touch $@
+
+.venv/package.stamp: pyproject.toml .venv/host.stamp
+	$(BIN)/pip install --quiet -e '.[dev]'
+	@touch $@
+
+venv: .venv/package.stamp  ## .venv with LightLLM 0.0.1 and this package, editable
+
+demo: venv  ## a real LightLLM server and where its GPU time goes (DEMO_SECONDS=30 ends by itself)
+	$(BIN)/python deploy/demo/demo.py
+
+test: lint  ## all tests; LIGHTLLM_SRC=… adds the ones with a LightLLM checkout
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: venv  ## ruff, mypy, and which folder may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@if [ -x $(BIN)/lint-imports ]; then $(BIN)/lint-imports; else echo 'import-linter needs Python 3.10: skipped'; fi
+
+fmt: venv  ## format, and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: venv  ## dist/lightllm_otel-*.whl
+	$(BIN)/python -m build --wheel
+
+clean:  ## remove everything that the targets made
+	rm -rf .venv .cache dist build
+
+.PHONY: help venv demo test lint fmt wheel clean

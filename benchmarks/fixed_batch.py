@@ -1,0 +1,64 @@
+"""The same batches in every run: requests are queued while the scheduler stands still, then all start together.
+
+Concurrent batching differs by itself from run to run, so tokens of two runs can only be compared like this.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+QUEUE_SECONDS = 0.03
+
+
+def prompts(count: int, tokens: int) -> list[str]:
+    """``count`` different prompts; with the byte tokenizer of the checkpoint one character is one token."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return [
+        (letters[index % 26] + letters[(7 * index + 3) % 26] + letters[index // 26]) * tokens for index in range(count)
+    ]
+
+
+def generate(server: Any, count: int, input_tokens: int, output_tokens: int) -> tuple[list[tuple[int, ...]], float]:
+    """``(token ids per request, seconds from the start of the scheduler to the last answer)``."""
+    texts = [prompt[:input_tokens] for prompt in prompts(count, input_tokens)]
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        with standing_still(server):
+            answers = []
+            for text in texts:
+                answers.append(pool.submit(server.generate, text, output_tokens, 300))
+                time.sleep(QUEUE_SECONDS)  # one after the other, so that they queue in order
+            time.sleep(0.3)
+        began = time.perf_counter()
+        tokens = [answer.result().token_ids for answer in answers]
+        return tokens, time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def standing_still(server: Any) -> Iterator[None]:
+    """Stop all processes of the server but those that speak HTTP, for the duration of the block."""
+    pids = [pid for pid in server.processes() if not _speaks_http(pid, server.port)]
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def _speaks_http(pid: int, port: int) -> bool:
+    """OLD answers in its first process, NEW in gunicorn's; the first process of both is the one that was started."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return True
+    return any(b"gunicorn" in word for word in words) or str(port).encode() in words or b"lightllm_otel" in words

@@ -1,0 +1,146 @@
+"""Run an unchanged LightLLM server where there is no GPU.
+
+To torch, "cuda" becomes "cpu" and "nccl" becomes "gloo"; Triton interprets its kernels. The processes, layers, kernels,
+collectives and tokens are the real ones; how long anything takes says nothing about a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import threading
+from types import ModuleType
+from typing import Any
+
+
+def install_with_torch() -> None:
+    """Wait for the process to import torch: those that never do (an exporter, a resource tracker) stay as they are."""
+    os.environ["TRITON_INTERPRET"] = "1"  # triton reads it once, when it is imported
+    sys.meta_path.insert(0, _TorchFinder())
+
+
+class _TorchFinder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name != "torch":
+            return None
+        sys.meta_path.remove(self)  # once; also lets the search below reach the ordinary finders only
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _TorchLoader(spec.loader)
+        return spec
+
+
+class _TorchLoader(importlib.abc.Loader):
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        created: ModuleType | None = self._loader.create_module(spec)
+        return created
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader  # torch looks into its own spec
+        self._loader.exec_module(module)
+        install()
+
+
+def install() -> None:
+    import torch
+
+    _enter_mode_in_every_thread()
+    _pretend_tensors(torch)
+    _pretend_device(torch.cuda)
+    _use_gloo(torch.distributed)
+
+
+def _enter_mode_in_every_thread() -> None:
+    """A TorchFunctionMode belongs to one thread, and LightLLM runs its model in several."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    def on_cpu(value: Any) -> Any:
+        if isinstance(value, (str, torch.device)) and str(value).startswith("cuda"):
+            return "cpu"
+        return value
+
+    class CudaIsCpu(TorchFunctionMode):  # type: ignore[misc]
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            named = {name: on_cpu(value) for name, value in (kwargs or {}).items()}
+            if named.get("pin_memory"):
+                named["pin_memory"] = False
+            return func(*map(on_cpu, args), **named)
+
+    CudaIsCpu().__enter__()
+    bootstrap = threading.Thread._bootstrap_inner  # type: ignore[attr-defined]  # run() is what subclasses override
+
+    def bootstrap_on_cpu(thread: threading.Thread) -> None:
+        with CudaIsCpu():
+            bootstrap(thread)
+
+    threading.Thread._bootstrap_inner = bootstrap_on_cpu  # type: ignore[attr-defined]
+
+
+def _pretend_tensors(torch: Any) -> None:
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self
+    torch.Tensor.pin_memory = lambda self, *args, **kwargs: self
+    if os.environ["LIGHTLLM_ON_CPU"] == "new":  # the new one asserts is_cuda of its inputs, the old one its absence
+        torch.Tensor.is_cuda = property(lambda self: True)
+
+
+class _Stream:
+    cuda_stream = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def wait_stream(self, other: object) -> None: ...
+
+    def wait_event(self, event: object) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+class _Properties:
+    """What LightLLM asks a GPU for when it sizes its kernels and its cache."""
+
+    name = "CPU"
+    major, minor = 9, 0
+    multi_processor_count = 132
+    total_memory = 16 << 30
+    shared_memory_per_multiprocessor = 228 << 10
+
+
+def _pretend_device(cuda: Any) -> None:
+    """torch.cuda.is_available() stays false: whoever asks is told the truth."""
+    cuda.get_device_name = lambda *args: _Properties.name
+    cuda.get_device_capability = lambda *args: (_Properties.major, _Properties.minor)
+    cuda.get_device_properties = lambda *args: _Properties
+    cuda.mem_get_info = lambda *args: (_Properties.total_memory // 2, _Properties.total_memory)
+    cuda.set_device = lambda *args: None
+    cuda.current_device = lambda: 0
+    cuda.device_count = lambda: 1
+    cuda.synchronize = lambda *args: None
+    cuda.empty_cache = lambda: None
+    cuda.Stream = _Stream
+    cuda.stream = lambda stream: stream
+    cuda.current_stream = cuda.default_stream = lambda *args: _Stream()
+
+
+def _use_gloo(dist: Any) -> None:
+    init_process_group, new_group = dist.init_process_group, dist.new_group
+
+    def init_with_gloo(backend: object = None, *args: Any, **kwargs: Any) -> Any:
+        return init_process_group("gloo", *args, **kwargs)
+
+    def new_group_with_gloo(ranks: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return new_group(ranks, **{**kwargs, "backend": "gloo"})
+
+    dist.init_process_group, dist.new_group = init_with_gloo, new_group_with_gloo

@@ -1,0 +1,5 @@
+"""Names that vision models import and language models never call."""
+
+
+class InterpolationMode:
+    BICUBIC = "bicubic"

@@ -1,0 +1,21 @@
+"""First on PYTHONPATH in processes started by ``lightllm-otel run``: starts us, then the sitecustomize it hides."""
+
+import importlib.machinery
+import importlib.util
+import sys
+from pathlib import Path
+
+_here = Path(__file__).resolve().parent
+_spec = importlib.util.spec_from_file_location("_lightllm_otel_boot", _here.parent / "_lightllm_otel_boot.py")
+if "_lightllm_otel_boot" not in sys.modules and _spec is not None and _spec.loader is not None:
+    _boot = importlib.util.module_from_spec(_spec)
+    sys.modules["_lightllm_otel_boot"] = _boot
+    _spec.loader.exec_module(_boot)
+sys.modules["_lightllm_otel_boot"].start()
+
+_rest = [entry for entry in sys.path if Path(entry or ".").resolve() != _here]
+_hidden = importlib.machinery.PathFinder.find_spec("sitecustomize", _rest)
+if _hidden is not None and _hidden.loader is not None:
+    _module = importlib.util.module_from_spec(_hidden)
+    sys.modules["sitecustomize"] = _module
+    _hidden.loader.exec_module(_module)

@@ -1,0 +1,33 @@
+"""``lightllm-otel run -- COMMAND``: activation without a .pth file, for sites that forbid it and immutable images."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from lightllm_otel.settings import OFF_WORDS, PREFIX
+
+LAUNCHER = Path(__file__).resolve().parent / "launcher"
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+
+def prepare(environ: MutableMapping[str, str]) -> None:
+    """Make every Python child of this environment start us: launcher first on PYTHONPATH, the package findable."""
+    if environ.get(PREFIX, "").strip().lower() in OFF_WORDS:
+        environ[PREFIX] = "1"
+    before = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    # The package's folder goes last: it must not hide anything of the host's.
+    entries = [str(LAUNCHER), *before, str(PACKAGE_ROOT)]
+    environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(entries))
+
+
+def run(command: list[str]) -> int:
+    """Become ``command``. Returns only when that is not possible: 127 with one sentence on stderr."""
+    prepare(os.environ)
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        sys.stderr.write(f"lightllm-otel run: {command[0]} cannot be started: {error.strerror}\n")
+    return 127

@@ -1,0 +1,79 @@
+"""Keeps an exporter running, from the model thread's housekeeping: no thread, no fork, no waiting."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from lightllm_otel.guard import log
+from lightllm_otel.ring.folder import is_locked
+from lightllm_otel.settings import PREFIX
+
+CHECK_SECONDS = 5.0
+BACK_OFF_SECONDS = (5.0, 10.0, 20.0, 40.0, 80.0)
+LOCK_NAME = "exporter.lock"
+
+
+class Supervisor:
+    """Starts the group's exporter when its lock is free: at once if ``eager``, and again, a few times, when it died.
+
+    All model processes of a group do this; an exporter that finds the lock taken ends by itself.
+    """
+
+    def __init__(self, folder: Path, eager: bool) -> None:
+        self._folder = folder
+        self._next_check = 0.0
+        self._eager = eager
+        self._starts = 0
+        self._child: int | None = None
+
+    def check(self, now: float) -> None:
+        """``now``: seconds of a monotonic clock. Cheap enough for every second."""
+        self._reap()
+        if now < self._next_check:
+            return
+        self._next_check = now + CHECK_SECONDS
+        if not self._eager:  # the first rank of the group comes first
+            self._eager = True
+            return
+        if is_locked(self._folder / LOCK_NAME):
+            return
+        if self._starts > len(BACK_OFF_SECONDS):
+            return
+        if self._starts == len(BACK_OFF_SECONDS):
+            self._starts += 1
+            log.error(
+                "the exporter ended %d times and is not started again; the server is not affected. See %s, then: "
+                "lightllm-otel exporter --folder %s", self._starts, self._folder / "exporter.log", self._folder,
+            )  # fmt: skip
+            return
+        self._child = spawn_exporter(self._folder)
+        self._next_check = now + BACK_OFF_SECONDS[self._starts]
+        self._starts += 1
+
+    def _reap(self) -> None:
+        """The child forks itself off and ends at once; collect it, or it stays a zombie of the server's."""
+        if self._child is None:
+            return
+        try:
+            done, _ = os.waitpid(self._child, os.WNOHANG)
+        except ChildProcessError:
+            done = self._child
+        if done:
+            self._child = None
+
+
+def spawn_exporter(folder: Path) -> int:
+    """Start ``lightllm-otel exporter`` for this folder; the process id of a child that ends when it has detached.
+
+    posix_spawn, because a fork would copy the page tables of a process that maps a hundred gigabytes.
+    """
+    environ = {**os.environ, PREFIX: "0"}  # an exporter is no server
+    command = [sys.executable, "-m", "lightllm_otel", "exporter", "--folder", str(folder), "--detach"]
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, null, 1)]
+        return os.posix_spawn(sys.executable, command, environ, file_actions=actions)
+    finally:
+        os.close(null)

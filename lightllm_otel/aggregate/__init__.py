@@ -1,0 +1,1 @@
+"""Records of all ranks into counters and histograms, vectorised."""

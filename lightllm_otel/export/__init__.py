@@ -1,0 +1,1 @@
+"""From aggregates to Prometheus, and the process that does it."""

@@ -1,0 +1,1 @@
+"""Time: clocks, steps, sampling. Knows nothing of the host."""

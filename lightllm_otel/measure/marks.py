@@ -1,0 +1,114 @@
+"""Marks: what the interval that a boundary closes belongs to, as one small integer on the hot path."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from lightllm_otel.ring import layout
+from lightllm_otel.vocabulary import Operator, Site
+
+_SITES = {
+    Operator.EMBEDDING: Site.EMBEDDING,
+    Operator.LM_HEAD: Site.LM_HEAD,
+    Operator.FFN: Site.FFN,
+    Operator.FFN_NORM: Site.FFN,
+    Operator.QKV_PROJ: Site.ATTENTION,
+    Operator.ATTN_NORM: Site.ATTENTION,
+    Operator.ATTENTION: Site.ATTENTION,
+    Operator.O_PROJ: Site.ATTENTION,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """``part``: only a piece of the operator, which goes on after what is nested in it."""
+
+    operator: Operator
+    layer: int = -1
+    site: Site = Site.NONE
+    part: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The intervals of a step that passed a certain sequence of marks.
+
+    ``row``: for each interval (shape (marks,)) the row of ``template`` (``INTERVAL``, shape (rows,)) it adds to.
+    """
+
+    row: np.ndarray
+    template: np.ndarray
+
+
+class Marks:
+    """Gives each mark its code, and each sequence of codes its :class:`Shape` (kept: steps repeat themselves)."""
+
+    _KEPT = 64
+
+    def __init__(self) -> None:
+        self._codes: dict[Mark, int] = {}
+        self._marks: list[Mark] = []
+        self._collectives: dict[tuple[Operator, int], int] = {}
+        self._shapes: dict[tuple[int, ...], Shape] = {}
+
+    def code(self, mark: Mark) -> int:
+        if mark not in self._codes:
+            self._codes[mark] = len(self._marks)
+            self._marks.append(mark)
+        return self._codes[mark]
+
+    def part(self, code: int) -> int:
+        """The code of a piece of that operator."""
+        return self.code(dataclasses.replace(self._marks[code], part=True))
+
+    def collective(self, operator: Operator, context: int) -> int:
+        """A collective called inside, or right after, the operator with the code ``context``."""
+        key = (operator, context)
+        if key not in self._collectives:
+            around = self._marks[context]
+            site = around.site if around.site is not Site.NONE else _SITES.get(around.operator, Site.NONE)
+            self._collectives[key] = self.code(Mark(operator, around.layer, site))
+        return self._collectives[key]
+
+    def shape(self, codes: Sequence[int]) -> Shape:
+        key = tuple(codes)
+        shape = self._shapes.get(key)
+        if shape is None:
+            if len(self._shapes) >= self._KEPT:
+                self._shapes.clear()
+            shape = self._shapes[key] = self._build(key)
+        return shape
+
+    def _build(self, codes: tuple[int, ...]) -> Shape:
+        rows: list[tuple[Mark, int]] = []
+        row = np.empty(len(codes), np.intp)
+        unfinished: dict[Mark, list[int]] = {}
+        seen: dict[tuple[Operator, int], int] = {}
+        gap = -1
+        for at, code in enumerate(codes):
+            mark = self._marks[code]
+            whole = dataclasses.replace(mark, part=False)
+            if mark.part:
+                unfinished.setdefault(whole, []).append(at)
+                continue
+            if mark.operator is Operator.GAP and gap >= 0:
+                row[at] = gap  # all that is left of a step is one observation
+                continue
+            if mark.operator is Operator.GAP:
+                gap = len(rows)
+            key = (mark.operator, mark.layer)
+            row[[at, *unfinished.pop(whole, [])]] = len(rows)
+            rows.append((mark, seen.get(key, 0)))
+            seen[key] = seen.get(key, 0) + 1
+        for whole, pieces in unfinished.items():  # a step that ended inside an operator
+            row[pieces] = len(rows)
+            rows.append((whole, seen.get((whole.operator, whole.layer), 0)))
+        template = np.zeros(len(rows), layout.INTERVAL)
+        template["operator"] = [mark.operator.code for mark, _ in rows]
+        template["site"] = [mark.site.code for mark, _ in rows]
+        template["layer"] = [mark.layer for mark, _ in rows]
+        template["occurrence"] = [occurrence for _, occurrence in rows]
+        return Shape(row, template)

@@ -1,0 +1,97 @@
+"""Who this process is: rank, group, model, GPU, versions; read from LightLLM's model and environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """A rank of a tensor-parallel group. ``host`` and ``port`` are where its process group meets."""
+
+    rank: int
+    tp: int
+    dp_rank: int
+    dp: int
+    node_rank: int
+    host: str
+    port: int
+
+
+def identify(model: Any, environ: Mapping[str, str]) -> Identity:
+    """NEW keeps identities in the environment of each model process, OLD on the model itself.
+
+    ``rank`` counts within the tensor-parallel group.
+    """
+    if "LIGHTLLM_CURRENT_RANK_IN_DP" in environ:
+        start = json.loads(environ.get("LIGHTLLM_START_ARGS", "{}"))
+        return Identity(
+            rank=int(environ["LIGHTLLM_CURRENT_RANK_IN_DP"]),
+            tp=int(environ["LIGHTLLM_DP_WORLD_SIZE"]),
+            dp_rank=int(environ.get("LIGHTLLM_GLOBAL_DP_RANK", 0)),
+            dp=int(environ.get("LIGHTLLM_DP_SIZE", 1)),
+            node_rank=int(start.get("node_rank") or 0),
+            host=str(start.get("nccl_host") or "127.0.0.1"),
+            port=int(start.get("nccl_port") or 0),
+        )
+    return Identity(
+        rank=int(getattr(model, "tp_rank_", 0)),
+        tp=int(getattr(model, "world_size_", 1)),
+        dp_rank=0,
+        dp=1,
+        node_rank=0,
+        host="127.0.0.1",
+        port=int(environ.get("_NCCL_PORT_") or os.getpid()),  # a model built by hand has no group to meet
+    )
+
+
+def describe_model(model: Any) -> dict[str, Any]:
+    """What the model says of itself; what it does not say is left out."""
+    config = getattr(model, "config", None) or {}
+    directory = getattr(model, "weight_dir_", "")
+    return {
+        "model": Path(str(directory)).name or type(model).__name__,
+        "model_type": config.get("model_type", ""),
+        "dtype": str(getattr(model, "data_type", "")).replace("torch.", ""),
+        "layers": len(getattr(model, "layers_infer", ())),
+    }
+
+
+def describe_host() -> dict[str, Any]:
+    """Versions of the libraries that are loaded, and the GPU of this thread. Imports nothing new."""
+    torch = sys.modules.get("torch")
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "lightllm": lightllm_version(),
+        "cupy": getattr(sys.modules.get("cupy"), "__version__", ""),
+    }
+    if torch is None:
+        return facts
+    facts["torch"] = torch.__version__
+    facts["cuda"] = torch.version.cuda or ""
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        facts["gpu_name"] = properties.name
+        uuid = getattr(properties, "uuid", None)
+        facts["gpu_uuid"] = f"GPU-{uuid}" if uuid is not None else ""
+        bus = (getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device"))
+        domain, number, device = bus
+        if None not in (domain, number, device):
+            facts["pci_bus_id"] = f"{domain:08X}:{number:02X}:{device:02X}.0"
+    return facts
+
+
+def lightllm_version() -> str:
+    """The installed version, or ``source`` for a checkout on the path."""
+    try:
+        return importlib.metadata.version("lightllm")
+    except importlib.metadata.PackageNotFoundError:
+        return "source"

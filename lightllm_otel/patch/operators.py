@@ -1,0 +1,143 @@
+"""Wrap the slots of a model's layers, and the collectives: the hot path, where Python runs for every operator."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from lightllm_otel.guard import Guard
+from lightllm_otel.measure.marks import Mark
+from lightllm_otel.measure.step import Step
+from lightllm_otel.measure.timer import Timer
+from lightllm_otel.patch.ledger import Ledger
+from lightllm_otel.patch.slots import LAYER_SLOTS, POST_SLOTS, PRE_SLOTS, Leaf, Slot
+from lightllm_otel.vocabulary import Operator, Stage
+
+Host = Callable[..., Any]
+INSTALLED, MISSING = "installed", "missing"
+
+
+def install(model: Any, timer: Timer, ledger: Ledger, guard: Guard) -> dict[str, str]:
+    """Wrap every slot that this model has. Returns which operators were found, for doctor and ``/metrics``.
+
+    A slot that cannot be wrapped is reported as missing; the others go on.
+    """
+    found: dict[str, str] = {}
+    places: list[tuple[Any, int, tuple[Slot, ...]]] = [(getattr(model, "pre_infer", None), -1, PRE_SLOTS)]
+    places += [(layer, number, LAYER_SLOTS) for number, layer in enumerate(getattr(model, "layers_infer", ()))]
+    places += [(getattr(model, "post_infer", None), -1, POST_SLOTS)]
+    for owner, layer, slots in places:
+        for slot in slots:
+            found.setdefault(slot.operator.value, MISSING)
+            if _install_slot(owner, layer, slot, timer, ledger, guard):
+                found[slot.operator.value] = INSTALLED
+    return found
+
+
+def _install_slot(owner: Any, layer: int, slot: Slot, timer: Timer, ledger: Ledger, guard: Guard) -> bool:
+    own = timer.marks.code(Mark(slot.operator, layer))
+    lead = None
+    if slot.leads is not None:
+        # Before the first layer there is no residual to add, only what little the host does in between.
+        leads = Operator.GAP if layer == 0 and slot.operator is Operator.ATTN_NORM else slot.leads
+        lead = timer.marks.code(Mark(leads, layer))
+    between = timer.marks.code(Mark(Operator.GAP))
+    wrapped = False
+    for name in slot.names:
+        if callable(getattr(owner, name, None)):
+            with guard(Stage.PATCH):
+                ledger.replace(owner, name, lambda host: timed(host, timer, guard, own, lead, between))
+                wrapped = True
+    return wrapped
+
+
+def timed(host: Host, timer: Timer, guard: Guard, own: int, lead: int | None, between: int) -> Host:
+    """``host``, with the interval up to its end marked ``own``, and the one up to its start ``lead`` (None: no mark).
+
+    Where the host synchronises between operators every start is marked; what lies before it is ``between``.
+    """
+    measure = guard(Stage.MEASURE)
+
+    def start(step: Step) -> None:
+        if step.work.pairs:
+            timer.mark(step, between)
+        elif lead is not None:
+            timer.mark(step, lead)
+        step.context = own
+
+    def end(step: Step) -> None:
+        step.context = -1
+        if step.sampled:
+            timer.mark(step, own)
+
+    def slot(*args: Any, **kwargs: Any) -> Any:
+        step = timer.armed
+        if step is None or step.context >= 0:  # not sampled, or nested in an operator that counts it as its own
+            return host(*args, **kwargs)
+        with measure:
+            start(step)
+        try:
+            return host(*args, **kwargs)
+        finally:
+            with measure:
+                end(step)
+
+    return slot
+
+
+def install_collectives(owner: Any, leaves: tuple[Leaf, ...], timer: Timer, ledger: Ledger, guard: Guard) -> list[str]:
+    """Wrap the leaves that this module or class has; the names of those that were wrapped."""
+    names = []
+    for leaf in leaves:
+        if callable(getattr(owner, leaf.name, None)):
+            with guard(Stage.PATCH):
+                ledger.replace(owner, leaf.name, functools.partial(collective, leaf=leaf, timer=timer, guard=guard))
+                names.append(leaf.name)
+    return names
+
+
+def collective(host: Host, leaf: Leaf, timer: Timer, guard: Guard) -> Host:
+    """``host``, as an observation of its own, cut out of the operator that called it."""
+    measure = guard(Stage.MEASURE)
+
+    def start(step: Step) -> int:
+        """Returns the code of the collective's own mark."""
+        inside = step.context >= 0
+        own = timer.marks.collective(leaf.operator, step.context if inside else step.codes[-1])
+        step.in_collective = True
+        if inside:
+            timer.mark(step, timer.marks.part(step.context))
+        elif step.work.pairs:
+            timer.mark(step, timer.gap)
+        return own
+
+    def end(step: Step, own: int, args: tuple[Any, ...]) -> None:
+        step.in_collective = False
+        if step.sampled:
+            timer.mark(step, own)
+            step.payloads.append((len(step.codes) - 1, payload_bytes(args[leaf.payload])))
+
+    @functools.wraps(host)
+    def leaf_call(*args: Any, **kwargs: Any) -> Any:
+        step = timer.armed
+        if step is None or step.in_collective:
+            return host(*args, **kwargs)
+        own = -1
+        with measure:
+            own = start(step)
+        try:
+            return host(*args, **kwargs)
+        finally:
+            with measure:
+                if own >= 0:
+                    end(step, own, args)
+
+    return leaf_call
+
+
+def payload_bytes(data: Any) -> int:
+    """Bytes of a tensor or of a list of tensors, from their shapes alone."""
+    if isinstance(data, (list, tuple)):
+        return sum(payload_bytes(part) for part in data)
+    return int(data.numel() * data.element_size())

@@ -1,0 +1,105 @@
+"""Bytes of a ring and of a recording.
+
+A ring file is a header page, a page range of JSON (what is known about the rank: model, GPU, slots), and cells of 16
+bytes. A step is four cells (:data:`STEP`) followed by one cell per interval (:data:`INTERVAL`). A recording is a
+manifest and, per rank, the same cells one after the other. All little-endian.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+VERSION = 1
+STEP_MAGIC = 0x4F4C4C53  # "SLLO": a step header begins here
+CELL_BYTES = 16
+STEP_CELLS = 4
+JSON_OFFSET = 4096
+JSON_BYTES = 28 * 1024
+CELLS_OFFSET = JSON_OFFSET + JSON_BYTES
+
+INTERVAL = np.dtype(
+    [
+        ("operator", "u1"),  # Operator.code
+        ("site", "u1"),  # Site.code, for collectives
+        ("flags", "u1"),  # STARVED
+        ("reserved", "u1"),
+        ("layer", "<i2"),  # -1: not in a layer
+        ("occurrence", "<u2"),  # how often this operator was called before in this layer and step
+        ("payload_bytes", "<u4"),  # of a collective
+        ("seconds", "<f4"),
+    ]
+)
+STARVED = 1  # the previous boundary was already complete when this one was recorded: the GPU waited for the host
+
+STEP = np.dtype(
+    [
+        ("magic", "<u4"),
+        ("intervals", "<u2"),
+        ("phase", "u1"),  # Phase.code
+        ("mode", "u1"),  # Mode.code
+        ("number", "<u4"),  # completed forwards of this model before this one
+        ("flags", "u1"),  # SAMPLED
+        ("idle_reason", "u1"),  # IdleReason.code
+        ("reserved", "<u2"),
+        ("wall_time", "<f8"),  # Unix time when the step was entered
+        ("seconds", "<f8"),  # first to last event of the step
+        ("closure_seconds", "<f4"),  # first to last boundary, before subtraction; 0 when not sampled
+        ("overhead_seconds", "<f4"),  # what was subtracted from the intervals for the boundaries themselves
+        ("idle_seconds", "<f4"),  # from the end of the previous step to the start of this one
+        ("batch", "<u4"),  # requests in the step
+        ("requests", "<u4"),  # of them, not health checks
+        ("tokens", "<u4"),  # new tokens of those requests
+        ("context", "<u4"),  # tokens attended to, over all requests
+        ("padded", "<u4"),  # batch size that the GPU computed (graphs round up)
+    ]
+)
+SAMPLED = 1
+
+HEADER = np.dtype(
+    [
+        ("magic", "S8"),
+        ("version", "<u4"),
+        ("pid", "<u4"),
+        ("cells", "<u8"),  # capacity
+        ("written", "<u8"),  # cells written since the start; stored last, after the cells
+        ("steps", "<u8"),  # steps written
+        ("json_bytes", "<u4"),
+        ("json_version", "<u4"),  # grows with every change of the JSON
+        ("in_flight", "u1"),  # 1 from the entry of a step until its end event was seen
+        ("in_flight_phase", "u1"),
+        ("reserved", "<u2"),
+        ("in_flight_number", "<u4"),
+        ("in_flight_since", "<f8"),  # Unix time
+        ("heartbeat", "<f8"),  # Unix time of the last sign of life of the model thread
+        ("oldest_unread", "<f8"),  # Unix time of the oldest step that ended but is not in the ring yet; 0: none
+        ("sampled_steps", "<u8"),
+        ("hook_seconds", "<f8"),  # time spent in our code on sampled steps and harvests
+        ("clock_quantum", "<f8"),  # seconds
+        ("boundary_cost", "<f8"),  # seconds
+        ("errors", "<u4", (8,)),  # by Stage
+        ("dropped", "<u4", (8,)),  # by DropReason
+    ]
+)
+RING_MAGIC = b"LLMOTEL\x00"
+
+assert STEP.itemsize == STEP_CELLS * CELL_BYTES
+assert INTERVAL.itemsize == CELL_BYTES
+assert HEADER.itemsize <= JSON_OFFSET
+MAX_INTERVALS = 2**16 - 1
+
+
+def steps_in(cells: np.ndarray) -> list[tuple[np.void, np.ndarray]]:
+    """Split whole cells (uint8, shape (n, 16)) into ``(step, intervals)`` pairs.
+
+    Stops at the first step that is not whole, which is where a torn recording ends.
+    """
+    steps = []
+    at = 0
+    while at + STEP_CELLS <= len(cells):
+        step = cells[at : at + STEP_CELLS].reshape(-1).view(STEP)[0]
+        end = at + STEP_CELLS + int(step["intervals"])
+        if step["magic"] != STEP_MAGIC or end > len(cells):
+            break
+        steps.append((step, cells[at + STEP_CELLS : end].reshape(-1).view(INTERVAL)))
+        at = end
+    return steps

@@ -1,0 +1,103 @@
+"""The model process's side of the ring: one vectorised copy per step."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import mmap
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightllm_otel.ring import layout
+
+# in_flight … heartbeat of the header, in one go: this is on the path of every step.
+_IN_FLIGHT = struct.Struct("<BBHIdd")
+_IN_FLIGHT_OFFSET = layout.HEADER.fields["in_flight"][1] if layout.HEADER.fields else 0
+
+
+class RingWriter:
+    """Creates and fills one rank's ring.
+
+    Raises OSError when there is no room: the space is reserved before it is mapped, because writing to a sparse
+    mapping of a full file system would end the host with SIGBUS.
+    """
+
+    def __init__(self, path: Path, mebibytes: int) -> None:
+        size = mebibytes << 20
+        capacity = (size - layout.CELLS_OFFSET) // layout.CELL_BYTES
+        new = path.with_suffix(f".{os.getpid()}.new")
+        self._descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            os.posix_fallocate(self._descriptor, 0, size)
+            self._map = mmap.mmap(self._descriptor, size)
+            # The descriptor stays open for the life of the process: the lock says that this rank is alive.
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.header = np.frombuffer(self._map, layout.HEADER, 1)
+            self._cells = np.frombuffer(self._map, np.uint8, capacity * layout.CELL_BYTES, layout.CELLS_OFFSET)
+            self._cells = self._cells.reshape(capacity, layout.CELL_BYTES)
+            self.header[0] = np.zeros(1, layout.HEADER)[0]
+            self.header["version"], self.header["pid"] = layout.VERSION, os.getpid()
+            self.header["cells"] = capacity
+            self.header["magic"] = layout.RING_MAGIC
+            new.replace(path)  # a reader sees a whole header or the previous server's ring, never half of one
+        except BaseException:
+            os.close(self._descriptor)
+            new.unlink(missing_ok=True)
+            raise
+        self._capacity = capacity
+        self._written = 0
+
+    def describe(self, facts: dict[str, Any]) -> None:
+        """Replace the JSON page: what this rank is. Raises ValueError when it does not fit."""
+        text = json.dumps(facts, separators=(",", ":"), default=str).encode()
+        if len(text) > layout.JSON_BYTES:
+            raise ValueError(f"{len(text)} bytes of facts, {layout.JSON_BYTES} fit")
+        self.header["json_bytes"] = 0
+        self._map[layout.JSON_OFFSET : layout.JSON_OFFSET + len(text)] = text
+        self.header["json_bytes"] = len(text)
+        self.header["json_version"] += 1
+
+    def write(self, step: np.ndarray, intervals: np.ndarray) -> None:
+        """Append one step (``STEP``, shape (1,)) and its intervals (``INTERVAL``, shape (n,))."""
+        count = layout.STEP_CELLS + len(intervals)
+        cells = np.empty((count, layout.CELL_BYTES), np.uint8)
+        cells[: layout.STEP_CELLS] = step.view(np.uint8).reshape(layout.STEP_CELLS, layout.CELL_BYTES)
+        cells[layout.STEP_CELLS :] = intervals.view(np.uint8).reshape(-1, layout.CELL_BYTES)
+        start = self._written % self._capacity
+        first = min(count, self._capacity - start)
+        self._cells[start : start + first] = cells[:first]
+        if first < count:
+            self._cells[: count - first] = cells[first:]
+        self._written += count
+        self.header["steps"] += 1
+        self.header["written"] = self._written  # last: a reader that sees it finds the cells in place
+
+    def enter(self, number: int, phase: int, wall_time: float) -> None:
+        """A step is in flight from here until :meth:`leave`, also if the process never gets that far."""
+        _IN_FLIGHT.pack_into(self._map, _IN_FLIGHT_OFFSET, 1, phase, 0, number & 0xFFFFFFFF, wall_time, wall_time)
+
+    def leave(self) -> None:
+        """The GPU has finished the step."""
+        self._map[_IN_FLIGHT_OFFSET] = 0
+
+    def count(self, dropped: list[int], sampled: int, hook_seconds: float, oldest_unread: float) -> None:
+        """What the model process knows of itself; ``dropped`` by :class:`DropReason`."""
+        self.header["dropped"][0, : len(dropped)] = dropped
+        self.header["sampled_steps"] = sampled
+        self.header["hook_seconds"] = hook_seconds
+        self.header["oldest_unread"] = oldest_unread
+
+    @property
+    def fits(self) -> int:
+        """The most intervals that one step may have in this ring."""
+        return min(layout.MAX_INTERVALS, self._capacity // 4)
+
+    def close(self) -> None:
+        """For tests and replays; a model process never closes its ring."""
+        del self.header, self._cells
+        self._map.close()
+        os.close(self._descriptor)

@@ -1,0 +1,118 @@
+"""Every setting, once: the table that the code, the README and ``lightllm-otel doctor`` derive from."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightllm_otel.vocabulary import Level
+
+OFF_WORDS = ("", "0", "false", "off")
+PREFIX = "LIGHTLLM_OTEL"
+
+
+def _level(text: str) -> Level:
+    return Level(text.strip().lower())
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 < number < 65536:
+        raise ValueError(text)
+    return number
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def default_directory() -> str:
+    """The folder of rings and discovery files of this user."""
+    base = "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"
+    return f"{base}/lightllm-otel-{os.getuid()}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One environment variable: its name after ``LIGHTLLM_OTEL_``, how to read it, and what it means."""
+
+    name: str
+    field: str
+    default: str
+    parse: Callable[[str], Any]
+    expects: str
+    unit: str
+    help: str
+
+    @property
+    def variable(self) -> str:
+        return f"{PREFIX}_{self.name}"
+
+
+SETTINGS = (
+    Setting("LEVEL", "level", "operators", _level, "off, steps or operators", "",
+            "What is measured: whole steps only, or their operators as well."),
+    Setting("SAMPLE_EVERY", "sample_every", "64", _positive, "a whole number of at least 1", "decode steps",
+            "One decode step in so many has its operators timed; every step has its whole time taken. "
+            "Prefill steps of 512 tokens and more always are, smaller ones one in 4 (or in N, if N is smaller)."),
+    Setting("HOST", "host", "127.0.0.1", str, "an address of this machine", "",
+            "Where the exporter listens; 0.0.0.0 for a Prometheus on another machine."),
+    Setting("PORT", "port", "", lambda text: _port(text) if text else None, "a port from 1 to 65535", "",
+            "The exporter's port; empty means the first free one of 9464–9479."),
+    Setting("DIR", "directory", "", lambda text: _path(text or default_directory()), "a folder", "",
+            "Rings, locks and Prometheus' discovery files; empty means /dev/shm/lightllm-otel-UID."),
+    Setting("RING_MIB", "ring_mib", "4", _positive, "a whole number of at least 1", "MiB",
+            "Size of each rank's ring; what is not read in time is overwritten, and counted."),
+    Setting("RECORD", "record", "", lambda text: _path(text) if text else None, "a folder that can be written", "",
+            "Also write every record to this folder, for demo, report and compare."),
+    Setting("RECORD_MAX_MIB", "record_max_mib", "256", _positive, "a whole number of at least 1", "MiB",
+            "A recording stops growing at this size."),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings of this process, read once. ``problems`` has one sentence for each that could not be used."""
+
+    enabled: bool
+    level: Level
+    sample_every: int
+    host: str
+    port: int | None
+    directory: Path
+    ring_mib: int
+    record: Path | None
+    record_max_mib: int
+    problems: tuple[str, ...] = ()
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Settings:
+        """Read all settings. A value that cannot be used turns the plugin off and is reported, never guessed at."""
+        values: dict[str, Any] = {}
+        problems = []
+        for setting in SETTINGS:
+            text = environ.get(setting.variable, "").strip() or setting.default
+            try:
+                values[setting.field] = setting.parse(text)
+            except ValueError:
+                problems.append(
+                    f"{setting.variable}={text} is not {setting.expects}; lightllm-otel stays off until it is "
+                    f"changed (default: {setting.default or 'empty'}) and the server restarted"
+                )
+                values[setting.field] = setting.parse(setting.default)
+        return cls(enabled=is_on(environ) and not problems, problems=tuple(problems), **values)
+
+
+def is_on(environ: Mapping[str, str]) -> bool:
+    """Whether ``LIGHTLLM_OTEL`` asks for the plugin; the .pth file applies the same rule."""
+    return environ.get(PREFIX, "").strip().lower() not in OFF_WORDS

@@ -1,0 +1,108 @@
+"""The closed vocabulary: every label value that a metric can carry, and the small integers that stand for them.
+
+Codes are positions in these enums. They are written to rings and recordings, so members are only ever appended.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class Label(str, enum.Enum):
+    """A member of a closed label set; ``code`` is its position, ``str()`` its value."""
+
+    __str__ = str.__str__
+
+    @property
+    def code(self) -> int:
+        return list(type(self)).index(self)
+
+    @classmethod
+    def of(cls, code: int) -> Label:
+        return list(cls)[code]
+
+
+class Operator(Label):
+    """A named part of a layer or step. A kernel is what CUDA launches; we time operators."""
+
+    GAP = "gap"
+    EMBEDDING = "embedding"
+    ATTN_NORM = "attn_norm"
+    QKV_PROJ = "qkv_proj"
+    KV_WRITE = "kv_write"
+    ATTENTION = "attention"
+    O_PROJ = "o_proj"
+    FFN_NORM = "ffn_norm"
+    FFN = "ffn"
+    MOE_GATE = "moe_gate"
+    MOE_EXPERTS = "moe_experts"
+    MOE_DISPATCH = "moe_dispatch"
+    MOE_COMBINE = "moe_combine"
+    ALL_REDUCE = "all_reduce"
+    ALL_GATHER = "all_gather"
+    REDUCE_SCATTER = "reduce_scatter"
+    RESIDUAL = "residual"
+    LM_HEAD = "lm_head"
+    SAMPLING = "sampling"
+
+
+COLLECTIVES = (Operator.ALL_REDUCE, Operator.ALL_GATHER, Operator.REDUCE_SCATTER)
+
+
+class Phase(Label):
+    """What a step computes: prompts, one more token each, or both at once (OLD's splitfuse)."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    MIXED = "mixed"
+
+
+class Mode(Label):
+    """Whether Python launched the step's kernels one by one, or replayed a CUDA graph."""
+
+    EAGER = "eager"
+    GRAPH = "graph"
+
+
+class Site(Label):
+    """Where in the model a collective was called; ``none`` for everything else."""
+
+    NONE = "none"
+    EMBEDDING = "embedding"
+    ATTENTION = "attention"
+    FFN = "ffn"
+    LM_HEAD = "lm_head"
+
+
+class IdleReason(Label):
+    """Why the GPU had nothing to do before a step: no work to do, or the host had not launched it yet."""
+
+    NONE = "none"
+    NO_REQUESTS = "no_requests"
+    HOST = "host"
+
+
+class Level(Label):
+    """How much is measured: nothing, whole steps, or their operators as well."""
+
+    OFF = "off"
+    STEPS = "steps"
+    OPERATORS = "operators"
+
+
+class Stage(Label):
+    """Where one of our own errors happened."""
+
+    ACTIVATE = "activate"
+    PATCH = "patch"
+    MEASURE = "measure"
+    RING = "ring"
+
+
+class DropReason(Label):
+    """Why a step, or its operators, did not reach the exporter."""
+
+    OVERWRITTEN = "overwritten"
+    PENDING_FULL = "pending_full"
+    TOO_LARGE = "too_large"
+    ERROR = "error"

@@ -1,0 +1,61 @@
+"""The wheel, built once, and a Python that has it beside everything that the tests' own Python has."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = folder.glob("lightllm_otel-*.whl")
+    return built
+
+
+@pytest.fixture(scope="session")
+def wheel_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python whose lightllm_otel, boot module and .pth are the wheel's.
+
+    It sees this Python's packages through a path, without a copy of torch; site.py reads no .pth files there, so an
+    editable install of ours has no say.
+    """
+    folder = tmp_path_factory.mktemp("with-wheel")
+    venv.create(folder, symlinks=True, with_pip=False)
+    python = folder / "bin" / "python"
+    # pip's -I keeps the repository, our working directory, out of its sight.
+    install = [
+        sys.executable,
+        "-I",
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--quiet",
+        "--no-deps",
+        str(wheel),
+    ]
+    subprocess.run(install, check=True, cwd=folder)
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    # Before the .pth of ours, as in an ordinary installation, where our dependencies lie beside us.
+    (site_packages / "00-host.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    gunicorn = folder / "bin" / "gunicorn"  # the one beside sys.executable would run that Python
+    gunicorn.write_text(f"#!{python}\nimport sys\nfrom gunicorn.app.wsgiapp import run\nsys.exit(run())\n")
+    gunicorn.chmod(0o755)
+    return python
+
+
+@pytest.fixture
+def plain_environment() -> dict[str, str]:
+    """The environment without anything of ours, so that a developer's own settings cannot decide a test."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("LIGHTLLM_", "PYTHON"))}
