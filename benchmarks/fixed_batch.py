@@ -17,17 +17,19 @@ from typing import Any
 QUEUE_SECONDS = 0.03
 
 
-def prompts(count: int, tokens: int) -> list[str]:
-    """``count`` different prompts; with the byte tokenizer of the checkpoint one character is one token."""
+def prompts(count: int, tokens: int, first: int = 0) -> list[str]:
+    """``count`` prompts that differ from the start, so that no cache helps; one character is one token here."""
     letters = "abcdefghijklmnopqrstuvwxyz"
-    return [
-        (letters[index % 26] + letters[(7 * index + 3) % 26] + letters[index // 26]) * tokens for index in range(count)
-    ]
+    numbers = range(first, first + count)
+    words = [letters[number % 26] + letters[(7 * number + 3) % 26] + letters[number // 26 % 26] for number in numbers]
+    return [(word * tokens)[:tokens] for word in words]
 
 
-def generate(server: Any, count: int, input_tokens: int, output_tokens: int) -> tuple[list[tuple[int, ...]], float]:
+def generate(
+    server: Any, count: int, input_tokens: int, output_tokens: int, first: int = 0
+) -> tuple[list[tuple[int, ...]], float]:
     """``(token ids per request, seconds from the start of the scheduler to the last answer)``."""
-    texts = [prompt[:input_tokens] for prompt in prompts(count, input_tokens)]
+    texts = prompts(count, input_tokens, first)
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
         with standing_still(server):
             answers = []

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,23 @@ def wheel_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain_environment() -> dict[str, str]:
     """The environment without anything of ours, so that a developer's own settings cannot decide a test."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("LIGHTLLM_", "PYTHON"))}
+
+
+@pytest.fixture(autouse=True)
+def host_untouched() -> Iterator[Callable[[object], None]]:
+    """No test may leave a patch behind: torch.distributed and every host given to this fixture are as they were.
+
+    A test that patches a fake host calls ``host_untouched(host)`` before it does.
+    """
+    watched: list[tuple[object, dict[str, object]]] = []
+
+    def watch(owner: object) -> None:
+        watched.append((owner, dict(vars(owner))))
+
+    if "torch.distributed" in sys.modules:
+        watch(sys.modules["torch.distributed"])
+    yield watch
+    for owner, before in watched:
+        after = dict(vars(owner))
+        changed = [name for name in before.keys() | after.keys() if before.get(name) is not after.get(name)]
+        assert not changed, f"{owner} was left with changed {changed}"

@@ -7,7 +7,7 @@ and ``lightllm_otel_boot.start`` (PEP 829, Python 3.15 and later, which import t
 _started = False
 
 
-def start():
+def start() -> None:
     """Never raises and works once: site may process a folder twice, and the launcher may have been first."""
     global _started
     import os

@@ -6,16 +6,17 @@ import os
 import sys
 from collections.abc import Callable
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import wrapt
 
-from lightllm_otel.activate.session import ServerSession
 from lightllm_otel.guard import Guard, log, log_to_stderr
-from lightllm_otel.patch.health import patch_health
-from lightllm_otel.patch.ledger import Ledger
-from lightllm_otel.patch.seams import SEAMS
+from lightllm_otel.patch.modules import SEAMS
 from lightllm_otel.settings import PREFIX, Settings
 from lightllm_otel.vocabulary import Level, Stage
+
+if TYPE_CHECKING:
+    from lightllm_otel.activate.session import ServerSession
 
 # Set for children by the process that has said what is wrong, so that a server says it once.
 REPORTED = f"{PREFIX}_REPORTED"
@@ -29,29 +30,39 @@ def activate() -> None:
     log_to_stderr()
     if settings.problems:
         wrapt.register_post_import_hook(lambda module: report(settings.problems), "lightllm")
-        return
-    if settings.level is not Level.OFF:
-        hook(settings, Guard(), Ledger())
+    elif settings.level is not Level.OFF:
+        Hooks(settings, Guard()).register()
 
 
-def hook(settings: Settings, guard: Guard, ledger: Ledger) -> ServerSession:
-    """Have every seam patched when its module is imported."""
-    session = ServerSession(settings, guard, ledger)
+class Hooks:
+    """Has every seam patched when its module is imported. Everything heavy is imported then, not before."""
 
-    def guarded(patch: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
+    def __init__(self, settings: Settings, guard: Guard) -> None:
+        self._settings = settings
+        self._guard = guard
+        self._session: ServerSession | None = None
+
+    def register(self) -> None:
+        for name, seam in SEAMS.items():
+            wrapt.register_post_import_hook(self._hook(seam), name)
+
+    def _hook(self, seam: str) -> Callable[[ModuleType], None]:
         def patch_module(module: ModuleType) -> None:
-            with guard(Stage.PATCH):  # an exception here would break the host's import
-                patch(module)
+            with self._guard(Stage.PATCH):  # an exception here would break the host's import
+                from lightllm_otel.patch import seams
+
+                getattr(seams, seam)(module, self.session())
 
         return patch_module
 
-    for name, patch in SEAMS.items():
-        wrapt.register_post_import_hook(guarded(lambda module, patch=patch: patch(module, session)), name)
-    wrapt.register_post_import_hook(
-        guarded(lambda module: patch_health(module, ledger, guard)), "lightllm.server.health_monitor.manager"
-    )
-    wrapt.register_post_import_hook(guarded(session.patch_groups), "lightllm.distributed.communication_op")
-    return session
+    def session(self) -> ServerSession:
+        """The one of this process, made when the first seam turns up."""
+        if self._session is None:
+            from lightllm_otel.activate.session import ServerSession
+            from lightllm_otel.patch.ledger import Ledger
+
+            self._session = ServerSession(self._settings, self._guard, Ledger())
+        return self._session
 
 
 def report(problems: tuple[str, ...]) -> None:

@@ -6,7 +6,6 @@ import os
 import time
 import weakref
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from lightllm_otel import __version__
@@ -20,7 +19,6 @@ from lightllm_otel.measure.timer import Timer
 from lightllm_otel.patch import operators
 from lightllm_otel.patch.identity import Identity, describe_host, describe_model, identify
 from lightllm_otel.patch.ledger import Ledger
-from lightllm_otel.patch.slots import GROUP_LEAVES, TORCH_LEAVES
 from lightllm_otel.ring.folder import group_folder, group_key, ring_path
 from lightllm_otel.ring.writer import RingWriter
 from lightllm_otel.settings import Settings
@@ -44,16 +42,12 @@ class ServerSession:
         self.ledger = ledger
         self._settings = settings
         self._model: weakref.ref[Any] | None = None
-        self._group_class: Any = None
+        self.group_class: Any = None
         self._drafts = 0
         self._slots: dict[str, str] = {}
         self._prepared: tuple[Clock, RingWriter, Timer, Identity] | None = None
         self._supervisor: Supervisor | None = None
         self._next_housekeeping = 0.0
-
-    def patch_groups(self, module: ModuleType) -> None:
-        """NEW's process groups; their methods are wrapped once there is a model to measure."""
-        self._group_class = module.CustomProcessGroup
 
     def attach(self, model: Any) -> None:
         if self._model is not None:
@@ -79,12 +73,9 @@ class ServerSession:
             self._slots = self._install(model, timer)
 
     def _install(self, model: Any, timer: Timer) -> dict[str, str]:
-        import torch.distributed
-
         slots = operators.install(model, timer, self.ledger, self.guard)
-        operators.install_collectives(torch.distributed, TORCH_LEAVES, timer, self.ledger, self.guard)
-        if self._group_class is not None:
-            operators.install_collectives(self._group_class, GROUP_LEAVES, timer, self.ledger, self.guard)
+        with self.guard(Stage.PATCH):
+            operators.install_all_collectives(self.group_class, timer, self.ledger, self.guard)
         slots[Operator.SAMPLING.value] = operators.INSTALLED
         return slots
 

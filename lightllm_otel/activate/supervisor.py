@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 
 from lightllm_otel.guard import log
-from lightllm_otel.ring.folder import is_locked
+from lightllm_otel.ring.folder import LOCK_NAME, is_locked
 from lightllm_otel.settings import PREFIX
 
 CHECK_SECONDS = 5.0
 BACK_OFF_SECONDS = (5.0, 10.0, 20.0, 40.0, 80.0)
-LOCK_NAME = "exporter.lock"
 
 
 class Supervisor:

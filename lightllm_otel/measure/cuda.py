@@ -88,7 +88,8 @@ class TorchEvents:
         return self._torch.cuda.current_stream()
 
     def handles(self, count: int) -> list[Any]:
-        events = [self._torch.cuda.Event(enable_timing=True) for _ in range(count)]
+        event_class: Any = self._torch.cuda.Event
+        events = [event_class(enable_timing=True) for _ in range(count)]
         for event in events:
             event.record()  # torch creates the event with its first record; not in a step, please
         return events
@@ -109,4 +110,5 @@ class TorchEvents:
 def _occupy(seconds: float) -> None:
     import torch
 
-    torch.cuda._sleep(int(seconds * 1.5e9))  # cycles; GPUs run at 1 to 2 GHz
+    spin: Any = torch.cuda._sleep
+    spin(int(seconds * 1.5e9))  # cycles; GPUs run at 1 to 2 GHz

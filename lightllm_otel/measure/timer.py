@@ -30,7 +30,9 @@ SAMPLED_STEPS = 6
 class Sink(Protocol):
     """Where finished steps go: the ring, or a list in tests."""
 
-    fits: int
+    @property
+    def fits(self) -> int:
+        """The most intervals that one step may have."""
 
     def write(self, step: np.ndarray, intervals: np.ndarray) -> None: ...
 

@@ -11,7 +11,15 @@ from lightllm_otel.measure.marks import Mark
 from lightllm_otel.measure.step import Step
 from lightllm_otel.measure.timer import Timer
 from lightllm_otel.patch.ledger import Ledger
-from lightllm_otel.patch.slots import LAYER_SLOTS, POST_SLOTS, PRE_SLOTS, Leaf, Slot
+from lightllm_otel.patch.slots import (
+    GROUP_LEAVES,
+    LAYER_SLOTS,
+    POST_SLOTS,
+    PRE_SLOTS,
+    TORCH_LEAVES,
+    Leaf,
+    Slot,
+)
 from lightllm_otel.vocabulary import Operator, Stage
 
 Host = Callable[..., Any]
@@ -84,6 +92,15 @@ def timed(host: Host, timer: Timer, guard: Guard, own: int, lead: int | None, be
                 end(step)
 
     return slot
+
+
+def install_all_collectives(group_class: Any, timer: Timer, ledger: Ledger, guard: Guard) -> None:
+    """The collectives of ``torch.distributed``, and of LightLLM's process groups where the version has them."""
+    import torch.distributed
+
+    install_collectives(torch.distributed, TORCH_LEAVES, timer, ledger, guard)
+    if group_class is not None:
+        install_collectives(group_class, GROUP_LEAVES, timer, ledger, guard)
 
 
 def install_collectives(owner: Any, leaves: tuple[Leaf, ...], timer: Timer, ledger: Ledger, guard: Guard) -> list[str]:

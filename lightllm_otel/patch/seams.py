@@ -14,6 +14,7 @@ from typing import Any, Optional, Protocol
 from lightllm_otel.guard import Guard
 from lightllm_otel.measure.step import Step
 from lightllm_otel.measure.timer import Timer
+from lightllm_otel.patch.health import without_exporters
 from lightllm_otel.patch.inputs import ENTRY_POINTS, WHOLE_STEP_ONLY, reader
 from lightllm_otel.patch.ledger import Ledger
 from lightllm_otel.vocabulary import Stage
@@ -27,6 +28,8 @@ class Session(Protocol):
     timer: Optional[Timer]
     guard: Guard
     ledger: Ledger
+
+    group_class: Any
 
     def attach(self, model: Any) -> None:
         """The model's layers exist: wrap them, before they run for the first time."""
@@ -217,14 +220,15 @@ def _emptied(host: Host, session: Session) -> Host:
     return remove_batch
 
 
-MODEL = "lightllm.server.router.model_infer"
-SEAMS: dict[str, Callable[[ModuleType, Session], None]] = {
-    "lightllm.common.basemodel.basemodel": patch_model,
-    "lightllm.common.basemodel.cuda_graph": patch_graph,
-    f"{MODEL}.mode_backend.generic_post_process": patch_sample,
-    f"{MODEL}.mode_backend.continues_batch.post_process": patch_sample,
-    f"{MODEL}.mode_backend.beamsearch.post_process": patch_sample,
-    f"{MODEL}.mode_backend.diverse_backend.post_process": patch_sample,
-    f"{MODEL}.mode_backend.base_backend": patch_backend,
-    f"{MODEL}.model_rpc": patch_rpc,
-}
+def patch_groups(module: ModuleType, session: Session) -> None:
+    """NEW's process groups; their methods are wrapped once there is a model to measure."""
+    session.group_class = module.CustomProcessGroup
+
+
+def patch_health(module: ModuleType, session: Session) -> None:
+    """LightLLM's ``--health_monitor`` kills the server when a process it has once seen is gone; ours may come and go.
+
+    In a container api_server is process 1, so a detached exporter becomes its child and would be watched.
+    """
+    if hasattr(module, "get_all_cared_pids"):  # OLD watches the address only
+        session.ledger.replace(module, "get_all_cared_pids", lambda host: without_exporters(host, session.guard))

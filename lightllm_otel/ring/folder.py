@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 
 RING_PATTERN = "rank-*.ring"
+LOCK_NAME = "exporter.lock"
+PROCESS_NAME = "lightllm-otel"  # of the exporter; the kernel keeps 15 characters
 
 
 def group_key(host: str, port: int, dp_rank: int) -> str:

@@ -46,7 +46,7 @@ class RingReader:
         return self._read
 
     @property
-    def header(self) -> np.void:
+    def header(self) -> Any:
         """A copy of the header (:data:`layout.HEADER`) as it is now."""
         return self._header.copy()[0]
 

@@ -6,12 +6,16 @@ import sys
 from pathlib import Path
 
 _here = Path(__file__).resolve().parent
-_spec = importlib.util.spec_from_file_location("_lightllm_otel_boot", _here.parent / "_lightllm_otel_boot.py")
-if "_lightllm_otel_boot" not in sys.modules and _spec is not None and _spec.loader is not None:
-    _boot = importlib.util.module_from_spec(_spec)
-    sys.modules["_lightllm_otel_boot"] = _boot
-    _spec.loader.exec_module(_boot)
-sys.modules["_lightllm_otel_boot"].start()
+# Beside the package where it is installed, inside it in a checkout.
+for _folder in (_here.parents[2], _here.parent):
+    _file = _folder / "_lightllm_otel_boot.py"
+    if "_lightllm_otel_boot" not in sys.modules and _file.exists():
+        _spec = importlib.util.spec_from_file_location("_lightllm_otel_boot", _file)
+        _boot = importlib.util.module_from_spec(_spec)
+        sys.modules["_lightllm_otel_boot"] = _boot
+        _spec.loader.exec_module(_boot)
+if "_lightllm_otel_boot" in sys.modules:
+    sys.modules["_lightllm_otel_boot"].start()
 
 _rest = [entry for entry in sys.path if Path(entry or ".").resolve() != _here]
 _hidden = importlib.machinery.PathFinder.find_spec("sitecustomize", _rest)

@@ -1,0 +1,80 @@
+"""``lightllm-otel``: few commands, each in a file of its own, imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lightllm_otel import __version__
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="lightllm-otel", description="GPU time of every operator of a LightLLM server.")
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="start a LightLLM server with the plugin, without a .pth file")
+    run.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND …")
+
+    doctor = commands.add_parser("doctor", help="what is active here, what is missing, and how to mend it")
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    doctor.add_argument(
+        "--remote", action="store_true", help="Prometheus runs on another machine: a loopback exporter is wrong"
+    )
+
+    live = commands.add_parser("top", help="a live table of operators by phase")
+    live.add_argument("--once", action="store_true", help="print one table and end")
+    live.add_argument("--url", help="address of an exporter; default: the one that announced itself on this machine")
+    live.add_argument("--every", type=float, default=2.0, metavar="SECONDS")
+
+    demo = commands.add_parser("demo", help="replay a recorded run through the exporter, without a GPU")
+    demo.add_argument(
+        "recording", nargs="?", help="a recording's folder, or the name of one that comes with the package"
+    )
+    demo.add_argument("--seconds", type=float, help="end by itself after so long")
+    demo.add_argument("--port", type=int, help="default: the first free port of 9464–9479")
+    demo.add_argument("--speed", type=float, default=1.0, help="how much faster than it was")
+
+    exporter = commands.add_parser("exporter", help="the process that serves /metrics (servers start it themselves)")
+    exporter.add_argument("--folder", type=Path, required=True, help="the group's folder below LIGHTLLM_OTEL_DIR")
+    exporter.add_argument("--detach", action="store_true", help="go on in the background")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 fine, 1 something is wrong (said in one sentence), 2 bad usage."""
+    given = parser().parse_args(arguments)
+    try:
+        return _command(given)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _command(given: argparse.Namespace) -> int:
+    if given.command == "run":
+        from lightllm_otel.activate.run import run
+
+        words = given.words[1:] if given.words[:1] == ["--"] else given.words
+        if not words:
+            print("lightllm-otel run: say what to run: lightllm-otel run -- python -m lightllm.server.api_server …",
+                  file=sys.stderr)  # fmt: skip
+            return 2
+        return run(words)
+    if given.command == "exporter":
+        from lightllm_otel.cli.exporter import exporter
+
+        return exporter(given.folder, given.detach)
+    if given.command == "top":
+        from lightllm_otel.cli.top import top
+
+        return top(given.url, given.once, given.every)
+    if given.command == "demo":
+        from lightllm_otel.cli.demo import demo
+
+        return demo(given.recording, given.seconds, given.port, given.speed)
+    from lightllm_otel.cli.doctor import doctor
+
+    return doctor(given.json, given.remote)

@@ -1,0 +1,207 @@
+"""``lightllm-otel doctor``: what is active here, what is missing, and how to mend it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightllm_otel import __version__
+from lightllm_otel.cli.scrape import NoExporter, Scrape, addresses, directories, fetch
+from lightllm_otel.ring.folder import LOCK_NAME, RING_PATTERN, is_locked
+from lightllm_otel.ring.reader import RingReader
+from lightllm_otel.settings import PREFIX, SETTINGS, Settings, is_on
+
+OK, NOTE, WRONG = "ok", "note", "wrong"
+PACKAGES = (
+    "lightllm",
+    "torch",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "prometheus-client",
+    "opentelemetry-sdk",
+    "numpy",
+    "wrapt",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """``state``: ok, note, or wrong (exit status 1). ``remedy``: what to do; empty when nothing."""
+
+    state: str
+    about: str
+    what: str
+    remedy: str = ""
+
+
+def doctor(as_json: bool, remote: bool) -> int:
+    """0 when nothing is wrong, else 1."""
+    findings = [*hook(), *settings(), *versions(), *groups(remote)]
+    if as_json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
+    else:
+        print("\n".join(map(line, findings)))
+    return int(any(finding.state == WRONG for finding in findings))
+
+
+def line(finding: Finding) -> str:
+    text = f"{finding.state:<6}{finding.about:<12}{finding.what}"
+    return f"{text}\n{'':<18}→ {finding.remedy}" if finding.remedy else text
+
+
+def hook() -> list[Finding]:
+    """Whether Python processes started here would start us."""
+    files = [Path(entry) / "lightllm_otel_boot.pth" for entry in sys.path if entry]
+    starts = [path for path in files if path.exists() and _is_site_folder(path.parent)]
+    launched = any("lightllm_otel" in entry and entry.endswith("launcher") for entry in sys.path)
+    if starts or launched:
+        where = f"through {starts[0]}" if starts else "through lightllm-otel run"
+        return [Finding(OK, "hook", f"{where}; {'no_site' if sys.flags.no_site else 'site is on'}")]
+    return [
+        Finding(
+            WRONG,
+            "hook",
+            f"no .pth file of ours in the site folders of {sys.executable}",
+            "pip install lightllm-otel into this Python, or start the server with: lightllm-otel run -- python -m …",
+        )  # fmt: skip
+    ]
+
+
+def _is_site_folder(folder: Path) -> bool:
+    import site
+
+    return str(folder) in {*site.getsitepackages(), site.getusersitepackages()}
+
+
+def settings() -> list[Finding]:
+    read = Settings.from_env(os.environ)
+    switch = os.environ.get(PREFIX, "")
+    findings = [
+        Finding(OK, "switch", f"{PREFIX}={switch}") if is_on(os.environ)
+        else Finding(NOTE, "switch", f"{PREFIX} is {switch or 'empty'}: a server started here is not measured",
+                     f"start it with {PREFIX}=1")
+    ]  # fmt: skip
+    findings += [Finding(WRONG, "setting", problem, "correct it and restart the server") for problem in read.problems]
+    for setting in SETTINGS:
+        value = os.environ.get(setting.variable)
+        if value and not any(problem.startswith(setting.variable + "=") for problem in read.problems):
+            findings.append(
+                Finding(OK, "setting", f"{setting.variable}={value} (default: {setting.default or 'empty'})")
+            )
+    return findings
+
+
+def versions() -> list[Finding]:
+    """Installed versions, without importing any of it."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    found["driver"] = driver()
+    text = ", ".join(f"{name} {version}" for name, version in found.items() if version)
+    findings = [Finding(OK, "versions", f"lightllm-otel {__version__}, python {sys.version.split()[0]}, {text}")]
+    if "lightllm" not in found:
+        findings.append(Finding(NOTE, "lightllm", "not installed in this Python (a checkout on PYTHONPATH is fine)"))
+    if found["driver"] and not any(name.startswith("cupy") for name in found):
+        findings.append(Finding(NOTE, "cupy", "not installed: torch's events are used, each 1 µs dearer on the CPU",
+                                "pip install 'lightllm-otel[cuda12]' or 'lightllm-otel[cuda13]'"))  # fmt: skip
+    return findings
+
+
+def driver() -> str:
+    """The NVIDIA driver's version; empty where there is none."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        version = pynvml.nvmlSystemGetDriverVersion()
+        pynvml.nvmlShutdown()
+    except Exception:  # noqa: BLE001 - no driver, no library, no permission: all the same here
+        return ""
+    return version.decode() if isinstance(version, bytes) else str(version)
+
+
+def groups(remote: bool) -> list[Finding]:
+    """Every group of ranks that has a ring on this machine."""
+    known = addresses()
+    folders = [path.parent for directory in directories() for path in directory.glob(f"*/{RING_PATTERN}")]
+    findings: list[Finding] = []
+    for folder in sorted(set(folders)):
+        rings = sorted(folder.glob(RING_PATTERN))
+        alive = [path for path in rings if is_locked(path)]
+        if not alive:
+            findings.append(
+                Finding(NOTE, "server", f"{folder.name}: ended; its ring is still there", f"rm -r {folder}")
+            )
+            continue
+        findings.append(Finding(OK, "server", f"{folder.name}: {len(alive)} of {len(rings)} ranks alive"))
+        for path in alive:
+            findings += rank(path)
+        findings += exporter(folder, known.get(folder.name), remote)
+    if not folders:
+        findings.append(
+            Finding(NOTE, "server", f"no server with the plugin on this machine (looked in {directories()[0]})")
+        )
+    return findings
+
+
+def rank(path: Path) -> list[Finding]:
+    try:
+        reader = RingReader(path)
+    except (OSError, ValueError) as error:
+        return [Finding(WRONG, "ring", str(error), "restart the server")]
+    header, facts = reader.header, reader.facts()
+    name = path.stem
+    findings = [
+        Finding(OK, name, f"{facts.get('model')} on {facts.get('gpu_name') or 'the CPU'}, LightLLM {facts.get('lightllm')}, "
+                f"torch {facts.get('torch')}, cupy {facts.get('cupy') or 'none'}"),
+        Finding(OK, name, f"clock {facts.get('clock')} {facts.get('clock_detail')}: quantum "
+                f"{1e9 * float(header['clock_quantum']):.0f} ns, a boundary costs {1e6 * float(header['boundary_cost']):.2f} µs; "
+                f"{int(header['steps'])} steps, {int(header['sampled_steps'])} sampled"),
+    ]  # fmt: skip
+    findings += slots(name, facts.get("slots", {}), facts.get("level", ""))
+    for label, values in (("errors", header["errors"]), ("dropped", header["dropped"])):
+        if values.sum():
+            what = f"{int(values.sum())} {label}; /metrics says of what kind"
+            findings.append(Finding(WRONG, name, what, "look for lightllm-otel in the server's log, and report it"))
+    return findings
+
+
+def slots(name: str, found: dict[str, Any], level: str) -> list[Finding]:
+    missing = [operator for operator, state in found.items() if state != "installed"]
+    wrapped = [operator for operator, state in found.items() if state == "installed"]
+    if level != "operators":
+        return [Finding(OK, name, f"level {level}: whole steps only")]
+    findings = [Finding(OK, name, f"timed: {', '.join(wrapped)}")]
+    if missing:
+        findings.append(Finding(WRONG, name, f"not found in this model: {', '.join(missing)}",
+                                "their time shows in the operators around them; report the model's family"))  # fmt: skip
+    return findings
+
+
+def exporter(folder: Path, url: str | None, remote: bool) -> list[Finding]:
+    if not is_locked(folder / LOCK_NAME):
+        return [Finding(WRONG, "exporter", f"none runs for {folder.name}; see {folder / 'exporter.log'}",
+                        f"lightllm-otel exporter --folder {folder} --detach")]  # fmt: skip
+    if url is None:
+        return [Finding(WRONG, "exporter", f"runs, but has no address; see {folder / 'exporter.log'}",
+                        "set LIGHTLLM_OTEL_PORT to a free port and restart the server")]  # fmt: skip
+    try:
+        scrape: Scrape = fetch(url)
+    except NoExporter as problem:
+        return [Finding(WRONG, "exporter", str(problem), "restart it: kill its process, the server starts another")]
+    age = scrape.value("lightllm_otel_data_age_seconds")
+    findings = [Finding(OK, "exporter", f"{url}, oldest unread step {age:.1f} s")]
+    if url.split("//")[1].startswith(("127.", "localhost", "[::1]")):
+        findings.append(
+            Finding(WRONG if remote else NOTE, "exporter", "listens on this machine only",
+                    "for a Prometheus elsewhere restart the server with LIGHTLLM_OTEL_HOST=0.0.0.0")
+        )  # fmt: skip
+    return findings

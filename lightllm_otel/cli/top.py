@@ -1,0 +1,41 @@
+"""``lightllm-otel top``: the operators of a running server, live."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from lightllm_otel.cli.scrape import NoExporter, Scrape, fetch, only_address
+from lightllm_otel.cli.table import render, rows
+
+CLEAR = "\x1b[H\x1b[2J"
+
+
+def top(url: str | None, once: bool, every: float) -> int:
+    """Since the exporter's start at first, then what the last ``every`` seconds brought."""
+    try:
+        address = url or only_address()
+        now = fetch(address)
+        print(page(now, None, None, address))
+        while not once:
+            time.sleep(every)
+            before, now = now, fetch(address)
+            sys.stdout.write(CLEAR if sys.stdout.isatty() else "")
+            print(page(now, before, every, address), flush=True)
+    except NoExporter as problem:
+        print(f"lightllm-otel top: {problem}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def page(now: Scrape, before: Scrape | None, seconds: float | None, address: str) -> str:
+    info = now.info("lightllm_server_info")
+    steps = sum(now.samples.get("lightllm_gpu_step_duration_seconds_count", {}).values())
+    head = f"{info.get('model', '?')} on {info.get('gpu') or 'the CPU'}, tp {info.get('tp', '?')} · {steps:.0f} steps · {address}"
+    if info.get("clock") == "host":
+        head += "\nThere is no GPU: these are times of the host's clock."
+    table = render(rows(now, before), seconds)
+    if not table:
+        table = f"No operator was sampled {f'in the last {seconds:g} s' if seconds else 'yet'}."
+    span = f"the last {seconds:g} s" if seconds else "since the exporter started"
+    return f"{head}\n{span}\n\n{table}"

@@ -1,0 +1,257 @@
+"""The exporter process of a group: reads the rings of its ranks, serves ``/metrics``, ends when the ranks have."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from lightllm_otel import __version__
+from lightllm_otel.aggregate.group import Group
+from lightllm_otel.export import discovery
+from lightllm_otel.export.link import link
+from lightllm_otel.export.prometheus import GroupCollector
+from lightllm_otel.export.recording import RecordingWriter
+from lightllm_otel.export.server import MetricsServer, NoFreePort
+from lightllm_otel.guard import log, log_to_stderr
+from lightllm_otel.ring.folder import LOCK_NAME, PROCESS_NAME, RING_PATTERN, FileLock, is_locked, rank_of
+from lightllm_otel.ring.reader import RingReader
+from lightllm_otel.settings import Settings
+
+POLL_SECONDS = 0.2
+LIVENESS_SECONDS = 1.0
+LINGER_SECONDS = 10.0  # after the last rank: time for one more scrape
+FIRST_RANK_SECONDS = 60.0
+PORT_RETRY_SECONDS = 10.0
+POSITIONS = "positions.json"
+LOG_NAME = "exporter.log"
+
+
+class Exporter:
+    """Polls the rings of ``folder``. Everything that takes time is given by ``now`` (monotonic seconds)."""
+
+    def __init__(self, folder: Path, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
+        self.group = Group()
+        self.server: MetricsServer | None = None
+        self._folder = folder
+        self._settings = settings
+        self._now = now
+        self._readers: dict[int, RingReader] = {}
+        self._refused: set[tuple[str, int]] = set()
+        self._collector = GroupCollector(self.group)
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self._collector)
+        self._record: RecordingWriter | None = None
+        self._last_alive = now()
+        self._had_rank = False
+        self._next_liveness = 0.0
+        self._next_port = 0.0
+        self._announced = False
+        self._failures = 0
+        if settings.record is not None:
+            self._record = RecordingWriter(settings.record, folder.name, settings.record_max_mib << 20)
+
+    def run(self) -> None:
+        """Poll until the ranks have ended."""
+        while not self.over():
+            try:
+                self.poll()
+            except Exception as error:  # noqa: BLE001 - one bad poll must not end the only view on a server
+                self._failures += 1
+                if self._failures == 1:
+                    log.exception("a poll failed and the next one is tried: %r", error)
+            time.sleep(POLL_SECONDS)
+        self.close()
+
+    def poll(self) -> None:
+        """Read what is new from every rank."""
+        self._serve()
+        read_something = False
+        for path in self._folder.glob(RING_PATTERN):
+            reader = self._reader(rank_of(path), path)
+            if reader is None:
+                continue
+            cells = reader.read()
+            self._know(rank_of(path), reader)
+            if len(cells):
+                read_something = True
+                self.group.consume(rank_of(path), cells)
+                if self._record is not None:
+                    self._record.append(rank_of(path), cells)
+        if read_something:
+            self._keep_positions()
+        self._announce()
+
+    def over(self) -> bool:
+        """Whether all ranks have been gone for a while, or none ever came."""
+        now = self._now()
+        if now < self._next_liveness:
+            return False
+        self._next_liveness = now + LIVENESS_SECONDS
+        if any(is_locked(path) for path in self._folder.glob(RING_PATTERN)):
+            self._last_alive, self._had_rank = now, True
+        return now - self._last_alive > (LINGER_SECONDS if self._had_rank else FIRST_RANK_SECONDS)
+
+    def close(self) -> None:
+        """Withdraw the address and remove the rings of ranks that are gone."""
+        discovery.withdraw(self._folder)
+        for path in self._folder.glob(RING_PATTERN):
+            if not is_locked(path):
+                path.unlink(missing_ok=True)
+        (self._folder / POSITIONS).unlink(missing_ok=True)
+        if self._record is not None:
+            self._record.close()
+        if self.server is not None:
+            self.server.close()
+
+    # Ranks -----------------------------------------------------------------------------------------------------------
+
+    def _reader(self, rank: int, path: Path) -> RingReader | None:
+        """The rank's reader; a new one when its process is a new one."""
+        try:
+            inode = path.stat().st_ino
+        except OSError:
+            return self._readers.get(rank)
+        reader = self._readers.get(rank)
+        if reader is not None and reader.inode == inode:
+            return reader
+        if (path.name, inode) in self._refused:
+            return None
+        try:
+            successor = RingReader(path, self._position(rank, inode) if reader is None else 0)
+        except (OSError, ValueError) as error:
+            self._refused.add((path.name, inode))
+            log.error("%s", error)
+            return None
+        if reader is not None:
+            self.group.consume(rank, reader.read())  # what the old process wrote last
+            self.group.ranks[rank].restarted()
+        self._readers[rank] = successor
+        return successor
+
+    def _know(self, rank: int, reader: RingReader) -> None:
+        known = self.group.ranks[rank]
+        known.header = reader.header
+        known.overwrites = reader.overwrites
+        if not known.facts:
+            known.facts = reader.facts()
+            if known.facts:
+                everyone = {number: each.facts for number, each in self.group.ranks.items() if each.facts}
+                self._collector.link = link(list(everyone.values()))
+                if self._record is not None:
+                    self._record.describe(everyone)
+                if self.server is not None:
+                    discovery.publish(self._folder, self.server, self.group.facts())
+
+    def _position(self, rank: int, inode: int) -> int:
+        """Where an exporter that died had read to; counting from the start again would show as a burst."""
+        try:
+            kept = json.loads((self._folder / POSITIONS).read_text())[str(rank)]
+        except (OSError, ValueError, LookupError):
+            return 0
+        return int(kept["position"]) if kept["inode"] == inode else 0
+
+    def _keep_positions(self) -> None:
+        kept = {str(rank): {"inode": each.inode, "position": each.position} for rank, each in self._readers.items()}
+        (self._folder / POSITIONS).write_text(json.dumps(kept))
+
+    # Address ---------------------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        if self.server is not None or self._now() < self._next_port:
+            return
+        first = self._next_port == 0.0
+        self._next_port = self._now() + PORT_RETRY_SECONDS
+        try:
+            self.server = MetricsServer(self._registry, self._settings.host, self._settings.port)
+        except NoFreePort as error:
+            if first:
+                log.error("%s. Tried again every %.0f s; nothing is lost but old data", error, PORT_RETRY_SECONDS)
+            return
+        discovery.publish(self._folder, self.server, self.group.facts())
+
+    def _announce(self) -> None:
+        """The one line of the server's log that says where to look, once the ranks have said what they found."""
+        if self._announced or self.server is None or not self.group.facts():
+            return
+        self._announced = True
+        log.info(start_line(self.group, self.server.address))
+        let_go_of_stderr(self._folder)
+
+
+def start_line(group: Group, address: str) -> str:
+    facts, slots = group.facts(), group.slots()
+    missing = [operator for operator, found in slots.items() if not found]
+    parts = [
+        f"lightllm-otel {__version__}: http://{address}/metrics",
+        f"{len(slots) - len(missing)} operators, missing: {', '.join(missing) or 'none'}",
+        f"level {facts.get('level')}, 1 decode step in {facts.get('sample_every')}",
+        "next: lightllm-otel top",
+    ]
+    return " · ".join(parts)
+
+
+_detached = False
+
+
+def let_go_of_stderr(folder: Path) -> None:
+    """From now on into our own log: holding the server's stderr would keep its pipe open after its end."""
+    if _detached:
+        descriptor = os.open(folder / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+
+
+def detach() -> bool:
+    """Become a process of its own session, of nobody's concern. False in the process that was started, which ends.
+
+    One fork: the process that a model process started ends here and is reaped by it; no orphan is left behind that a
+    container's first process would never reap.
+    """
+    global _detached
+    if os.fork():
+        return False
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    # Sockets of NCCL and the like, inherited from the model process, must not outlive it in us.
+    os.closerange(3, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 1 << 16 else 1 << 16)
+    _detached = True
+    return True
+
+
+def name_process() -> None:
+    """So that the host's health monitor can be told which processes are ours, also when they have ended."""
+    try:
+        Path("/proc/self/comm").write_text(PROCESS_NAME)
+    except OSError as error:
+        log.debug("no process name: %s", error)
+
+
+def main(folder: Path, settings: Settings, background: bool) -> int:
+    """Run a group's exporter in this process (``background``: in a detached child). Exit status."""
+    name_process()
+    if background and not detach():
+        return 0
+    log_to_stderr()
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_NAME)
+    if not lock.acquire():
+        if not background:
+            log.error("another exporter serves %s; its address is in %s", folder, discovery.target_path(folder))
+        return 0 if background else 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if background:
+        os.nice(5)
+    exporter = Exporter(folder, settings)
+    try:
+        exporter.run()
+    except SystemExit:
+        exporter.close()
+    return 0

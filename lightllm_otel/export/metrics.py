@@ -1,0 +1,57 @@
+"""The table of all metrics: name, kind, labels, help. Exporters, documentation and dashboards derive from it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+COUNTER, GAUGE, HISTOGRAM, INFO = "counter", "gauge", "histogram", "info"
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """``name`` as Prometheus shows it (counters with ``_total``, infos with ``_info``); the unit is part of it."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+
+
+METRICS = (
+    Metric("lightllm_gpu_operator_duration_seconds", HISTOGRAM, ("operator", "phase", "mode"),
+           "GPU time of one call of an operator on one rank, in sampled steps; gap is what is left of a step."),
+    Metric("lightllm_gpu_operator_seconds_total", COUNTER, ("operator", "phase", "rank"),
+           "GPU time of an operator in sampled steps, per rank."),
+    Metric("lightllm_gpu_operator_estimated_seconds_total", COUNTER, ("operator", "phase"),
+           "GPU time of an operator in all steps of all ranks: shares of sampled steps of that batch size times "
+           "whole-step seconds. Sums to the seconds of the steps."),
+    Metric("lightllm_gpu_operator_starved_seconds_total", COUNTER, ("operator", "phase"),
+           "Part of the operator's time in sampled eager steps in which the GPU had to wait for the host at its start."),
+    Metric("lightllm_gpu_step_duration_seconds", HISTOGRAM, ("phase", "mode"),
+           "GPU time from the entry of a forward to the end of sampling; every step, each rank an observation."),
+    Metric("lightllm_gpu_step_tokens_total", COUNTER, ("phase",),
+           "New tokens computed, health checks and padding not counted."),
+    Metric("lightllm_gpu_step_requests_total", COUNTER, ("phase",),
+           "Requests in steps, summed over steps, health checks and padding not counted."),
+    Metric("lightllm_gpu_idle_seconds_total", COUNTER, ("reason", "rank"),
+           "Time between the end of a step and the start of the next one, by what the GPU waited for."),
+    Metric("lightllm_gpu_step_in_flight_seconds", GAUGE, ("rank",),
+           "How long the step that is now on the GPU has been there; 0 when none is."),
+    Metric("lightllm_gpu_step_number", GAUGE, ("rank",), "Number of the step that is or was last on the GPU."),
+    Metric("lightllm_server_info", INFO,
+           ("model", "gpu", "tp", "dp", "dp_rank", "dtype", "link", "level", "clock", "lightllm", "torch", "cuda", "plugin"),
+           "What is served, on what, and by which versions."),
+    Metric("lightllm_gpu_info", INFO, ("rank", "uuid", "name"), "Which GPU a rank uses."),
+    Metric("lightllm_otel_slot_installed", GAUGE, ("operator",),
+           "1 when the operator was found in the model and is timed on every rank, else 0."),
+    Metric("lightllm_otel_steps_sampled_total", COUNTER, (), "Steps whose operators were timed, over all ranks."),
+    Metric("lightllm_otel_records_dropped_total", COUNTER, ("reason",), "Steps or their operators that were lost."),
+    Metric("lightllm_otel_errors_total", COUNTER, ("stage",), "Failures of the plugin; none of them reached the server."),
+    Metric("lightllm_otel_hook_seconds_total", COUNTER, (),
+           "CPU time of the model threads spent in the plugin, over all ranks."),
+    Metric("lightllm_otel_clock_quantum_seconds", GAUGE, (), "The step of the GPU clock that is used."),
+    Metric("lightllm_otel_boundary_cost_seconds", GAUGE, (),
+           "GPU time of an interval in which nothing happens; subtracted from every interval."),
+    Metric("lightllm_otel_data_age_seconds", GAUGE, (), "Age of the oldest step that is not counted yet; 0 when all are."),
+)  # fmt: skip
+BY_NAME = {metric.name: metric for metric in METRICS}

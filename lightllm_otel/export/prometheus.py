@@ -1,0 +1,154 @@
+"""A group as Prometheus' metric families, made when they are asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Union
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
+from prometheus_client.core import (
+    Metric as Family,
+)
+from prometheus_client.registry import Collector
+
+from lightllm_otel import __version__
+from lightllm_otel.aggregate.group import Group, Rank
+from lightllm_otel.aggregate.histogram import Histogram
+from lightllm_otel.export import metrics
+from lightllm_otel.vocabulary import IdleReason, Mode, Operator, Phase
+
+Value = Union[float, Histogram, None]
+Row = tuple[tuple[str, ...], Value]
+"""Label values in the order of the metric's table row, and the value; None for infos."""
+
+
+class GroupCollector(Collector):
+    """Shows ``group``; ``link`` is how its GPUs are connected, as the exporter found out."""
+
+    def __init__(self, group: Group, now: Callable[[], float] = time.time) -> None:
+        self.link = "unknown"
+        self._group = group
+        self._now = now
+
+    def collect(self) -> Iterator[Family]:
+        rows = self._rows()
+        for metric in metrics.METRICS:
+            yield family(metric, rows[metric.name])
+
+    def describe(self) -> Iterable[Family]:
+        return ()  # registering must not collect
+
+    def _rows(self) -> dict[str, list[Row]]:
+        return {**self._measured(), **self._now_in_flight(), **self._described(), **self._self()}
+
+    def _measured(self) -> dict[str, list[Row]]:
+        group = self._group
+        estimated: list[Row] = [
+            ((Operator.of(code).value, Phase.of(phase).value), float(seconds))
+            for phase, by_operator in sorted(group.estimate.seconds.items())
+            for code, seconds in enumerate(by_operator)
+            if seconds
+        ]
+        return {
+            "lightllm_gpu_operator_duration_seconds": [
+                ((Operator.of(operator).value, Phase.of(phase).value, Mode.of(mode).value), histogram)
+                for (operator, phase, mode), histogram in sorted(group.operator_histograms.items())
+            ],
+            "lightllm_gpu_operator_seconds_total": [
+                ((Operator.of(operator).value, Phase.of(phase).value, str(rank)), seconds)
+                for (operator, phase, rank), seconds in sorted(group.operator_seconds.items())
+            ],
+            "lightllm_gpu_operator_estimated_seconds_total": estimated,
+            "lightllm_gpu_operator_starved_seconds_total": [
+                ((Operator.of(operator).value, Phase.of(phase).value), seconds)
+                for (operator, phase), seconds in sorted(group.starved_seconds.items())
+            ],
+            "lightllm_gpu_step_duration_seconds": [
+                ((Phase.of(phase).value, Mode.of(mode).value), histogram)
+                for (phase, mode), histogram in sorted(group.step_histograms.items())
+            ],
+            "lightllm_gpu_step_tokens_total": [((Phase.of(p).value,), n) for p, n in sorted(group.tokens.items())],
+            "lightllm_gpu_step_requests_total": [((Phase.of(p).value,), n) for p, n in sorted(group.requests.items())],
+            "lightllm_gpu_idle_seconds_total": [
+                ((IdleReason.of(reason).value, str(rank)), seconds)
+                for (reason, rank), seconds in sorted(group.idle_seconds.items())
+                if reason != IdleReason.NONE.code
+            ],
+        }
+
+    def _now_in_flight(self) -> dict[str, list[Row]]:
+        ranks = [(str(number), rank) for number, rank in sorted(self._group.ranks.items()) if rank.header is not None]
+        return {
+            "lightllm_gpu_step_in_flight_seconds": [((rank,), self._in_flight(known)) for rank, known in ranks],
+            "lightllm_gpu_step_number": [((rank,), int(known.header["in_flight_number"])) for rank, known in ranks],
+        }
+
+    def _in_flight(self, rank: Rank) -> float:
+        header: Any = rank.header
+        return max(0.0, self._now() - float(header["in_flight_since"])) if header["in_flight"] else 0.0
+
+    def _described(self) -> dict[str, list[Row]]:
+        facts = self._group.facts()
+        known = {
+            **facts,
+            "gpu": facts.get("gpu_name", ""),
+            "link": self.link,
+            "plugin": facts.get("plugin", __version__),
+        }
+        labels = metrics.BY_NAME["lightllm_server_info"].labels
+        gpus = [
+            ((str(number), rank.facts["gpu_uuid"], rank.facts.get("gpu_name", "")), None)
+            for number, rank in sorted(self._group.ranks.items())
+            if rank.facts.get("gpu_uuid")
+        ]
+        return {
+            "lightllm_server_info": [(tuple(str(known.get(label, "")) for label in labels), None)] if facts else [],
+            "lightllm_gpu_info": list(gpus),
+            "lightllm_otel_slot_installed": [
+                ((operator,), float(found)) for operator, found in self._group.slots().items()
+            ],
+        }
+
+    def _self(self) -> dict[str, list[Row]]:
+        group = self._group
+        headers: list[Any] = [rank.header for rank in group.ranks.values() if rank.header is not None]
+        return {
+            "lightllm_otel_steps_sampled_total": [((), group.counter("sampled_steps"))],
+            "lightllm_otel_records_dropped_total": [((r.value,), n) for r, n in group.dropped().items()],
+            "lightllm_otel_errors_total": [((stage.value,), n) for stage, n in group.errors().items()],
+            "lightllm_otel_hook_seconds_total": [((), group.counter("hook_seconds"))],
+            "lightllm_otel_clock_quantum_seconds": [
+                ((), max((float(h["clock_quantum"]) for h in headers), default=0.0))
+            ],
+            "lightllm_otel_boundary_cost_seconds": [
+                ((), max((float(h["boundary_cost"]) for h in headers), default=0.0))
+            ],
+            "lightllm_otel_data_age_seconds": [((), group.data_age(self._now()))],
+        }
+
+
+def family(metric: metrics.Metric, rows: Iterable[Row]) -> Family:
+    """One row of the table with its values, as prometheus_client has it."""
+    if metric.kind == metrics.INFO:
+        info = InfoMetricFamily(metric.name[: -len("_info")], metric.help)
+        for labels, _ in rows:
+            info.add_metric([], dict(zip(metric.labels, labels)))
+        return info
+    if metric.kind == metrics.HISTOGRAM:
+        histogram = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+        for labels, value in rows:
+            if isinstance(value, Histogram):
+                histogram.add_metric(labels, value.cumulative(), value.total)
+        return histogram
+    kind = CounterMetricFamily if metric.kind == metrics.COUNTER else GaugeMetricFamily
+    plain = kind(metric.name, metric.help, labels=metric.labels)
+    for labels, value in rows:
+        if isinstance(value, (int, float)):
+            plain.add_metric(labels, value)
+    return plain
