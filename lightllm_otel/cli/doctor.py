@@ -68,7 +68,7 @@ def hook() -> list[Finding]:
             "hook",
             f"no .pth file of ours in the site folders of {sys.executable}",
             "pip install lightllm-otel into this Python, or start the server with: lightllm-otel run -- python -m …",
-        )  # fmt: skip
+        )
     ]
 
 
@@ -203,5 +203,5 @@ def exporter(folder: Path, url: str | None, remote: bool) -> list[Finding]:
         findings.append(
             Finding(WRONG if remote else NOTE, "exporter", "listens on this machine only",
                     "for a Prometheus elsewhere restart the server with LIGHTLLM_OTEL_HOST=0.0.0.0")
-        )  # fmt: skip
+        )
     return findings

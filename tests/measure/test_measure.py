@@ -1,0 +1,159 @@
+"""Sampling, marks, harvest, calibration: arithmetic with exact values."""
+
+import fakes
+import numpy as np
+import pytest
+
+from lightllm_otel.measure.calibration import Calibration, calibrate, quantum_of
+from lightllm_otel.measure.clock import HostClock
+from lightllm_otel.measure.harvest import harvest
+from lightllm_otel.measure.marks import Mark, Marks
+from lightllm_otel.measure.pool import Pool
+from lightllm_otel.measure.sampling import Sampling
+from lightllm_otel.measure.step import Step, Work
+from lightllm_otel.ring import layout
+from lightllm_otel.vocabulary import Operator, Phase, Site
+
+
+def test_one_decode_step_in_n_is_sampled():
+    due = [Sampling(64).due(number, Phase.DECODE, 20) for number in range(64_000)]
+    assert 900 < sum(due) < 1100
+
+
+def test_sampling_has_no_rhythm_that_the_hosts_could_beat_with():
+    due = Sampling(16)
+    for stride in (2, 3, 4, 8, 16, 32):
+        hits = sum(due.due(number, Phase.DECODE, 1) for number in range(0, 16_000 * stride, stride))
+        assert 800 < hits < 1200, stride
+
+
+def test_every_large_prefill_is_sampled_and_one_small_one_in_four():
+    sampling = Sampling(64)
+    assert all(sampling.due(number, Phase.PREFILL, 512) for number in range(100))
+    small = sum(sampling.due(number, Phase.PREFILL, 511) for number in range(4000))
+    assert 900 < small < 1100
+
+
+def test_every_step_is_sampled_with_one():
+    assert all(Sampling(1).due(number, phase, 1) for number in range(100) for phase in Phase)
+
+
+def test_all_ranks_decide_alike():
+    assert [Sampling(7).due(n, Phase.DECODE, 1) for n in range(500)] == [
+        Sampling(7).due(n, Phase.DECODE, 1) for n in range(500)
+    ]
+
+
+def test_pieces_of_an_operator_are_one_row_and_gaps_are_one_row():
+    marks = Marks()
+    gap, head = marks.code(Mark(Operator.GAP)), marks.code(Mark(Operator.LM_HEAD))
+    gather = marks.collective(Operator.ALL_GATHER, head)
+    shape = marks.shape([gap, marks.part(head), gather, head, gap])
+    assert shape.template["operator"].tolist() == [
+        op.code for op in (Operator.GAP, Operator.ALL_GATHER, Operator.LM_HEAD)
+    ]
+    assert shape.row.tolist() == [0, 2, 1, 2, 0]
+    assert Site.of(int(shape.template["site"][1])) is Site.LM_HEAD
+
+
+def test_a_step_that_ends_inside_an_operator_keeps_what_it_had():
+    marks = Marks()
+    head = marks.code(Mark(Operator.LM_HEAD))
+    shape = marks.shape([marks.part(head)])
+    assert shape.template["operator"].tolist() == [Operator.LM_HEAD.code]
+
+
+def test_shapes_are_kept_but_not_without_bound():
+    marks = Marks()
+    codes = [marks.code(Mark(Operator.FFN, layer)) for layer in range(200)]
+    first = marks.shape(codes[:2])
+    assert marks.shape(codes[:2]) is first
+    for length in range(3, 180):
+        marks.shape(codes[:length])
+    assert len(marks._shapes) <= Marks._KEPT
+
+
+def sampled_step(clock, now, durations, starved):
+    step = Step(7, Work(Phase.DECODE, 2, 2, 100), clock.handles(2), None, 5.0)
+    marks = Marks()
+    clock.record(step.ends[0], None)
+    step.sampled, step.closed = True, True
+    step.boundaries = clock.handles(len(durations) + 1)
+    for at, handle in enumerate(step.boundaries):
+        now[0] += durations[at - 1] if at else 0.0
+        clock.record(handle, None)
+        step.codes.append(marks.code(Mark(Operator.FFN, at)))
+        step.starved.append(starved[at - 1] if at else False)
+    clock.record(step.ends[1], None)
+    return step, marks
+
+
+def test_the_cost_of_boundaries_is_subtracted_and_accounted_for():
+    now = [0.0]
+    clock = fakes.ManualClock(now)
+    step, marks = sampled_step(clock, now, [8.0, 4.0, 2.0], [False, False, False])
+    record, intervals = harvest(step, None, clock, marks, Calibration(boundary_cost=0.5))
+    assert intervals["seconds"].tolist() == [7.5, 3.5, 1.5]
+    assert record["overhead_seconds"] == 1.5
+    assert (
+        intervals["seconds"].sum() + record["overhead_seconds"][0]
+        == record["seconds"][0]
+        == record["closure_seconds"][0]
+    )
+
+
+def test_nothing_is_subtracted_where_the_gpu_waited_for_the_host():
+    now = [0.0]
+    clock = fakes.ManualClock(now)
+    step, marks = sampled_step(clock, now, [8.0, 4.0], [True, False])
+    _record, intervals = harvest(step, None, clock, marks, Calibration(boundary_cost=0.5))
+    assert intervals["seconds"].tolist() == [8.0, 3.5]
+    assert intervals["flags"].tolist() == [layout.STARVED, 0]
+
+
+def test_no_interval_is_negative():
+    now = [0.0]
+    clock = fakes.ManualClock(now)
+    step, marks = sampled_step(clock, now, [0.25, 4.0], [False, False])
+    record, intervals = harvest(step, None, clock, marks, Calibration(boundary_cost=0.5))
+    assert intervals["seconds"].tolist() == [0.0, 3.5]
+    assert record["overhead_seconds"] == 0.75
+
+
+def test_a_large_payload_does_not_overflow():
+    now = [0.0]
+    clock = fakes.ManualClock(now)
+    step, marks = sampled_step(clock, now, [1.0], [False])
+    step.payloads.append((1, 2**40))
+    _, intervals = harvest(step, None, clock, marks, Calibration())
+    assert intervals["payload_bytes"].tolist() == [2**32 - 1]
+
+
+def test_the_quantum_is_the_smallest_step_between_values():
+    assert quantum_of(np.array([64e-9, 96e-9, 64e-9, 160e-9])) == pytest.approx(32e-9)
+    assert quantum_of(np.array([1024e-9] * 5)) == pytest.approx(1024e-9)
+    assert quantum_of(np.array([])) == 0.0
+
+
+def test_calibration_gives_up_on_a_gpu_that_does_not_answer():
+    class Stuck(HostClock):
+        def done(self, handle):
+            return False
+
+    assert calibrate(Stuck()).boundary_cost == 0.0
+
+
+def test_calibration_takes_the_median_interval():
+    ticks = iter(np.cumsum([2.0] * 70).tolist())
+    calibration = calibrate(HostClock(lambda: next(ticks)))
+    assert calibration.boundary_cost == 2.0
+    assert calibration.quantum == 2.0
+
+
+def test_a_pool_is_bounded_and_gives_blocks_out_again():
+    pool = Pool(HostClock(), size=2, limit=2, ready=1)
+    first, second = pool.take(), pool.take()
+    assert pool.take() is None
+    pool.give(first)
+    assert pool.take() is first
+    assert second is not first

@@ -1,0 +1,186 @@
+"""Steps of the fake host, through our real patches, in exact times."""
+
+import fake_host
+import pytest
+from fake_host import COST, InferReq, ModelInput
+
+from lightllm_otel.ring import layout
+from lightllm_otel.vocabulary import IdleReason, Mode, Operator, Site
+
+LAYERS = 2
+
+
+def request(rpc, phase="decode", requests=None, batch=1, tokens=None):
+    rpc.waiting.append((ModelInput(batch, 8 * batch, phase == "prefill", tokens), requests or [InferReq(8)] * batch))
+    return rpc.decode()
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_every_operator_of_a_step_has_its_exact_time(serve, phase):
+    _, session, rpc = serve()
+    request(rpc, phase)
+    rpc.decode()
+    assert session.kept.phases() == [phase]
+    assert session.kept.seconds() == {
+        "embedding": [COST["embedding"]],
+        "attn_norm": [COST["att_norm"]] * LAYERS,
+        "qkv_proj": [COST["qkv"]] * LAYERS,
+        "kv_write": [COST["kv"]] * LAYERS,
+        "attention": [COST["attention"]] * LAYERS,
+        "o_proj": [COST["o"]] * LAYERS,
+        "residual": [COST["add"]] * (2 * LAYERS),
+        "ffn_norm": [COST["ffn_norm"]] * LAYERS,
+        "ffn": [COST["ffn"]] * LAYERS,
+        "lm_head": [COST["lm_head"]],
+        "sampling": [COST["sample"]],
+        "gap": [COST["between"]],
+    }
+
+
+def test_the_parts_sum_to_the_step_and_the_step_to_its_events(serve):
+    _, session, rpc = serve(tp=2)
+    request(rpc)
+    step, intervals = session.kept.steps[-1]
+    assert intervals["seconds"].sum() == step["seconds"] == step["closure_seconds"]
+
+
+def test_a_collective_is_an_observation_of_its_own_with_site_layer_and_payload(serve):
+    _, session, rpc = serve(tp=2)
+    request(rpc)
+    intervals = session.kept.steps[-1][1]
+    reduces = intervals[intervals["operator"] == Operator.ALL_REDUCE.code]
+    assert [Site.of(int(site)).value for site in reduces["site"]] == ["embedding", *["attention", "ffn"] * LAYERS]
+    assert reduces["layer"].tolist() == [-1, 0, 0, 1, 1]
+    assert reduces["occurrence"].tolist() == [0, 0, 1, 0, 1]
+    assert reduces["payload_bytes"].tolist() == [1 * 8 * 2] * 5
+    assert reduces["seconds"].tolist() == [COST["all_reduce"]] * 5
+
+
+def test_what_is_nested_is_taken_out_of_its_operator_and_the_pieces_are_one_observation(serve):
+    _, session, rpc = serve(tp=2)
+    request(rpc)
+    seconds = session.kept.seconds()
+    assert seconds["lm_head"] == [2 * COST["lm_head"]]
+    assert seconds["all_gather"] == [COST["all_reduce"]]
+    assert seconds["embedding"] == [COST["embedding"]]
+
+
+def test_a_group_that_calls_torch_is_counted_once(serve):
+    _, session, rpc = serve(tp=2)
+    request(rpc)
+    assert len(session.kept.seconds()["all_reduce"]) == 1 + 2 * LAYERS
+
+
+def test_a_collective_outside_a_forward_is_not_counted(serve):
+    host, session, rpc = serve(tp=2)
+    host.dist.all_reduce(fake_host.Tensor(4))
+    request(rpc)
+    assert len(session.kept.seconds()["all_reduce"]) == 1 + 2 * LAYERS
+
+
+def test_steps_before_the_model_serves_are_not_counted(serve):
+    _, session, rpc = serve()
+    rpc.decode()
+    assert session.kept.steps == []
+
+
+def test_old_prefill_counts_what_lies_between_its_operators_as_gap(serve):
+    host, session, _ = serve(old=True)
+    session.model.forward(1, 4, 4, fake_host.Tensor(4))
+    host.post_process.sample("logits", [InferReq(8)])
+    seconds = session.kept.seconds()
+    assert "residual" not in seconds
+    assert seconds["ffn"] == [COST["ffn"]] * LAYERS
+    assert seconds["gap"] == [COST["add"] * 2 * LAYERS]
+
+
+def test_old_decode_keeps_its_residuals(serve):
+    host, session, _ = serve(old=True)
+    session.model.forward(1, 4, 4, fake_host.Tensor(1), is_prefill=False)
+    host.post_process.sample("logits", [InferReq(8)])
+    assert session.kept.seconds()["residual"] == [COST["add"]] * (2 * LAYERS)
+
+
+def test_a_replayed_graph_has_its_whole_time_and_its_padded_batch(serve):
+    _, session, rpc = serve(kvargs="graphs")
+    request(rpc, batch=3)
+    step, intervals = session.kept.steps[-1]
+    assert Mode.of(int(step["mode"])) is Mode.GRAPH
+    assert (step["batch"], step["padded"]) == (3, 4)
+    assert step["seconds"] == COST["ffn"] + COST["between"] + COST["sample"]
+    assert len(intervals) == 0
+
+
+def test_capturing_a_graph_takes_no_marks(serve):
+    _, session, rpc = serve(kvargs="graphs")
+    rpc.model.graph.graph.clear()  # as the branch that captures again at run time
+    request(rpc)
+    assert len(session.kept.steps[-1][1]) == 0
+
+
+def test_idle_time_says_what_the_gpu_waited_for(serve, now):
+    _, session, rpc = serve()
+    request(rpc)
+    now[0] += 0.25
+    request(rpc)
+    rpc.decode()
+    now[0] += 0.5
+    request(rpc)
+    reasons = [(IdleReason.of(int(s["idle_reason"])).value, float(s["idle_seconds"])) for s, _ in session.kept.steps]
+    assert reasons == [("none", 0.0), ("host", 0.25), ("no_requests", 0.5)]
+
+
+def test_health_checks_are_no_requests_and_have_no_tokens(serve):
+    _, session, rpc = serve()
+    request(rpc, batch=3, requests=[InferReq(8), InferReq(-1), InferReq(16)])
+    request(rpc, "prefill", [InferReq(8, 600), InferReq(-1, 9, 2)], batch=2, tokens=607)
+    request(rpc, "prefill", [InferReq(-1, 5)], tokens=5)
+    counted = [(int(step["requests"]), int(step["tokens"])) for step, _ in session.kept.steps]
+    assert counted == [(2, 2), (1, 600), (0, 0)]
+
+
+def test_a_step_without_sampling_is_read_on_the_idle_tick(serve):
+    _, session, rpc = serve()
+    session.model.forward(ModelInput(1, 8, False))
+    assert session.kept.steps == []
+    rpc.decode()
+    assert len(session.kept.steps) == 1
+
+
+def test_old_reads_its_last_step_when_the_batch_is_removed(serve):
+    host, session, _ = serve(old=True)
+    backend = host.base_backend.ModeBackend()
+    session.clock.frontier = 0.0
+    session.model.forward(1, 4, 4, fake_host.Tensor(1), is_prefill=False)
+    host.post_process.sample("logits", [InferReq(8)])
+    assert session.kept.steps == []
+    session.clock.frontier = float("inf")
+    backend.remove_batch(0)
+    assert len(session.kept.steps) == 1
+
+
+def test_a_step_that_the_gpu_has_not_finished_is_left_alone(serve, now):
+    _, session, rpc = serve()
+    session.clock.frontier = now[0]
+    request(rpc)
+    assert session.kept.steps == []
+    assert session.kept.in_flight == session.timer.completed - 1
+    session.clock.frontier = float("inf")
+    rpc.decode()
+    assert len(session.kept.steps) == 1
+    assert session.kept.in_flight is None
+
+
+def test_level_steps_takes_no_marks(serve):
+    _, session, rpc = serve(operators_too=False)
+    request(rpc)
+    step, intervals = session.kept.steps[-1]
+    assert (len(intervals), step["flags"] & layout.SAMPLED) == (0, 0)
+
+
+def test_a_second_model_is_not_measured(serve):
+    host, session, rpc = serve()
+    draft = host.basemodel.TpPartBaseModel()
+    draft.forward(ModelInput(1, 1, False))
+    rpc.decode()
+    assert session.kept.steps == []
