@@ -33,6 +33,7 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(layers=2, hidden=64, intermediate=176, heads=4, kv_heads=4, vocab=512),
+    "llama-8-layers": Shape(layers=8, hidden=4096, intermediate=11008, heads=32, kv_heads=32, vocab=32000),
     "llama-7b": Shape(layers=32, hidden=4096, intermediate=11008, heads=32, kv_heads=32, vocab=32000),
 }
 

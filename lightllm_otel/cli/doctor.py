@@ -110,7 +110,7 @@ def versions() -> list[Finding]:
     if "lightllm" not in found:
         findings.append(Finding(NOTE, "lightllm", "not installed in this Python (a checkout on PYTHONPATH is fine)"))
     if found["driver"] and not any(name.startswith("cupy") for name in found):
-        findings.append(Finding(NOTE, "cupy", "not installed: torch's events are used, each 1 µs dearer on the CPU",
+        findings.append(Finding(NOTE, "cupy", "not installed: torch's events are used, each a little dearer on the CPU",
                                 "pip install 'lightllm-otel[cuda12]' or 'lightllm-otel[cuda13]'"))  # fmt: skip
     return findings
 

@@ -1,4 +1,4 @@
-"""CUDA events as a clock: through CuPy's runtime (1.9 µs a record on an H200's host), else through torch (2.7 µs)."""
+"""CUDA events as a clock: through CuPy's runtime, the cheapest way to record one, else through torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def choose_clock() -> Clock:
         return CupyEvents()
     except Exception as reason:  # noqa: BLE001 - CuPy missing, or built for another CUDA: torch's events still work
         log.info(
-            "CuPy cannot be used (%s: %s), so torch's events are: each costs about 1 µs more of CPU time. "
+            "CuPy cannot be used (%s: %s), so torch's events are: each costs a little more CPU time. "
             "pip install 'lightllm-otel[cuda12]' or [cuda13] changes that.", type(reason).__name__, reason,
         )  # fmt: skip
         return TorchEvents()

@@ -35,10 +35,13 @@ def kill_exporter(observed: Observed) -> int:
 @one_server
 def test_a_killed_exporter_comes_back(observed: Observed) -> None:
     killed = kill_exporter(observed)
-    observed.server.generate("without an exporter", 3)
-    observed.wait_until(
-        lambda: observed.exporters() not in ([], [killed]) and observed.metrics(), 60, "a new exporter that answers"
-    )
+
+    def back() -> object:
+        # OLD's model thread looks after the exporter when it has work; an idle one does not.
+        observed.server.generate("without an exporter", 2)
+        return observed.exporters() not in ([], [killed]) and observed.metrics()
+
+    observed.wait_until(back, 60, "a new exporter that answers")
     before = observed.settled()
     observed.server.generate("with a new one", 3)
     observed.settled(lambda metrics: metrics.steps("decode") >= before.steps("decode") + 2)
@@ -60,7 +63,12 @@ def test_health_monitor_does_not_care_about_the_exporter(
     time.sleep(8)
     assert observed.server.alive, observed.server.log_tail()
     assert len(observed.server.generate("still here", 3).token_ids) == 3
-    observed.wait_until(lambda: observed.exporters() and observed.metrics(), 60, "a new exporter that answers")
+
+    def back() -> object:
+        observed.server.generate("still here", 2)
+        return observed.exporters() and observed.metrics()
+
+    observed.wait_until(back, 60, "a new exporter that answers")
     time.sleep(4)  # nor about the new one
     assert observed.server.alive, observed.server.log_tail()
 
