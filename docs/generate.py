@@ -55,7 +55,10 @@ def python_timer() -> str:
     """The async-timing bug: GPU time against a Python timer around the same calls, as it is and with blocking launches."""
     operators = result("first_light")["summary"]["operators"]
     column = "NEW, eager, prefill"
-    rows = ["| prefill, NEW | on the GPU | Python timer | Python timer, `CUDA_LAUNCH_BLOCKING=1` |", "|---|---|---|---|"]
+    rows = [
+        "| prefill, NEW | on the GPU | Python timer | Python timer, `CUDA_LAUNCH_BLOCKING=1` |",
+        "|---|---|---|---|",
+    ]
     for name in ("qkv_proj", "attention", "o_proj", "ffn"):
         cell = operators[column][name]
         rows.append(

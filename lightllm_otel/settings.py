@@ -74,7 +74,7 @@ SETTINGS = (
     Setting("RING_MIB", "ring_mib", "4", _positive, "a whole number of at least 1", "MiB",
             "Size of each rank's ring; what is not read in time is overwritten, and counted."),
     Setting("RECORD", "record", "", lambda text: _path(text) if text else None, "a folder that can be written", "",
-            "Also write every record to this folder, for demo, report and compare."),
+            "Also write every record to this folder, for lightllm-otel demo."),
     Setting("RECORD_MAX_MIB", "record_max_mib", "256", _positive, "a whole number of at least 1", "MiB",
             "A recording stops growing at this size."),
 )  # fmt: skip

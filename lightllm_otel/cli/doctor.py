@@ -201,7 +201,11 @@ def exporter(folder: Path, url: str | None, remote: bool) -> list[Finding]:
     findings = [Finding(OK, "exporter", f"{url}, oldest unread step {age:.1f} s")]
     if url.split("//")[1].startswith(("127.", "localhost", "[::1]")):
         findings.append(
-            Finding(WRONG if remote else NOTE, "exporter", "listens on this machine only",
-                    "for a Prometheus elsewhere restart the server with LIGHTLLM_OTEL_HOST=0.0.0.0")
+            Finding(
+                WRONG if remote else NOTE,
+                "exporter",
+                "listens on this machine only",
+                "for a Prometheus elsewhere restart the server with LIGHTLLM_OTEL_HOST=0.0.0.0",
+            )
         )
     return findings

@@ -21,7 +21,8 @@ def target_path(folder: Path) -> Path:
 def publish(folder: Path, server: MetricsServer, facts: dict[str, Any]) -> str:
     """Write the group's file, whole or not at all; returns the address in it."""
     address = server.address if server.host not in _ANY else f"{socket.gethostname()}:{server.port}"
-    labels = {"job": "lightllm-otel", "model": str(facts.get("model", "")), "lightllm_group": folder.name}
+    # No job label: that is the name that the user gives in Prometheus' own configuration.
+    labels = {"model": str(facts.get("model", "")), "lightllm_group": folder.name}
     path = target_path(folder)
     path.parent.mkdir(mode=0o755, exist_ok=True)
     new = path.with_suffix(".new")

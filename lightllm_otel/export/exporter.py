@@ -54,6 +54,7 @@ class Exporter:
         self._next_port = 0.0
         self._announced = False
         self._failures = 0
+        self._is_successor = (folder / POSITIONS).exists()
         if settings.record is not None:
             self._record = RecordingWriter(settings.record, folder.name, settings.record_max_mib << 20)
 
@@ -181,7 +182,10 @@ class Exporter:
         if self._announced or self.server is None or not self.group.facts():
             return
         self._announced = True
-        log.info(start_line(self.group, self.server.address))
+        if self._is_successor:
+            log.info("the exporter is back: http://%s/metrics", self.server.address)
+        else:
+            log.info(start_line(self.group, self.server.address))
         let_go_of_stderr(self._folder)
 
 

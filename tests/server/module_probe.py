@@ -3,6 +3,7 @@
 Started by a .pth file where MODULE_PROBE names a folder. Again and again, because LightLLM's processes end by SIGKILL.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -21,8 +22,10 @@ def watch(folder: Path) -> None:
         host = sorted({name.partition(".")[0] for name in list(sys.modules)} & {"lightllm", "torch"})
         report = {"argv": sys.argv, "ours": ours, "host": host}
         partial = folder / f"{os.getpid()}.part"
-        partial.write_text(json.dumps(report))
-        partial.replace(folder / f"{os.getpid()}.json")
+        with contextlib.suppress(OSError):  # a process that detaches itself closes the files of all its threads
+            partial.write_text(json.dumps(report))
+            if partial.stat().st_size:
+                partial.replace(folder / f"{os.getpid()}.json")
         time.sleep(0.5)
 
 

@@ -126,7 +126,7 @@ def test_the_exporter_has_neither_torch_nor_lightllm(observed: Observed) -> None
 
 def test_the_log_has_one_line_that_says_where_to_look(observed: Observed) -> None:
     log = observed.server.log.read_text(errors="replace")
-    lines = [line for line in log.splitlines() if observed.address() in line]
+    lines = [line for line in log.splitlines() if observed.address() in line and "next: lightllm-otel top" in line]
     assert len(lines) == 1, lines
 
 

@@ -1,0 +1,126 @@
+"""Counters and histograms of a group, in exact values."""
+
+import numpy as np
+import records
+
+from lightllm_otel.aggregate.group import Group
+from lightllm_otel.aggregate.histogram import OPERATOR_BOUNDS, STEP_BOUNDS, Histogram
+from lightllm_otel.ring import layout
+from lightllm_otel.vocabulary import DropReason, IdleReason, Mode, Operator, Phase, Stage
+
+DECODE, PREFILL, EAGER, GRAPH = Phase.DECODE.code, Phase.PREFILL.code, Mode.EAGER.code, Mode.GRAPH.code
+FFN, GAP = Operator.FFN.code, Operator.GAP.code
+
+
+def group_of(*steps, rank=0):
+    group = Group()
+    group.consume(rank, records.cells(*steps))
+    return group
+
+
+def test_an_observation_equal_to_a_bound_is_at_most_that_bound():
+    histogram = Histogram(np.array([1.0, 2.0]))
+    histogram.observe(np.array([0.5, 1.0, 1.5, 2.0, 9.0]))
+    assert histogram.cumulative() == [("1", 2), ("2", 4), ("+Inf", 5)]
+    assert (histogram.count, histogram.total) == (5, 14.0)
+
+
+def test_bounds_are_factor_two_over_the_documented_ranges():
+    assert f"{OPERATOR_BOUNDS[0]:.7g} {OPERATOR_BOUNDS[-1]:.7g}" == "1e-06 1.048576"
+    assert f"{STEP_BOUNDS[0]:.7g} {STEP_BOUNDS[-1]:.7g}" == "0.000128 8.388608"
+
+
+def test_every_call_is_an_observation_and_seconds_are_kept_per_rank():
+    steps = [records.step(operators=[(Operator.FFN, 0.25), (Operator.FFN, 0.5), (Operator.GAP, 0.25)])] * 2
+    group = group_of(*steps)
+    group.consume(1, records.cells(steps[0]))
+    assert group.operator_histograms[FFN, DECODE, EAGER].count == 6
+    assert group.operator_histograms[FFN, DECODE, EAGER].total == 3 * 0.75
+    assert (group.operator_seconds[FFN, DECODE, 0], group.operator_seconds[FFN, DECODE, 1]) == (1.5, 0.75)
+
+
+def test_eager_and_graph_are_never_mixed():
+    group = group_of(records.step(operators=[(Operator.FFN, 1.0)]), records.step(mode=Mode.GRAPH, seconds=2.0))
+    assert group.step_histograms[DECODE, EAGER].total == 1.0
+    assert group.step_histograms[DECODE, GRAPH].total == 2.0
+
+
+def test_starved_time_is_counted_apart_as_well():
+    group = group_of(records.step(operators=[(Operator.FFN, 0.5, layout.STARVED), (Operator.FFN, 0.25)]))
+    assert dict(group.starved_seconds) == {(FFN, DECODE): 0.5}
+    assert group.operator_seconds[FFN, DECODE, 0] == 0.75
+
+
+def test_tokens_and_requests_are_counted_by_one_rank():
+    group = Group()
+    for rank in (0, 1):
+        group.consume(rank, records.cells(records.step(tokens=7, requests=3)))
+    assert (dict(group.tokens), dict(group.requests)) == ({DECODE: 7}, {DECODE: 3})
+    assert group.step_histograms[DECODE, EAGER].count == 2
+
+
+def test_idle_time_is_counted_by_reason():
+    group = group_of(
+        records.step(idle_reason=IdleReason.HOST, idle_seconds=0.25),
+        records.step(idle_reason=IdleReason.NO_REQUESTS, idle_seconds=4.0),
+        records.step(idle_reason=IdleReason.HOST, idle_seconds=0.5),
+    )
+    assert group.idle_seconds == {(IdleReason.HOST.code, 0): 0.75, (IdleReason.NO_REQUESTS.code, 0): 4.0}
+
+
+def test_estimates_sum_to_the_seconds_of_all_steps():
+    sampled = records.step(seconds=4.0, operators=[(Operator.FFN, 3.0), (Operator.GAP, 1.0)])
+    group = group_of(sampled, *[records.step(seconds=2.0)] * 10)
+    estimated = group.estimate.seconds[DECODE]
+    assert estimated.sum() == 24.0
+    assert (estimated[FFN], estimated[GAP]) == (18.0, 6.0)
+
+
+def test_steps_without_a_like_wait_for_one_and_nothing_is_lost():
+    group = group_of(*[records.step(seconds=2.0)] * 3)
+    assert not group.estimate.seconds
+    group.consume(0, records.cells(records.step(seconds=2.0, operators=[(Operator.FFN, 2.0)])))
+    assert group.estimate.seconds[DECODE].sum() == 8.0
+
+
+def test_a_batch_size_that_was_never_sampled_takes_the_nearest_one():
+    group = group_of(
+        records.step(padded=1, seconds=1.0, operators=[(Operator.FFN, 1.0)]),
+        records.step(padded=64, seconds=1.0, operators=[(Operator.ATTENTION, 1.0)]),
+        records.step(padded=32, seconds=8.0),
+    )
+    assert group.estimate.seconds[DECODE][Operator.ATTENTION.code] == 9.0
+
+
+def header(**fields):
+    made = np.zeros(1, layout.HEADER)
+    for name, value in fields.items():
+        made[name] = value
+    return made[0]
+
+
+def test_counters_do_not_go_down_when_a_rank_starts_again():
+    group = Group()
+    rank = group.ranks[0]
+    rank.header = header(sampled_steps=5, dropped=[0, 2, 0, 0, 0, 0, 0, 0], errors=[1, 0, 0, 0, 0, 0, 0, 0])
+    rank.restarted()
+    assert group.counter("sampled_steps") == 5
+    rank.header = header(sampled_steps=1, dropped=[0, 1, 0, 0, 0, 0, 0, 0])
+    assert group.counter("sampled_steps") == 6
+    assert group.dropped()[DropReason.PENDING_FULL] == 3
+    assert group.errors()[Stage.ACTIVATE] == 1
+
+
+def test_data_age_is_that_of_the_oldest_unread_step():
+    group = Group()
+    group.ranks[0].header, group.ranks[1].header = header(oldest_unread=90.0), header(oldest_unread=95.0)
+    assert group.data_age(100.0) == 10.0
+    group.ranks[0].header = group.ranks[1].header = header()
+    assert group.data_age(100.0) == 0.0
+
+
+def test_an_operator_that_one_rank_lacks_is_missing():
+    group = Group()
+    group.ranks[0].facts = {"slots": {"ffn": "installed", "kv_write": "installed"}}
+    group.ranks[1].facts = {"slots": {"ffn": "installed", "kv_write": "missing"}}
+    assert group.slots() == {"ffn": True, "kv_write": False}

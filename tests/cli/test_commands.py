@@ -1,0 +1,208 @@
+"""The commands as a person calls them."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import records
+
+from lightllm_otel import cli
+from lightllm_otel.cli import doctor as doctor_module
+from lightllm_otel.cli.scrape import Scrape
+from lightllm_otel.cli.table import Row, duration, render, rows
+from lightllm_otel.export.exporter import Exporter
+from lightllm_otel.export.recording import RecordingWriter
+from lightllm_otel.ring.folder import FileLock, group_folder, ring_path
+from lightllm_otel.ring.writer import RingWriter
+from lightllm_otel.settings import Settings
+from lightllm_otel.vocabulary import Operator
+
+# Nothing of the host may be needed by a replay.
+WITHOUT_HOST = (
+    "import sys\n"
+    "class No:\n"
+    "    def find_spec(self, name, path=None, target=None):\n"
+    "        if name.partition('.')[0] in ('torch', 'lightllm', 'cupy'): raise ImportError(name)\n"
+    "sys.meta_path.insert(0, No())\n"
+    "from lightllm_otel.cli import main\n"
+    "raise SystemExit(main(sys.argv[1:]))\n"
+)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(monkeypatch, tmp_path):
+    """No command of a test sees servers of this machine."""
+    monkeypatch.setenv("LIGHTLLM_OTEL_DIR", str(tmp_path / "dir"))
+    monkeypatch.setattr("lightllm_otel.cli.scrape.os.getuid", lambda: 4_000_000)
+    for name in list(os.environ):
+        if name.startswith("LIGHTLLM_OTEL_") and name != "LIGHTLLM_OTEL_DIR":
+            monkeypatch.delenv(name)
+    return tmp_path / "dir"
+
+
+@pytest.fixture
+def serving(own_folder):
+    """A group with one rank and its exporter, both in this process."""
+    folder = group_folder(own_folder, "127.0.0.1-28765-dp0")
+    ring = RingWriter(ring_path(folder, 0), 1)
+    ring.describe(records.FACTS)
+    ring.write(*records.step(operators=[(Operator.FFN, 3e-3), (Operator.ATTENTION, 1e-3)], seconds=4e-3))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    exporter = Exporter(folder, dataclasses.replace(Settings.from_env({}), port=port))
+    exporter.poll()
+    yield exporter, ring
+    exporter.server.close()
+
+
+@pytest.fixture
+def recording(tmp_path):
+    writer = RecordingWriter(tmp_path, "test", 1 << 20)
+    writer.describe({0: records.FACTS})
+    steps = [records.step(number=n, wall_time=100.0 + n / 10, operators=[(Operator.FFN, 1e-3)] * 3) for n in range(5)]
+    writer.append(0, records.cells(*steps))
+    writer.close()
+    return writer.path
+
+
+def test_top_finds_the_exporter_and_shows_the_dearest_operator_first(serving, capsys):
+    assert cli.main(["top", "--once"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "llama-7b on NVIDIA H200" in lines[0]
+    table = [line.split() for line in lines if line.startswith("  ")]
+    assert [row[:2] for row in table] == [["ffn", "75.0%"], ["attention", "25.0%"]]
+
+
+def test_top_says_that_there_is_nothing_to_show(capsys):
+    assert cli.main(["top", "--once"]) == 1
+    assert "no exporter has announced itself" in capsys.readouterr().err
+    assert cli.main(["top", "--once", "--url", "127.0.0.1:1"]) == 1
+    assert "does not answer" in capsys.readouterr().err
+
+
+def test_demo_replays_without_the_host_and_ends_by_itself(recording, tmp_path):
+    command = [sys.executable, "-c", WITHOUT_HOST, "demo", str(recording), "--seconds", "1.5"]
+    environ = {**os.environ, "LIGHTLLM_OTEL_DIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environ, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "http://127.0.0.1:" in done.stdout
+    assert "ffn" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["h200-llama-7b-tp1", "h200-llama-tp2"])
+def test_packaged_recordings_have_both_phases_and_every_rank(name):
+    from lightllm_otel.cli.demo import find
+    from lightllm_otel.export.recording import read_recording
+
+    recorded = read_recording(find(name))
+    assert recorded.torn == ()
+    assert len(recorded.cells) == int(recorded.facts[0]["tp"])
+    for rank in recorded.cells:
+        steps = recorded.steps(rank)
+        assert {int(step["phase"]) for step, intervals in steps if len(intervals)} == {0, 1}
+        assert all((intervals["seconds"] >= 0).all() for _, intervals in steps)
+        operators = {Operator.of(int(code)) for _, intervals in steps for code in intervals["operator"]}
+        assert len(operators) >= 12
+        assert (Operator.ALL_REDUCE in operators) == (len(recorded.cells) > 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["demo", "nowhere"], "there is no recording nowhere"),
+        (["demo", "."], "is not a recording"),
+        (["run"], "say what to run"),
+        (["run", "--", "/no/such/program"], "cannot be started"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_no_traceback(arguments, sentence, tmp_path):
+    command = [sys.executable, "-m", "lightllm_otel", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=tmp_path, check=False)
+    assert done.returncode > 0
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def findings(capsys):
+    return [(f["state"], f["about"], f["what"]) for f in json.loads(capsys.readouterr().out)]
+
+
+@pytest.fixture
+def hooked(monkeypatch):
+    monkeypatch.setattr(doctor_module, "hook", list)
+
+
+def test_doctor_finds_nothing_wrong_where_nothing_is(hooked, capsys):
+    assert cli.main(["doctor", "--json"]) == 0
+    assert not [finding for finding in findings(capsys) if finding[0] == "wrong"]
+
+
+def test_doctor_names_a_wrong_setting(hooked, capsys, monkeypatch):
+    monkeypatch.setenv("LIGHTLLM_OTEL_SAMPLE_EVERY", "0")
+    assert cli.main(["doctor", "--json"]) == 1
+    assert [what for state, about, what in findings(capsys) if (state, about) == ("wrong", "setting")] == [
+        "LIGHTLLM_OTEL_SAMPLE_EVERY=0 is not a whole number of at least 1; lightllm-otel stays off until it is changed "
+        "(default: 64) and the server restarted"
+    ]
+
+
+def test_doctor_says_that_the_hook_is_missing(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "path", [])
+    assert cli.main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "no .pth file of ours" in out
+    assert "→ pip install lightllm-otel" in out
+
+
+@pytest.mark.parametrize(
+    ("facts", "exporter_lives", "remote", "status", "sentence"),
+    [
+        ({}, True, False, 0, "listens on this machine only"),
+        ({}, True, True, 1, "listens on this machine only"),
+        ({}, False, False, 1, "none runs for"),
+        ({"slots": {"ffn": "installed", "kv_write": "missing"}}, True, False, 1, "not found in this model: kv_write"),
+    ],
+)
+def test_doctor_looks_at_the_running_server(
+    serving, hooked, monkeypatch, capsys, facts, exporter_lives, remote, status, sentence
+):
+    _, ring = serving
+    ring.describe({**records.FACTS, **facts})
+    monkeypatch.setattr(doctor_module, "is_locked", lambda path: path.suffix == ".ring" or exporter_lives)
+    assert cli.main(["doctor", "--json", *(["--remote"] if remote else [])]) == status
+    assert any(sentence in what for _, _, what in findings(capsys))
+
+
+def test_quantiles_are_interpolated_as_prometheus_does():
+    row = Row(count=4, seconds=1.0, buckets={1.0: 1, 2.0: 3, 4.0: 4, float("inf"): 4})
+    assert row.quantile(0.5) == 1.5
+    assert row.quantile(1.0) == 4.0
+
+
+def test_a_table_of_two_readings_shows_what_came_between():
+    name = "lightllm_gpu_operator_duration_seconds"
+    labels = '{mode="eager",operator="ffn",phase="decode"}'
+    text = f'# TYPE {name} histogram\n{name}_bucket{{le="+Inf",mode="eager",operator="ffn",phase="decode"}} %d\n{name}_count{labels} %d\n{name}_sum{labels} %g\n'
+    table = rows(Scrape(text % (6, 6, 3.0)), Scrape(text % (2, 2, 1.0)))
+    row = table["decode", "eager"]["ffn"]
+    assert (row.count, row.seconds) == (4, 2.0)
+    assert "ffn" in render(table, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.5e-6, "4.5 µs"), (0.0123, "12.3 ms"), (2.0, "2 s"), (float("nan"), "–")]
+)
+def test_durations_have_three_digits_and_a_unit(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_lock_of_this_process_is_not_seen_by_itself(tmp_path):
+    """Why the tests above must say what is locked: POSIX locks are between processes."""
+    lock = FileLock(tmp_path / "lock")
+    assert lock.acquire()
+    lock.release()

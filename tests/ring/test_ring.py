@@ -1,0 +1,146 @@
+"""What one side writes the other reads; what it cannot read it counts."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import records
+
+from lightllm_otel.ring import layout
+from lightllm_otel.ring.folder import FileLock, group_key, is_locked, ring_path
+from lightllm_otel.ring.reader import RingReader
+from lightllm_otel.ring.writer import RingWriter
+from lightllm_otel.vocabulary import Operator
+
+
+@pytest.fixture
+def ring(tmp_path):
+    writer = RingWriter(ring_path(tmp_path, 0), 1)
+    yield writer, RingReader(ring_path(tmp_path, 0))
+    os.close(writer._descriptor)  # the mapping lives as long as the arrays that look into it
+
+
+def write(writer, count, first=0, intervals=300):
+    for number in range(first, first + count):
+        writer.write(*records.step(number=number, operators=[(Operator.FFN, float(number))] * intervals))
+
+
+def numbers(cells):
+    return [int(step["number"]) for step, _ in layout.steps_in(cells)]
+
+
+def test_steps_arrive_whole_and_in_order(ring):
+    writer, reader = ring
+    write(writer, 10)
+    cells = reader.read()
+    assert numbers(cells) == list(range(10))
+    assert layout.steps_in(cells)[7][1]["seconds"].tolist() == [7.0] * 300
+    assert len(reader.read()) == 0
+
+
+def test_reading_goes_on_across_the_end_of_the_ring(ring):
+    writer, reader = ring
+    seen = []
+    for first in range(0, 1000, 100):
+        write(writer, 100, first)
+        seen += numbers(reader.read())
+    assert seen == list(range(1000))
+    assert reader.overwrites == 0
+
+
+def test_what_was_overwritten_is_counted_and_the_rest_begins_with_a_whole_step(ring):
+    writer, reader = ring
+    write(writer, 1000)
+    seen = numbers(reader.read())
+    assert seen == list(range(1000 - len(seen), 1000))
+    assert 200 < len(seen) < 216
+    assert reader.overwrites == 1
+
+
+def test_a_reader_goes_on_where_its_predecessor_stopped(ring, tmp_path):
+    writer, reader = ring
+    write(writer, 5)
+    reader.read()
+    write(writer, 3, 5)
+    assert numbers(RingReader(ring_path(tmp_path, 0), reader.position).read()) == [5, 6, 7]
+
+
+def test_facts_are_read_back_and_too_many_are_refused(ring):
+    writer, reader = ring
+    assert reader.facts() == {}
+    writer.describe({"model": "llama"})
+    assert reader.facts() == {"model": "llama"}
+    with pytest.raises(ValueError, match="28672 fit"):
+        writer.describe({"much": "x" * 40_000})
+    assert reader.facts() == {"model": "llama"}
+
+
+def test_the_step_in_flight_is_visible(ring):
+    writer, reader = ring
+    writer.enter(7, 1, 123.5)
+    header = reader.header
+    assert (header["in_flight"], header["in_flight_number"], header["in_flight_since"]) == (1, 7, 123.5)
+    writer.leave()
+    assert reader.header["in_flight"] == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 40_000_0])
+def test_a_file_that_is_no_ring_is_refused_in_one_sentence(tmp_path, content):
+    path = tmp_path / "rank-0.ring"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not a ring"):
+        RingReader(path)
+
+
+def test_a_step_cut_short_is_left_out():
+    cells = records.cells(records.step(number=1), records.step(number=2, operators=[(Operator.FFN, 1.0)] * 3))
+    assert numbers(cells[:-1]) == [1]
+    assert numbers(cells) == [1, 2]
+
+
+def test_a_lock_is_freed_when_its_process_is_killed(tmp_path):
+    path = tmp_path / "lock"
+    hold = (
+        "import sys, time; from pathlib import Path; from lightllm_otel.ring.folder import FileLock;"
+        "print(FileLock(Path(sys.argv[1])).acquire(), flush=True); time.sleep(60)"
+    )
+    # The lock object is not kept: the descriptor must not be closed by garbage collection either.
+    with subprocess.Popen([sys.executable, "-c", hold, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "True\n"
+        assert is_locked(path)
+        assert not FileLock(path).acquire()
+        holder.send_signal(signal.SIGKILL)
+        holder.wait(10)
+    assert not is_locked(path)
+
+
+def test_group_keys_are_file_names():
+    assert group_key("10.0.0.1", 28765, 2) == "10.0.0.1-28765-dp2"
+    assert "/" not in group_key("fe80::1/64", 1, 0)
+
+
+def test_a_full_file_system_is_an_error_and_not_a_bus_error(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            RingWriter(ring_path(folder, 0), 1)
+        assert list(folder.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_records_have_the_documented_size():
+    assert layout.STEP.itemsize == 64
+    assert layout.INTERVAL.itemsize == 16
+    assert np.dtype(layout.HEADER).itemsize <= layout.JSON_OFFSET
