@@ -134,7 +134,8 @@ class ServerSession:
         ring.header["heartbeat"] = time.time()
         ring.header["errors"][0, : len(self.guard.errors)] = self.guard.errors
         if self._supervisor is not None:
-            self._supervisor.check(now)
+            with self.guard(Stage.ACTIVATE):  # an exporter that cannot be started is no reason to stop measuring
+                self._supervisor.check(now)
 
     def _failed(self, stage: Stage) -> None:
         if self._prepared is None:

@@ -133,7 +133,9 @@ def collective(host: Host, leaf: Leaf, timer: Timer, guard: Guard) -> Host:
         step.in_collective = False
         if step.sampled:
             timer.mark(step, own)
-            step.payloads.append((len(step.codes) - 1, payload_bytes(args[leaf.payload])))
+            step.payloads.append(
+                (len(step.codes) - 1, payload_bytes(args[leaf.payload]) if len(args) > leaf.payload else 0)
+            )
 
     @functools.wraps(host)
     def leaf_call(*args: Any, **kwargs: Any) -> Any:

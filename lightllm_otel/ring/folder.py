@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -21,9 +22,14 @@ def group_key(host: str, port: int, dp_rank: int) -> str:
 
 
 def group_folder(directory: Path, key: str) -> Path:
-    """The group's folder, made if missing; the parent is readable so that Prometheus finds ``targets``."""
+    """The group's folder, made if missing; the parent is readable so that Prometheus finds ``targets``.
+
+    Raises OSError when it cannot be made, or when somebody else's folder lies at that (predictable) place.
+    """
     folder = directory / key
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if directory.stat().st_uid not in (os.getuid(), 0):
+        raise PermissionError(errno.EPERM, "belongs to another user", str(directory))
     folder.mkdir(mode=0o755, exist_ok=True)
     return folder
 
