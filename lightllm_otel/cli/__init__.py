@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     exporter = commands.add_parser("exporter", help="the process that serves /metrics (servers start it themselves)")
     exporter.add_argument("--folder", type=Path, required=True, help="the group's folder below LIGHTLLM_OTEL_DIR")
     exporter.add_argument("--detach", action="store_true", help="go on in the background")
+    exporter.add_argument("--detached", action="store_true", help=argparse.SUPPRESS)
     return top
 
 
@@ -66,7 +67,7 @@ def _command(given: argparse.Namespace) -> int:
     if given.command == "exporter":
         from lightllm_otel.cli.exporter import exporter
 
-        return exporter(given.folder, given.detach)
+        return exporter(given.folder, given.detach, given.detached)
     if given.command == "top":
         from lightllm_otel.cli.top import top
 

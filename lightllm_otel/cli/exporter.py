@@ -6,12 +6,15 @@ import os
 import sys
 from pathlib import Path
 
-from lightllm_otel.export.exporter import main
+from lightllm_otel.export.exporter import detach, main, name_process
 from lightllm_otel.settings import Settings
 
 
-def exporter(folder: Path, background: bool) -> int:
+def exporter(folder: Path, start_detached: bool, detached: bool) -> int:
+    name_process()
     settings = Settings.from_env(os.environ)
     for problem in settings.problems:
         print(f"lightllm-otel exporter: {problem}", file=sys.stderr)
-    return 1 if settings.problems else main(folder, settings, background)
+    if settings.problems:
+        return 1
+    return detach(folder) if start_detached else main(folder, settings, detached)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -36,12 +37,15 @@ LOG_NAME = "exporter.log"
 class Exporter:
     """Polls the rings of ``folder``. Everything that takes time is given by ``now`` (monotonic seconds)."""
 
-    def __init__(self, folder: Path, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, folder: Path, settings: Settings, now: Callable[[], float] = time.monotonic, detached: bool = False
+    ) -> None:
         self.group = Group()
         self.server: MetricsServer | None = None
         self._folder = folder
         self._settings = settings
         self._now = now
+        self._detached = detached
         self._readers: dict[int, RingReader] = {}
         self._refused: set[tuple[str, int]] = set()
         self._collector = GroupCollector(self.group)
@@ -186,7 +190,8 @@ class Exporter:
             log.info("the exporter is back: http://%s/metrics", self.server.address)
         else:
             log.info(start_line(self.group, self.server.address))
-        let_go_of_stderr(self._folder)
+        if self._detached:
+            let_go_of_stderr(self._folder)
 
 
 def start_line(group: Group, address: str) -> str:
@@ -201,33 +206,23 @@ def start_line(group: Group, address: str) -> str:
     return " · ".join(parts)
 
 
-_detached = False
-
-
 def let_go_of_stderr(folder: Path) -> None:
     """From now on into our own log: holding the server's stderr would keep its pipe open after its end."""
-    if _detached:
-        descriptor = os.open(folder / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        os.dup2(descriptor, 2)
-        os.close(descriptor)
+    descriptor = os.open(folder / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
 
 
-def detach() -> bool:
-    """Become a process of its own session, of nobody's concern. False in the process that was started, which ends.
+def detach(folder: Path) -> int:
+    """Start the exporter in a session of its own and return at once; nobody waits for it.
 
-    One fork: the process that a model process started ends here and is reaped by it; no orphan is left behind that a
-    container's first process would never reap.
+    A new program with all descriptors but the standard ones closed: sockets of NCCL and the like, inherited from the
+    model process, must not outlive the server in us. (Closing them in here could take one from another thread.)
     """
-    global _detached
-    if os.fork():
-        return False
-    os.setsid()
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    # Sockets of NCCL and the like, inherited from the model process, must not outlive it in us.
-    os.closerange(3, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 1 << 16 else 1 << 16)
-    _detached = True
-    return True
+    command = [sys.executable, "-m", "lightllm_otel", "exporter", "--folder", str(folder), "--detached"]
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, close_fds=True)
+    child.returncode = 0  # it is not ours to wait for
+    return 0
 
 
 def name_process() -> None:
@@ -238,22 +233,21 @@ def name_process() -> None:
         log.debug("no process name: %s", error)
 
 
-def main(folder: Path, settings: Settings, background: bool) -> int:
-    """Run a group's exporter in this process (``background``: in a detached child). Exit status."""
-    name_process()
-    if background and not detach():
-        return 0
+def main(folder: Path, settings: Settings, detached: bool) -> int:
+    """Run a group's exporter in this process; ``detached``: as a server's companion. Exit status."""
     log_to_stderr()
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK_NAME)
     if not lock.acquire():
-        if not background:
+        if not detached:
             log.error("another exporter serves %s; its address is in %s", folder, discovery.target_path(folder))
-        return 0 if background else 1
+        return 0 if detached else 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    if background:
+    if detached:
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         os.nice(5)
-    exporter = Exporter(folder, settings)
+    exporter = Exporter(folder, settings, detached=detached)
     try:
         exporter.run()
     except SystemExit:
