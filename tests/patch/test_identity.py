@@ -1,0 +1,39 @@
+"""Who a rank is, from what each LightLLM version leaves for us."""
+
+import json
+import types
+
+from lightllm_otel.patch.identity import describe_host, describe_model, identify
+
+
+def test_new_keeps_it_in_the_environment():
+    environ = {
+        "LIGHTLLM_CURRENT_RANK_IN_DP": "1", "LIGHTLLM_DP_WORLD_SIZE": "2", "LIGHTLLM_GLOBAL_DP_RANK": "3",
+        "LIGHTLLM_DP_SIZE": "4",
+        "LIGHTLLM_START_ARGS": json.dumps({"nccl_host": "10.0.0.1", "nccl_port": 28765, "node_rank": 1}),
+    }  # fmt: skip
+    identity = identify(object(), environ)
+    assert (identity.rank, identity.tp, identity.dp_rank, identity.dp) == (1, 2, 3, 4)
+    assert (identity.host, identity.port, identity.node_rank) == ("10.0.0.1", 28765, 1)
+
+
+def test_old_keeps_it_on_the_model():
+    model = types.SimpleNamespace(tp_rank_=1, world_size_=2)
+    identity = identify(model, {"_NCCL_PORT_": "28765"})
+    assert (identity.rank, identity.tp, identity.host, identity.port) == (1, 2, "127.0.0.1", 28765)
+
+
+def test_a_model_built_by_hand_has_a_group_of_its_own():
+    assert identify(object(), {}).port > 0
+
+
+def test_a_model_is_described_by_what_it_has():
+    model = types.SimpleNamespace(
+        weight_dir_="/models/llama-7b", config={"model_type": "llama"}, data_type="torch.float16", layers_infer=[1, 2]
+    )
+    assert describe_model(model) == {"model": "llama-7b", "model_type": "llama", "dtype": "float16", "layers": 2}
+    assert describe_model(object())["model"] == "object"
+
+
+def test_the_host_is_described_without_a_gpu():
+    assert describe_host()["python"].count(".") == 2
