@@ -78,7 +78,8 @@ class Exporter:
         """Read what is new from every rank."""
         self._serve()
         read_something = False
-        for path in self._folder.glob(RING_PATTERN):
+        # The lowest rank first: it is the one that counts the group's tokens.
+        for path in sorted(self._folder.glob(RING_PATTERN), key=rank_of):
             reader = self._reader(rank_of(path), path)
             if reader is None:
                 continue

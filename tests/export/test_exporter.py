@@ -158,6 +158,14 @@ def test_a_rank_that_starts_again_keeps_the_counters_going_up(folder, start):
     assert sum(h.count for h in exporter.group.operator_histograms.values()) == 5
 
 
+def test_tokens_of_a_group_are_counted_once_whatever_order_the_rings_are_found_in(folder, start):
+    for rank in (2, 10, 1, 0):
+        rank_of_a_server(folder, rank, steps=3)
+    exporter = start()
+    exporter.poll()
+    assert sum(exporter.group.tokens.values()) == 3
+
+
 def test_a_file_that_is_no_ring_is_named_once_and_the_others_are_read(folder, start, caplog):
     rank_of_a_server(folder)
     ring_path(folder, 1).write_bytes(b"x" * 100)
