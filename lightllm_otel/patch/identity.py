@@ -90,8 +90,12 @@ def describe_host() -> dict[str, Any]:
 
 
 def lightllm_version() -> str:
-    """The installed version, or ``source`` for a checkout on the path."""
+    """The installed version, or ``source`` when the package in use is a checkout on the path, whatever is installed."""
+    used = next(iter(getattr(sys.modules.get("lightllm"), "__path__", ())), None)
     try:
-        return importlib.metadata.version("lightllm")
+        installed = importlib.metadata.distribution("lightllm")
     except importlib.metadata.PackageNotFoundError:
         return "source"
+    if used is not None and Path(used).resolve() != Path(str(installed.locate_file("lightllm"))).resolve():
+        return "source"
+    return installed.version

@@ -1,9 +1,13 @@
 """Who a rank is, from what each LightLLM version leaves for us."""
 
+import importlib.metadata
 import json
+import sys
 import types
 
-from lightllm_otel.patch.identity import describe_host, describe_model, identify
+import pytest
+
+from lightllm_otel.patch.identity import describe_host, describe_model, identify, lightllm_version
 
 
 def test_new_keeps_it_in_the_environment():
@@ -37,3 +41,11 @@ def test_a_model_is_described_by_what_it_has():
 
 def test_the_host_is_described_without_a_gpu():
     assert describe_host()["python"].count(".") == 2
+
+
+@pytest.mark.parametrize(("used", "version"), [("site/lightllm", "0.0.1"), ("checkout/lightllm", "source")])
+def test_a_checkout_on_the_path_is_not_the_installed_version(monkeypatch, tmp_path, used, version):
+    distribution = types.SimpleNamespace(version="0.0.1", locate_file=lambda name: tmp_path / "site" / name)
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: distribution)
+    monkeypatch.setitem(sys.modules, "lightllm", types.SimpleNamespace(__path__=[str(tmp_path / used)]))
+    assert lightllm_version() == version
