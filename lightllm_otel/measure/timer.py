@@ -25,6 +25,7 @@ from lightllm_otel.vocabulary import DropReason, IdleReason, Mode, Operator
 
 PENDING_STEPS = 64
 SAMPLED_STEPS = 6
+UNREAD_STEPS = 3
 
 
 class Sink(Protocol):
@@ -150,6 +151,8 @@ class Timer:
         self._pending.append(step)
         self._awaiting_sample[threading.get_ident()] = step
         self._hook_seconds += self._cpu() - began
+        if len(self._pending) > UNREAD_STEPS:  # a model without sampling never comes past the usual moment
+            self.read()
 
     def abandon(self, step: Step | None) -> None:
         """The forward raised. The host repeats it, with the same number."""
@@ -195,6 +198,11 @@ class Timer:
         """Something of ours raised: no more steps are opened, the host goes on as if we were not there."""
         self.failed = True
         self.armed = None
+        # What is unread stays so; it must not look like a step that is stuck.
+        self._dropped[DropReason.ERROR.code] += len(self._pending)
+        self._pending.clear()
+        self._sink.leave()
+        self._sink.count(self._dropped, self._sampled_steps, self._hook_seconds, 0.0)
 
     # Reading -------------------------------------------------------------------------------------------------------
 

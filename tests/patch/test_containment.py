@@ -53,6 +53,18 @@ def test_a_broken_clock_ends_the_measuring_and_nothing_else(serve, caplog):
     assert session.kept.steps == []
 
 
+def test_after_a_failure_no_step_looks_stuck(serve, now):
+    _, session, rpc = serve(strict=False)
+    session.clock.frontier = now[0]
+    request(rpc)
+    session.clock.fails = True
+    request(rpc)
+    assert session.timer.failed
+    assert session.kept.in_flight is None
+    assert session.kept.oldest_unread == 0.0
+    assert sum(session.kept.dropped) >= 1
+
+
 def test_a_clock_that_breaks_in_the_middle_of_a_step_is_harmless(serve):
     _, session, rpc = serve(strict=False)
     layer = rpc.model.layers_infer[0]

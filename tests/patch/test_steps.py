@@ -147,6 +147,14 @@ def test_a_step_without_sampling_is_read_on_the_idle_tick(serve):
     assert len(session.kept.steps) == 1
 
 
+def test_a_model_without_sampling_is_read_while_it_is_busy(serve):
+    _, session, _ = serve()
+    for _ in range(100):
+        session.model.forward(ModelInput(1, 8, False))
+    assert len(session.kept.steps) > 90
+    assert sum(session.timer._dropped) == 0
+
+
 def test_old_reads_its_last_step_when_the_batch_is_removed(serve):
     host, session, _ = serve(old=True)
     backend = host.base_backend.ModeBackend()
