@@ -87,7 +87,8 @@ class Instrumented:
         flags = [*sizes, *case.flags]
         self.arguments = arguments
         self.server = Server(
-            model, case.version, cpu=arguments.cpu, source=arguments.source, env=env, arguments=flags,
+            model, case.version, cpu=arguments.cpu, source=arguments.source if case.version == "new" else None, env=env,
+            arguments=flags,
             log=self.folder / "server.log", start_timeout=300,
         )  # fmt: skip
         self._ring: RingReader | None = None
@@ -305,15 +306,15 @@ def main() -> None:
         checkpoint.write(model, checkpoint.SHAPES[arguments.shape], "float16")
     rows: list[dict[str, Any]] = []
     identical: dict[str, bool] = {}
-    for part in arguments.merge:
-        earlier = json.loads(part.read_text())
+    merged = [json.loads(part.read_text()) for part in arguments.merge]
+    for earlier in merged:
         rows += earlier["rows"]
         identical.update(earlier["summary"]["outputs_identical_by_case"])
     for case in CASES:
         if arguments.case is None or case.name in arguments.case:
             more, identical[case.name] = measure(case, model, arguments.work, arguments)
             rows += more
-            outcome.write("first_light", summarise(rows, identical), rows, arguments.out)
+            outcome.write("first_light", summarise(rows, identical), rows, arguments.out, merged)
             print(case.name, "identical" if identical[case.name] else "DIFFERENT", flush=True)
     print(json.dumps(summarise(rows, identical), indent=1, default=float))
 

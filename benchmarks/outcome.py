@@ -16,8 +16,17 @@ RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("torch", "triton", "cupy-cuda13x", "cupy-cuda12x", "numpy", "lightllm", "lightllm-otel")
 
 
-def write(benchmark: str, summary: dict[str, Any], rows: list[dict[str, Any]], folder: Path | None = None) -> Path:
-    """Write ``<folder>/<benchmark>.json``. ``summary`` holds the figures that are claimed, ``rows`` every repetition."""
+def write(
+    benchmark: str,
+    summary: dict[str, Any],
+    rows: list[dict[str, Any]],
+    folder: Path | None = None,
+    merged: list[dict[str, Any]] | None = None,
+) -> Path:
+    """Write ``<folder>/<benchmark>.json``. ``summary`` holds the figures that are claimed, ``rows`` every repetition.
+
+    ``merged``: earlier files of this benchmark whose rows are among these; where each came from is written down too.
+    """
     content = {
         "benchmark": benchmark,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
@@ -25,6 +34,9 @@ def write(benchmark: str, summary: dict[str, Any], rows: list[dict[str, Any]], f
         "software": software(),
         "commit": commit(),
         "command": " ".join(["python", *(Path(word).name if Path(word).exists() else word for word in sys.argv)]),
+        "merged": [
+            {key: part[key] for key in ("date", "commit", "command", "gpu", "software")} for part in merged or ()
+        ],
         "summary": summary,
         "rows": rows,
     }
