@@ -25,7 +25,7 @@ def write(
 ) -> Path:
     """Write ``<folder>/<benchmark>.json``. ``summary`` holds the figures that are claimed, ``rows`` every repetition.
 
-    ``merged``: earlier files of this benchmark whose rows are among these; where each came from is written down too.
+    ``merged``: earlier files of this benchmark whose rows are among these; a row says where each came from.
     """
     content = {
         "benchmark": benchmark,
@@ -34,11 +34,14 @@ def write(
         "software": software(),
         "commit": commit(),
         "command": " ".join(["python", *(Path(word).name if Path(word).exists() else word for word in sys.argv)]),
-        "merged": [
-            {key: part[key] for key in ("date", "commit", "command", "gpu", "software")} for part in merged or ()
-        ],
         "summary": summary,
-        "rows": rows,
+        "rows": [
+            *(
+                {"merged": {key: part[key] for key in ("date", "commit", "command", "gpu", "software")}}
+                for part in merged or ()
+            ),
+            *rows,
+        ],
     }
     path = (folder or RESULTS) / f"{benchmark}.json"
     text = json.dumps(content, indent=1, default=lambda value: value.item())  # numpy's numbers
