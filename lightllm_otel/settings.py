@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,26 @@ from lightllm_otel.vocabulary import Level
 
 OFF_WORDS = ("", "0", "false", "off")
 PREFIX = "LIGHTLLM_OTEL"
+
+
+class GraphPolicy(str, enum.Enum):
+    """Whether CUDA graphs get instrumented twins."""
+
+    OFF = "off"
+    AUTO = "auto"
+    FORCE = "force"
+
+
+def _sizes(text: str) -> frozenset[int]:
+    """``1,8,16-32`` as a set; empty for empty."""
+    sizes: set[int] = set()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        first, _, last = part.partition("-")
+        numbers = range(int(first), int(last or first) + 1)
+        if not numbers or numbers[0] < 1:
+            raise ValueError(text)
+        sizes.update(numbers)
+    return frozenset(sizes)
 
 
 def _level(text: str) -> Level:
@@ -65,6 +86,11 @@ SETTINGS = (
     Setting("SAMPLE_EVERY", "sample_every", "64", _positive, "a whole number of at least 1", "decode steps",
             "One decode step in so many has its operators timed; every step has its whole time taken. "
             "Prefill steps of 512 tokens and more always are, smaller ones one in 4 (or in N, if N is smaller)."),
+    Setting("GRAPHS", "graphs", "auto", lambda text: GraphPolicy(text.strip().lower()), "auto, off or force", "",
+            "Whether CUDA graphs get instrumented twins, which sampled steps replay. auto: where the twin's outputs are "
+            "bit for bit the graph's own; force: also where the graph's own differ from replay to replay."),
+    Setting("GRAPH_BATCH_SIZES", "graph_batch_sizes", "", _sizes, "sizes like 1,8,16-32", "",
+            "Only graphs of these batch sizes get a twin; empty means all."),
     Setting("HOST", "host", "127.0.0.1", str, "an address of this machine", "",
             "Where the exporter listens; 0.0.0.0 for a Prometheus on another machine."),
     Setting("PORT", "port", "", lambda text: _port(text) if text else None, "a port from 1 to 65535", "",
@@ -87,6 +113,8 @@ class Settings:
     enabled: bool
     level: Level
     sample_every: int
+    graphs: GraphPolicy
+    graph_batch_sizes: frozenset[int]
     host: str
     port: int | None
     directory: Path

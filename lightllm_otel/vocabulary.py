@@ -106,3 +106,12 @@ class DropReason(Label):
     PENDING_FULL = "pending_full"
     TOO_LARGE = "too_large"
     ERROR = "error"
+    CONTROL = "control"
+
+
+class Whole(Label):
+    """Why a step that was due has its whole time only, or (drafts) none."""
+
+    NO_TWIN = "no_twin"
+    OVERLAP = "overlap"
+    DRAFT = "draft"

@@ -5,6 +5,8 @@ Every kernel advances a manual clock by a known time, so that tests can expect e
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import types
 from functools import partial
 
@@ -27,10 +29,11 @@ COST = {
 
 
 class Tensor:
-    """Only what is asked of one: a shape."""
+    """What is asked of one, and a value that kernels read and write. Each has a place in memory of its own."""
 
-    def __init__(self, *shape: int) -> None:
+    def __init__(self, *shape: int, value=None) -> None:
         self.shape = shape
+        self.value = value
 
     def numel(self) -> int:
         total = 1
@@ -42,12 +45,70 @@ class Tensor:
         return 2
 
 
+class CaptureBroken(RuntimeError):
+    """cudaErrorStreamCaptureInvalidated: something was asked of the GPU while a stream was capturing."""
+
+
+class Gpu:
+    """Kernels are functions. Launched while a graph is captured they become its nodes, else they run."""
+
+    def __init__(self) -> None:
+        self.capturing = None
+        self.replayed = []  # every graph that was replayed, in order
+
+    def launch(self, kernel) -> None:
+        if self.capturing is not None:
+            self.capturing.nodes.append(kernel)
+        else:
+            kernel()
+
+    def ask(self) -> None:
+        """An event query or record: it would invalidate a capture."""
+        if self.capturing is not None:
+            raise CaptureBroken("an event was used while a graph was captured")
+
+    def capture(self, pool, body):
+        graph = Graph(self, pool)
+        self.capturing = graph
+        try:
+            graph.output = body()
+        finally:
+            self.capturing = None
+        return graph
+
+
+class Graph:
+    def __init__(self, gpu, pool) -> None:
+        self.gpu, self.pool, self.nodes, self.output = gpu, pool, [], None
+
+    def replay(self) -> None:
+        assert self.gpu.capturing is None
+        self.gpu.replayed.append(self)
+        for node in self.nodes:
+            node()
+
+
+class Alone:
+    """The peers of a rank that has none. Others exchange what a captured collective was registered as."""
+
+    def exchange(self, what) -> None:
+        """Called by every rank; raises when they do not say the same."""
+
+    def collective(self, tag) -> None:
+        """A custom all_reduce runs: every peer must be in the same one of the same graph."""
+
+
 class ModelInput:
-    def __init__(self, batch_size, total_token_num, is_prefill, tokens=None):
+    def __init__(self, batch_size, total_token_num, is_prefill, tokens=None, value=0):
         self.batch_size = batch_size
         self.total_token_num = total_token_num
         self.is_prefill = is_prefill
-        self.input_ids = Tensor(tokens or batch_size)
+        self.input_ids = Tensor(tokens or batch_size, value=value)
+
+
+def answer(model_input):
+    """What the host computes of this input: its sample returns it."""
+    return ("logits", model_input.input_ids.value, ("blocks of", model_input.total_token_num))
 
 
 class InferReq:
@@ -60,15 +121,30 @@ class InferReq:
         return self.length
 
 
-def make(now, tp=1, layers=2):
-    """A fresh host whose time is ``now`` (a list of one float). ``tp`` > 1: with collectives."""
+def make(now, tp=1, layers=2, sizes=(1, 2, 4), shared_output=True, peers=None):
+    """A fresh host whose time is ``now`` (a list of one float). ``tp`` > 1: with collectives.
+
+    ``sizes``: batch sizes of CUDA graphs. ``shared_output``: all graphs write their logits to one place, as with
+    LightLLM's tensor cache; without it each has its own. ``peers``: the other ranks of the group.
+    """
+    gpu = Gpu()
+    peers = peers or Alone()
 
     def work(name):
-        now[0] += COST[name]
+        def kernel():
+            now[0] += COST[name]
+
+        gpu.launch(kernel)
 
     dist = types.ModuleType("dist")
 
+    registered = [0]
+
     def all_reduce(tensor, op=None, group=None, async_op=False):
+        # A captured one reads the buffers that its peers registered for the very same node of the very same graph.
+        registered[0] += 1
+        tag = ("eager",) if gpu.capturing is None else ("captured", registered[0])
+        gpu.launch(lambda: peers.collective(tag))
         work("all_reduce")
 
     def all_gather(tensors, tensor, group=None, async_op=False):
@@ -81,6 +157,8 @@ def make(now, tp=1, layers=2):
             return dist.all_reduce(input_)
 
     group = CustomProcessGroup()
+
+    shared_logits = Tensor(max(sizes), 8)
 
     class Pre:
         def context_forward(self, ids, state, weight):
@@ -97,7 +175,25 @@ def make(now, tp=1, layers=2):
             if tp > 1:
                 dist.all_gather([Tensor(4, 8)] * tp, Tensor(4, 8))
                 work("lm_head")
-            return "logits"
+            logits = shared_logits if shared_output and state.is_cuda_graph else Tensor(*hidden.shape)
+            ids = state.ids
+
+            def kernel():
+                logits.value = ("logits", ids.value, state.blocks.value)
+
+            gpu.launch(kernel)
+            return logits
+
+    def blocks(state):
+        """What the first layer's attention computes once and keeps for the others, as MLA's kernels do."""
+        if not hasattr(state, "blocks"):
+            made = state.blocks = Tensor(1)
+            lengths = state.lengths
+
+            def kernel():
+                made.value = ("blocks of", lengths.value)
+
+            gpu.launch(kernel)
 
     class Layer:
         def __init__(self, number):
@@ -121,10 +217,12 @@ def make(now, tp=1, layers=2):
             work("kv")
 
         def _token_decode_attention_flashdecoding(self, q, state, weight, out=None):
+            blocks(state)
             work("attention")
             return q
 
         def _context_attention(self, q, kv, state, weight, out=None):
+            blocks(state)
             work("attention")
             return q
 
@@ -160,17 +258,56 @@ def make(now, tp=1, layers=2):
             work("add")
             return hidden
 
+    def token_state(model_input, broken):
+        state = InferState()
+        state.is_prefill, state.is_cuda_graph, state.broken = model_input.is_prefill, False, broken
+        state.ids, state.lengths = model_input.input_ids, Tensor(1, value=model_input.total_token_num)
+        state.dist_group, state.max_len_in_batch = group, 1
+        return state
+
+    @contextlib.contextmanager
+    def lightllm_capture_graph(dist_group=None):
+        try:
+            yield
+        finally:
+            peers.exchange(("registered", registered[0]))
+
     class CudaGraph:
+        enable_decode_microbatch_overlap = False
+
         def __init__(self):
             self.graph = {}
+            self.mempool = object()
+            self.cuda_graph_batch_sizes = sorted(sizes)
+
+        def closest(self, batch):
+            return next(size for size in self.cuda_graph_batch_sizes if size >= batch)
+
+        def warmup(self, model):
+            for size in self.cuda_graph_batch_sizes[::-1]:
+                model.forward(ModelInput(size, 2 * size, False))
 
         def capture_decode(self, decode_func, input_ids, infer_state, input_ids1=None, infer_state1=None):
-            self.graph[input_ids.shape[0]] = True
-            return decode_func(input_ids, infer_state)
+            return self._capture_decode(decode_func, input_ids, infer_state)
+
+        def _capture_decode(self, decode_func, input_ids, infer_state):
+            infer_state.max_len_in_batch = 4096
+            decode_func(input_ids, copy.copy(infer_state))
+            with cuda_graph.lightllm_capture_graph(infer_state.dist_group):
+                graph = gpu.capture(self.mempool, lambda: decode_func(input_ids, infer_state))
+            self.graph[input_ids.shape[0]] = (graph, input_ids, infer_state, graph.output)
+            graph.replay()
+            return graph.output
 
         def replay(self, input_ids, infer_state, input_ids1=None, infer_state1=None):
-            work("ffn")
-            return "logits"
+            return self._replay(input_ids, infer_state)
+
+        def _replay(self, input_ids, infer_state):
+            graph, graph_ids, graph_state, output = self.graph[input_ids.shape[0]]
+            graph_ids.value = input_ids.value
+            graph_state.lengths.value = infer_state.lengths.value
+            graph.replay()
+            return output
 
     class TpPartBaseModel:
         def __init__(self, kvargs=None):
@@ -183,17 +320,21 @@ def make(now, tp=1, layers=2):
             self.broken = False
             self._init_padded_req()
             if kvargs == "graphs":
-                self.graph = CudaGraph()
-                self.forward(ModelInput(4, 8, False))
+                self.graph = cuda_graph.CudaGraph()
+                self.graph.warmup(self)
 
         def _init_padded_req(self):
             self.forward(ModelInput(1, 1, True))
 
         def forward(self, model_input):
-            state = types.SimpleNamespace(is_prefill=model_input.is_prefill, broken=self.broken)
+            state = token_state(model_input, self.broken)
             if self.graph is not None and not model_input.is_prefill:
-                padded = Tensor(4)
-                if 4 not in self.graph.graph:
+                if self.broken:
+                    raise RuntimeError("the host's own error")
+                padded = Tensor(self.graph.closest(model_input.batch_size), value=model_input.input_ids.value)
+                state.ids = padded
+                if padded.shape[0] not in self.graph.graph:
+                    state.is_cuda_graph = True
                     return self.graph.capture_decode(self._token_forward, padded, state)
                 return self.graph.replay(padded, state)
             return self._token_forward(model_input.input_ids, state)
@@ -207,7 +348,7 @@ def make(now, tp=1, layers=2):
 
     def sample(logits, reqs, eos_id=(2,)):
         work("sample")
-        return logits
+        return logits.value if isinstance(logits, Tensor) else logits
 
     class ModeBackend:
         def __init__(self):
@@ -231,11 +372,13 @@ def make(now, tp=1, layers=2):
             # The name that was bound when this module was imported: what is in the module now.
             return host.post_process.sample(logits, requests)
 
+    cuda_graph = _module(CudaGraph=CudaGraph, lightllm_capture_graph=lightllm_capture_graph)
     host = types.SimpleNamespace(
         now=now,
+        gpu=gpu,
         dist=dist,
         basemodel=_module(TpPartBaseModel=TpPartBaseModel),
-        cuda_graph=_module(CudaGraph=CudaGraph),
+        cuda_graph=cuda_graph,
         communication_op=_module(CustomProcessGroup=CustomProcessGroup),
         post_process=_module(sample=sample),
         base_backend=_module(ModeBackend=ModeBackend),
@@ -259,11 +402,22 @@ def make_old(now, layers=2):
         _token_forward = new_model._token_forward
 
         def forward(self, batch_size, total_token_num, max_len_in_batch, input_ids, b_req_idx=None, is_prefill=True):
-            return self._token_forward(input_ids, types.SimpleNamespace(is_prefill=is_prefill, broken=False))
+            return self._token_forward(input_ids, old_state(input_ids, is_prefill))
 
     host.basemodel = _module(TpPartBaseModel=TpPartBaseModel)
     host.classes = (*host.classes, TpPartBaseModel)
     return host
+
+
+def old_state(ids, is_prefill):
+    state = InferState()
+    state.is_prefill, state.is_cuda_graph, state.broken = is_prefill, False, False
+    state.ids, state.lengths = ids, Tensor(1, value=4)
+    return state
+
+
+class InferState:
+    """Attributes come and go, as on LightLLM's."""
 
 
 def _module(**names):

@@ -6,12 +6,17 @@ import numpy as np
 
 from lightllm_otel.guard import Guard
 from lightllm_otel.measure.clock import HostClock
+from lightllm_otel.measure.forwards import Forwards
 from lightllm_otel.measure.sampling import Sampling
+from lightllm_otel.measure.stamps import KEPT, Overwritten
 from lightllm_otel.measure.timer import Timer
 from lightllm_otel.patch import operators, seams
+from lightllm_otel.patch.agreement import Ballot
 from lightllm_otel.patch.ledger import Ledger
 from lightllm_otel.patch.slots import GROUP_LEAVES, TORCH_LEAVES
-from lightllm_otel.vocabulary import Operator, Phase
+from lightllm_otel.patch.twins import Twins
+from lightllm_otel.settings import Settings
+from lightllm_otel.vocabulary import Level, Operator, Phase, Stage
 
 
 class ManualClock(HostClock):
@@ -23,13 +28,18 @@ class ManualClock(HostClock):
         super().__init__(lambda: now[0])
         self.frontier = float("inf")
         self.fails = False
+        self.gpu = None
 
     def record(self, handle, stream):
         if self.fails:
             raise RuntimeError("cudaErrorIllegalAddress")
+        if self.gpu is not None:
+            self.gpu.ask()
         super().record(handle, stream)
 
     def done(self, handle):
+        if self.gpu is not None:
+            self.gpu.ask()
         return handle[0] < self.frontier
 
 
@@ -52,6 +62,7 @@ class Kept:
     def __init__(self) -> None:
         self.steps: list[tuple[np.void, np.ndarray]] = []
         self.dropped: list[int] = []
+        self.whole: list[int] = []
         self.oldest_unread = 0.0
         self.in_flight = None
 
@@ -64,8 +75,8 @@ class Kept:
     def leave(self):
         self.in_flight = None
 
-    def count(self, dropped, sampled, hook_seconds, oldest_unread):
-        self.dropped, self.oldest_unread = list(dropped), oldest_unread
+    def count(self, dropped, whole, sampled, hook_seconds, oldest_unread):
+        self.dropped, self.whole, self.oldest_unread = list(dropped), list(whole), oldest_unread
 
     def seconds(self, index=-1):
         """{operator: [seconds of each call]} of one step."""
@@ -78,25 +89,124 @@ class Kept:
         return [Phase.of(int(step["phase"])).value for step, _ in self.steps]
 
 
+class FakeStamps:
+    """Stamps on the fake GPU: cells, a rotating slot for each replay, a counter that the graph advances."""
+
+    source, detail = "fake", "fake"
+
+    def __init__(self, gpu, now, capacity=4096, cost=0.0):
+        self.capacity, self._gpu, self._now, self.cost = capacity, gpu, now, cost
+        self._cells = [0.0] * capacity
+        self._slots = [(0, []) for _ in range(KEPT)]
+        self._replays = self._launched = 0
+        self.fails = False
+
+    def stamp(self, at):
+        if self.fails:
+            raise RuntimeError("cudaErrorStreamCaptureUnsupported")
+
+        def kernel():
+            self._now[0] += self.cost
+            self._cells[at] = self._now[0]
+
+        self._gpu.launch(kernel)
+
+    def publish(self, count):
+        def kernel():
+            self._slots[self._replays % KEPT] = (self._replays + 1, self._cells[:count])
+            self._replays += 1
+
+        self._gpu.launch(kernel)
+
+    def launched(self):
+        self._launched += 1
+        return self._launched - 1
+
+    def intervals(self, replay, count):
+        filled, times = self._slots[replay % KEPT]
+        if filled > replay + 1:
+            raise Overwritten(replay)
+        if filled < replay + 1:
+            raise RuntimeError(f"replay {replay} left no stamps")
+        return np.diff(np.array(times[:count]))
+
+
+class FakeGraphs:
+    """Graphs of the fake GPU. ``free``: bytes that are left; ``fails``: a capture runs out of memory."""
+
+    def __init__(self, gpu, now):
+        self._gpu, self._now = gpu, now
+        self.free, self.fails, self.made = 80 << 30, False, []
+
+    def capture(self, pool, body):
+        if self.fails:
+            raise MemoryError("CUDA out of memory")
+        self.made.append(self._gpu.capture(pool, body))
+        return self.made[-1]
+
+    def copy_of(self, outputs):
+        return outputs.value
+
+    def same(self, left, right):
+        return left == right
+
+    def spoil(self, outputs):
+        outputs.value = "spoilt"
+
+    def deliver(self, made, wanted):
+        if made is not wanted:
+
+            def kernel():
+                wanted.value = made.value
+
+            self._gpu.launch(kernel)
+
+    def free_bytes(self):
+        return self.free
+
+    def wait(self):
+        pass
+
+    def seconds(self, graph):
+        began = self._now[0]
+        graph.replay()
+        return self._now[0] - began
+
+
 class FakeSession:
     """Patches one fake host, with a timer of its own; ``serve`` makes its steps count."""
 
-    def __init__(self, host, every=1, strict=True, clock=None, operators_too=True, boundaries=512):
+    def __init__(self, host, every=1, strict=True, clock=None, operators_too=True, boundaries=512, environ=None,
+                 ballot=None, stamp_cost=0.0):  # fmt: skip
         self.clock = clock or ManualClock(host.now)
+        self.clock.gpu = host.gpu
         self.kept = Kept()
         self.guard = Guard(strict=strict)
-        self.ledger = Ledger()
+        self.ledger, self.live = Ledger(), Ledger()
         self.group_class = None
-        self.timer = None
+        self.timer = self.forwards = None
         self.slots = {}
         self.model = None
         self.housekept = 0
+        self.orders = []
         self._host = host
+        self._rule = (Level.OPERATORS if operators_too else Level.STEPS, Sampling(every))
         self._timer = Timer(
-            self.clock, self.kept, Sampling(every), operators=operators_too, boundaries=boundaries,
+            self.clock, self.kept, operators=operators_too, boundaries=boundaries,
             wall_clock=lambda: 1e9 + host.now[0], cpu_clock=lambda: 0.0,
         )  # fmt: skip
-        self.guard.on_error = lambda stage: self._timer.fail()
+        self.stamps = FakeStamps(host.gpu, host.now, boundaries, stamp_cost)
+        self.graphs = FakeGraphs(host.gpu, host.now)
+        settings = Settings.from_env(
+            {"LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_SAMPLE_EVERY": str(every), **(environ or {})}
+        )
+        self.twins = Twins(self._timer, self.guard, settings, self.graphs, lambda capacity: self.stamps,
+                           ballot or (lambda: Ballot(None, 0, 1)), environ or {})  # fmt: skip
+        self.guard.on_error = self._failed
+
+    def _failed(self, stage):
+        if stage is Stage.MEASURE:
+            self._timer.fail()
 
     def patch(self):
         seams.patch_groups(self._host.communication_op, self)
@@ -107,6 +217,10 @@ class FakeSession:
         seams.patch_rpc(self._host.model_rpc, self)
         return self
 
+    def undo(self):
+        for ledger in (self.live, self.ledger):
+            ledger.undo()
+
     def attach(self, model):
         if self.model is None:
             self.model = model
@@ -116,10 +230,16 @@ class FakeSession:
 
     def serve(self, model):
         if self.owns(model):
-            self.timer = self._timer
+            self.timer, self.forwards = self._timer, Forwards(*self._rule)
 
     def owns(self, model):
         return model is self.model
+
+    def listen(self):
+        """``orders``: (forward, level, every), as live control would give them."""
+        while self.orders and self.forwards.completed >= self.orders[0][0]:
+            _, level, every = self.orders.pop(0)
+            self.forwards.follow(level, Sampling(every))
 
     def housekeep(self):
         self.housekept += 1

@@ -22,16 +22,19 @@ if TYPE_CHECKING:
 REPORTED = f"{PREFIX}_REPORTED"
 
 
-def activate() -> None:
-    """Register our import hooks in this process, unless it can have nothing to do with LightLLM."""
+def activate() -> Hooks | None:
+    """Register our import hooks in this process, unless it can have nothing to do with LightLLM; None when it is off."""
     if any("resource_tracker" in word for word in command_line()):
-        return
+        return None
     settings = Settings.from_env(os.environ)
     log_to_stderr()
     if settings.problems:
         wrapt.register_post_import_hook(lambda module: report(settings.problems), "lightllm")
     elif settings.level is not Level.OFF:
-        Hooks(settings, Guard()).register()
+        hooks = Hooks(settings, Guard())
+        hooks.register()
+        return hooks
+    return None
 
 
 class Hooks:
@@ -61,7 +64,7 @@ class Hooks:
             from lightllm_otel.activate.session import ServerSession
             from lightllm_otel.patch.ledger import Ledger
 
-            self._session = ServerSession(self._settings, self._guard, Ledger())
+            self._session = ServerSession(self._settings, self._guard, Ledger(), live=Ledger())
         return self._session
 
 

@@ -1,4 +1,4 @@
-"""One model process: where clock, ring, timer, patches and exporter come together."""
+"""One model process: where clock, ring, timer, patches, live control and exporter come together."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from typing import Any
 from lightllm_otel import __version__
 from lightllm_otel.activate.supervisor import Supervisor
 from lightllm_otel.guard import Guard, log
-from lightllm_otel.measure.calibration import Calibration, calibrate
+from lightllm_otel.measure.calibration import calibrate
 from lightllm_otel.measure.clock import Clock
 from lightllm_otel.measure.cuda import choose_clock
+from lightllm_otel.measure.forwards import Forwards
+from lightllm_otel.measure.graphs import TorchGraphs
 from lightllm_otel.measure.sampling import Sampling
+from lightllm_otel.measure.stamps import choose_stamps
 from lightllm_otel.measure.timer import Timer
 from lightllm_otel.patch import operators
+from lightllm_otel.patch.agreement import ballot_of_process_group
 from lightllm_otel.patch.identity import Identity, describe_host, describe_model, identify
 from lightllm_otel.patch.ledger import Ledger
+from lightllm_otel.patch.twins import Twins
+from lightllm_otel.ring import control
 from lightllm_otel.ring.folder import group_folder, group_key, ring_path
 from lightllm_otel.ring.writer import RingWriter
 from lightllm_otel.settings import Settings
@@ -28,6 +34,7 @@ from lightllm_otel.vocabulary import Level, Operator, Stage
 BOUNDARIES_PER_LAYER = 24
 BOUNDARIES_PER_STEP = 64
 HOUSEKEEPING_SECONDS = 1.0
+QUIET_MARGIN = 2  # forwards around a change of the rule in which none is sampled, where samples leave room
 
 
 class ServerSession:
@@ -36,18 +43,26 @@ class ServerSession:
     The first model that is built is the one that is measured; drafts of speculative decoding are counted.
     """
 
-    def __init__(self, settings: Settings, guard: Guard, ledger: Ledger) -> None:
+    def __init__(self, settings: Settings, guard: Guard, ledger: Ledger, live: Ledger) -> None:
         self.timer: Timer | None = None
+        self.forwards: Forwards | None = None
+        self.twins: Twins | None = None
         self.guard = guard
         self.ledger = ledger
+        self.live = live
+        self.slots_ledger = Ledger()
+        self.group_class: Any = None
         self._settings = settings
         self._model: weakref.ref[Any] | None = None
-        self.group_class: Any = None
         self._drafts = 0
         self._slots: dict[str, str] = {}
         self._prepared: tuple[Clock, RingWriter, Timer, Identity] | None = None
         self._supervisor: Supervisor | None = None
+        self._folder: Path | None = None
+        self._listener: control.Listener | None = None
         self._next_housekeeping = 0.0
+
+    # While the server starts -----------------------------------------------------------------------------------------
 
     def attach(self, model: Any) -> None:
         if self._model is not None:
@@ -60,24 +75,20 @@ class ServerSession:
         if ring is None:
             return
         layers = len(getattr(model, "layers_infer", ()))
-        timer = Timer(
-            clock,
-            ring,
-            Sampling(self._settings.sample_every),
-            operators=self._settings.level is Level.OPERATORS,
-            boundaries=BOUNDARIES_PER_STEP + BOUNDARIES_PER_LAYER * layers,
-        )
+        operators_too = self._settings.level is Level.OPERATORS
+        boundaries = BOUNDARIES_PER_STEP + BOUNDARIES_PER_LAYER * layers
+        timer = Timer(clock, ring, operators=operators_too, boundaries=boundaries)
         self.guard.on_error = self._failed
         self._prepared = (clock, ring, timer, identity)
-        if self._settings.level is Level.OPERATORS:
-            self._slots = self._install(model, timer)
+        if operators_too:
+            self._install(model, timer)
+            self.twins = Twins(timer, self.guard, self._settings, TorchGraphs(), choose_stamps, ballot_of_process_group)
 
-    def _install(self, model: Any, timer: Timer) -> dict[str, str]:
-        slots = operators.install(model, timer, self.ledger, self.guard)
+    def _install(self, model: Any, timer: Timer) -> None:
+        self._slots = operators.install(model, timer, self.slots_ledger, self.guard)
         with self.guard(Stage.PATCH):
-            operators.install_all_collectives(self.group_class, timer, self.ledger, self.guard)
-        slots[Operator.SAMPLING.value] = operators.INSTALLED
-        return slots
+            operators.install_all_collectives(self.group_class, timer, self.slots_ledger, self.guard)
+        self._slots[Operator.SAMPLING.value] = operators.INSTALLED
 
     def _make_ring(self, identity: Identity) -> RingWriter | None:
         """The ring, in the first folder that has room for it; None, and one log line, when there is none."""
@@ -91,6 +102,7 @@ class ServerSession:
                 reasons.append(f"{directory}: {error.strerror or error}")
                 continue
             self._supervisor = Supervisor(folder, eager=identity.rank == 0)
+            self._folder = folder
             return ring
         log.error(
             "no folder for %s MiB of measurements (%s); lightllm-otel stays off. Set LIGHTLLM_OTEL_DIR to a folder "
@@ -103,13 +115,22 @@ class ServerSession:
         if self._prepared is None or not self.owns(model):
             return
         clock, ring, timer, identity = self._prepared
-        calibration = Calibration()
         with self.guard(Stage.MEASURE):
-            calibration = calibrate(clock)
-        timer.calibration = calibration
-        ring.header["clock_quantum"] = calibration.quantum
-        ring.header["boundary_cost"] = calibration.boundary_cost
-        ring.describe({
+            timer.harvest.calibration = calibrate(clock)
+        calibration, stamps = timer.harvest.calibration, timer.harvest.stamp_calibration
+        ring.header["clock_quantum"], ring.header["boundary_cost"] = calibration.quantum, calibration.boundary_cost
+        ring.header["stamp_quantum"], ring.header["stamp_cost"] = stamps.quantum, stamps.boundary_cost
+        ring.header["level"], ring.header["sample_every"] = self._settings.level.code, self._settings.sample_every
+        ring.describe(self.facts(model, clock, identity))
+        forwards = Forwards(self._settings.level, Sampling(self._settings.sample_every))
+        with self.guard(Stage.ACTIVATE):  # without live control the rest works all the same
+            self._listener = self._listen_to(identity, forwards)
+        self.timer, self.forwards = timer, forwards
+        self.housekeep()
+
+    def facts(self, model: Any, clock: Clock, identity: Identity) -> dict[str, Any]:
+        """The ring's JSON page: what this rank is, and what was found."""
+        return {
             "plugin": __version__,
             "started": time.time(),
             "rank": identity.rank, "tp": identity.tp, "dp_rank": identity.dp_rank, "dp": identity.dp,
@@ -117,13 +138,59 @@ class ServerSession:
             "clock": clock.source, "clock_detail": getattr(clock, "detail", ""),
             "level": self._settings.level.value, "sample_every": self._settings.sample_every,
             "slots": self._slots, "drafts": self._drafts,
+            "graphs": self.twins.facts() if self.twins is not None else {"state": "off", "reason": "level steps"},
             **describe_model(model), **describe_host(),
-        })  # fmt: skip
-        self.timer = timer
-        self.housekeep()
+        }  # fmt: skip
+
+    # In a step -------------------------------------------------------------------------------------------------------
 
     def owns(self, model: Any) -> bool:
         return self._model is not None and self._model() is model
+
+    def _listen_to(self, identity: Identity, forwards: Forwards) -> control.Listener:
+        assert self._folder is not None
+
+        def place(number: int, request: control.Order) -> int:
+            if identity.tp == 1:
+                return number
+            sampling = Sampling(request.every)
+            return forwards.quiet(number + control.AHEAD, request.level, sampling, QUIET_MARGIN)
+
+        page = control.ControlPage(self._folder / control.NAME)
+        return control.Listener(page, place if identity.rank == 0 else None)
+
+    def listen(self) -> None:
+        if self._listener is not None and self.forwards is not None:
+            order = self._listener.due(self.forwards.completed)
+            if order is not None:
+                self.follow(order)
+
+    def follow(self, order: control.Order) -> None:
+        """From the forward that is being entered on: this level, this sampling."""
+        assert self._prepared is not None
+        assert self.forwards is not None
+        _, ring, timer, _ = self._prepared
+        # The rule first: it is what the ranks share, and nothing below can keep it from being followed.
+        self.forwards.follow(order.level, Sampling(order.every))
+        ring.header["level"], ring.header["sample_every"] = order.level.code, order.every
+        ring.header["control_at"], ring.header["control_seq"] = self.forwards.completed, order.seq
+        if order.level is Level.OPERATORS:
+            self._resume_operators(timer)
+        else:
+            self.slots_ledger.suspend()
+        if order.level is Level.OFF:
+            timer.pause()
+            self.live.suspend()
+            self.timer = None
+        else:
+            self.live.resume()
+            self.timer = timer
+
+    def _resume_operators(self, timer: Timer) -> None:
+        model = self._model() if self._model is not None else None
+        if not self._slots and model is not None:  # the server started at level steps
+            self._install(model, timer)
+        self.slots_ledger.resume()
 
     def housekeep(self) -> None:
         now = time.monotonic()

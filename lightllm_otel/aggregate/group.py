@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from lightllm_otel.aggregate.distortion import Distortion
 from lightllm_otel.aggregate.estimate import Estimate, batch_bucket
 from lightllm_otel.aggregate.histogram import OPERATOR_BOUNDS, STEP_BOUNDS, Histogram
 from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import DropReason, Operator, Stage
+from lightllm_otel.vocabulary import DropReason, Operator, Stage, Whole
 
 _COUNTERS = ("sampled_steps", "hook_seconds")
 
@@ -37,7 +38,7 @@ class Rank:
 
     def restarted(self) -> None:
         """The rank's process is a new one: its header starts from zero."""
-        for name in (*_COUNTERS, "dropped", "errors"):
+        for name in (*_COUNTERS, "dropped", "errors", "whole"):
             self.base[name] = self.counter(name)
         self.header = None
         self.facts = {}
@@ -58,6 +59,7 @@ class Group:
         self.requests: dict[int, int] = defaultdict(int)
         self.idle_seconds: dict[tuple[int, int], float] = defaultdict(float)
         self.estimate = Estimate(len(Operator))
+        self.distortion = Distortion()
 
     def consume(self, rank: int, cells: np.ndarray) -> None:
         """Add the whole steps in ``cells`` (uint8, shape (n, 16))."""
@@ -84,6 +86,7 @@ class Group:
             if rank == min(self.ranks):  # the ranks of a group compute the same tokens
                 self.tokens[phase] += int(chosen["tokens"].sum())
                 self.requests[phase] += int(chosen["requests"].sum())
+        self.distortion.add(steps)
         for (reason,) in _distinct(steps["idle_reason"]):
             self.idle_seconds[reason, rank] += float(steps["idle_seconds"][steps["idle_reason"] == reason].sum())
 
@@ -114,6 +117,14 @@ class Group:
 
     def errors(self) -> dict[Stage, int]:
         return {stage: self._by_code("errors", stage.code) for stage in Stage}
+
+    def whole(self) -> dict[Whole, int]:
+        return {reason: self._by_code("whole", reason.code) for reason in Whole}
+
+    def twins(self) -> int:
+        """Batch sizes that have an instrumented twin on every rank that has said so."""
+        sizes = [set((rank.facts.get("graphs") or {}).get("sizes", ())) for rank in self.ranks.values() if rank.facts]
+        return len(set.intersection(*sizes)) if sizes else 0
 
     def _by_code(self, name: str, code: int) -> int:
         values = (rank.counter(name) for rank in self.ranks.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from lightllm_otel import __version__
@@ -27,6 +28,10 @@ def parser() -> argparse.ArgumentParser:
     live.add_argument("--once", action="store_true", help="print one table and end")
     live.add_argument("--url", help="address of an exporter; default: the one that announced itself on this machine")
     live.add_argument("--every", type=float, default=2.0, metavar="SECONDS")
+
+    control = commands.add_parser("ctl", help="change what a running server measures, without a restart")
+    control.add_argument("words", nargs="+", metavar="off|steps|operators|every N")
+    control.add_argument("--group", help="the server's name as doctor shows it, where several run")
 
     demo = commands.add_parser("demo", help="replay a recorded run through the exporter, without a GPU")
     demo.add_argument(
@@ -55,27 +60,50 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _command(given: argparse.Namespace) -> int:
-    if given.command == "run":
-        from lightllm_otel.activate.run import run
+    return _COMMANDS[given.command](given)
 
-        words = given.words[1:] if given.words[:1] == ["--"] else given.words
-        if not words:
-            print("lightllm-otel run: say what to run: lightllm-otel run -- python -m lightllm.server.api_server …",
-                  file=sys.stderr)  # fmt: skip
-            return 2
-        return run(words)
-    if given.command == "exporter":
-        from lightllm_otel.cli.exporter import exporter
 
-        return exporter(given.folder, given.detach, given.detached)
-    if given.command == "top":
-        from lightllm_otel.cli.top import top
+def _run(given: argparse.Namespace) -> int:
+    from lightllm_otel.activate.run import run
 
-        return top(given.url, given.once, given.every)
-    if given.command == "demo":
-        from lightllm_otel.cli.demo import demo
+    words = given.words[1:] if given.words[:1] == ["--"] else given.words
+    if not words:
+        print("lightllm-otel run: say what to run: lightllm-otel run -- python -m lightllm.server.api_server …",
+              file=sys.stderr)  # fmt: skip
+        return 2
+    return run(words)
 
-        return demo(given.recording, given.seconds, given.port, given.speed)
+
+def _exporter(given: argparse.Namespace) -> int:
+    from lightllm_otel.cli.exporter import exporter
+
+    return exporter(given.folder, given.detach, given.detached)
+
+
+def _top(given: argparse.Namespace) -> int:
+    from lightllm_otel.cli.top import top
+
+    return top(given.url, given.once, given.every)
+
+
+def _ctl(given: argparse.Namespace) -> int:
+    from lightllm_otel.cli.ctl import ctl
+
+    return ctl(given.words, given.group)
+
+
+def _demo(given: argparse.Namespace) -> int:
+    from lightllm_otel.cli.demo import demo
+
+    return demo(given.recording, given.seconds, given.port, given.speed)
+
+
+def _doctor(given: argparse.Namespace) -> int:
     from lightllm_otel.cli.doctor import doctor
 
     return doctor(given.json, given.remote)
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run, "doctor": _doctor, "top": _top, "ctl": _ctl, "demo": _demo, "exporter": _exporter,
+}  # fmt: skip

@@ -15,6 +15,7 @@ from lightllm_otel.cli.scrape import NoExporter, Scrape, addresses, directories,
 from lightllm_otel.ring.folder import LOCK_NAME, RING_PATTERN, is_locked
 from lightllm_otel.ring.reader import RingReader
 from lightllm_otel.settings import PREFIX, SETTINGS, Settings, is_on
+from lightllm_otel.vocabulary import Level, Whole
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
 PACKAGES = (
@@ -166,11 +167,38 @@ def rank(path: Path) -> list[Finding]:
                 f"{1e9 * float(header['clock_quantum']):.0f} ns, a boundary costs {1e6 * float(header['boundary_cost']):.2f} µs; "
                 f"{int(header['steps'])} steps, {int(header['sampled_steps'])} sampled"),
     ]  # fmt: skip
+    findings += graphs(name, facts.get("graphs") or {}, header)
     findings += slots(name, facts.get("slots", {}), facts.get("level", ""))
+    if int(header["control_seq"]):
+        findings.append(Finding(NOTE, name, f"live control: {Level.of(int(header['level']))}, one decode step in "
+                                f"{int(header['sample_every'])}, since forward {int(header['control_at'])}"))  # fmt: skip
     for label, values in (("errors", header["errors"]), ("dropped", header["dropped"])):
         if values.sum():
             what = f"{int(values.sum())} {label}; /metrics says of what kind"
             findings.append(Finding(WRONG, name, what, "look for lightllm-otel in the server's log, and report it"))
+    return findings
+
+
+def graphs(name: str, found: dict[str, Any], header: Any) -> list[Finding]:
+    """What became of the instrumented twins; graphs without one have whole steps only."""
+    state, reason = found.get("state"), found.get("reason")
+    findings = []
+    if state == "armed":
+        what = (
+            f"CUDA graphs: {len(found['sizes'])} instrumented twins, {found['bytes'] / 2**20:.0f} MiB, captured in "
+            f"{found['seconds']:.1f} s; {found['stamps']}: quantum {1e9 * float(header['stamp_quantum']):.0f} ns, "
+            f"a boundary costs {1e6 * float(header['stamp_cost']):.2f} µs"
+        )
+        findings.append(Finding(OK, name, what))
+    elif state == "refused":
+        remedy = "--disable_cudagraph shows operators all the same; LIGHTLLM_OTEL_GRAPHS=off accepts whole steps"
+        findings.append(Finding(WRONG, name, f"CUDA graphs: whole steps only: {reason}", remedy))
+    elif state:
+        findings.append(Finding(NOTE, name, f"CUDA graphs: whole steps only: {reason}"))
+    counts = {why: int(header["whole"][why.code]) for why in Whole}
+    if any(counts.values()):
+        counted = ", ".join(f"{count} {why}" for why, count in counts.items() if count)
+        findings.append(Finding(NOTE, name, f"steps without operators that were due: {counted}"))
     return findings
 
 

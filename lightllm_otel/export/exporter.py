@@ -10,12 +10,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from lightllm_otel import __version__
 from lightllm_otel.aggregate.group import Group
 from lightllm_otel.export import discovery
+from lightllm_otel.export.control import Controller, ControlServer
 from lightllm_otel.export.link import link
 from lightllm_otel.export.prometheus import GroupCollector
 from lightllm_otel.export.recording import RecordingWriter
@@ -42,6 +44,7 @@ class Exporter:
     ) -> None:
         self.group = Group()
         self.server: MetricsServer | None = None
+        self._control: ControlServer | None = None
         self._folder = folder
         self._settings = settings
         self._now = now
@@ -64,6 +67,7 @@ class Exporter:
 
     def run(self) -> None:
         """Poll until the ranks have ended."""
+        self._listen()
         while not self.over():
             try:
                 self.poll()
@@ -73,6 +77,12 @@ class Exporter:
                     log.exception("a poll failed and the next one is tried: %r", error)
             time.sleep(POLL_SECONDS)
         self.close()
+
+    def _listen(self) -> None:
+        try:
+            self._control = ControlServer(self._folder, Controller(self._folder, self.group))
+        except OSError as error:
+            log.error("lightllm-otel ctl will not work: no socket in %s (%s)", self._folder, error)
 
     def poll(self) -> None:
         """Read what is new from every rank."""
@@ -106,6 +116,8 @@ class Exporter:
 
     def close(self) -> None:
         """Withdraw the address and remove the rings of ranks that are gone."""
+        if self._control is not None:
+            self._control.close()
         discovery.withdraw(self._folder)
         for path in self._folder.glob(RING_PATTERN):
             if not is_locked(path):
@@ -202,9 +214,19 @@ def start_line(group: Group, address: str) -> str:
         f"lightllm-otel {__version__}: http://{address}/metrics",
         f"{len(slots) - len(missing)} operators, missing: {', '.join(missing) or 'none'}",
         f"level {facts.get('level')}, 1 decode step in {facts.get('sample_every')}",
+        f"CUDA graphs: {graphs_line(facts.get('graphs') or {})}",
         "next: lightllm-otel top",
     ]
     return " · ".join(parts)
+
+
+def graphs_line(graphs: dict[str, Any]) -> str:
+    """What became of the instrumented twins, for a person."""
+    if graphs.get("state") == "armed":
+        return (
+            f"{len(graphs['sizes'])} instrumented twins ({graphs['bytes'] / 2**20:.0f} MiB, {graphs['seconds']:.1f} s)"
+        )
+    return f"whole steps only ({graphs.get('reason') or 'no graphs'})"
 
 
 def let_go_of_stderr(folder: Path) -> None:

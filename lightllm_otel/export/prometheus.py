@@ -21,7 +21,7 @@ from lightllm_otel import __version__
 from lightllm_otel.aggregate.group import Group, Rank
 from lightllm_otel.aggregate.histogram import Histogram
 from lightllm_otel.export import metrics
-from lightllm_otel.vocabulary import IdleReason, Mode, Operator, Phase
+from lightllm_otel.vocabulary import IdleReason, Level, Mode, Operator, Phase
 
 Value = Union[float, Histogram, None]
 Row = tuple[tuple[str, ...], Value]
@@ -100,6 +100,7 @@ class GroupCollector(Collector):
             "gpu": facts.get("gpu_name", ""),
             "link": self.link,
             "plugin": facts.get("plugin", __version__),
+            "level": group_level(self._group) or facts.get("level", ""),
         }
         labels = metrics.BY_NAME["lightllm_server_info"].labels
         gpus = [
@@ -117,20 +118,31 @@ class GroupCollector(Collector):
 
     def _self(self) -> dict[str, list[Row]]:
         group = self._group
-        headers: list[Any] = [rank.header for rank in group.ranks.values() if rank.header is not None]
         return {
             "lightllm_otel_steps_sampled_total": [((), group.counter("sampled_steps"))],
             "lightllm_otel_records_dropped_total": [((r.value,), n) for r, n in group.dropped().items()],
             "lightllm_otel_errors_total": [((stage.value,), n) for stage, n in group.errors().items()],
             "lightllm_otel_hook_seconds_total": [((), group.counter("hook_seconds"))],
-            "lightllm_otel_clock_quantum_seconds": [
-                ((), max((float(h["clock_quantum"]) for h in headers), default=0.0))
-            ],
-            "lightllm_otel_boundary_cost_seconds": [
-                ((), max((float(h["boundary_cost"]) for h in headers), default=0.0))
-            ],
+            "lightllm_otel_clock_quantum_seconds": self._by_mode("clock_quantum", "stamp_quantum"),
+            "lightllm_otel_boundary_cost_seconds": self._by_mode("boundary_cost", "stamp_cost"),
+            "lightllm_otel_steps_whole_only_total": [((w.value,), n) for w, n in group.whole().items()],
+            "lightllm_otel_graph_twins": [((), group.twins())],
+            "lightllm_otel_distortion_ratio": [((), ratio)] if (ratio := group.distortion.ratio) is not None else [],
             "lightllm_otel_data_age_seconds": [((), group.data_age(self._now()))],
         }
+
+    def _by_mode(self, eager: str, graph: str) -> list[Row]:
+        """The largest value over the ranks, of the clock of each mode; 0 is a clock that is not used."""
+        headers: list[Any] = [rank.header for rank in self._group.ranks.values() if rank.header is not None]
+        values = {mode: max((float(h[name]) for h in headers), default=0.0)
+                  for mode, name in ((Mode.EAGER, eager), (Mode.GRAPH, graph))}  # fmt: skip
+        return [((mode.value,), value) for mode, value in values.items() if mode is Mode.EAGER or value]
+
+
+def group_level(group: Group) -> str:
+    """The level that the ranks follow now, which live control may have changed; empty before they have said so."""
+    headers: list[Any] = [rank.header for _, rank in sorted(group.ranks.items()) if rank.header is not None]
+    return Level.of(int(headers[0]["level"])).value if headers else ""
 
 
 def family(metric: metrics.Metric, rows: Iterable[Row]) -> Family:

@@ -1,15 +1,22 @@
-"""What the clock itself costs, found out once at start-up, before the first request."""
+"""What the clocks themselves cost, found out once at start-up, before the first request."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from typing import Any
 
 import numpy as np
 
 from lightllm_otel.measure.clock import Clock
+from lightllm_otel.measure.graphs import Graphs
+from lightllm_otel.measure.stamps import Stamps
 
 BOUNDARIES = 65
+STAMP_REPLAYS = 5
+PAIRS = 10
+MOST_COST = 5e-6
+MOST_SPREAD = 0.3e-6
 _BUSY_SECONDS = 2e-3
 _PATIENCE_SECONDS = 0.5
 
@@ -44,6 +51,38 @@ def calibrate(clock: Clock) -> Calibration:
             return Calibration(record_cost=record_cost)
     intervals = clock.intervals(handles)
     return Calibration(quantum_of(intervals), float(np.median(intervals)), record_cost)
+
+
+def quantum_of_stamps(stamps: Stamps, graphs: Graphs) -> float:
+    """Seconds; from a graph of its own in which stamps follow each other. The first replay uploads it and is left out."""
+    count = min(BOUNDARIES, stamps.capacity)
+
+    def body() -> None:
+        for at in range(count):
+            stamps.stamp(at)
+        stamps.publish(count)
+
+    graph = graphs.capture(None, body)
+    readings = []
+    for _ in range(STAMP_REPLAYS + 1):
+        replay = stamps.launched()
+        graph.replay()
+        graphs.wait()
+        readings.append(stamps.intervals(replay, count))
+    return quantum_of(np.concatenate(readings[1:]))
+
+
+def cost_of_stamps(plain: Any, twin: Any, count: int, graphs: Graphs) -> float:
+    """Seconds by which each of ``count`` stamps makes ``twin`` slower than ``plain``, its like without them.
+
+    On the host's own graph: stamps that follow each other, or small kernels of one kind, say little about stamps
+    between kernels that take turns. The median over pairs of replays; 0 where pairs differ more than that is worth,
+    as when processes share a GPU.
+    """
+    pairs = [(graphs.seconds(plain), graphs.seconds(twin)) for _ in range(PAIRS)]
+    costs = (np.array([twin - plain for plain, twin in pairs]) / count)[1:]  # the first pair warms up
+    low, cost, high = np.quantile(costs, (0.25, 0.5, 0.75))
+    return float(cost) if 0 < cost < MOST_COST and high - low < MOST_SPREAD else 0.0
 
 
 def quantum_of(intervals: np.ndarray) -> float:

@@ -2,51 +2,140 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from lightllm_otel.measure.calibration import Calibration
 from lightllm_otel.measure.clock import Clock, Handle
-from lightllm_otel.measure.marks import Marks
+from lightllm_otel.measure.marks import Marks, Shape
+from lightllm_otel.measure.stamps import Stamps
 from lightllm_otel.measure.step import Step
 from lightllm_otel.ring import layout
+from lightllm_otel.vocabulary import Operator
 
 _NO_INTERVALS = np.zeros(0, layout.INTERVAL)
 _MOST_PAYLOAD = 2**32 - 1
 
 
-def harvest(
-    step: Step, previous_end: list[Handle] | None, clock: Clock, marks: Marks, calibration: Calibration
-) -> tuple[np.ndarray, np.ndarray]:
-    """``(step, intervals)`` as ``STEP`` of shape (1,) and ``INTERVAL`` of shape (n,). All its events must be done."""
-    record = np.zeros(1, layout.STEP)
-    ends = [previous_end[1], *step.ends] if previous_end is not None else step.ends
-    seconds = clock.intervals(ends)
-    record["seconds"] = seconds[-1]
-    if previous_end is not None:
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """Consecutive intervals: ``codes`` of their marks, ``seconds``, what of it is a boundary's ``cost``, ``starved``.
+
+    ``closure``: seconds that boundaries cover; of a graph what its own stamps say, by another clock than the events.
+    """
+
+    codes: tuple[int, ...]
+    seconds: np.ndarray
+    cost: np.ndarray
+    starved: np.ndarray
+    payloads: list[tuple[int, int]]
+    closure: float
+
+
+class Harvest:
+    """Knows the clocks and what they cost. ``graph``: the code of the mark that a whole graph replay gets."""
+
+    def __init__(self, clock: Clock, marks: Marks, graph: int, gap: int) -> None:
+        self.calibration = Calibration()
+        self.stamps: Stamps | None = None
+        self.stamp_calibration = Calibration()
+        self._clock = clock
+        self._marks = marks
+        self._graph = graph
+        self._gap = gap
+
+    def __call__(self, step: Step, previous_end: list[Handle] | None, sampled: bool) -> tuple[np.ndarray, np.ndarray]:
+        """``(step, intervals)`` as ``STEP`` of shape (1,) and ``INTERVAL`` of shape (n,). All its events must be done.
+
+        Raises Overwritten when the stamps of its graph are gone; then it can still be asked with ``sampled`` false.
+        """
+        record = self._whole(step, previous_end)
+        if not sampled or step.marking is None or len(step.marking.codes) < 2:
+            return record, _NO_INTERVALS
+        parts = self._parts(step)
+        shape = self._marks.shape(parts.codes)
+        seconds = without_cost(parts.seconds, parts.cost, shape)
+        rows = len(shape.template)
+        intervals = shape.template.copy()
+        intervals["seconds"] = np.bincount(shape.row, seconds, rows)
+        if parts.starved.any():
+            intervals["flags"][shape.row[parts.starved]] = layout.STARVED
+        for at, payload in parts.payloads:
+            intervals["payload_bytes"][shape.row[at]] = min(payload, _MOST_PAYLOAD)
+        record["flags"] = layout.SAMPLED
+        record["intervals"] = rows
+        record["closure_seconds"] = parts.closure
+        record["overhead_seconds"] = parts.seconds.sum() - seconds.sum()
+        return record, intervals
+
+    def _whole(self, step: Step, previous_end: list[Handle] | None) -> np.ndarray:
+        ends = [previous_end[1], *step.ends] if previous_end is not None else step.ends
+        seconds = self._clock.intervals(ends)
         # On two infer threads one step may start before the other has ended; then nothing was idle.
-        record["idle_seconds"] = max(seconds[0], 0.0)
-        record["idle_reason"] = step.idle_reason.code
-    record["magic"] = layout.STEP_MAGIC
-    record["number"] = step.number & 0xFFFFFFFF
-    record["phase"], record["mode"] = step.work.phase.code, step.mode.code
-    record["wall_time"] = step.wall_time
-    record["batch"], record["padded"] = step.work.batch, step.padded
-    record["requests"], record["tokens"], record["context"] = step.requests, step.tokens, step.work.context
-    if not step.sampled or len(step.codes) < 2:
-        return record, _NO_INTERVALS
-    raw = clock.intervals(step.boundaries[: len(step.codes)])
-    shape = marks.shape(step.codes[1:])  # the first boundary only begins
-    starved = np.array(step.starved[1:], dtype=bool)
-    # Where the GPU waited for the host, the boundary was over before the next kernel came: nothing to subtract.
-    overhead = np.where(starved, 0.0, np.minimum(calibration.boundary_cost, raw))
-    rows = len(shape.template)
-    intervals = shape.template.copy()
-    intervals["seconds"] = np.bincount(shape.row, raw - overhead, rows)
-    intervals["flags"][shape.row[starved]] = layout.STARVED
-    for at, payload in step.payloads:
-        intervals["payload_bytes"][shape.row[at - 1]] = min(payload, _MOST_PAYLOAD)
-    record["flags"] = layout.SAMPLED
-    record["intervals"] = rows
-    record["closure_seconds"] = raw.sum()
-    record["overhead_seconds"] = overhead.sum()
-    return record, intervals
+        idle = max(float(seconds[0]), 0.0) if previous_end is not None else 0.0
+        reason = step.idle_reason.code if previous_end is not None else 0
+        work = step.work
+        return np.array(
+            [(layout.STEP_MAGIC, 0, work.phase.code, step.mode.code, step.number & 0xFFFFFFFF, 0, reason, 0,
+              step.wall_time, seconds[-1], 0.0, 0.0, idle, work.batch, step.requests, step.tokens, work.context,
+              step.padded)],
+            layout.STEP,
+        )  # fmt: skip
+
+    def _parts(self, step: Step) -> Intervals:
+        marking = step.marking
+        assert marking is not None
+        count = len(marking.codes)
+        seconds = self._clock.intervals(marking.places[:count])
+        starved = np.array(marking.starved[1:count], dtype=bool)
+        # Where the GPU waited for the host, the boundary was over before the next kernel came: nothing to subtract.
+        cost = np.where(starved, 0.0, self.calibration.boundary_cost)
+        payloads = [(at - 1, payload) for at, payload in marking.payloads]
+        codes = tuple(marking.codes[1:])  # the first boundary only begins
+        parts = Intervals(codes, seconds, cost, starved, payloads, float(seconds.sum()))
+        return parts if step.twin is None else self._with_graph(step, parts)
+
+    def _with_graph(self, step: Step, around: Intervals) -> Intervals:
+        """The stamps of the replayed twin in the place of the one interval that its replay is in the events.
+
+        What of that interval no stamp covers (the launch, the copy of the stamps) is gap.
+        """
+        twin = step.twin
+        assert twin is not None
+        assert self.stamps is not None
+        at = around.codes.index(self._graph)
+        inside = self.stamps.intervals(step.replay, len(twin.codes))
+        replay, stamped = float(around.seconds[at]), float(inside.sum())
+        rest = max(replay - stamped, 0.0)
+        many = len(inside)
+
+        def spliced(outer: np.ndarray, inner: np.ndarray, last: float) -> np.ndarray:
+            joined: np.ndarray = np.concatenate((outer[:at], inner, [last], outer[at + 1 :]))
+            return joined
+
+        return Intervals(
+            (*around.codes[:at], *twin.codes[1:], self._gap, *around.codes[at + 1 :]),
+            spliced(around.seconds, inside, rest),
+            spliced(around.cost, np.full(many, self.stamp_calibration.boundary_cost), 0.0),
+            spliced(around.starved, np.zeros(many, dtype=bool), False).astype(bool),
+            [*((at + place - 1, payload) for place, payload in twin.payloads), *around.payloads],
+            around.closure - replay + stamped,
+        )
+
+
+def without_cost(seconds: np.ndarray, cost: np.ndarray, shape: Shape) -> np.ndarray:
+    """``seconds`` less ``cost``, none below 0, and right on average for every operator.
+
+    A single interval can be shorter than the cost of its boundary, the more so the coarser the timer is. Cutting it
+    off at 0 would leave its operator too long; so the operator's other calls in the step give the difference back.
+    """
+    net: np.ndarray = np.maximum(seconds - cost, 0.0)
+    if (seconds >= cost).all():
+        return net
+    operator = shape.template["operator"][shape.row]
+    wanted = np.maximum(np.bincount(operator, seconds - cost, len(Operator)), 0.0)
+    cut = np.bincount(operator, net, len(Operator))
+    scale = np.divide(wanted, cut, out=np.zeros(len(Operator)), where=cut > 0)
+    scaled: np.ndarray = net * scale[operator]
+    return scaled

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from lightllm_otel.measure.clock import Handle
+from lightllm_otel.measure.marking import EagerMarking
 from lightllm_otel.vocabulary import IdleReason, Mode, Phase
 
 
@@ -24,27 +25,37 @@ class Work:
     pairs: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Twin:
+    """An instrumented graph beside the host's own one for ``batch`` requests.
+
+    ``codes``: the marks of its stamps, in order. ``payloads``: (position, bytes) of its collectives.
+    """
+
+    batch: int
+    codes: tuple[int, ...]
+    payloads: tuple[tuple[int, int], ...] = ()
+
+
 class Step:
-    """A step in flight. ``ends`` are the events before and after it, ``boundaries`` those between its operators."""
+    """A step in flight. ``ends`` are the events before and after it; ``marking`` has those between, if it is sampled.
+
+    ``twin`` and ``replay``: the instrumented graph that was replayed, and the number of that replay.
+    """
 
     __slots__ = (
-        "boundaries",
-        "capacity",
         "closed",
-        "codes",
-        "context",
         "ends",
         "idle_reason",
-        "in_collective",
+        "marking",
         "mode",
         "number",
         "padded",
-        "payloads",
+        "replay",
         "requests",
-        "sampled",
-        "starved",
         "stream",
         "tokens",
+        "twin",
         "wall_time",
         "work",
     )
@@ -61,12 +72,6 @@ class Step:
         self.requests = work.batch
         self.idle_reason = IdleReason.NONE
         self.closed = False
-        self.sampled = False
-        self.boundaries: list[Handle] = []
-        self.capacity = 0
-        self.codes: list[int] = []
-        self.starved: list[bool] = []
-        self.payloads: list[tuple[int, int]] = []
-        # The operator that is running now, or -1; collectives inside it are cut out of it.
-        self.context = -1
-        self.in_collective = False
+        self.marking: EagerMarking | None = None
+        self.twin: Twin | None = None
+        self.replay = -1

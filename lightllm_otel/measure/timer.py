@@ -1,7 +1,7 @@
 """The timer of one model: opens and closes steps, takes marks between operators, reads what is done, never waits.
 
-All calls come from the host's model threads. The hooks of operators ask one question, ``timer.armed``; it is a step
-only inside a forward whose operators are timed.
+All calls come from the host's model threads. The hooks of operators ask one question, ``timer.armed``; it is a marking
+only inside a forward whose operators are timed, or while a graph is captured.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Protocol
 
 import numpy as np
 
-from lightllm_otel.measure.calibration import Calibration
 from lightllm_otel.measure.clock import Clock, Handle
-from lightllm_otel.measure.harvest import harvest
+from lightllm_otel.measure.harvest import Harvest
+from lightllm_otel.measure.marking import EagerMarking, Marking
 from lightllm_otel.measure.marks import Mark, Marks
 from lightllm_otel.measure.pool import Pool
-from lightllm_otel.measure.sampling import Sampling
-from lightllm_otel.measure.step import Step, Work
-from lightllm_otel.vocabulary import DropReason, IdleReason, Mode, Operator
+from lightllm_otel.measure.stamps import Overwritten
+from lightllm_otel.measure.step import Step, Twin, Work
+from lightllm_otel.vocabulary import DropReason, IdleReason, Mode, Operator, Whole
 
 PENDING_STEPS = 64
 SAMPLED_STEPS = 6
@@ -41,7 +41,9 @@ class Sink(Protocol):
 
     def leave(self) -> None: ...
 
-    def count(self, dropped: list[int], sampled: int, hook_seconds: float, oldest_unread: float) -> None: ...
+    def count(
+        self, dropped: list[int], whole: list[int], sampled: int, hook_seconds: float, oldest_unread: float
+    ) -> None: ...
 
 
 class Timer:
@@ -51,102 +53,96 @@ class Timer:
         self,
         clock: Clock,
         sink: Sink,
-        sampling: Sampling,
         operators: bool = True,
         boundaries: int = 512,
-        calibration: Calibration | None = None,
         wall_clock: Callable[[], float] = time.time,
         cpu_clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.armed: Step | None = None
-        self.completed = 0
+        self.armed: Marking | None = None
         self.failed = False
         self.marks = Marks()
+        self.gap = self.marks.code(Mark(Operator.GAP))
+        self.part_gap = self.marks.part(self.gap)
+        self._sampling_mark = self.marks.code(Mark(Operator.SAMPLING))
+        # Stands for a whole replay between two events; the harvest puts what the graph's own stamps say in its place.
+        self._graph_mark = self.marks.code(Mark(Operator.GAP, layer=-2))
+        self.harvest = Harvest(clock, self.marks, self._graph_mark, self.gap)
+        self.boundaries = min(boundaries, sink.fits)
+        self.whole = [0] * len(Whole)
         self._clock = clock
         self._sink = sink
-        self._sampling = sampling
-        self._operators = operators
-        self.calibration = calibration or Calibration()
         self._wall = wall_clock
         self._cpu = cpu_clock
         self._ends = Pool(clock, 2, PENDING_STEPS + 2, ready=8)
-        self._boundaries = Pool(clock, min(boundaries, sink.fits), SAMPLED_STEPS, ready=3 if operators else 0)
+        self._boundaries = Pool(clock, self.boundaries, SAMPLED_STEPS, ready=3 if operators else 0)
         self._record = clock.record
         self._done = clock.done
         self._pending: collections.deque[Step] = collections.deque()
         self._awaiting_sample: dict[int, Step] = {}
         self._previous_end: list[Handle] | None = None
         self._no_requests = True
+        self._current: Step | None = None
         self._entered: Step | None = None
         self._sampled_steps = 0
         self._hook_seconds = 0.0
         self._dropped = [0] * len(DropReason)
-        self.gap = self.marks.code(Mark(Operator.GAP))
-        self._sampling_mark = self.marks.code(Mark(Operator.SAMPLING))
 
     # A step, in the order of calls ---------------------------------------------------------------------------------
 
-    def enter(self, work: Work) -> Step | None:
-        """A forward begins. None when too many steps are unread: this one is not timed, and counted."""
+    def enter(self, work: Work, number: int, due: bool) -> Step | None:
+        """Forward ``number`` begins; ``due``: its operators are timed.
+
+        None when too many steps are unread: this one is not timed, and counted.
+        """
         began = self._cpu()
-        self._close(self._awaiting_sample.pop(threading.get_ident(), None))
+        if self._awaiting_sample:
+            self._close(self._awaiting_sample.pop(threading.get_ident(), None))
         ends = self._ends.take() if len(self._pending) < PENDING_STEPS else None
         if ends is None:
             self._drop(DropReason.PENDING_FULL)
             return None
-        step = Step(self.completed, work, ends, self._clock.stream(), self._wall())
+        step = Step(number, work, ends, self._clock.stream(), self._wall())
         step.idle_reason = IdleReason.NO_REQUESTS if self._no_requests else IdleReason.HOST
         self._no_requests = False
-        self._entered = step
-        self._sink.enter(step.number, work.phase.code, step.wall_time)
+        self._current = self._entered = step
+        self._sink.enter(number, work.phase.code, step.wall_time)
         self._record(ends[0], step.stream)
-        if self._operators and self._sampling.due(step.number, work.phase, work.tokens):
+        if due:
             self._arm(step)
         self._hook_seconds += self._cpu() - began
         return step
 
     def _arm(self, step: Step) -> None:
-        if self.armed is not None:  # another thread is inside a sampled forward: its marks and ours would mix
-            self.disarm(self.armed)
-            return
         block = self._boundaries.take()
         if block is None:
             self._drop(DropReason.PENDING_FULL)
             return
-        step.boundaries, step.capacity, step.sampled = block, len(block), True
-        self.mark(step, self.gap)
-        self.armed = step
+        step.marking = self.armed = EagerMarking(
+            self._clock, step.ends[0], self.gap, block, step.stream, step.work.pairs
+        )
 
-    def disarm(self, step: Step | None) -> None:
-        """This step's operators cannot be told apart after all (a graph is replayed or captured)."""
-        if step is not None and step.sampled:
-            step.sampled = False
-            self._boundaries.give(step.boundaries)
-            step.boundaries = []
-        if self.armed is step:
-            self.armed = None
+    def disarm(self, reason: Whole) -> None:
+        """The operators of the forward in progress cannot be told apart; counted if they were due."""
+        self.armed = None
+        step = self._current
+        if step is not None and step.marking is not None:
+            self.whole[reason.code] += 1
+            self._forget_marks(step)
 
-    def mark(self, step: Step, code: int) -> None:
-        """A boundary: the interval since the previous one belongs to the mark with this code."""
-        at = len(step.codes)
-        if at >= step.capacity:
-            self._drop(DropReason.TOO_LARGE)
-            self.disarm(step)
-            return
-        boundaries = step.boundaries
-        starved = at > 0 and self._done(boundaries[at - 1])
-        self._record(boundaries[at], step.stream)
-        step.codes.append(code)
-        step.starved.append(starved)
+    def _forget_marks(self, step: Step) -> None:
+        if step.marking is not None:
+            self._boundaries.give(step.marking.block)
+            step.marking = None
 
     def leave(self, step: Step | None) -> None:
         """The forward has returned: its kernels are launched. What comes next may be sampling, or nothing."""
-        began = self._cpu()
-        self.completed += 1  # of an untimed step, too: all ranks count alike
+        self._current = self.armed = None
         if step is None:
             return
-        if self.armed is step:
-            self.armed = None
+        began = self._cpu()
+        if step.marking is not None and step.marking.full:
+            self._drop(DropReason.TOO_LARGE)
+            self._forget_marks(step)
         self._record(step.ends[1], step.stream)
         self._pending.append(step)
         self._awaiting_sample[threading.get_ident()] = step
@@ -156,32 +152,52 @@ class Timer:
 
     def abandon(self, step: Step | None) -> None:
         """The forward raised. The host repeats it, with the same number."""
+        self._current = self.armed = None
         if step is None:
             return
-        self.disarm(step)
+        self._forget_marks(step)
         self._ends.give(step.ends)
         if self._entered is step:
             self._sink.leave()
         self._drop(DropReason.ERROR)
 
-    def replayed(self, padded: int) -> None:
-        """The forward of this thread replays a CUDA graph in which ``padded`` requests are computed."""
-        step = self._entered
-        if step is not None:
-            self.disarm(step)
-            step.mode, step.padded = Mode.GRAPH, padded
+    def graph(self, padded: int, twin: bool) -> Step | None:
+        """The forward in progress will replay a graph that computes ``padded`` requests, a plain one or a twin.
+
+        Returns the step if its operators are read from a twin; :meth:`before_replay` and :meth:`after_replay` follow.
+        """
+        step = self._current
+        if step is None:
+            return None
+        step.mode, step.padded = Mode.GRAPH, padded
+        if not twin:
+            self.disarm(Whole.NO_TWIN)
+            return None
+        self.armed = None
+        return step if step.marking is not None else None
+
+    def before_replay(self, step: Step) -> None:
+        """What the host does between the entry of the forward and the replay is gap."""
+        if step.marking is not None:
+            step.marking.mark(self.gap)
+
+    def after_replay(self, step: Step, twin: Twin, replay: int) -> None:
+        """The replay of that number has been launched."""
+        if step.marking is not None:
+            step.marking.mark(self._graph_mark)
+            step.twin, step.replay = twin, replay
 
     def enter_sampling(self) -> Step | None:
         """Sampling begins for the step that this thread left last; None when there is none."""
         step = self._awaiting_sample.pop(threading.get_ident(), None)
-        if step is not None and step.sampled:
-            self.mark(step, self.gap)
+        if step is not None and step.marking is not None:
+            step.marking.mark(self.gap)
         return step
 
     def leave_sampling(self, step: Step) -> None:
         """Everything of the step is launched; the host is about to wait for it, a good moment to read older ones."""
-        if step.sampled:
-            self.mark(step, self._sampling_mark)
+        if step.marking is not None:
+            step.marking.end(self._sampling_mark, step.ends[1])
         self._record(step.ends[1], step.stream)
         self._close(step)
         self.read()
@@ -202,7 +218,25 @@ class Timer:
         self._dropped[DropReason.ERROR.code] += len(self._pending)
         self._pending.clear()
         self._sink.leave()
-        self._sink.count(self._dropped, self._sampled_steps, self._hook_seconds, 0.0)
+        self._count(0.0)
+
+    def pause(self) -> None:
+        """Live control says off: what is done is read, the rest is let go, and nothing looks stuck."""
+        for step in self._pending:
+            self._close(step)
+        self._awaiting_sample.clear()
+        self.read()
+        for step in self._pending:
+            self._forget_marks(step)
+            self._ends.give(step.ends)
+            self._drop(DropReason.CONTROL)
+        self._pending.clear()
+        if self._previous_end is not None:  # the time until control says on is not idle time of the GPU
+            self._ends.give(self._previous_end)
+            self._previous_end = None
+        self._no_requests = True
+        self._sink.leave()
+        self._count(0.0)
 
     # Reading -------------------------------------------------------------------------------------------------------
 
@@ -213,18 +247,23 @@ class Timer:
         while pending and pending[0].closed and self._done(pending[0].ends[1]):
             self._finish(pending.popleft())
         self._hook_seconds += self._cpu() - began
-        oldest = pending[0].wall_time if pending else 0.0
-        self._sink.count(self._dropped, self._sampled_steps, self._hook_seconds, oldest)
+        self._count(pending[0].wall_time if pending else 0.0)
 
     def _finish(self, step: Step) -> None:
         try:
-            self._sink.write(*harvest(step, self._previous_end, self._clock, self.marks, self.calibration))
-            self._sampled_steps += step.sampled
-            # Of the marks only the recording itself is known without a clock call around each.
-            self._hook_seconds += self.calibration.record_cost * len(step.codes)
+            sampled = step.marking is not None
+            try:
+                self._sink.write(*self.harvest(step, self._previous_end, sampled))
+            except Overwritten:
+                self._drop(DropReason.OVERWRITTEN)
+                sampled = False
+                self._sink.write(*self.harvest(step, self._previous_end, sampled))
+            self._sampled_steps += sampled
+            if step.marking is not None:
+                # Of the marks only the recording itself is known without a clock call around each.
+                self._hook_seconds += self.harvest.calibration.record_cost * len(step.marking.codes)
         finally:
-            if step.sampled:
-                self._boundaries.give(step.boundaries)
+            self._forget_marks(step)
             if self._previous_end is not None:
                 self._ends.give(self._previous_end)
             self._previous_end = step.ends
@@ -238,3 +277,6 @@ class Timer:
 
     def _drop(self, reason: DropReason) -> None:
         self._dropped[reason.code] += 1
+
+    def _count(self, oldest_unread: float) -> None:
+        self._sink.count(self._dropped, self.whole, self._sampled_steps, self._hook_seconds, oldest_unread)

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from lightllm_otel.guard import Guard
+from lightllm_otel.measure.marking import Marking
 from lightllm_otel.measure.marks import Mark
-from lightllm_otel.measure.step import Step
 from lightllm_otel.measure.timer import Timer
+from lightllm_otel.patch.closures import fixed
 from lightllm_otel.patch.ledger import Ledger
 from lightllm_otel.patch.slots import (
     GROUP_LEAVES,
@@ -67,31 +68,30 @@ def timed(host: Host, timer: Timer, guard: Guard, own: int, lead: int | None, be
     """
     measure = guard(Stage.MEASURE)
 
-    def start(step: Step) -> None:
-        if step.work.pairs:
-            timer.mark(step, between)
+    def start(marking: Marking) -> None:
+        if marking.pairs:
+            marking.mark(between)
         elif lead is not None:
-            timer.mark(step, lead)
-        step.context = own
+            marking.mark(lead)
+        marking.context = own
 
-    def end(step: Step) -> None:
-        step.context = -1
-        if step.sampled:
-            timer.mark(step, own)
+    def end(marking: Marking) -> None:
+        marking.context = -1
+        marking.mark(own)
 
-    def slot(*args: Any, **kwargs: Any) -> Any:
-        step = timer.armed
-        if step is None or step.context >= 0:  # not sampled, or nested in an operator that counts it as its own
+    def measured(host: Host, *args: Any, **kwargs: Any) -> Any:
+        marking = timer.armed
+        if marking is None or marking.context >= 0:  # nested in an operator that counts it as its own
             return host(*args, **kwargs)
         with measure:
-            start(step)
+            start(marking)
         try:
             return host(*args, **kwargs)
         finally:
             with measure:
-                end(step)
+                end(marking)
 
-    return slot
+    return fixed(host, timer, measured)
 
 
 def install_all_collectives(group_class: Any, timer: Timer, ledger: Ledger, guard: Guard) -> None:
@@ -118,41 +118,38 @@ def collective(host: Host, leaf: Leaf, timer: Timer, guard: Guard) -> Host:
     """``host``, as an observation of its own, cut out of the operator that called it."""
     measure = guard(Stage.MEASURE)
 
-    def start(step: Step) -> int:
+    def start(marking: Marking) -> int:
         """Returns the code of the collective's own mark."""
-        inside = step.context >= 0
-        own = timer.marks.collective(leaf.operator, step.context if inside else step.codes[-1])
-        step.in_collective = True
+        inside = marking.context >= 0
+        around = marking.context if inside else marking.codes[-1] if marking.codes else timer.gap
+        own = timer.marks.collective(leaf.operator, around)
+        marking.in_collective = True
         if inside:
-            timer.mark(step, timer.marks.part(step.context))
-        elif step.work.pairs:
-            timer.mark(step, timer.gap)
+            marking.mark(timer.marks.part(marking.context))
+        elif marking.pairs:
+            marking.mark(timer.gap)
         return own
 
-    def end(step: Step, own: int, args: tuple[Any, ...]) -> None:
-        step.in_collective = False
-        if step.sampled:
-            timer.mark(step, own)
-            step.payloads.append(
-                (len(step.codes) - 1, payload_bytes(args[leaf.payload]) if len(args) > leaf.payload else 0)
-            )
+    def end(marking: Marking, own: int, data: Any) -> None:
+        marking.in_collective = False
+        marking.mark(own)
+        marking.payloads.append((len(marking.codes) - 1, payload_bytes(data) if data is not None else 0))
 
-    @functools.wraps(host)
-    def leaf_call(*args: Any, **kwargs: Any) -> Any:
-        step = timer.armed
-        if step is None or step.in_collective:
+    def measured(host: Host, *args: Any, **kwargs: Any) -> Any:
+        marking = timer.armed
+        if marking is None or marking.in_collective:
             return host(*args, **kwargs)
         own = -1
         with measure:
-            own = start(step)
+            own = start(marking)
         try:
             return host(*args, **kwargs)
         finally:
             with measure:
                 if own >= 0:
-                    end(step, own, args)
+                    end(marking, own, args[leaf.payload] if len(args) > leaf.payload else None)
 
-    return leaf_call
+    return functools.wraps(host)(fixed(host, timer, measured))
 
 
 def payload_bytes(data: Any) -> int:

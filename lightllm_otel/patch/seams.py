@@ -5,6 +5,7 @@ Patched at the definition, so that every later ``from … import`` gets the patc
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -12,22 +13,31 @@ from types import ModuleType
 from typing import Any, Optional, Protocol
 
 from lightllm_otel.guard import Guard
+from lightllm_otel.measure.forwards import Forwards
 from lightllm_otel.measure.step import Step
 from lightllm_otel.measure.timer import Timer
 from lightllm_otel.patch.health import without_exporters
 from lightllm_otel.patch.inputs import ENTRY_POINTS, WHOLE_STEP_ONLY, reader
 from lightllm_otel.patch.ledger import Ledger
-from lightllm_otel.vocabulary import Stage
+from lightllm_otel.patch.twins import Twins
+from lightllm_otel.vocabulary import Stage, Whole
 
 Host = Callable[..., Any]
 
 
 class Session(Protocol):
-    """What the seams talk to: one per model process. ``timer`` is None until the model serves."""
+    """What the seams talk to: one per model process.
+
+    ``forwards`` is None until the model serves, ``timer`` also while live control says off. ``ledger`` holds what stays
+    for the life of the process, ``live`` what live control can take away.
+    """
 
     timer: Optional[Timer]
+    forwards: Optional[Forwards]
+    twins: Optional[Twins]
     guard: Guard
     ledger: Ledger
+    live: Ledger
 
     group_class: Any
 
@@ -39,6 +49,9 @@ class Session(Protocol):
 
     def owns(self, model: Any) -> bool:
         """Whether steps of this model are measured (a draft model's are not)."""
+
+    def listen(self) -> None:
+        """A forward is entered: follow live control, if there is an order that begins with it."""
 
     def housekeep(self) -> None:
         """Called on the model thread after each step and on idle ticks; throttles itself."""
@@ -77,58 +90,148 @@ def _constructed(host: Host, session: Session) -> Host:
 
 
 def forward(host: Host, name: str, session: Session) -> Host:
-    """A step: from here to the end of ``sample``."""
-    signature = inspect.signature(host)
-    read = reader(name, signature.parameters)
+    """A step: from here to the end of ``sample``. Counts, whatever becomes of the rest: the count is what ranks share."""
+    parameters = list(inspect.signature(host).parameters)
+    read = reader(name, dict.fromkeys(parameters))
+    names = parameters[1:]
     measure = session.guard(Stage.MEASURE)
+    control = session.guard(Stage.ACTIVATE)
     whole_step_only = name in WHOLE_STEP_ONLY
 
     @functools.wraps(host)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        timer = session.timer
-        if timer is None or timer.failed or not session.owns(self):
+        forwards = session.forwards
+        if forwards is None:
             return host(self, *args, **kwargs)
+        if not session.owns(self):
+            if session.timer is not None:
+                session.timer.whole[Whole.DRAFT.code] += 1
+            return host(self, *args, **kwargs)
+        with control:
+            session.listen()
+        timer = session.timer
         step: Step | None = None
-        with measure:
-            step = timer.enter(read(signature.bind(self, *args, **kwargs).arguments))
-            if whole_step_only:
-                timer.disarm(step)
+        if timer is not None and not timer.failed:
+            with measure:
+                work = read({**dict(zip(names, args)), **kwargs})
+                step = timer.enter(work, forwards.completed, forwards.due(work.phase, work.tokens))
+                if whole_step_only:
+                    timer.disarm(Whole.OVERLAP)
         try:
             result = host(self, *args, **kwargs)
         except BaseException:
-            with measure:
-                timer.abandon(step)
+            if timer is not None and not timer.failed:
+                with measure:
+                    timer.abandon(step)
             raise
-        with measure:
-            timer.leave(step)
+        forwards.complete()
+        if timer is not None and not timer.failed:
+            with measure:
+                timer.leave(step)
         return result
 
     return method
 
 
 def patch_graph(module: ModuleType, session: Session) -> None:
-    """NEW's ``CudaGraph``: a replayed step runs no Python per operator; a capture must not see our events."""
-    session.ledger.replace(module.CudaGraph, "replay", lambda host: _graphed(host, session))
-    session.ledger.replace(module.CudaGraph, "capture_decode", lambda host: _graphed(host, session))
+    """NEW's ``CudaGraph``: where graphs are captured and replayed. Python does not run per operator in a replay."""
+    graph_class = module.CudaGraph
+    wraps = {
+        "warmup": (session.ledger, lambda host: _warming_up(host, session, module)),
+        "_capture_decode": (session.ledger, lambda host: _capturing(host, session)),
+        "_replay": (session.live, lambda host: _replaying(host, session)),
+        "_replay_overlap": (session.live, lambda host: _replaying_whole(host, session)),
+    }
+    for name, (ledger, wrap) in wraps.items():
+        if hasattr(graph_class, name):
+            ledger.replace(graph_class, name, wrap)
 
 
-def _graphed(host: Host, session: Session) -> Host:
-    padded_of = inspect.signature(host).bind
+def _warming_up(host: Host, session: Session, module: ModuleType) -> Host:
+    @functools.wraps(host)
+    def warmup(self: Any, model: Any) -> Any:
+        twins = session.twins if session.owns(model) else None
+        if twins is not None:
+            with session.guard(Stage.PATCH):
+                twins.plan(self, module)
+        result = host(self, model)
+        if twins is not None:
+            with session.guard(Stage.PATCH):
+                twins.seal(self)
+        return result
+
+    return warmup
+
+
+def _capturing(host: Host, session: Session) -> Host:
+    """A capture must not see our events; beside it a twin may be captured, if the server is still starting."""
 
     @functools.wraps(host)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def _capture_decode(self: Any, decode_func: Any, input_ids: Any, infer_state: Any) -> Any:
+        timer, twins = session.timer, session.twins
+        if timer is not None:
+            timer.disarm(Whole.NO_TWIN)
+        wanted = twins is not None and twins.wants(self, input_ids.shape[0])
+        pristine = None
+        if wanted:
+            with session.guard(Stage.PATCH):
+                pristine = copy.copy(infer_state)
+        result = host(self, decode_func, input_ids, infer_state)
+        if wanted and twins is not None:
+            done = False
+            with session.guard(Stage.PATCH):
+                twins.capture(self, decode_func, input_ids, pristine, infer_state)
+                done = True
+            if not done:
+                twins.refuse("our own part failed; the log says how")
+        return result
+
+    return _capture_decode
+
+
+def _replaying(host: Host, session: Session) -> Host:
+    """On sampled steps the host's own code replays the twin: for that one call it lies where the host's graph lies."""
+    measure = session.guard(Stage.MEASURE)
+
+    @functools.wraps(host)
+    def _replay(self: Any, input_ids: Any, infer_state: Any) -> Any:
+        batch = input_ids.shape[0]
+        forwards, twins, timer = session.forwards, session.twins, session.timer
+        captured = None
+        if forwards is not None and forwards.decode_due and twins is not None:
+            captured = twins.beside(self, batch)
+        if timer is not None and not timer.failed:
+            with measure:
+                step = timer.graph(batch, twin=captured is not None)
+                if captured is not None:
+                    captured.step = step
+        if captured is None:
+            return host(self, input_ids, infer_state)
+        entry = self.graph[batch]
+        self.graph[batch] = (captured, *entry[1:])
+        try:
+            return host(self, input_ids, infer_state)
+        finally:
+            self.graph[batch] = entry
+
+    return _replay
+
+
+def _replaying_whole(host: Host, session: Session) -> Host:
+    @functools.wraps(host)
+    def _replay_overlap(self: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
         timer = session.timer
         if timer is not None and not timer.failed:
             with session.guard(Stage.MEASURE):
-                timer.replayed(padded_of(self, *args, **kwargs).arguments["input_ids"].shape[0])
-        return host(self, *args, **kwargs)
+                timer.graph(input_ids.shape[0], twin=False)
+        return host(self, input_ids, *args, **kwargs)
 
-    return method
+    return _replay_overlap
 
 
 def patch_sample(module: ModuleType, session: Session) -> None:
     """``sample`` ends a step. OLD's beam search and diverse mode pass groups; their requests are not told apart."""
-    session.ledger.replace(module, "sample", lambda host: sampled(host, session))
+    session.live.replace(module, "sample", lambda host: sampled(host, session))
 
 
 def sampled(host: Host, session: Session) -> Host:
@@ -181,19 +284,19 @@ def new_tokens(request: Any) -> int:
 def patch_rpc(module: ModuleType, session: Session) -> None:
     """NEW's router calls ``decode`` about every 10 ms, also when there is nothing to do: the idle tick."""
     if hasattr(module.ModelRpcServer, "decode"):
-        session.ledger.replace(module.ModelRpcServer, "decode", lambda host: _ticking(host, session))
+        session.live.replace(module.ModelRpcServer, "decode", lambda host: _ticking(host, session))
 
 
 def _ticking(host: Host, session: Session) -> Host:
     @functools.wraps(host)
     def decode(self: Any, *args: Any, **kwargs: Any) -> Any:
-        timer = session.timer
-        if timer is None or timer.failed:
+        timer, forwards = session.timer, session.forwards
+        if timer is None or forwards is None or timer.failed:
             return host(self, *args, **kwargs)
-        before = timer.completed
+        before = forwards.completed
         result = host(self, *args, **kwargs)
-        with session.guard(Stage.MEASURE):
-            if timer.completed == before:
+        if forwards.completed == before:
+            with session.guard(Stage.MEASURE):
                 timer.tick()
                 session.housekeep()
         return result
@@ -202,9 +305,32 @@ def _ticking(host: Host, session: Session) -> Host:
 
 
 def patch_backend(module: ModuleType, session: Session) -> None:
-    """OLD has no idle tick, but removes a batch when its last request has ended; all of its events are done then."""
+    """OLD has no idle tick, but removes a batch when its last request has ended; all of its events are done then.
+
+    The branch of NEW with two threads per model (``wzj_router``) has no ``decode`` call, but asks for new requests.
+    """
     if hasattr(module.ModeBackend, "remove_batch"):
-        session.ledger.replace(module.ModeBackend, "remove_batch", lambda host: _emptied(host, session))
+        session.live.replace(module.ModeBackend, "remove_batch", lambda host: _emptied(host, session))
+    if hasattr(module.ModeBackend, "_try_read_new_reqs"):
+        session.live.replace(module.ModeBackend, "_try_read_new_reqs", lambda host: _asking(host, session))
+
+
+def _asking(host: Host, session: Session) -> Host:
+    last = -1
+
+    @functools.wraps(host)
+    def _try_read_new_reqs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal last
+        timer, forwards = session.timer, session.forwards
+        if timer is not None and forwards is not None and not timer.failed:
+            with session.guard(Stage.MEASURE):
+                if forwards.completed == last:  # nothing since it was asked last
+                    timer.tick()
+                    session.housekeep()
+                last = forwards.completed
+        return host(self, *args, **kwargs)
+
+    return _try_read_new_reqs
 
 
 def _emptied(host: Host, session: Session) -> Host:

@@ -78,6 +78,14 @@ HEADER = np.dtype(
         ("boundary_cost", "<f8"),  # seconds
         ("errors", "<u4", (8,)),  # by Stage
         ("dropped", "<u4", (8,)),  # by DropReason
+        ("whole", "<u4", (4,)),  # by Whole: steps that were due but have their whole time only
+        ("stamp_quantum", "<f8"),  # seconds; of the clock inside graphs
+        ("stamp_cost", "<f8"),  # seconds; of a boundary inside graphs
+        ("level", "u1"),  # Level.code, as it is now
+        ("reserved2", "u1", (3,)),
+        ("sample_every", "<u4"),
+        ("control_seq", "<u4"),  # the last order of live control that this rank follows
+        ("control_at", "<u4"),  # since which forward
     ]
 )
 RING_MAGIC = b"LLMOTEL\x00"

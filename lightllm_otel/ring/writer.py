@@ -17,6 +17,8 @@ from lightllm_otel.ring import layout
 # in_flight … heartbeat of the header, in one go: this is on the path of every step.
 _IN_FLIGHT = struct.Struct("<BBHIdd")
 _IN_FLIGHT_OFFSET = layout.HEADER.fields["in_flight"][1] if layout.HEADER.fields else 0
+_COUNTS = struct.Struct("<dQd")  # oldest_unread … hook_seconds
+_COUNTS_OFFSET = layout.HEADER.fields["oldest_unread"][1] if layout.HEADER.fields else 0
 
 
 class RingWriter:
@@ -50,6 +52,8 @@ class RingWriter:
             raise
         self._capacity = capacity
         self._written = 0
+        self._dropped: list[int] = []
+        self._whole: list[int] = []
 
     def describe(self, facts: dict[str, Any]) -> None:
         """Replace the JSON page: what this rank is. Raises ValueError when it does not fit."""
@@ -84,12 +88,17 @@ class RingWriter:
         """The GPU has finished the step."""
         self._map[_IN_FLIGHT_OFFSET] = 0
 
-    def count(self, dropped: list[int], sampled: int, hook_seconds: float, oldest_unread: float) -> None:
-        """What the model process knows of itself; ``dropped`` by :class:`DropReason`."""
-        self.header["dropped"][0, : len(dropped)] = dropped
-        self.header["sampled_steps"] = sampled
-        self.header["hook_seconds"] = hook_seconds
-        self.header["oldest_unread"] = oldest_unread
+    def count(
+        self, dropped: list[int], whole: list[int], sampled: int, hook_seconds: float, oldest_unread: float
+    ) -> None:
+        """What the model process knows of itself; ``dropped`` by :class:`DropReason`, ``whole`` by :class:`Whole`."""
+        _COUNTS.pack_into(self._map, _COUNTS_OFFSET, oldest_unread, sampled, hook_seconds)
+        if dropped != self._dropped:
+            self._dropped = list(dropped)
+            self.header["dropped"][0, : len(dropped)] = dropped
+        if whole != self._whole:
+            self._whole = list(whole)
+            self.header["whole"][0, : len(whole)] = whole
 
     @property
     def fits(self) -> int:

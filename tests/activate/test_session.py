@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from fake_host import InferReq, ModelInput, make
+from fake_host import InferReq, ModelInput, answer, make
 
 from lightllm_otel.activate import session as session_module
 from lightllm_otel.activate.session import ServerSession
@@ -11,9 +11,11 @@ from lightllm_otel.guard import Guard
 from lightllm_otel.measure.clock import HostClock
 from lightllm_otel.patch import seams
 from lightllm_otel.patch.ledger import Ledger
-from lightllm_otel.ring import layout
+from lightllm_otel.ring import control, layout
+from lightllm_otel.ring.control import ControlPage
 from lightllm_otel.ring.reader import RingReader
 from lightllm_otel.settings import Settings
+from lightllm_otel.vocabulary import Level
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def build(monkeypatch, tmp_path):
         settings = Settings.from_env({"LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_DIR": str(tmp_path / "dir"),
                                       "LIGHTLLM_OTEL_RING_MIB": "1", "LIGHTLLM_OTEL_SAMPLE_EVERY": "1", **environ})  # fmt: skip
         host = make(now)
-        session = ServerSession(settings, Guard(), Ledger())
+        session = ServerSession(settings, Guard(), Ledger(), live=Ledger())
         seams.patch_model(host.basemodel, session)
         seams.patch_sample(host.post_process, session)
         seams.patch_rpc(host.model_rpc, session)
@@ -38,7 +40,8 @@ def build(monkeypatch, tmp_path):
 
     yield start
     for session in sessions:
-        session.ledger.undo()
+        for ledger in (session.slots_ledger, session.live, session.ledger):
+            ledger.undo()
 
 
 def test_steps_of_a_server_arrive_in_its_ring(build, tmp_path):
@@ -55,6 +58,74 @@ def test_steps_of_a_server_arrive_in_its_ring(build, tmp_path):
     assert session.guard.errors == [0] * 4
 
 
+def live_control(session):
+    """As the exporter would ask; the first rank listens at its next forward."""
+    return ControlPage(session._folder / control.NAME)
+
+
+def decode(rpc):
+    rpc.waiting.append((ModelInput(1, 8, False), [InferReq(8)]))
+    assert rpc.decode() == answer(ModelInput(1, 8, False))
+
+
+def test_live_control_off_undoes_every_patch_but_the_one_that_counts(build, tmp_path):
+    host, session, rpc = build()
+    layer, model = rpc.model.layers_infer[0], host.basemodel.TpPartBaseModel
+    before = dict(vars(layer))
+    forward = model.forward
+    page = live_control(session)
+    page.request(Level.OFF, 1)
+    decode(rpc)
+    assert "_get_qkv" not in vars(layer)
+    assert vars(layer)["_att_norm"].func is host.classes[2]._rms_norm
+    assert not hasattr(host.post_process.sample, "__wrapped__")
+    assert model.forward is forward
+    counted = session.forwards.completed
+    decode(rpc)
+    assert session.forwards.completed == counted + 1
+    page.request(Level.OPERATORS, 1)
+    decode(rpc)
+    assert dict(vars(layer)) == before
+    steps = layout.steps_in(RingReader(tmp_path / "dir" / "127.0.0.1-28765-dp0" / "rank-0.ring").read())
+    assert [int(step["number"]) for step, _ in steps] == [2]  # nothing while it was off
+    assert len(steps[-1][1]) > 10
+    page.close()
+
+
+def test_live_control_steps_keeps_whole_steps(build, tmp_path):
+    _, session, rpc = build()
+    page = live_control(session)
+    page.request(Level.STEPS, 1)
+    decode(rpc)
+    reader = RingReader(tmp_path / "dir" / "127.0.0.1-28765-dp0" / "rank-0.ring")
+    ((step, intervals),) = layout.steps_in(reader.read())
+    assert (step["seconds"] > 0, len(intervals)) == (True, 0)
+    header = reader.header
+    assert (Level.of(int(header["level"])), int(header["control_seq"])) == (Level.STEPS, 1)
+    page.close()
+
+
+def test_live_control_operators_works_where_the_server_started_at_level_steps(build, tmp_path):
+    _, session, rpc = build(LIGHTLLM_OTEL_LEVEL="steps")
+    page = live_control(session)
+    page.request(Level.OPERATORS, 1)
+    decode(rpc)
+    steps = layout.steps_in(RingReader(tmp_path / "dir" / "127.0.0.1-28765-dp0" / "rank-0.ring").read())
+    assert len(steps[-1][1]) > 10
+    page.close()
+
+
+def test_live_control_changes_how_many_steps_are_sampled(build, tmp_path):
+    _, session, rpc = build()
+    page = live_control(session)
+    page.request(Level.OPERATORS, 1 << 30)
+    for _ in range(20):
+        decode(rpc)
+    steps = layout.steps_in(RingReader(tmp_path / "dir" / "127.0.0.1-28765-dp0" / "rank-0.ring").read())
+    assert sum(bool(len(intervals)) for _, intervals in steps) <= 1  # number 0 is a multiple of everything
+    page.close()
+
+
 def test_no_room_anywhere_is_one_clear_line_and_the_server_runs(build, monkeypatch, caplog):
     def full(path, mebibytes):
         raise OSError(28, "No space left on device")
@@ -62,7 +133,7 @@ def test_no_room_anywhere_is_one_clear_line_and_the_server_runs(build, monkeypat
     monkeypatch.setattr(session_module, "RingWriter", full)
     _, session, rpc = build()
     rpc.waiting.append((ModelInput(1, 8, False), [InferReq(8)]))
-    assert rpc.decode() == "logits"
+    assert rpc.decode() == answer(ModelInput(1, 8, False))
     assert session.timer is None
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert "LIGHTLLM_OTEL_DIR" in record.message
@@ -92,5 +163,5 @@ def test_an_exporter_that_cannot_be_started_does_not_end_the_measuring(build, mo
     monkeypatch.setattr(session_module.Supervisor, "check", broken)
     _, session, rpc = build()
     rpc.waiting.append((ModelInput(1, 8, False), [InferReq(8)]))
-    assert rpc.decode() == "logits"
+    assert rpc.decode() == answer(ModelInput(1, 8, False))
     assert not session.timer.failed

@@ -1,6 +1,7 @@
 """Counters and histograms of a group, in exact values."""
 
 import numpy as np
+import pytest
 import records
 
 from lightllm_otel.aggregate.group import Group
@@ -124,3 +125,33 @@ def test_an_operator_that_one_rank_lacks_is_missing():
     group.ranks[0].facts = {"slots": {"ffn": "installed", "kv_write": "installed"}}
     group.ranks[1].facts = {"slots": {"ffn": "installed", "kv_write": "missing"}}
     assert group.slots() == {"ffn": True, "kv_write": False}
+
+
+def graph_steps(*kinds):
+    """``t`` is a sampled step (with the twin) of 11 s, ``p`` a plain one of 10 s, ``b`` one of another batch."""
+    made = {
+        "t": lambda: records.step(Phase.DECODE, Mode.GRAPH, 11.0, [(Operator.FFN, 1.0)]),
+        "p": lambda: records.step(Phase.DECODE, Mode.GRAPH, 10.0),
+        "b": lambda: records.step(Phase.DECODE, Mode.GRAPH, 99.0, batch=7),
+        "e": lambda: records.step(Phase.PREFILL, Mode.EAGER, 50.0),
+    }
+    return records.cells(*(made[kind]() for kind in kinds))
+
+
+def test_distortion_is_a_twin_against_its_plain_neighbours():
+    group = Group()
+    group.consume(0, graph_steps(*"ptppptp"))
+    assert group.distortion.ratio == pytest.approx(1.1)
+
+
+def test_distortion_compares_only_what_is_alike():
+    group = Group()
+    group.consume(0, graph_steps(*"btpptbettpet"))
+    assert group.distortion.ratio is None
+
+
+def test_twins_are_those_that_every_rank_has():
+    group = Group()
+    for rank, sizes in ((0, [1, 2, 4]), (1, [1, 4])):
+        group.ranks[rank].facts = {**records.FACTS, "graphs": {"state": "armed", "sizes": sizes}}
+    assert group.twins() == 2

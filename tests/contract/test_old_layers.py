@@ -13,7 +13,6 @@ dist = importlib.import_module("torch.distributed")
 
 from lightllm_otel.guard import Guard  # noqa: E402
 from lightllm_otel.measure.clock import HostClock  # noqa: E402
-from lightllm_otel.measure.sampling import Sampling  # noqa: E402
 from lightllm_otel.measure.step import Work  # noqa: E402
 from lightllm_otel.measure.timer import Timer  # noqa: E402
 from lightllm_otel.patch import operators  # noqa: E402
@@ -96,10 +95,11 @@ def run(model, prefill):
 def test_a_real_step_is_the_same_with_our_wrappers_and_every_operator_is_seen(model, prefill):
     stock = run(model, prefill)
     ledger, kept = Ledger(), fakes.Kept()
-    timer = Timer(HostClock(), kept, Sampling(1))
+    timer = Timer(HostClock(), kept)
     found = operators.install(model, timer, ledger, Guard(strict=True))
     assert set(found.values()) == {operators.INSTALLED}
-    step = timer.enter(Work(Phase.PREFILL if prefill else Phase.DECODE, 1, TOKENS, TOKENS, pairs=prefill))
+    phase = Phase.PREFILL if prefill else Phase.DECODE
+    step = timer.enter(Work(phase, 1, TOKENS, TOKENS, pairs=prefill), number=0, due=True)
     result = run(model, prefill)
     timer.leave(step)
     timer.tick()
@@ -115,7 +115,7 @@ def test_a_real_step_is_the_same_with_our_wrappers_and_every_operator_is_seen(mo
 def test_a_wrapped_layer_without_a_step_is_the_same(model):
     stock = run(model, False)
     ledger = Ledger()
-    timer = Timer(HostClock(), fakes.Kept(), Sampling(1))
+    timer = Timer(HostClock(), fakes.Kept())
     operators.install(model, timer, ledger, Guard(strict=True))
     assert torch.equal(run(model, False), stock)
     ledger.undo()
@@ -133,7 +133,7 @@ def test_other_families_of_the_template_have_every_slot(real, family):
     layer = getattr(module, name)(0, 0, 1, config, [])
     ledger = Ledger()
     model = types.SimpleNamespace(pre_infer=None, post_infer=None, layers_infer=[layer])
-    found = operators.install(model, Timer(HostClock(), fakes.Kept(), Sampling(1)), ledger, Guard(strict=True))
+    found = operators.install(model, Timer(HostClock(), fakes.Kept()), ledger, Guard(strict=True))
     ledger.undo()
     missing = {operator for operator, state in found.items() if state == operators.MISSING}
     assert missing == {"embedding", "lm_head"}  # this model has layers only

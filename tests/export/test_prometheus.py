@@ -25,14 +25,19 @@ def full_group(ranks=8):
     """Everything that can occur, on every rank."""
     group = Group()
     calls = [(operator, 1e-4, layout.STARVED) for operator in Operator]
+    twin = records.step(Phase.DECODE, Mode.GRAPH, 0.011, calls)
+    plain = records.step(Phase.DECODE, Mode.GRAPH, 0.010)
     for rank in range(ranks):
+        group.consume(rank, records.cells(plain, twin, plain))
         steps = [
             records.step(phase, mode, 0.01, calls, idle_reason=reason, idle_seconds=0.1)
             for phase, mode in COMBINATIONS
             for reason in (IdleReason.HOST, IdleReason.NO_REQUESTS)
         ]
         group.consume(rank, records.cells(*steps))
-        group.ranks[rank].header = np.zeros(1, layout.HEADER)[0]
+        header = np.zeros(1, layout.HEADER)[0]
+        header["stamp_quantum"], header["stamp_cost"] = 32e-9, 0.3e-6
+        group.ranks[rank].header = header
         group.ranks[rank].facts = {**records.FACTS, "tp": ranks, "gpu_uuid": f"GPU-{rank}"}
     return group
 

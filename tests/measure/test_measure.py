@@ -6,10 +6,12 @@ import pytest
 
 from lightllm_otel.measure.calibration import Calibration, calibrate, quantum_of
 from lightllm_otel.measure.clock import HostClock
-from lightllm_otel.measure.harvest import harvest
+from lightllm_otel.measure.harvest import Harvest, without_cost
+from lightllm_otel.measure.marking import EagerMarking
 from lightllm_otel.measure.marks import Mark, Marks
 from lightllm_otel.measure.pool import Pool
 from lightllm_otel.measure.sampling import Sampling
+from lightllm_otel.measure.stamps import KEPT, Overwritten, slot_intervals
 from lightllm_otel.measure.step import Step, Work
 from lightllm_otel.ring import layout
 from lightllm_otel.vocabulary import Operator, Phase, Site
@@ -74,25 +76,30 @@ def test_shapes_are_kept_but_not_without_bound():
 
 
 def sampled_step(clock, now, durations, starved):
+    """A step of consecutive calls of ffn, one in each layer, and its harvest."""
     step = Step(7, Work(Phase.DECODE, 2, 2, 100), clock.handles(2), None, 5.0)
     marks = Marks()
+    gap = marks.code(Mark(Operator.GAP))
     clock.record(step.ends[0], None)
-    step.sampled, step.closed = True, True
-    step.boundaries = clock.handles(len(durations) + 1)
-    for at, handle in enumerate(step.boundaries):
-        now[0] += durations[at - 1] if at else 0.0
-        clock.record(handle, None)
-        step.codes.append(marks.code(Mark(Operator.FFN, at)))
-        step.starved.append(starved[at - 1] if at else False)
-    clock.record(step.ends[1], None)
-    return step, marks
+    step.closed = True
+    step.marking = EagerMarking(clock, step.ends[0], gap, clock.handles(len(durations)), None, False)
+    for at, duration in enumerate(durations, 1):
+        now[0] += duration
+        code = marks.code(Mark(Operator.FFN, at))
+        if at == len(durations):
+            step.marking.end(code, step.ends[1])
+            clock.record(step.ends[1], None)
+        else:
+            step.marking.mark(code)
+    step.marking.starved[1:] = starved
+    return step, Harvest(clock, marks, marks.code(Mark(Operator.GAP, -2)), gap)
 
 
 def test_the_cost_of_boundaries_is_subtracted_and_accounted_for():
     now = [0.0]
-    clock = fakes.ManualClock(now)
-    step, marks = sampled_step(clock, now, [8.0, 4.0, 2.0], [False, False, False])
-    record, intervals = harvest(step, None, clock, marks, Calibration(boundary_cost=0.5))
+    step, harvest = sampled_step(fakes.ManualClock(now), now, [8.0, 4.0, 2.0], [False, False, False])
+    harvest.calibration = Calibration(boundary_cost=0.5)
+    record, intervals = harvest(step, None, True)
     assert intervals["seconds"].tolist() == [7.5, 3.5, 1.5]
     assert record["overhead_seconds"] == 1.5
     assert (
@@ -104,29 +111,52 @@ def test_the_cost_of_boundaries_is_subtracted_and_accounted_for():
 
 def test_nothing_is_subtracted_where_the_gpu_waited_for_the_host():
     now = [0.0]
-    clock = fakes.ManualClock(now)
-    step, marks = sampled_step(clock, now, [8.0, 4.0], [True, False])
-    _record, intervals = harvest(step, None, clock, marks, Calibration(boundary_cost=0.5))
+    step, harvest = sampled_step(fakes.ManualClock(now), now, [8.0, 4.0], [True, False])
+    harvest.calibration = Calibration(boundary_cost=0.5)
+    _record, intervals = harvest(step, None, True)
     assert intervals["seconds"].tolist() == [8.0, 3.5]
     assert intervals["flags"].tolist() == [layout.STARVED, 0]
 
 
-def test_no_interval_is_negative():
+def test_no_interval_is_negative_and_the_operator_is_right_all_the_same():
     now = [0.0]
-    clock = fakes.ManualClock(now)
-    step, marks = sampled_step(clock, now, [0.25, 4.0], [False, False])
-    record, intervals = harvest(step, None, clock, marks, Calibration(boundary_cost=0.5))
-    assert intervals["seconds"].tolist() == [0.0, 3.5]
-    assert record["overhead_seconds"] == 0.75
+    step, harvest = sampled_step(fakes.ManualClock(now), now, [0.25, 4.25], [False, False])
+    harvest.calibration = Calibration(boundary_cost=0.5)
+    record, intervals = harvest(step, None, True)
+    assert intervals["seconds"].tolist() == [0.0, 3.5]  # together 4.5 less two boundaries
+    assert record["overhead_seconds"] == 1.0
+
+
+def test_the_subtraction_is_unbiased_whatever_the_timers_quantum_is():
+    """True durations of some microseconds, a boundary's cost of 0.7, a timer that steps by 1.024 (as on the A40)."""
+    random = np.random.default_rng(1)
+    true, cost, quantum = random.uniform(0.1e-6, 9e-6, 4000), 0.7e-6, 1.024e-6
+    marks = Marks()
+    codes = [marks.code(Mark(Operator.FFN, layer)) for layer in range(32)]
+    shape = marks.shape(codes)
+    for step in (32e-9, quantum):
+        ends = np.concatenate(([0.0], np.cumsum(true + cost))) + random.uniform(0, step)
+        read = np.diff(ends - ends % step)
+        net = np.concatenate([without_cost(part, np.full(32, cost), shape) for part in read.reshape(-1, 32)])
+        assert net.min() >= 0
+        assert net.mean() == pytest.approx(true.mean(), rel=0.01)
 
 
 def test_a_large_payload_does_not_overflow():
     now = [0.0]
-    clock = fakes.ManualClock(now)
-    step, marks = sampled_step(clock, now, [1.0], [False])
-    step.payloads.append((1, 2**40))
-    _, intervals = harvest(step, None, clock, marks, Calibration())
+    step, harvest = sampled_step(fakes.ManualClock(now), now, [1.0], [False])
+    step.marking.payloads.append((1, 2**40))
+    _, intervals = harvest(step, None, True)
     assert intervals["payload_bytes"].tolist() == [2**32 - 1]
+
+
+def test_a_slot_that_a_later_replay_took_is_not_read_as_the_earlier_one():
+    slot = np.array([12, 1000, 3000, 3500], np.int64)  # filled by the twelfth replay, number 11
+    assert slot_intervals(slot, 11, 3).tolist() == pytest.approx([2e-6, 5e-7])
+    with pytest.raises(Overwritten):
+        slot_intervals(slot, 11 - KEPT, 3)
+    with pytest.raises(RuntimeError, match="left no stamps"):
+        slot_intervals(slot, 11 + KEPT, 3)
 
 
 def test_the_quantum_is_the_smallest_step_between_values():

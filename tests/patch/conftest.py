@@ -18,8 +18,8 @@ def serve(now, host_untouched):
     """``serve(tp=…, every=…)`` → (host, session, rpc): a fake host, patched, with a model that serves."""
     sessions = []
 
-    def start(tp=1, layers=2, old=False, kvargs=None, **options):
-        host = fake_host.make_old(now, layers) if old else fake_host.make(now, tp, layers)
+    def start(tp=1, layers=2, old=False, kvargs=None, host_options=None, **options):
+        host = fake_host.make_old(now, layers) if old else fake_host.make(now, tp, layers, **(host_options or {}))
         for owner in (*host.classes, host.dist, host.post_process, host.cuda_graph, host.basemodel):
             host_untouched(owner)
         session = fakes.FakeSession(host, **options).patch()
@@ -29,4 +29,4 @@ def serve(now, host_untouched):
 
     yield start
     for session in sessions:
-        session.ledger.undo()
+        session.undo()

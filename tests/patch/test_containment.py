@@ -3,13 +3,15 @@
 import functools
 
 import pytest
-from fake_host import InferReq, ModelInput
+from fake_host import InferReq, ModelInput, answer
 
 from lightllm_otel.guard import Guard
 from lightllm_otel.patch import operators, slots
 from lightllm_otel.patch.ledger import Ledger
 from lightllm_otel.patch.seams import reader
 from lightllm_otel.vocabulary import Stage
+
+ANSWER = answer(ModelInput(1, 8, False))
 
 
 def request(rpc, requests=None):
@@ -19,7 +21,7 @@ def request(rpc, requests=None):
 
 def test_the_result_is_the_hosts_own(serve):
     _, _, rpc = serve(tp=2)
-    assert request(rpc) == "logits"
+    assert request(rpc) == ANSWER
 
 
 def test_the_hosts_exception_passes_untouched_and_the_step_is_forgotten(serve):
@@ -28,7 +30,7 @@ def test_the_hosts_exception_passes_untouched_and_the_step_is_forgotten(serve):
     with pytest.raises(RuntimeError, match="the host's own error"):
         request(rpc)
     rpc.model.broken = False
-    before = session.timer.completed
+    before = session.forwards.completed
     request(rpc)
     assert len(session.kept.steps) == 1
     assert session.kept.steps[0][0]["number"] == before
@@ -37,17 +39,17 @@ def test_the_hosts_exception_passes_untouched_and_the_step_is_forgotten(serve):
 
 def test_a_repeated_forward_has_the_number_of_the_one_that_raised(serve):
     _, session, rpc = serve()
-    number = session.timer.completed
+    number = session.forwards.completed
     rpc.model.broken = True
     with pytest.raises(RuntimeError):
         request(rpc)
-    assert session.timer.completed == number
+    assert session.forwards.completed == number
 
 
 def test_a_broken_clock_ends_the_measuring_and_nothing_else(serve, caplog):
     _, session, rpc = serve(strict=False)
     session.clock.fails = True
-    assert [request(rpc) for _ in range(3)] == ["logits"] * 3
+    assert [request(rpc) for _ in range(3)] == [ANSWER] * 3
     assert session.timer.failed
     assert session.guard.errors[Stage.MEASURE.code] == 1
     assert session.kept.steps == []
@@ -75,7 +77,7 @@ def test_a_clock_that_breaks_in_the_middle_of_a_step_is_harmless(serve):
         return ffn(*args)
 
     layer._ffn = breaks
-    assert request(rpc) == "logits"
+    assert request(rpc) == ANSWER
     assert session.timer.failed
     layer._ffn = ffn
 

@@ -5,7 +5,7 @@ import pytest
 from fake_host import COST, InferReq, ModelInput
 
 from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import IdleReason, Mode, Operator, Site
+from lightllm_otel.vocabulary import IdleReason, Mode, Operator, Site, Whole
 
 LAYERS = 2
 
@@ -101,21 +101,25 @@ def test_old_decode_keeps_its_residuals(serve):
     assert session.kept.seconds()["residual"] == [COST["add"]] * (2 * LAYERS)
 
 
-def test_a_replayed_graph_has_its_whole_time_and_its_padded_batch(serve):
-    _, session, rpc = serve(kvargs="graphs")
+def test_a_graph_without_a_twin_has_its_whole_time_its_padded_batch_and_is_counted(serve):
+    _, session, rpc = serve(kvargs="graphs", environ={"LIGHTLLM_OTEL_GRAPHS": "off"})
     request(rpc, batch=3)
     step, intervals = session.kept.steps[-1]
     assert Mode.of(int(step["mode"])) is Mode.GRAPH
     assert (step["batch"], step["padded"]) == (3, 4)
-    assert step["seconds"] == COST["ffn"] + COST["between"] + COST["sample"]
+    layer = sum(COST[name] for name in ("att_norm", "qkv", "kv", "attention", "o", "add", "ffn_norm", "ffn", "add"))
+    graph = COST["embedding"] + LAYERS * layer + COST["lm_head"]
+    assert step["seconds"] == graph + COST["between"] + COST["sample"]
     assert len(intervals) == 0
+    assert session.kept.whole[Whole.NO_TWIN.code] == 1
 
 
-def test_capturing_a_graph_takes_no_marks(serve):
+def test_capturing_a_graph_while_serving_takes_no_marks(serve):
     _, session, rpc = serve(kvargs="graphs")
     rpc.model.graph.graph.clear()  # as the branch that captures again at run time
     request(rpc)
     assert len(session.kept.steps[-1][1]) == 0
+    assert session.kept.whole[Whole.NO_TWIN.code] == 1
 
 
 def test_idle_time_says_what_the_gpu_waited_for(serve, now):
@@ -172,7 +176,7 @@ def test_a_step_that_the_gpu_has_not_finished_is_left_alone(serve, now):
     session.clock.frontier = now[0]
     request(rpc)
     assert session.kept.steps == []
-    assert session.kept.in_flight == session.timer.completed - 1
+    assert session.kept.in_flight == session.forwards.completed - 1
     session.clock.frontier = float("inf")
     rpc.decode()
     assert len(session.kept.steps) == 1
@@ -192,3 +196,6 @@ def test_a_second_model_is_not_measured(serve):
     draft.forward(ModelInput(1, 1, False))
     rpc.decode()
     assert session.kept.steps == []
+    request(rpc)
+    assert len(session.kept.steps) == 1
+    assert session.kept.whole[Whole.DRAFT.code] == 2  # the one of its own start, and the one above

@@ -1,0 +1,56 @@
+"""``lightllm-otel ctl off|steps|operators|every N``: change what a running server measures, on all ranks at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightllm_otel.cli.scrape import directories
+from lightllm_otel.export.control import SOCKET, Refused, ask
+from lightllm_otel.ring.folder import LOCK_NAME, is_locked
+
+
+def ctl(words: list[str], group: str | None) -> int:
+    """Exit status 0 when it was accepted."""
+    try:
+        print(ask(find(group), request(words)))
+    except Refused as problem:
+        print(f"lightllm-otel ctl: {problem}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"lightllm-otel ctl: the exporter does not answer ({error.strerror or error}); lightllm-otel doctor says more",
+              file=sys.stderr)  # fmt: skip
+        return 1
+    return 0
+
+
+def request(words: list[str]) -> dict[str, Any]:
+    """``off``, ``steps``, ``operators``, ``every N``, or ``operators every N``. Raises Refused."""
+    asked: dict[str, Any] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word in ("off", "steps", "operators"):
+            asked["level"] = word
+        elif word == "every" and rest and rest[0].isdigit():
+            asked["every"] = int(rest.pop(0))
+        else:
+            raise Refused(f"{' '.join(words)!r} is not understood; say off, steps, operators, or every N")
+    return asked
+
+
+def find(group: str | None) -> Path:
+    """The folder of the one running group, or of the one that is named. Raises Refused."""
+    folders = {path.parent.name: path.parent for directory in directories() for path in directory.glob(f"*/{SOCKET}")}
+    alive = {name: folder for name, folder in folders.items() if is_locked(folder / LOCK_NAME)}
+    if group is not None and group in alive:
+        return alive[group]
+    if group is None and len(alive) == 1:
+        return next(iter(alive.values()))
+    names = ", ".join(sorted(alive)) or "none"
+    raise Refused(
+        f"there is no running server {group}; running: {names}" if group is not None
+        else f"no server with the plugin runs here (looked in {directories()[0]})" if not alive
+        else f"several servers run here, name one with --group: {names}"
+    )  # fmt: skip

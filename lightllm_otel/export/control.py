@@ -1,0 +1,181 @@
+"""Live control from outside: an owner-only unix socket in the group's folder, one line of JSON each way.
+
+``{"level": "operators", "every": 16}`` changes what is measured; a missing part stays as it is. The answer is
+``{"ok": true, "text": "…"}``, a sentence for a person either way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightllm_otel.aggregate.group import Group
+from lightllm_otel.guard import log
+from lightllm_otel.ring import control
+from lightllm_otel.vocabulary import Level
+
+SOCKET = "control.sock"
+PATIENCE_SECONDS = 3.0
+_POLL_SECONDS = 0.05
+_MOST_BYTES = 4096
+
+
+class Refused(ValueError):
+    """The request cannot be followed; the message says why and what to do."""
+
+
+class Controller:
+    """Turns requests into the control page's, and waits until every rank says that it follows."""
+
+    def __init__(self, folder: Path, group: Group, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._folder = folder
+        self._group = group
+        self._sleep = sleep
+        self._lock = threading.Lock()
+
+    def handle(self, request: dict[str, Any]) -> str:
+        """A sentence that says what became of it. Raises Refused."""
+        with self._lock:
+            headers = self._headers()
+            now = next(iter(headers.values()))
+            level = _level(request.get("level"), Level(Level.of(int(now["level"]))))
+            every = _every(request.get("every"), int(now["sample_every"]) or 1)
+            page = control.ControlPage(self._folder / control.NAME)
+            try:
+                seq = page.request(level, every)
+            finally:
+                page.close()
+            return self._outcome(seq, level, every, len(headers))
+
+    def _headers(self) -> dict[int, Any]:
+        """Of all ranks of the group; all must be on this host, because the page is."""
+        facts = self._group.facts()
+        headers = {number: rank.header for number, rank in self._group.ranks.items() if rank.header is not None}
+        if not facts or not headers:
+            raise Refused("no rank of the server has come up yet; try again when it answers requests")
+        if len(headers) < int(facts.get("tp", 1)):
+            raise Refused(
+                f"{len(headers)} of {facts.get('tp')} ranks are on this host; a group that spans hosts is controlled by "
+                "its settings at start only: set LIGHTLLM_OTEL_LEVEL and LIGHTLLM_OTEL_SAMPLE_EVERY and restart it"
+            )
+        return headers
+
+    def _outcome(self, seq: int, level: Level, every: int, ranks: int) -> str:
+        what = {
+            Level.OFF: "off: every patch is undone but the one that counts forwards",
+            Level.STEPS: "steps: whole steps only",
+            Level.OPERATORS: f"operators: one decode step in {every}",
+        }[level]
+        for _ in range(int(PATIENCE_SECONDS / _POLL_SECONDS)):
+            headers = self._headers().values()
+            following = [int(header["control_at"]) for header in headers if int(header["control_seq"]) == seq]
+            if len(following) == ranks:
+                return f"{what}; {ranks} rank{'s' if ranks > 1 else ''}, from forward {max(following)} on"
+            self._sleep(_POLL_SECONDS)
+        return f"{what}; the server is idle, so it begins with the next requests"
+
+
+def _level(given: Any, now: Level) -> Level:
+    if given is None:
+        return now
+    try:
+        return Level(given)
+    except ValueError:
+        raise Refused(f"level {given!r} is not known; it is off, steps or operators") from None
+
+
+def _every(given: Any, now: int) -> int:
+    if given is None:
+        return now
+    if not isinstance(given, int) or isinstance(given, bool) or not 1 <= given < 1 << 31:
+        raise Refused(f"every {given!r}: give a whole number of at least 1")
+    return given
+
+
+class ControlServer:
+    """Listens on the socket, in a thread of the exporter. Whoever is not the owner is turned away by the kernel's word."""
+
+    def __init__(self, folder: Path, controller: Controller) -> None:
+        self._controller = controller
+        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._path = folder / SOCKET
+        self._path.unlink(missing_ok=True)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.bind(short_path(self._folder))
+        self._path.chmod(0o600)
+        self._socket.listen(4)
+        threading.Thread(target=self._serve, daemon=True, name="control").start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return  # closed
+            with connection:
+                try:
+                    connection.settimeout(PATIENCE_SECONDS)
+                    connection.sendall(json.dumps(self._answer(connection)).encode() + b"\n")
+                except OSError as error:
+                    log.warning("a caller of live control went away: %s", error)
+
+    def _answer(self, connection: socket.socket) -> dict[str, Any]:
+        pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if not is_owner(uid):
+            return {"ok": False, "text": f"process {pid} belongs to another user"}
+        try:
+            request = json.loads(receive(connection))
+            if not isinstance(request, dict):
+                raise Refused("a request is one JSON object on a line")
+            return {"ok": True, "text": self._controller.handle(request)}
+        except (ValueError, OSError) as problem:  # Refused is one of them
+            return {"ok": False, "text": str(problem)}
+
+    def close(self) -> None:
+        self._socket.close()
+        self._path.unlink(missing_ok=True)
+        os.close(self._folder)
+
+
+def is_owner(uid: int) -> bool:
+    """Whether this user may change what the server measures; root may what it likes in any case."""
+    return uid in (os.getuid(), 0)
+
+
+def short_path(folder: int) -> str:
+    """The socket by its open folder: a path of a socket may have 107 bytes only, and folders can be deep."""
+    return f"/proc/self/fd/{folder}/{SOCKET}"
+
+
+def receive(connection: socket.socket) -> bytes:
+    """Up to the end of a line."""
+    received = b""
+    while not received.endswith(b"\n") and len(received) < _MOST_BYTES:
+        part = connection.recv(_MOST_BYTES)
+        if not part:
+            break
+        received += part
+    return received
+
+
+def ask(folder: Path, request: dict[str, Any]) -> str:
+    """What the exporter of this group answers. Raises Refused with its sentence, or OSError when nobody listens."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(PATIENCE_SECONDS + 5)
+            connection.connect(short_path(descriptor))
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            answer = json.loads(receive(connection))
+    finally:
+        os.close(descriptor)
+    if not answer["ok"]:
+        raise Refused(answer["text"])
+    return str(answer["text"])

@@ -1,0 +1,101 @@
+"""CUDA graphs as torch makes them, behind the few calls that capturing and checking a twin needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+
+class Graphs(Protocol):
+    """For the time in which the server starts; nothing here is called in a step but ``Graph.replay``."""
+
+    def capture(self, pool: Any, body: Callable[[], Any]) -> Any:
+        """A graph (with ``replay()``) of what ``body`` launches, in the memory pool ``pool``. Raises what body raises."""
+
+    def copy_of(self, outputs: Any) -> Any:
+        """A copy of the tensors in ``outputs``, once the GPU has computed them."""
+
+    def same(self, left: Any, right: Any) -> bool:
+        """Whether two copies are equal bit by bit."""
+
+    def spoil(self, outputs: Any) -> None:
+        """Overwrite the tensors in ``outputs``, so that only a graph that writes them again can make them right."""
+
+    def deliver(self, made: Any, wanted: Any) -> None:
+        """While capturing: copy the outputs ``made`` to where ``wanted`` has them, if they are not there already."""
+
+    def seconds(self, graph: Any) -> float:
+        """How long the GPU takes for a replay, which is waited for."""
+
+    def free_bytes(self) -> int:
+        """Free memory of the GPU."""
+
+    def wait(self) -> None:
+        """Until the GPU is done."""
+
+
+class TorchGraphs:
+    def capture(self, pool: Any, body: Callable[[], Any]) -> Any:
+        import torch
+
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            body()
+        return graph
+
+    def copy_of(self, outputs: Any) -> list[Any]:
+        import torch
+
+        torch.cuda.synchronize()
+        return [tensor.detach().cpu() for tensor in tensors_in(outputs)]
+
+    def same(self, left: Any, right: Any) -> bool:
+        import torch
+
+        def bits(tensor: Any) -> Any:
+            return tensor.contiguous().view(-1).view(torch.uint8)  # NaN is equal to itself here
+
+        return len(left) == len(right) > 0 and all(torch.equal(bits(a), bits(b)) for a, b in zip(left, right))
+
+    def spoil(self, outputs: Any) -> None:
+        for tensor in tensors_in(outputs):
+            tensor.fill_(-1)
+
+    def deliver(self, made: Any, wanted: Any) -> None:
+        # LightLLM keeps one output buffer for all graphs, unless its tensor cache is off: then each graph has its own.
+        for source, target in zip(tensors_in(made), tensors_in(wanted)):
+            if source.data_ptr() != target.data_ptr():
+                target.copy_(source)
+
+    def seconds(self, graph: Any) -> float:
+        import torch
+
+        event_class: Any = torch.cuda.Event
+        before, after = event_class(enable_timing=True), event_class(enable_timing=True)
+        before.record()
+        graph.replay()
+        after.record()
+        after.synchronize()
+        return float(before.elapsed_time(after)) * 1e-3
+
+    def free_bytes(self) -> int:
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+
+    def wait(self) -> None:
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def tensors_in(outputs: Any) -> list[Any]:
+    """The tensors of a model's output: the output itself, or those among its attributes or items."""
+    if hasattr(outputs, "data_ptr"):
+        return [outputs]
+    parts = outputs if isinstance(outputs, (list, tuple)) else list(vars(outputs).values())
+    return [tensor for part in parts if part is not None and _may_hold(part) for tensor in tensors_in(part)]
+
+
+def _may_hold(part: Any) -> bool:
+    return hasattr(part, "data_ptr") or isinstance(part, (list, tuple))

@@ -1,0 +1,89 @@
+"""Where marks go while operators run: into events of an eager step, or into a graph that is being captured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightllm_otel.measure.clock import Clock, Handle
+from lightllm_otel.measure.stamps import Stamps
+
+
+class Marking:
+    """What the hooks of operators talk to. ``codes``: the marks so far; the first one only begins.
+
+    ``context`` is the operator that is running now, or -1; collectives inside it are cut out of it. ``pairs``: the
+    host synchronises between its operators, so each is timed from its own start. ``payloads``: (position, bytes).
+    ``full``: there were more marks than places, so the operators cannot be told apart.
+    """
+
+    __slots__ = ("capacity", "codes", "context", "full", "in_collective", "pairs", "payloads")
+
+    def __init__(self, capacity: int, pairs: bool = False) -> None:
+        self.capacity = capacity
+        self.pairs = pairs
+        self.codes: list[int] = []
+        self.payloads: list[tuple[int, int]] = []
+        self.context = -1
+        self.in_collective = False
+        self.full = False
+
+    def mark(self, code: int) -> None:
+        """A boundary: the interval since the previous one belongs to the mark with this code."""
+        raise NotImplementedError
+
+
+class EagerMarking(Marking):
+    """Events on the step's stream. ``starved[i]``: boundary i-1 was already over when boundary i was recorded.
+
+    ``places``: the step's first event, which begins the first interval, and then those of ``block``.
+    """
+
+    __slots__ = ("_done", "_record", "_stream", "block", "places", "starved")
+
+    def __init__(self, clock: Clock, first: Handle, code: int, block: list[Handle], stream: Any, pairs: bool) -> None:
+        super().__init__(len(block), pairs)
+        self.block = block
+        self.places = [first, *block]
+        self.codes.append(code)
+        self.starved = [False]
+        self._record = clock.record
+        self._done = clock.done
+        self._stream = stream
+
+    def mark(self, code: int) -> None:
+        codes = self.codes
+        at = len(codes)
+        if at >= self.capacity:
+            self.full = True
+            return
+        places = self.places
+        starved = self._done(places[at - 1])
+        self._record(places[at], self._stream)
+        codes.append(code)
+        self.starved.append(starved)
+
+    def end(self, code: int, last: Handle) -> None:
+        """The last interval ends with the step's last event, which is recorded elsewhere."""
+        at = len(self.codes)
+        self.starved.append(self._done(self.places[at - 1]))
+        self.places[at] = last
+        self.codes.append(code)
+
+
+class CaptureMarking(Marking):
+    """Stamps in the graph that the current stream captures. Nothing is asked of the GPU: that would end the capture."""
+
+    __slots__ = ("_stamp",)
+
+    def __init__(self, stamps: Stamps) -> None:
+        super().__init__(stamps.capacity)
+        self._stamp: Callable[[int], None] = stamps.stamp
+
+    def mark(self, code: int) -> None:
+        at = len(self.codes)
+        if at >= self.capacity:
+            self.full = True
+            return
+        self._stamp(at)
+        self.codes.append(code)

@@ -1,0 +1,112 @@
+"""Votes between the ranks of a model while it starts: all say the same and yes, or nothing is done on any of them.
+
+Through the key-value store of the host's process group, never by a collective: a rank without the plugin would leave
+the others waiting in one. The verdict of a vote is one key that is set once, by whoever comes first: a rank that
+gives up writes ``no`` there, the first rank writes ``yes`` when it has seen every vote. What is there is what all
+ranks read, so no time-out can leave two of them with different answers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from lightllm_otel.guard import log
+
+COLLECT_SECONDS = 15.0
+VERDICT_SECONDS = 30.0
+_POLL_SECONDS = 0.002
+YES, NO = "yes", "no"
+
+
+class Store(Protocol):
+    """The part of torch's ``Store`` that is used. ``compare_set`` with an expected ``""`` sets a key that is missing."""
+
+    def set(self, key: str, value: str) -> None: ...
+
+    def get(self, key: str) -> bytes: ...
+
+    def check(self, keys: list[str]) -> bool: ...
+
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes: ...
+
+
+class Ballot:
+    """One rank's side. ``name`` tells the votes of one model from those of another in the same process group."""
+
+    def __init__(
+        self,
+        store: Store | None,
+        rank: int,
+        ranks: int,
+        name: str = "",
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._store = store
+        self._rank = rank
+        self._ranks = ranks
+        self._prefix = f"lightllm-otel/{name}"
+        self._clock = clock
+        self._sleep = sleep
+
+    def agree(self, topic: str, vote: str | None) -> bool:
+        """Whether all ranks cast this vote; None is a no. The answer is the same on every rank.
+
+        A store that fails while we vote is a no of ours; then the process group is lost, and the host with it.
+        """
+        if self._store is None:
+            return self._ranks == 1 and vote is not None
+        verdict = f"{self._prefix}/{topic}/verdict"
+        try:
+            if vote is None:
+                return self._settle(verdict, NO)
+            self._store.set(f"{self._prefix}/{topic}/{self._rank}", vote)
+            if self._rank == 0:
+                return self._settle(verdict, YES if self._unanimous(topic, vote, verdict) else NO)
+            if not self._appears(verdict, VERDICT_SECONDS):
+                return self._settle(verdict, NO)
+            return self._store.get(verdict) == YES.encode()
+        except Exception as error:  # noqa: BLE001 - torch's stores raise what they like
+            log.warning("the ranks could not vote on %r (%s): taken as a no", topic, error)
+            return False
+
+    def _settle(self, verdict: str, wanted: str) -> bool:
+        assert self._store is not None
+        return self._store.compare_set(verdict, "", wanted) == YES.encode()
+
+    def _unanimous(self, topic: str, vote: str, verdict: str) -> bool:
+        assert self._store is not None
+        for rank in range(1, self._ranks):
+            key = f"{self._prefix}/{topic}/{rank}"
+            if not self._appears(key, COLLECT_SECONDS, unless=verdict):
+                log.warning("rank %d did not vote on %r: is the plugin there?", rank, topic)
+                return False
+            if self._store.get(key) != vote.encode():
+                log.warning("rank %d votes %s on %r, rank 0 %s", rank, self._store.get(key).decode(), topic, vote)
+                return False
+        return True
+
+    def _appears(self, key: str, seconds: float, unless: str | None = None) -> bool:
+        """Whether the key is set in time; asks again and again, because a waiting store client blocks other threads."""
+        assert self._store is not None
+        deadline = self._clock() + seconds
+        while not self._store.check([key]):
+            if self._clock() > deadline or (unless is not None and self._store.check([unless])):
+                return False
+            self._sleep(_POLL_SECONDS)
+        return True
+
+
+def ballot_of_process_group() -> Ballot:
+    """Over all ranks of the host's default process group; a process without one is alone."""
+    import torch.distributed as dist
+    from torch.distributed import distributed_c10d
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return Ballot(None, 0, 1)
+    ranks = dist.get_world_size()
+    get_store: Any = getattr(distributed_c10d, "_get_default_store", None)
+    store = get_store() if ranks > 1 and get_store is not None else None
+    return Ballot(store, dist.get_rank(), ranks)

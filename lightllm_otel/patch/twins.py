@@ -1,0 +1,290 @@
+"""Instrumented twins of LightLLM's decode graphs: captured while it starts, checked against the host's own, then armed.
+
+What is replayed in a step must be the same on every rank, or captured collectives would read foreign buffers. So the
+ranks vote before the first capture, after each one and after each check; a no anywhere ends it everywhere, once and
+for all. After that the choice follows from the count of forwards alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from lightllm_otel import __version__
+from lightllm_otel.guard import Guard, log
+from lightllm_otel.measure.calibration import Calibration, cost_of_stamps, quantum_of_stamps
+from lightllm_otel.measure.graphs import Graphs
+from lightllm_otel.measure.marking import CaptureMarking
+from lightllm_otel.measure.stamps import Stamps
+from lightllm_otel.measure.step import Step, Twin
+from lightllm_otel.measure.timer import Timer
+from lightllm_otel.patch.agreement import Ballot
+from lightllm_otel.settings import GraphPolicy, Settings
+from lightllm_otel.vocabulary import Stage
+
+RESERVE_BYTES = 256 << 20  # stay this far from the end of the GPU's memory
+TWIN_BYTES = 12 << 20  # of one twin, at most, as seen with NCCL inside
+AGREED = "yes"
+
+
+class Captured:
+    """A twin with its graph, and the host's own graph beside which it was captured.
+
+    For one call it lies where the host's graph lies, so that the host's own code replays it. ``step`` is set before,
+    if the step is read.
+    """
+
+    def __init__(self, twin: Twin, graph: Any, plain: Any, timer: Timer, guard: Guard, stamps: Stamps) -> None:
+        self.twin = twin
+        self.plain = plain
+        self.step: Step | None = None
+        self.last_replay = -1
+        self._graph = graph
+        self._timer = timer
+        self._measure = guard(Stage.MEASURE)
+        self._stamps = stamps
+
+    def replay(self) -> None:
+        step, self.step = self.step, None
+        if step is not None:
+            with self._measure:
+                self._timer.before_replay(step)
+        self.last_replay = self._stamps.launched()
+        self._graph.replay()
+        if step is not None:
+            with self._measure:
+                self._timer.after_replay(step, self.twin, self.last_replay)
+
+
+class Twins:
+    """Of one model. ``state``: ``off``, ``waiting``, ``armed`` or ``refused``; ``reason`` says why, in a sentence."""
+
+    def __init__(
+        self,
+        timer: Timer,
+        guard: Guard,
+        settings: Settings,
+        graphs: Graphs,
+        choose_stamps: Callable[[int], Stamps | None],
+        ballot: Callable[[], Ballot],
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self.by_size: dict[int, Captured] = {}
+        self.state, self.reason = "waiting", "no graphs were captured yet"
+        self.bytes = 0
+        self.seconds = 0.0
+        self.stamps: Stamps | None = None
+        self._timer = timer
+        self._guard = guard
+        self._settings = settings
+        self._graphs = graphs
+        self._choose_stamps = choose_stamps
+        self._make_ballot = ballot
+        self._environ = os.environ if environ is None else environ
+        self._ballot = Ballot(None, 0, 1)
+        self._owner: Any = None
+        self._module: ModuleType | None = None
+        self._planned: frozenset[int] = frozenset()
+        if settings.graphs is GraphPolicy.OFF:
+            self.state, self.reason = "off", "LIGHTLLM_OTEL_GRAPHS=off"
+
+    # While the server starts -----------------------------------------------------------------------------------------
+
+    def plan(self, owner: Any, module: ModuleType) -> None:
+        """The host is about to capture the graphs of ``owner`` (``CudaGraph``): decide, with all ranks, for which sizes."""
+        began = time.perf_counter()
+        if self.state != "waiting":
+            return
+        problem = "our own part failed; the log says how"
+        sizes: frozenset[int] = frozenset()
+        vote = None
+        ballot = Ballot(None, 0, 2)  # of somebody who cannot vote
+        with self._guard(Stage.PATCH):
+            ballot = self._make_ballot()
+            problem = probe(owner, module, self._environ)
+            if not problem:
+                problem, sizes = self._prepare(owner)
+            vote = None if problem else self._plan_of(sizes)
+        self._ballot = ballot
+        if not ballot.agree("plan", vote):
+            self.refuse(problem or "another rank cannot, or has other settings; its log says which")
+            return
+        self._owner, self._module, self._planned = owner, module, sizes
+        self.seconds += time.perf_counter() - began
+
+    def _prepare(self, owner: Any) -> tuple[str, frozenset[int]]:
+        """A sentence when it cannot be done here, else the sizes."""
+        host_sizes = list(getattr(owner, "cuda_graph_batch_sizes", ()))
+        wanted = self._settings.graph_batch_sizes
+        sizes = frozenset(size for size in host_sizes if not wanted or size in wanted)
+        if not sizes:
+            return (
+                f"LIGHTLLM_OTEL_GRAPH_BATCH_SIZES names none of the sizes that the server captures: {host_sizes}",
+                sizes,
+            )
+        free, needed = self._graphs.free_bytes(), RESERVE_BYTES + TWIN_BYTES * len(sizes)
+        if free < needed:
+            return (f"{free >> 20} MiB of GPU memory are free, {needed >> 20} are wanted; a smaller --mem_fraction or "
+                    "LIGHTLLM_OTEL_GRAPH_BATCH_SIZES makes it fit"), sizes  # fmt: skip
+        self.stamps = self._choose_stamps(self._timer.boundaries)
+        if self.stamps is None:
+            return "no stamp kernel can be loaded; the log says why", sizes
+        self._timer.harvest.stamps = self.stamps
+        self._timer.harvest.stamp_calibration = Calibration(quantum_of_stamps(self.stamps, self._graphs))
+        return "", sizes
+
+    def _plan_of(self, sizes: frozenset[int]) -> str:
+        """Everything that the ranks must have in common."""
+        settings = self._settings
+        assert self.stamps is not None
+        return json.dumps([__version__, settings.level.value, settings.sample_every, settings.graphs.value, sorted(sizes),
+                           self._timer.boundaries, self.stamps.source])  # fmt: skip
+
+    def wants(self, owner: Any, batch: int) -> bool:
+        """Whether a twin is to be captured beside this graph of the host's. Forgets one that the host captures anew."""
+        if owner is not self._owner:
+            return False
+        self.by_size.pop(batch, None)
+        return batch in self._planned
+
+    def capture(self, owner: Any, decode: Callable[..., Any], inputs: Any, pristine: Any, state: Any) -> None:
+        """Beside the graph that the host has just captured for this batch size, from the same inputs.
+
+        ``pristine``: a shallow copy of ``state`` from before. Kernels keep tensors on it that they compute once, and a
+        graph that found them there would not contain their computation.
+        """
+        began, batch = time.perf_counter(), inputs.shape[0]
+        captured: Captured | None = None
+        # Leaving this context exchanges buffers between the ranks: all of them must, whatever becomes of our part.
+        exchanging = self._module.lightllm_capture_graph(getattr(state, "dist_group", None))  # type: ignore[union-attr]
+        with exchanging, self._guard(Stage.PATCH):
+            like(pristine, state)
+            captured = self._draw(owner, batch, lambda: decode(inputs, pristine))
+        if not self._ballot.agree(f"captured {batch}", AGREED if captured is not None else None):
+            self.refuse(f"the twin for batch size {batch} could not be captured on every rank")
+        elif not self._ballot.agree(
+            f"equal {batch}", AGREED if self._is_equal(captured, owner.graph[batch][-1]) else None
+        ):
+            self.refuse(f"for batch size {batch} the twin's outputs are not those of the host's own graph")
+        elif captured is not None:
+            self._learn_cost(captured)
+            self.by_size[batch] = captured
+        self.seconds += time.perf_counter() - began
+
+    def _draw(self, owner: Any, batch: int, decode: Callable[[], Any]) -> Captured | None:
+        """Capture the graph of what ``decode`` does, with a stamp at every mark. None when marks are missing."""
+        assert self.stamps is not None
+        timer, stamps = self._timer, self.stamps
+        entry = owner.graph[batch]
+        marking = CaptureMarking(stamps)
+
+        def body() -> None:
+            timer.armed = marking
+            try:
+                made = decode()
+            finally:
+                timer.armed = None
+            self._graphs.deliver(made, entry[-1])
+            stamps.publish(len(marking.codes))
+
+        before = self._graphs.free_bytes()
+        graph = self._graphs.capture(owner.mempool, body)
+        self.bytes += max(before - self._graphs.free_bytes(), 0)
+        if marking.full or timer.failed or len(marking.codes) < 2:
+            return None
+        twin = Twin(batch, tuple(marking.codes), tuple(marking.payloads))
+        return Captured(twin, graph, entry[0], timer, self._guard, stamps)
+
+    def _is_equal(self, captured: Captured | None, output: Any) -> bool:
+        """Plain, plain again, twin, on the batch that was captured: the outputs must be the same, bit by bit.
+
+        The outputs are spoilt in between, so that a twin that writes them elsewhere is found out.
+        """
+        same = False
+        with self._guard(Stage.PATCH):
+            if captured is None:
+                return False
+            seen = []
+            for graph in (captured.plain, captured.plain, captured):
+                self._graphs.spoil(output)
+                graph.replay()
+                seen.append(self._graphs.copy_of(output))
+            if not self._graphs.same(seen[0], seen[1]):
+                log.warning("the host's own graph for batch size %d gives other outputs each time", captured.twin.batch)
+                return self._settings.graphs is GraphPolicy.FORCE
+            same = self._graphs.same(seen[0], seen[2])
+            if same:
+                self.stamps.intervals(captured.last_replay, len(captured.twin.codes))  # type: ignore[union-attr]
+        return same
+
+    def _learn_cost(self, captured: Captured) -> None:
+        """Once, on the first and largest graph; every rank does this, because its collectives are in it."""
+        if not self.by_size:
+            with self._guard(Stage.PATCH):
+                cost = cost_of_stamps(captured.plain, captured, len(captured.twin.codes), self._graphs)
+                harvest = self._timer.harvest
+                harvest.stamp_calibration = dataclasses.replace(harvest.stamp_calibration, boundary_cost=cost)
+
+    def seal(self, owner: Any) -> None:
+        """The host has captured all of its graphs. What it captures from here on gets no twin."""
+        if owner is not self._owner:
+            return
+        if self._planned and self.by_size:
+            self.state, self.reason = "armed", ""
+        self._planned = frozenset()
+
+    def refuse(self, reason: str) -> None:
+        """No twins, on this rank for good; the others have the same verdict."""
+        self.state, self.reason = "refused", reason
+        self._planned = frozenset()
+        self.by_size.clear()
+        log.warning("operators inside CUDA graphs are not timed: %s. Whole steps are.", reason)
+
+    # In a step -------------------------------------------------------------------------------------------------------
+
+    def beside(self, owner: Any, batch: int) -> Captured | None:
+        """The twin of the graph that the host has for this batch size now; None when it has captured another since."""
+        captured = self.by_size.get(batch)
+        if captured is None or owner is not self._owner:
+            return None
+        entry = owner.graph.get(batch)
+        return captured if entry is not None and entry[0] is captured.plain else None
+
+    def facts(self) -> dict[str, Any]:
+        """For the ring's page: what doctor shows."""
+        return {
+            "state": self.state, "reason": self.reason, "sizes": sorted(self.by_size), "bytes": self.bytes,
+            "seconds": round(self.seconds, 3),
+            "stamps": f"{self.stamps.source}, {self.stamps.detail}" if self.stamps is not None else "",
+        }  # fmt: skip
+
+
+def like(pristine: Any, state: Any) -> None:
+    """Give ``pristine`` the plain values that the host has set on ``state`` since; its tensors stay as they were."""
+    for name, value in vars(state).items():
+        if isinstance(value, (bool, int, float)) and name in vars(pristine):
+            setattr(pristine, name, value)
+
+
+def probe(owner: Any, module: ModuleType, environ: Mapping[str, str]) -> str:
+    """Why this host's graphs cannot have twins; empty when nothing speaks against it."""
+    if getattr(owner, "enable_decode_microbatch_overlap", False):
+        return "two microbatches overlap in one graph"
+    if environ.get("MOE_MODE", "TP") == "EP":
+        return "MOE_MODE=EP keeps communication buffers that alternate from call to call"
+    if not hasattr(module, "lightllm_capture_graph"):
+        return "this LightLLM captures its graphs in a way that is not known"
+    for name, wanted in (("_capture_decode", ["self", "decode_func", "input_ids", "infer_state"]),
+                         ("_replay", ["self", "input_ids", "infer_state"])):  # fmt: skip
+        method = getattr(type(owner), name, None)
+        if method is None or list(inspect.signature(method).parameters) != wanted:
+            return f"CudaGraph.{name} is not the one that is known"
+    if not hasattr(owner, "mempool") or not hasattr(owner, "graph"):
+        return "CudaGraph keeps its graphs in a way that is not known"
+    return ""

@@ -1,0 +1,333 @@
+"""The rules that keep instrumented twins safe, on a fake GPU that breaks when one of them is broken."""
+
+import fake_host
+import pytest
+from fake_host import COST, CaptureBroken, InferReq, ModelInput, answer
+
+from lightllm_otel.patch import seams, twins
+from lightllm_otel.vocabulary import DropReason, Mode, Operator, Stage, Whole
+
+LAYERS = 2
+
+
+def ask(rpc, batch=1, context=8, value=0):
+    """One decode step; what the server answers."""
+    rpc.waiting.append((ModelInput(batch, context, False, value=value), [InferReq(8)] * batch))
+    return rpc.decode()
+
+
+def right(batch=1, context=8, value=0):
+    return answer(ModelInput(batch, context, False, value=value))
+
+
+def replays(host):
+    """How many graphs have been replayed since the last call."""
+    count = len(host.gpu.replayed)
+    host.gpu.replayed.clear()
+    return count
+
+
+# What a sampled step shows -----------------------------------------------------------------------------------------------
+
+
+def test_a_sampled_step_replays_the_twin_and_has_every_operator_in_exact_time(serve):
+    _, session, rpc = serve(kvargs="graphs", tp=2)
+    ask(rpc, batch=3)
+    step, intervals = session.kept.steps[-1]
+    assert Mode.of(int(step["mode"])) is Mode.GRAPH
+    assert (step["batch"], step["padded"]) == (3, 4)
+    seconds = session.kept.seconds()
+    assert seconds.pop("gap") == [COST["between"]]
+    assert seconds == {
+        "embedding": [COST["embedding"]],
+        "attn_norm": [COST["att_norm"]] * LAYERS,
+        "qkv_proj": [COST["qkv"]] * LAYERS,
+        "kv_write": [COST["kv"]] * LAYERS,
+        "attention": [COST["attention"]] * LAYERS,
+        "o_proj": [COST["o"]] * LAYERS,
+        "residual": [COST["add"]] * (2 * LAYERS),
+        "ffn_norm": [COST["ffn_norm"]] * LAYERS,
+        "ffn": [COST["ffn"]] * LAYERS,
+        "all_reduce": [COST["all_reduce"]] * (1 + 2 * LAYERS),
+        "all_gather": [COST["all_reduce"]],
+        "lm_head": [2 * COST["lm_head"]],
+        "sampling": [COST["sample"]],
+    }
+    assert intervals["seconds"].sum() == step["seconds"] == step["closure_seconds"]
+    reduces = intervals[intervals["operator"] == Operator.ALL_REDUCE.code]
+    assert reduces["payload_bytes"].tolist() == [4 * 8 * 2] * 5
+
+
+def test_all_other_steps_replay_the_hosts_own_graph_untouched(serve):
+    host, session, rpc = serve(kvargs="graphs", every=1 << 40)
+    plain = {size: entry[0] for size, entry in rpc.model.graph.graph.items()}
+    host.gpu.replayed.clear()
+    session.forwards.complete()  # number 0 is a multiple of everything
+    for _ in range(20):
+        assert ask(rpc, batch=2) == right(batch=2)
+    assert host.gpu.replayed == [plain[2]] * 20
+    assert {size: entry[0] for size, entry in rpc.model.graph.graph.items()} == plain
+
+
+def test_a_twins_own_cost_is_learned_on_the_hosts_graph_and_subtracted(serve):
+    _, session, rpc = serve(kvargs="graphs", stamp_cost=2**-20)
+    assert session._timer.harvest.stamp_calibration.boundary_cost == 2**-20
+    ask(rpc)
+    step, _ = session.kept.steps[-1]
+    assert session.kept.seconds()["ffn"] == [COST["ffn"]] * LAYERS
+    assert step["overhead_seconds"] > 0
+
+
+def test_sizes_can_be_limited(serve):
+    _, session, rpc = serve(kvargs="graphs", environ={"LIGHTLLM_OTEL_GRAPH_BATCH_SIZES": "2-3"})
+    assert sorted(session.twins.by_size) == [2]
+    ask(rpc, batch=4)
+    assert session.kept.whole[Whole.NO_TWIN.code] == 1
+    ask(rpc, batch=2)
+    assert len(session.kept.steps[-1][1]) > 10
+
+
+# Rule 1: the copy of infer_state that was taken before the plain capture --------------------------------------------------
+
+
+def test_a_twin_computes_again_what_kernels_keep_on_the_state(serve):
+    _, session, rpc = serve(kvargs="graphs")
+    for context in (8, 40, 12):
+        assert ask(rpc, context=context) == right(context=context)
+    assert session.twins.state == "armed"
+
+
+def test_the_fake_host_breaks_when_a_twin_is_captured_from_the_used_state(serve, monkeypatch):
+    monkeypatch.setattr(seams.copy, "copy", lambda state: state)
+    monkeypatch.setattr(fake_host, "copy", copy_module_of_the_host())
+    _, _, rpc = serve(kvargs="graphs")
+    stale = [ask(rpc, context=context) for context in (8, 40)]
+    assert stale != [right(context=8), right(context=40)]
+
+
+def copy_module_of_the_host():
+    class Module:
+        @staticmethod
+        def copy(state):
+            new = object.__new__(type(state))
+            vars(new).update(vars(state))
+            return new
+
+    return Module
+
+
+# Rule 2: outputs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_output_is_where_the_host_reads_it_whether_graphs_share_one_or_not(serve, shared):
+    _, session, rpc = serve(kvargs="graphs", host_options={"shared_output": shared})
+    assert session.twins.state == "armed"
+    assert [ask(rpc, value=value) for value in range(3)] == [right(value=value) for value in range(3)]
+
+
+def test_a_twin_that_writes_its_output_elsewhere_is_found_out_and_never_replayed(serve, monkeypatch):
+    import fakes
+
+    monkeypatch.setattr(fakes.FakeGraphs, "deliver", lambda self, made, wanted: None)
+    _, session, rpc = serve(kvargs="graphs", host_options={"shared_output": False}, strict=False)
+    assert session.twins.state == "refused"
+    assert "not those of the host's own graph" in session.twins.reason
+    assert ask(rpc) == right()
+    assert session.kept.whole[Whole.NO_TWIN.code] == 1
+
+
+@pytest.mark.parametrize(("policy", "state"), [("auto", "refused"), ("force", "armed")])
+def test_a_host_whose_own_graph_differs_each_time_needs_force(serve, monkeypatch, policy, state):
+    import fakes
+
+    seen = iter(range(1000))
+    monkeypatch.setattr(fakes.FakeGraphs, "copy_of", lambda self, outputs: next(seen))
+    _, session, _ = serve(kvargs="graphs", environ={"LIGHTLLM_OTEL_GRAPHS": policy})
+    assert session.twins.state == state
+
+
+# Rule 3: the pool -----------------------------------------------------------------------------------------------------
+
+
+def test_twins_are_captured_in_the_hosts_own_memory_pool(serve):
+    _, session, rpc = serve(kvargs="graphs")
+    twins_made = [graph for graph in session.graphs.made if graph.pool is not None]
+    assert len(twins_made) == 3
+    assert all(graph.pool is rpc.model.graph.mempool for graph in twins_made)
+
+
+# Rule 5: never both ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_each_step_replays_one_graph_and_not_two(serve, every):
+    host, _, rpc = serve(kvargs="graphs", every=every)
+    host.gpu.replayed.clear()
+    for _ in range(30):
+        ask(rpc)
+        assert replays(host) == 1
+
+
+# Rule 6: nothing is asked of the GPU during a capture ------------------------------------------------------------------
+
+
+def test_no_event_is_used_during_a_capture(serve):
+    host, session, _ = serve(kvargs="graphs")
+    assert len(session.twins.by_size) == 3  # and the fake GPU has not complained
+    with pytest.raises(CaptureBroken):
+        host.gpu.capture(None, lambda: session.clock.done([0.0]))
+
+
+# Rule 7: stamps are those of the step ----------------------------------------------------------------------------------
+
+
+def test_each_twin_was_replayed_at_the_start_before_it_is_read(serve):
+    host, session, _ = serve(kvargs="graphs")
+    for captured in session.twins.by_size.values():
+        assert captured._graph in host.gpu.replayed
+
+
+def test_steps_that_are_read_late_keep_their_own_stamps(serve, now):
+    _, session, rpc = serve(kvargs="graphs")
+    session.clock.frontier = now[0]
+    ffn = COST["ffn"]
+    for factor in (1, 2, 3):
+        COST["ffn"] = factor * ffn
+        ask(rpc)
+    COST["ffn"] = ffn
+    assert session.kept.steps == []
+    session.clock.frontier = float("inf")
+    rpc.decode()
+    assert [session.kept.seconds(index)["ffn"] for index in range(3)] == [[f * ffn] * LAYERS for f in (1, 2, 3)]
+
+
+def test_stamps_that_a_later_replay_took_are_dropped_and_counted_and_the_whole_step_kept(serve, now):
+    _, session, rpc = serve(kvargs="graphs")
+    session.clock.frontier = now[0]
+    captured = session.twins.by_size[1]
+    ask(rpc)
+    for _ in range(8):
+        captured.replay()
+    session.clock.frontier = float("inf")
+    rpc.decode()
+    step, intervals = session.kept.steps[-1]
+    assert (len(intervals), step["seconds"] > 0) == (0, True)
+    assert session.kept.dropped[DropReason.OVERWRITTEN.code] == 1
+
+
+def test_a_twin_whose_plain_graph_the_host_captures_anew_is_not_replayed_any_more(serve):
+    host, session, rpc = serve(kvargs="graphs")
+    del rpc.model.graph.graph[1]
+    assert ask(rpc) == right()
+    host.gpu.replayed.clear()
+    assert ask(rpc, value=5) == right(value=5)
+    assert host.gpu.replayed == [rpc.model.graph.graph[1][0]]
+    assert ask(rpc, batch=2) == right(batch=2)
+    assert len(session.kept.steps[-1][1]) > 10  # the others still have theirs
+
+
+# Rule 8, and what else is refused ---------------------------------------------------------------------------------------
+
+
+def test_overlapping_microbatches_and_expert_parallelism_have_whole_steps_only(serve, monkeypatch):
+    _, session, rpc = serve(kvargs="graphs", environ={"MOE_MODE": "EP"})
+    assert (session.twins.state, "MOE_MODE=EP" in session.twins.reason) == ("refused", True)
+    assert ask(rpc) == right()
+
+    class Overlapping:
+        enable_decode_microbatch_overlap = True
+
+    assert "microbatches" in twins.probe(Overlapping(), None, {})
+
+
+def test_a_cuda_graph_class_of_another_shape_is_left_alone():
+    class Other:
+        graph, mempool = {}, None
+
+        def _capture_decode(self, decode_func, batch):
+            return None
+
+    module = type("Module", (), {"lightllm_capture_graph": None})
+    assert "_capture_decode is not the one that is known" in twins.probe(Other(), module, {})
+    assert "way that is not known" in twins.probe(Other(), object(), {})
+
+
+def test_too_little_memory_is_one_clear_sentence(serve, caplog):
+    import fakes
+
+    class Full(fakes.FakeGraphs):
+        def free_bytes(self):
+            return 100 << 20
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fakes, "FakeGraphs", Full)
+        _, session, rpc = serve(kvargs="graphs")
+    assert session.twins.state == "refused"
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "100 MiB of GPU memory are free" in line
+    assert "LIGHTLLM_OTEL_GRAPH_BATCH_SIZES" in line
+    assert ask(rpc) == right()
+
+
+def test_more_boundaries_than_stamps_are_no_twin(serve):
+    _, session, rpc = serve(kvargs="graphs", boundaries=8)
+    assert session.twins.state == "refused"
+    assert ask(rpc) == right()
+
+
+# Failures ---------------------------------------------------------------------------------------------------------------
+
+
+def test_after_a_failure_the_choice_goes_on_and_only_the_reading_ends(serve):
+    host, session, rpc = serve(kvargs="graphs", strict=False)
+    plain = rpc.model.graph.graph[1][0]
+    ask(rpc)
+    session.clock.fails = True
+    host.gpu.replayed.clear()
+    for value in range(5):
+        assert ask(rpc, value=value) == right(value=value)
+    assert session.timer.failed
+    assert session.guard.errors[Stage.MEASURE.code] == 1
+    assert len(host.gpu.replayed) == 5
+    assert plain not in host.gpu.replayed  # other ranks replay the twin, so this one must
+
+
+def test_stamps_that_never_came_end_the_reading_and_nothing_else(serve):
+    _, session, rpc = serve(kvargs="graphs", strict=False)
+    session.stamps._launched += 1  # as if a replay had been counted that never ran
+    assert [ask(rpc) for _ in range(3)] == [right()] * 3
+    assert session.timer.failed
+
+
+def test_the_hosts_exception_in_a_replay_passes_and_its_graph_is_back_in_place(serve):
+    _, session, rpc = serve(kvargs="graphs")
+    entry = rpc.model.graph.graph[1]
+    captured = session.twins.by_size[1]
+
+    def broken():
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    captured._graph.replay = broken
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        ask(rpc)
+    assert rpc.model.graph.graph[1] is entry
+    assert session.guard.errors == [0] * len(Stage)
+
+
+def test_a_repeated_forward_makes_the_same_choice(serve):
+    host, session, rpc = serve(kvargs="graphs", every=3)
+    chosen = []
+    for _ in range(30):
+        number = session.forwards.completed
+        rpc.model.broken = True
+        with pytest.raises(RuntimeError):
+            ask(rpc)
+        rpc.model.broken = False
+        due = session.forwards.decode_due
+        host.gpu.replayed.clear()
+        ask(rpc)
+        chosen.append((number, due, host.gpu.replayed[0] is not rpc.model.graph.graph[1][0]))
+    assert [number for number, _, _ in chosen] == list(range(30))
+    assert all(due == twin for _, due, twin in chosen)
+    assert 3 < sum(due for _, due, _ in chosen) < 20
