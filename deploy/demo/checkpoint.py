@@ -1,4 +1,4 @@
-"""Write a LLaMA-shaped checkpoint with random weights, and a byte tokenizer that has a token for every id.
+"""Write a checkpoint of LLaMA's or Qwen3-MoE's shape with random weights, and a byte tokenizer with a token for every id.
 
 With it one character of ASCII is one token, so a prompt's length is known without a tokenizer.
 """
@@ -19,23 +19,49 @@ MAX_POSITIONS = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
+    """``head_dim`` 0 means hidden / heads. With ``experts`` it is a Qwen3-MoE, of which only NEW knows, else a LLaMA."""
+
     layers: int
     hidden: int
     intermediate: int
     heads: int
     kv_heads: int
     vocab: int
+    head_dim: int = 0
+    experts: int = 0
+    active_experts: int = 0
+    moe_intermediate: int = 0
+
+    @property
+    def head(self) -> int:
+        return self.head_dim or self.hidden // self.heads
+
+    @property
+    def q_hidden(self) -> int:
+        return self.head * self.heads
 
     @property
     def kv_hidden(self) -> int:
-        return self.hidden // self.heads * self.kv_heads
+        return self.head * self.kv_heads
 
 
 SHAPES = {
     "tiny": Shape(layers=2, hidden=64, intermediate=176, heads=4, kv_heads=4, vocab=512),
+    "tiny-moe": Shape(
+        layers=2, hidden=64, intermediate=176, heads=4, kv_heads=2, vocab=512,
+        head_dim=32, experts=8, active_experts=2, moe_intermediate=64,
+    ),
     "llama-8-layers": Shape(layers=8, hidden=4096, intermediate=11008, heads=32, kv_heads=32, vocab=32000),
     "llama-7b": Shape(layers=32, hidden=4096, intermediate=11008, heads=32, kv_heads=32, vocab=32000),
-}
+    "llama-13b": Shape(layers=40, hidden=5120, intermediate=13824, heads=40, kv_heads=40, vocab=32000),
+    # LLaMA-3-8B, but for its vocabulary of 128 256.
+    "llama-8b-gqa": Shape(layers=32, hidden=4096, intermediate=14336, heads=32, kv_heads=8, vocab=32000),
+    # A layer of Qwen3-30B-A3B with half its experts; 12 of its 48 layers are 8 GB.
+    "qwen3-moe": Shape(
+        layers=12, hidden=2048, intermediate=6144, heads=32, kv_heads=4, vocab=32000,
+        head_dim=128, experts=64, active_experts=8, moe_intermediate=768,
+    ),
+}  # fmt: skip
 
 
 def write(directory: Path, shape: Shape, dtype: str = "float16", seed: int = 0) -> Path:
@@ -59,11 +85,13 @@ def _shards(shape: Shape, dtype: torch.dtype, seed: int) -> Iterator[dict[str, t
     generator = torch.Generator(device=device).manual_seed(seed)
 
     def weight(rows: int, columns: int) -> torch.Tensor:
+        if device == "cuda":  # half the bytes and one pass less, which a large model's start consists of
+            return torch.randn(rows, columns, device=device, dtype=dtype, generator=generator).mul_(0.02).cpu()
         drawn = torch.randn(rows, columns, device=device, dtype=torch.float32, generator=generator)
-        return (drawn * 0.02).to(dtype).cpu()
+        return (drawn * 0.02).to(dtype)
 
-    def norm() -> torch.Tensor:
-        return torch.ones(shape.hidden, dtype=dtype)
+    def norm(size: int = shape.hidden) -> torch.Tensor:
+        return torch.ones(size, dtype=dtype)
 
     yield {
         "model.embed_tokens.weight": weight(shape.vocab, shape.hidden),
@@ -72,22 +100,28 @@ def _shards(shape: Shape, dtype: torch.dtype, seed: int) -> Iterator[dict[str, t
     }
     for layer in range(shape.layers):
         tensors = {
-            "self_attn.q_proj": weight(shape.hidden, shape.hidden),
+            "self_attn.q_proj": weight(shape.q_hidden, shape.hidden),
             "self_attn.k_proj": weight(shape.kv_hidden, shape.hidden),
             "self_attn.v_proj": weight(shape.kv_hidden, shape.hidden),
-            "self_attn.o_proj": weight(shape.hidden, shape.hidden),
-            "mlp.gate_proj": weight(shape.intermediate, shape.hidden),
-            "mlp.up_proj": weight(shape.intermediate, shape.hidden),
-            "mlp.down_proj": weight(shape.hidden, shape.intermediate),
-            "input_layernorm": norm(),
-            "post_attention_layernorm": norm(),
+            "self_attn.o_proj": weight(shape.hidden, shape.q_hidden),
         }
+        if shape.experts:
+            tensors["self_attn.q_norm"] = norm(shape.head)
+            tensors["self_attn.k_norm"] = norm(shape.head)
+            tensors["mlp.gate"] = weight(shape.experts, shape.hidden)
+        width = shape.moe_intermediate if shape.experts else shape.intermediate
+        for expert in [f".experts.{number}" for number in range(shape.experts)] or [""]:
+            tensors[f"mlp{expert}.gate_proj"] = weight(width, shape.hidden)
+            tensors[f"mlp{expert}.up_proj"] = weight(width, shape.hidden)
+            tensors[f"mlp{expert}.down_proj"] = weight(shape.hidden, width)
+        tensors["input_layernorm"] = norm()
+        tensors["post_attention_layernorm"] = norm()
         yield {f"model.layers.{layer}.{name}.weight": tensor for name, tensor in tensors.items()}
 
 
 def _config(shape: Shape, dtype: str) -> dict[str, object]:
     """The keys of transformers 4: LightLLM reads torch_dtype and rope_theta, which version 5 renamed."""
-    return {
+    config: dict[str, object] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "torch_dtype": dtype,
@@ -105,6 +139,22 @@ def _config(shape: Shape, dtype: str) -> dict[str, object]:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
+    if shape.head_dim:
+        config["head_dim"] = shape.head_dim
+    if shape.experts:
+        config |= {
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "model_type": "qwen3_moe",
+            "num_experts": shape.experts,
+            "num_experts_per_tok": shape.active_experts,
+            "moe_intermediate_size": shape.moe_intermediate,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,  # every layer has experts
+            "mlp_only_layers": [],
+            "sliding_window": None,
+            "head_dim": shape.head,  # Qwen3's layers read it without asking whether it is there
+        }
+    return config
 
 
 def _write_tokenizer(directory: Path, vocab: int) -> None:
