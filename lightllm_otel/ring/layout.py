@@ -43,7 +43,7 @@ STEP = np.dtype(
         ("reserved", "<u2"),
         ("wall_time", "<f8"),  # Unix time when the step was entered
         ("seconds", "<f8"),  # first to last event of the step
-        ("closure_seconds", "<f4"),  # first to last boundary, before subtraction; 0 when not sampled
+        ("closure_seconds", "<f4"),  # what boundaries cover, before subtraction; inside a graph by its own stamps
         ("overhead_seconds", "<f4"),  # what was subtracted from the intervals for the boundaries themselves
         ("idle_seconds", "<f4"),  # from the end of the previous step to the start of this one
         ("batch", "<u4"),  # requests in the step

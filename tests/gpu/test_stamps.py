@@ -1,0 +1,120 @@
+"""Stamps inside CUDA graphs of a real GPU, through each way to load them."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from lightllm_otel.measure.calibration import cost_of_stamps, quantum_of_stamps  # noqa: E402
+from lightllm_otel.measure.graphs import TorchGraphs  # noqa: E402
+from lightllm_otel.measure.stamps import _WAYS, KEPT, Overwritten  # noqa: E402
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here"),
+]
+CALLS = 40
+
+
+@pytest.fixture(params=range(len(_WAYS)), ids=[name for name, _ in _WAYS])
+def stamps(request):
+    name, make = _WAYS[request.param]
+    if "CuPy" in name:
+        pytest.importorskip("cupy", reason="CuPy is not installed here")
+    return make(CALLS + 1)
+
+
+@pytest.fixture
+def work():
+    """Two matrix products that take turns, one twice as long as the other."""
+    left = torch.randn(64, 4096, device="cuda", dtype=torch.float16)
+    small, large = (torch.randn(4096, size, device="cuda", dtype=torch.float16) for size in (8192, 16384))
+    outputs = [torch.empty(64, each.shape[1], device="cuda", dtype=torch.float16) for each in (small, large)]
+
+    def body(mark=lambda: None):
+        for call in range(CALLS):
+            torch.mm(left, (small, large)[call % 2], out=outputs[call % 2])
+            mark()
+
+    body()
+    return body
+
+
+class Pair:
+    """The same work as a plain graph and as one with stamps."""
+
+    def __init__(self, work, stamps):
+        self.graphs = TorchGraphs()
+        self.plain = self.graphs.capture(None, work)
+        self.stamps = stamps
+        self.last = -1
+        self._twin = self.graphs.capture(None, lambda: self._body(work))
+
+    def _body(self, work):
+        at = 0
+
+        def mark():
+            nonlocal at
+            self.stamps.stamp(at)
+            at += 1
+
+        mark()
+        work(mark)
+        self.stamps.publish(at)
+
+    def replay(self):
+        self.last = self.stamps.launched()
+        self._twin.replay()
+
+    def read(self):
+        torch.cuda.synchronize()
+        return self.stamps.intervals(self.last, CALLS + 1)
+
+
+def test_intervals_are_those_of_the_work_and_add_up_to_the_graph(stamps, work):
+    pair = Pair(work, stamps)
+    for _ in range(3):
+        seconds = pair.graphs.seconds(pair)
+    intervals = pair.read()
+    assert intervals.min() > 0
+    assert 0.9 * seconds < intervals.sum() <= seconds
+    short, long = np.median(intervals[::2]), np.median(intervals[1::2])
+    assert 1.4 < long / short < 2.6
+
+
+def test_a_graph_with_stamps_is_hardly_slower(stamps, work):
+    pair = Pair(work, stamps)
+    cost = cost_of_stamps(pair.plain, pair, CALLS + 1, pair.graphs)
+    assert cost < (4e-6 if stamps.source == "event_node" else 1.5e-6)
+
+
+def test_replays_in_flight_keep_their_stamps_apart(stamps, work):
+    if stamps.source == "event_node":
+        pytest.skip("events are one set: a later replay overwrites an earlier one, and that is told")
+    pair = Pair(work, stamps)
+    replays = []
+    for _ in range(KEPT):
+        pair.replay()
+        replays.append(pair.last)
+    torch.cuda.synchronize()
+    sums = [stamps.intervals(replay, CALLS + 1).sum() for replay in replays]
+    assert max(sums) < 1.5 * min(sums)
+    pair.replay()
+    torch.cuda.synchronize()
+    with pytest.raises(Overwritten):
+        stamps.intervals(replays[0], CALLS + 1)
+
+
+def test_an_overwritten_replay_is_told(stamps, work):
+    pair = Pair(work, stamps)
+    pair.replay()
+    first = pair.last
+    for _ in range(KEPT):
+        pair.replay()
+    torch.cuda.synchronize()
+    with pytest.raises(Overwritten):
+        stamps.intervals(first, CALLS + 1)
+
+
+def test_the_quantum_is_found(stamps):
+    assert 0 < quantum_of_stamps(stamps, TorchGraphs()) < 2e-6
