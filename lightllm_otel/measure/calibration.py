@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -72,17 +73,39 @@ def quantum_of_stamps(stamps: Stamps, graphs: Graphs) -> float:
     return quantum_of(np.concatenate(readings[1:]))
 
 
-def cost_of_stamps(plain: Any, twin: Any, count: int, graphs: Graphs) -> float:
+def cost_of_stamps(plain: Any, twin: Any, count: int, graphs: Graphs, tail: float = 0.0) -> float:
     """Seconds by which each of ``count`` stamps makes ``twin`` slower than ``plain``, its like without them.
 
     On the host's own graph: stamps that follow each other, or small kernels of one kind, say little about stamps
-    between kernels that take turns. The median over pairs of replays; 0 where pairs differ more than that is worth,
-    as when processes share a GPU.
+    between kernels that take turns. ``tail``: what else the twin does, behind its last stamp. The median over pairs of
+    replays; 0 where pairs differ more than that is worth, as when processes share a GPU.
     """
     pairs = [(graphs.seconds(plain), graphs.seconds(twin)) for _ in range(PAIRS)]
-    costs = (np.array([twin - plain for plain, twin in pairs]) / count)[1:]  # the first pair warms up
+    costs = (np.array([twin - plain for plain, twin in pairs]) - tail)[1:] / count  # the first pair warms up
     low, cost, high = np.quantile(costs, (0.25, 0.5, 0.75))
     return float(cost) if 0 < cost < MOST_COST and high - low < MOST_SPREAD else 0.0
+
+
+def tail_of_twin(stamps: Stamps, graphs: Graphs, count: int, output: Any, delivered: bool) -> float:
+    """Seconds of what a twin does behind its last stamp: the copies of its outputs, if there are any, and of its stamps."""
+    made = graphs.like(output) if delivered else output
+
+    def body(rest: bool) -> None:
+        stamps.stamp(0)
+        if rest:
+            graphs.deliver(made, output)
+            stamps.publish(count)
+
+    def launch(graph: Any) -> float:
+        seconds = []
+        for _ in range(PAIRS):
+            stamps.launched()
+            seconds.append(graphs.seconds(graph))
+        return float(np.median(seconds))
+
+    with_tail, without = (graphs.capture(None, functools.partial(body, rest)) for rest in (True, False))
+    alone = float(np.median([graphs.seconds(without) for _ in range(PAIRS)]))
+    return max(launch(with_tail) - alone, 0.0)
 
 
 def quantum_of(intervals: np.ndarray) -> float:

@@ -21,8 +21,11 @@ class Graphs(Protocol):
     def spoil(self, outputs: Any) -> None:
         """Overwrite the tensors in ``outputs``, so that only a graph that writes them again can make them right."""
 
-    def deliver(self, made: Any, wanted: Any) -> None:
-        """While capturing: copy the outputs ``made`` to where ``wanted`` has them, if they are not there already."""
+    def deliver(self, made: Any, wanted: Any) -> bool:
+        """While capturing: copy the outputs ``made`` to where ``wanted`` has them; False if they are there already."""
+
+    def like(self, outputs: Any) -> Any:
+        """New tensors like those in ``outputs``."""
 
     def seconds(self, graph: Any) -> float:
         """How long the GPU takes for a replay, which is waited for."""
@@ -61,11 +64,18 @@ class TorchGraphs:
         for tensor in tensors_in(outputs):
             tensor.fill_(-1)
 
-    def deliver(self, made: Any, wanted: Any) -> None:
+    def like(self, outputs: Any) -> list[Any]:
+        import torch
+
+        return [torch.empty_like(tensor) for tensor in tensors_in(outputs)]
+
+    def deliver(self, made: Any, wanted: Any) -> bool:
         # LightLLM keeps one output buffer for all graphs, unless its tensor cache is off: then each graph has its own.
-        for source, target in zip(tensors_in(made), tensors_in(wanted)):
-            if source.data_ptr() != target.data_ptr():
-                target.copy_(source)
+        pairs = [(source, target) for source, target in zip(tensors_in(made), tensors_in(wanted))
+                 if source.data_ptr() != target.data_ptr()]  # fmt: skip
+        for source, target in pairs:
+            target.copy_(source)
+        return bool(pairs)
 
     def seconds(self, graph: Any) -> float:
         import torch

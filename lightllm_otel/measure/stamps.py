@@ -159,6 +159,16 @@ class EventStamps:
         return np.array([a.elapsed_time(b) for a, b in zip(events, events[1:])], dtype=np.float64) * 1e-3
 
 
+class _RawStream:
+    """A stream by its address, in the protocol that CuPy takes foreign streams in."""
+
+    def __init__(self, address: int) -> None:
+        self._address = address
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._address
+
+
 class CupyKernels:
     """The kernels from :data:`PTX`, loaded and launched through CuPy."""
 
@@ -168,8 +178,12 @@ class CupyKernels:
         import cupy
         import torch
 
-        self._stream = cupy.cuda.ExternalStream
         self._torch = torch
+        from_external: Any = getattr(cupy.cuda.Stream, "from_external", None)
+        if from_external is not None:  # CuPy 14
+            self._stream: Any = lambda address: from_external(_RawStream(address))
+        else:
+            self._stream = cupy.cuda.ExternalStream
         module = cupy.RawModule(path=str(PTX))
         self._stamp = module.get_function("lightllm_otel_stamp")
         self._publish = module.get_function("lightllm_otel_publish")

@@ -18,7 +18,7 @@ from typing import Any
 
 from lightllm_otel import __version__
 from lightllm_otel.guard import Guard, log
-from lightllm_otel.measure.calibration import Calibration, cost_of_stamps, quantum_of_stamps
+from lightllm_otel.measure.calibration import Calibration, cost_of_stamps, quantum_of_stamps, tail_of_twin
 from lightllm_otel.measure.graphs import Graphs
 from lightllm_otel.measure.marking import CaptureMarking
 from lightllm_otel.measure.stamps import Stamps
@@ -44,6 +44,7 @@ class Captured:
         self.twin = twin
         self.plain = plain
         self.step: Step | None = None
+        self.delivered = False  # its outputs are copied to where the host's own graph has them
         self.last_replay = -1
         self._graph = graph
         self._timer = timer
@@ -173,7 +174,7 @@ class Twins:
         ):
             self.refuse(f"for batch size {batch} the twin's outputs are not those of the host's own graph")
         elif captured is not None:
-            self._learn_cost(captured)
+            self._learn_cost(captured, owner.graph[batch][-1])
             self.by_size[batch] = captured
         self.seconds += time.perf_counter() - began
 
@@ -183,14 +184,16 @@ class Twins:
         timer, stamps = self._timer, self.stamps
         entry = owner.graph[batch]
         marking = CaptureMarking(stamps)
+        delivered = False
 
         def body() -> None:
+            nonlocal delivered
             timer.armed = marking
             try:
                 made = decode()
             finally:
                 timer.armed = None
-            self._graphs.deliver(made, entry[-1])
+            delivered = self._graphs.deliver(made, entry[-1])
             stamps.publish(len(marking.codes))
 
         before = self._graphs.free_bytes()
@@ -199,7 +202,9 @@ class Twins:
         if marking.full or timer.failed or len(marking.codes) < 2:
             return None
         twin = Twin(batch, tuple(marking.codes), tuple(marking.payloads))
-        return Captured(twin, graph, entry[0], timer, self._guard, stamps)
+        captured = Captured(twin, graph, entry[0], timer, self._guard, stamps)
+        captured.delivered = delivered
+        return captured
 
     def _is_equal(self, captured: Captured | None, output: Any) -> bool:
         """Plain, plain again, twin, on the batch that was captured: the outputs must be the same, bit by bit.
@@ -223,13 +228,17 @@ class Twins:
                 self.stamps.intervals(captured.last_replay, len(captured.twin.codes))  # type: ignore[union-attr]
         return same
 
-    def _learn_cost(self, captured: Captured) -> None:
-        """Once, on the first and largest graph; every rank does this, because its collectives are in it."""
-        if not self.by_size:
-            with self._guard(Stage.PATCH):
-                cost = cost_of_stamps(captured.plain, captured, len(captured.twin.codes), self._graphs)
-                harvest = self._timer.harvest
-                harvest.stamp_calibration = dataclasses.replace(harvest.stamp_calibration, boundary_cost=cost)
+    def _learn_cost(self, captured: Captured, output: Any) -> None:
+        """Once, on the first and largest graph; every rank replays it, because its collectives are in it."""
+        if self.by_size:
+            return
+        stamps, tail, harvest = len(captured.twin.codes), 0.0, self._timer.harvest
+        with self._guard(Stage.PATCH):  # may fail on one rank alone: no replay of the host's graph is in here
+            assert self.stamps is not None
+            tail = tail_of_twin(self.stamps, self._graphs, stamps, output, captured.delivered)
+        with self._guard(Stage.PATCH):
+            cost = cost_of_stamps(captured.plain, captured, stamps, self._graphs, tail)
+            harvest.stamp_calibration = dataclasses.replace(harvest.stamp_calibration, boundary_cost=cost)
 
     def seal(self, owner: Any) -> None:
         """The host has captured all of its graphs. What it captures from here on gets no twin."""

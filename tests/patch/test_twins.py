@@ -129,7 +129,7 @@ def test_the_output_is_where_the_host_reads_it_whether_graphs_share_one_or_not(s
 def test_a_twin_that_writes_its_output_elsewhere_is_found_out_and_never_replayed(serve, monkeypatch):
     import fakes
 
-    monkeypatch.setattr(fakes.FakeGraphs, "deliver", lambda self, made, wanted: None)
+    monkeypatch.setattr(fakes.FakeGraphs, "deliver", lambda self, made, wanted: False)
     _, session, rpc = serve(kvargs="graphs", host_options={"shared_output": False}, strict=False)
     assert session.twins.state == "refused"
     assert "not those of the host's own graph" in session.twins.reason
