@@ -1,0 +1,296 @@
+"""What lightllm-otel costs: throughput, latency, start-up, memory; and what other ways to operator times would cost.
+
+    python benchmarks/overhead.py --source CHECKOUT --out benchmarks/results
+
+Needs a GPU, lightllm-otel installed in this Python, LightLLM's packages and a checkout of the current LightLLM. Each
+part runs in processes of its own:
+
+- paired: one model process, in which the plugin is switched on and off every 16 steps; pairing.py says how steps are
+  compared. Also whether any token differs, and what a step's cost consists of.
+- moe: the same with a mixture of experts.
+- alternatives: events around operators, CUDA_LAUNCH_BLOCKING and torch.profiler, compared in the same way.
+- servers: a stock and an instrumented server under the same load in turn; start-up and GPU memory.
+- tp2: start-up, twins and tokens with two ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "deploy" / "demo")]
+
+import outcome  # noqa: E402
+import workers  # noqa: E402
+from pairing import Sample, added, added_beyond, latency_increase, throughput_loss  # noqa: E402
+
+PARTS = ("paired", "moe", "alternatives", "servers", "tp2")
+MOE_SHAPE = "qwen3-moe"
+Rows = list[dict[str, Any]]
+
+
+# What is claimed -------------------------------------------------------------------------------------------------------
+
+
+def summarise(rows: Rows) -> dict[str, Any]:
+    """Everything from the rows alone, so that results of several runs can be put together."""
+    samples = {
+        case: Sample.of_rows([row for row in rows if row.get("kind") == "cell" and row["case"] == case])
+        for case in dict.fromkeys(row["case"] for row in rows if row.get("kind") == "cell")
+    }
+    summary: dict[str, Any] = {case: _case(case, sample, rows) for case, sample in samples.items()}
+    summary["servers"] = _servers(rows)
+    tokens = [row for row in _of("tokens", rows) if row["setting"] != "off"]
+    tp2_tokens = [row for row in _of("tp2_tokens", rows) if row["server"] == "instrumented"]
+    compared = [row["identical"] for row in tokens] + [row["same_as_stock"] for row in tp2_tokens]
+    return {
+        **summary,
+        **_parts_of_a_step(samples),
+        "outputs_identical": all(compared) if compared else None,
+        "tokens_compared": sum(row["tokens_compared"] for row in (*tokens, *tp2_tokens)),
+        "stock_identical_to_itself": _all(
+            [row["identical"] for row in _of("tokens", rows) if row["setting"] == "off"]
+            + [row["same_as_stock"] for row in _of("tp2_tokens", rows) if row["server"] == "stock again"]
+        ),
+        "hook_ns": _last("hook", "hook_ns", rows),
+        "harvest_us": {
+            f"{kind}": row[f"{kind}_us_median"]
+            for setting, kind in (("default", "unsampled"), ("every_step", "sampled"))
+            for row in _of("harvest", rows)
+            if row["setting"] == setting and f"{kind}_us_median" in row
+        },
+        "critical_path_us": _critical_path(rows),
+        "memory_growth_kib": {
+            row["setting"]: {"anonymous": row["anonymous_growth_kib"], "steps": row["steps"]}
+            for row in _of("harvest", rows)
+        },
+        "resident_mib": _last("plugin", "resident_mib", rows),
+        "startup": {f"tp{tp}": _startup(tp, rows) for tp in (1, 2)},
+        "twin_mib": {f"tp{tp}": _twin_mib(tp, rows) for tp in (1, 2)},
+        "errors": sum(sum(row["errors"]) for row in (*_of("plugin", rows), *_of("ring", rows))),
+        "dropped": sum(
+            count
+            for row in (*_of("plugin", rows), *_of("ring", rows))
+            for reason, count in row["dropped"].items()
+            if reason != "control"  # what live control lets go when it switches off
+        ),
+        "problems": [row["problem"] for row in _of("problem", rows)],
+    }
+
+
+def _of(kind: str, rows: Rows) -> Rows:
+    return [row for row in rows if row.get("kind") == kind]
+
+
+def _last(kind: str, name: str, rows: Rows) -> Any:
+    found = [row[name] for row in _of(kind, rows) if row["part"] == "paired"]
+    return found[-1] if found else None
+
+
+def _all(values: Sequence[bool]) -> bool | None:
+    return all(values) if values else None
+
+
+def _case(case: str, sample: Sample, rows: Rows) -> dict[str, Any]:
+    loss, loss_interval = throughput_loss(sample).rounded()
+    more, more_interval = added(sample).rounded(2)
+    on, off = (float(each[0]) for each in sample.means())
+    tails = [row for row in _of("tail", rows) if row["case"] == case]
+    last = {name: value for name, value in tails[-1].items() if name.startswith("itl_p99")} if tails else {}
+    return {
+        "throughput_loss_percent": loss, "throughput_loss_percent_ci95": loss_interval, **last,
+        "pairs": int(sample.pairs.sum()), "off_us": round(off, 2), "on_us": round(on, 2),
+        "added_us": more, "added_us_ci95": more_interval,
+    }  # fmt: skip
+
+
+def _parts_of_a_step(samples: dict[str, Sample]) -> dict[str, Any]:
+    """Each step costs something, a sampled one some more; from both follows what the default should cost."""
+    if "graph_steps_only" not in samples or "graph_every_step" not in samples:
+        return {}
+    steps, every = samples["graph_steps_only"], samples["graph_every_step"]
+    fixed, fixed_interval = added(steps).rounded(2)
+    marginal, marginal_interval = added_beyond(every, steps).rounded(2)
+    off = float(steps.means()[1][0])
+    expected = fixed + marginal / 64
+    return {
+        "fixed_cost_us": fixed, "fixed_cost_us_ci95": fixed_interval,
+        "marginal_cost_us": marginal, "marginal_cost_us_ci95": marginal_interval,
+        "default_from_its_parts_percent": round(100 * expected / (off + expected), 4),
+    }  # fmt: skip
+
+
+def _servers(rows: Rows) -> dict[str, Any]:
+    """Rounds as pairs: the same number is the same prompts."""
+    rounds = {
+        kind: {row["round"]: row for row in _of("round", rows) if row["server"] == kind}
+        for kind in ("stock", "instrumented")
+    }
+    both = sorted(set(rounds["stock"]) & set(rounds["instrumented"]))
+    if len(both) < 2:
+        return {}
+    result: dict[str, Any] = {"rounds": len(both)}
+    for name, wanted in (
+        ("throughput_loss_percent", "seconds"), ("itl_p50_increase_percent", "itl_p50_us"),
+        ("itl_mean_increase_percent", "itl_mean_us"), ("itl_p99_increase_percent", "itl_p99_us"),
+    ):  # fmt: skip
+        sample = Sample.of_rows([
+            {"pairs": 1, "on_us": rounds["instrumented"][number][wanted], "off_us": rounds["stock"][number][wanted]}
+            for number in both
+        ])  # fmt: skip
+        estimate = (throughput_loss if wanted == "seconds" else latency_increase)(sample)
+        result[name], result[f"{name}_ci95"] = estimate.rounded(3)
+    metrics = [row for row in _of("metrics", rows) if row["tp"] == 1]
+    result |= {name: value for name, value in metrics[-1].items() if name.startswith("lightllm")} if metrics else {}
+    # Later starts follow a server that has just ended, whose memory may not be free yet.
+    starts = [row for row in _of("start", rows) if row["tp"] == 1 and row["number"] == 0]
+    result["gpu_mib"] = {row["server"]: row["gpu_mib"] for row in starts if row["gpu_mib"] is not None}
+    return result
+
+
+def _startup(tp: int, rows: Rows) -> dict[str, Any]:
+    """The quickest start of each: the first one on a machine also compiles LightLLM's kernels."""
+    seconds: dict[str, list[float]] = {}
+    for row in _of("start", rows):
+        if row["tp"] == tp:
+            seconds.setdefault(row["server"].removesuffix(" again"), []).append(row["seconds"])
+    if set(seconds) != {"stock", "instrumented"}:
+        return {}
+    stock, instrumented = min(seconds["stock"]), min(seconds["instrumented"])
+    twins = [row["twins"] for row in _of("ring", rows) if row["tp"] == tp]
+    return {
+        "stock_seconds": stock, "instrumented_seconds": instrumented,
+        "added_seconds": round(instrumented - stock, 3),
+        "added_percent": round(100 * (instrumented / stock - 1), 2),
+        "twins_seconds": max((each.get("seconds", 0.0) for each in twins), default=None),
+    }  # fmt: skip
+
+
+def _twin_mib(tp: int, rows: Rows) -> Any:
+    """Of one GPU: the largest rank's."""
+    twins = [row["twins"] for row in _of("ring", rows) if row["tp"] == tp]
+    if not twins:
+        return None
+    largest = max(twins, key=lambda each: int(each.get("bytes", 0)))
+    return {
+        "mib": round(largest.get("bytes", 0) / 2**20, 1), "graphs": len(largest.get("sizes", ())),
+        "state": largest.get("state"),
+    }  # fmt: skip
+
+
+def _critical_path(rows: Rows) -> dict[str, float]:
+    """Beside LightLLM's bare forward."""
+    found = {row["setting"]: row["entry_us_median"] for row in _of("critical_path", rows)}
+    bare = found.pop("bare", None)
+    return {} if bare is None else {setting: round(value - bare, 2) for setting, value in found.items()}
+
+
+# Running ---------------------------------------------------------------------------------------------------------------
+
+
+def child(arguments: argparse.Namespace) -> None:
+    """One part, in the process that was started for it."""
+    import alternatives
+    import plugin_cost
+    import serving
+
+    sizes = plugin_cost.TINY if arguments.cpu else plugin_cost.Sizes()
+    if arguments.child == "blocking":
+        alternatives.serve_passes(arguments, sizes)
+        return
+    keep = workers.RowsFile(arguments.rows).keep
+    work = arguments.rows.parent
+    if arguments.child == "paired":
+        cases = plugin_cost.dense_cases(sizes, arguments.scale)
+        plugin_cost.measure(arguments, sizes, cases, arguments.shape, work / "otel", keep, details=True)
+    elif arguments.child == "moe":
+        cases = plugin_cost.moe_cases(sizes, arguments.scale)
+        shape = "tiny-moe" if arguments.cpu else MOE_SHAPE
+        plugin_cost.measure(arguments, sizes, cases, shape, work / "otel", keep, details=False)
+    elif arguments.child == "alternatives":
+        alternatives.measure(arguments, sizes, keep)
+    elif arguments.child == "servers":
+        serving.measure(arguments, work, keep)
+    else:
+        serving.measure_tp2(arguments, work, keep)
+
+
+def run_part(arguments: argparse.Namespace, part: str, limit: float) -> Rows:
+    """Its rows; also those of a part that did not come to its end, and why."""
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{part}-", dir=arguments.work))
+    rows_file = folder / "rows.json"
+    command = [__file__, "--child", part, "--rows", str(rows_file), "--work", str(arguments.work)]
+    command += ["--shape", arguments.shape, "--scale", str(arguments.scale), "--nccl-port", str(arguments.nccl_port)]
+    command += ["--rounds", str(arguments.rounds), "--starts", str(arguments.starts)]
+    command += ["--requests", str(arguments.requests)]
+    command += ["--source", str(arguments.source)] if arguments.source else []
+    command += ["--cpu"] if arguments.cpu else []
+    problem = workers.run(command, arguments.cpu, limit)
+    rows: Rows = json.loads(rows_file.read_text()) if rows_file.exists() else []
+    if problem:
+        rows.append({"kind": "problem", "part": part, "problem": f"{part}: {problem}"})
+        for log in sorted(folder.rglob("*.log")):
+            print(log.name, log.read_text(errors="replace")[-3000:], flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    return [{"part": part, **row} for row in rows]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    made.add_argument("--part", action="append", choices=PARTS, help="default: all")
+    made.add_argument("--source", type=Path, help="a checkout of the current LightLLM")
+    made.add_argument("--shape", default="llama-7b", help="of every part but moe and tp2")
+    made.add_argument("--cpu", action="store_true", help="only to try this script: times mean nothing")
+    made.add_argument("--scale", type=float, default=1.0, help="how many passes, beside the usual number")
+    made.add_argument("--rounds", type=int, default=10, help="of load for each server")
+    made.add_argument("--requests", type=int, default=20, help="at a time, of load")
+    made.add_argument("--starts", type=int, default=2, help="of each server")
+    made.add_argument("--limit", type=float, default=300.0, help="seconds that one part may take")
+    made.add_argument("--nccl-port", type=int, default=28765)
+    made.add_argument("--work", type=Path, default=Path("/dev/shm/overhead"), help="checkpoints are kept here")
+    made.add_argument("--out", type=Path, default=outcome.RESULTS)
+    made.add_argument(
+        "--merge",
+        nargs="*",
+        type=Path,
+        default=[],
+        help="earlier partial results; what is run now replaces its part in them",
+    )
+    made.add_argument("--child", choices=(*PARTS, "blocking"), help=argparse.SUPPRESS)
+    made.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
+    made.add_argument("--pipe", type=int, help=argparse.SUPPRESS)
+    made.add_argument("--eager", action="store_true", help=argparse.SUPPRESS)
+    return made
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    # What outlives this script keeps its GPU memory: end by unwinding, also when a time limit ends us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if arguments.cpu:
+        arguments.shape = "tiny"
+    if arguments.child:
+        child(arguments)
+        return
+    merged = [json.loads(path.read_text()) for path in arguments.merge]
+    parts = arguments.part or PARTS
+    rows = [row for earlier in merged for row in earlier["rows"] if row.get("part") not in parts]
+    for part in parts:
+        rows += run_part(arguments, part, arguments.limit)
+        outcome.write("overhead", summarise(rows), rows, arguments.out, merged)
+    summary = summarise(rows)
+    print(json.dumps(summary, indent=1, default=float))
+    sys.exit(bool(summary["problems"]))
+
+
+if __name__ == "__main__":
+    main()

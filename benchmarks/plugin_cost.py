@@ -1,0 +1,414 @@
+"""The plugin in one model process, switched on and off between steps as live control does it: the parts of overhead.py
+that say what a step, a call of an operator's hook, the reading of a step and the graphs' twins cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import os
+import time
+import timeit
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pairing
+from alternation import Batch, Passes, straight
+from pairing import Schedule
+
+from lightllm_otel.vocabulary import DropReason, Level, Phase
+
+Rows = list[dict[str, Any]]
+Keep = Callable[[Rows], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    level: Level
+    every: int
+
+
+OFF = Setting(Level.OFF, 64)
+SETTINGS = {
+    "default": Setting(Level.OPERATORS, 64),
+    "every_step": Setting(Level.OPERATORS, 1),
+    "steps_only": Setting(Level.STEPS, 64),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    name: str
+    setting: str
+    what: str  # graph, eager or prefill
+    batch: int
+    schedule: Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much is run. Blocks of 16 steps are long enough that dropping one costs little, and short for a drift."""
+
+    batch: int = 20
+    input_tokens: int = 256
+    prefill_batch: int = 8
+    prefill_tokens: int = 1024
+    graph: Schedule = Schedule(256, 16, 2)  # noqa: RUF009 - frozen
+    eager: Schedule = Schedule(128, 16, 2)  # noqa: RUF009
+    prefill: Schedule = Schedule(8, 4, 2)  # noqa: RUF009
+    token_positions: int = 127
+    eager_token_positions: int = 31
+    sampled_steps: int = 2000
+    probe_steps: int = 128
+    hook_calls: int = 200_000
+
+    @property
+    def total_tokens(self) -> int:
+        """Of the KV cache."""
+        return max(
+            self.batch * (self.input_tokens + self.graph.positions + 8), self.prefill_batch * (self.prefill_tokens + 8)
+        )
+
+
+TINY = Sizes(
+    batch=2, input_tokens=8, prefill_batch=2, prefill_tokens=16, graph=Schedule(4, 2, 2), eager=Schedule(4, 2, 2),
+    prefill=Schedule(4, 2, 2), token_positions=4, eager_token_positions=2, sampled_steps=6, probe_steps=3,
+    hook_calls=2000,
+)  # fmt: skip
+
+
+def dense_cases(sizes: Sizes, scale: float) -> list[Case]:
+    """Most important first. The first is the one that is claimed: enough passes for an interval of 0.1 points."""
+    batch = sizes.batch
+    return [
+        Case("graph_default", "default", "graph", batch, passes(sizes.graph, 26, scale)),
+        Case("graph_every_step", "every_step", "graph", batch, passes(sizes.graph, 8, scale)),
+        Case("graph_steps_only", "steps_only", "graph", batch, passes(sizes.graph, 12, scale)),
+        Case(
+            "eager_prefill_every_step", "every_step", "prefill", sizes.prefill_batch, passes(sizes.prefill, 12, scale)
+        ),
+        Case("eager_decode_every_step", "every_step", "eager", batch, passes(sizes.eager, 6, scale)),
+        Case("graph_default_batch_1", "default", "graph", 1, passes(sizes.graph, 10, scale)),
+    ]
+
+
+def moe_cases(sizes: Sizes, scale: float) -> list[Case]:
+    return [
+        Case("graph_default_moe", "default", "graph", sizes.batch, passes(sizes.graph, 16, scale)),
+        Case("graph_every_step_moe", "every_step", "graph", sizes.batch, passes(sizes.graph, 8, scale)),
+    ]
+
+
+def passes(schedule: Schedule, wanted: int, scale: float) -> Schedule:
+    return dataclasses.replace(schedule, passes=max(2, 2 * round(wanted * scale / 2)))
+
+
+class Plugin:
+    """lightllm-otel in this process, before LightLLM is imported, and all that is used of its inside."""
+
+    def __init__(self, folder: Path, graph_batches: Sequence[int]) -> None:
+        os.environ |= {
+            "LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_DIR": str(folder), "LIGHTLLM_OTEL_RING_MIB": "64",
+            "LIGHTLLM_OTEL_GRAPH_BATCH_SIZES": ",".join(map(str, graph_batches)),
+        }  # fmt: skip
+        before = resident()
+        from lightllm_otel.activate import bootstrap, session
+        from lightllm_otel.patch.twins import Twins
+
+        self.resident_mib = {"modules": resident() - before}
+        for owner, names in ((session.ServerSession, ("attach", "serve")), (Twins, ("plan", "capture"))):
+            for name in names:
+                setattr(owner, name, self._weighed(getattr(owner, name), name))
+        self._hooks: Any = bootstrap.activate()
+
+    def _weighed(self, host: Callable[..., Any], name: str) -> Callable[..., Any]:
+        @functools.wraps(host)
+        def weighed(*args: Any, **kwargs: Any) -> Any:
+            before = resident()
+            try:
+                return host(*args, **kwargs)
+            finally:
+                self.resident_mib[name] = self.resident_mib.get(name, 0.0) + resident() - before
+
+        return weighed
+
+    @functools.cached_property
+    def session(self) -> Any:
+        return self._hooks.session()
+
+    @property
+    def header(self) -> Any:
+        return self.session._prepared[1].header[0]
+
+    def follow(self, setting: Setting) -> None:
+        """From the next forward on."""
+        from lightllm_otel.ring.control import Order
+
+        self.session.follow(Order(0, setting.level, setting.every))
+
+    def switch(self, setting: Setting) -> Callable[[bool], None]:
+        return lambda on: self.follow(setting if on else OFF)
+
+    def sampled(self, setting: Setting, first: int, positions: Sequence[int]) -> int:
+        """How many of the decode steps at these positions have their operators timed; ``first``: number of position 0."""
+        from lightllm_otel.measure.sampling import Sampling
+
+        if setting.level is not Level.OPERATORS:
+            return 0
+        return sum(Sampling(setting.every).due(first + at, Phase.DECODE, 0) for at in positions)
+
+    def facts(self) -> dict[str, Any]:
+        header = self.header
+        return {
+            "dropped": {reason.value: int(header["dropped"][reason.code]) for reason in DropReason},
+            "errors": [int(count) for count in header["errors"]], "whole_only": [int(each) for each in header["whole"]],
+            "steps": int(header["steps"]), "sampled_steps": int(header["sampled_steps"]),
+            "hook_seconds": round(float(header["hook_seconds"]), 4),
+            "twins": self.session.twins.facts(), "resident_mib": {k: round(v, 2) for k, v in self.resident_mib.items()},
+        }  # fmt: skip
+
+
+def measure(
+    arguments: argparse.Namespace, sizes: Sizes, cases: list[Case], shape: str, work: Path, keep: Keep, details: bool
+) -> None:
+    """All of one shape. ``keep`` is given rows as soon as there are some: what is measured counts, whatever comes next.
+
+    ``details``: also what a step's cost consists of.
+    """
+    from workers import build, say
+
+    graph_batches = sorted({case.batch for case in cases if case.what == "graph"})
+    plugin = Plugin(work, graph_batches)
+    model = build(arguments, shape, sizes.total_tokens, graph_batches)
+    with model:
+        say(f"{shape} built; twins {plugin.session.twins.facts()}")
+        warm_up(model, plugin, sizes, cases)
+        keep(tokens(model, plugin, sizes, shape))
+        say("tokens compared")
+        if details:
+            keep(critical_path(model, plugin, sizes))
+            keep(harvest(model, plugin, sizes))
+            keep(hook_calls(plugin, sizes.hook_calls))
+            say("what a step's cost consists of")
+        for case in cases:
+            began = time.perf_counter()
+            keep(measure_case(model, plugin, sizes, case))
+            say(f"{case.name}: {time.perf_counter() - began:.1f} s")
+        keep([{"kind": "plugin", "shape": shape, "layers": model.model.layers_num, **plugin.facts()}])
+
+
+def warm_up(model: Any, plugin: Plugin, sizes: Sizes, cases: list[Case]) -> None:
+    """Kernels are compiled and tuned in the first step of each kind."""
+    for what, batch in sorted({(case.what, case.batch) for case in cases}):
+        tokens = sizes.prefill_tokens if what == "prefill" else sizes.input_tokens
+        each = Batch(model, batch, tokens, graphs=what != "eager")
+        for setting in (OFF, *SETTINGS.values()):
+            plugin.follow(setting)
+            with each.prepared():
+                straight(2, each.begin, each.prefill if what == "prefill" else each.decode)
+    plugin.follow(OFF)
+
+
+def measure_case(model: Any, plugin: Plugin, sizes: Sizes, case: Case) -> Rows:
+    setting, schedule, firsts = SETTINGS[case.setting], case.schedule, list[int]()
+    if case.what == "prefill":
+        batch = Batch(model, case.batch, sizes.prefill_tokens)
+        seconds = batch.prefills(schedule, plugin.switch(setting))
+    else:
+        batch = Batch(model, case.batch, sizes.input_tokens, graphs=case.what == "graph")
+        seconds = batch.decodes(
+            schedule, plugin.switch(setting), lambda: firsts.append(plugin.session.forwards.completed)
+        )
+    return [
+        {
+            "case": case.name, "kind": "case", **dataclasses.asdict(setting), "level": setting.level.value,
+            "mode": case.what, "batch": case.batch, "input_tokens": batch.input_tokens,
+            **dataclasses.asdict(schedule), **sampled_share(plugin, setting, schedule, firsts),
+        },
+        *rows_of(case.name, schedule, seconds),
+    ]  # fmt: skip
+
+
+def rows_of(case: str, schedule: Schedule, seconds: Passes) -> Rows:
+    found = pairing.cells(schedule, seconds)
+    return [pairing.tail_row(case, found), *pairing.cell_rows(case, found)]
+
+
+def sampled_share(plugin: Plugin, setting: Setting, schedule: Schedule, firsts: Sequence[int]) -> dict[str, Any]:
+    """Chance decides how many of the steps that count are sampled ones; it should be near one in ``every``."""
+    on = sampled = 0
+    for number, first in enumerate(firsts):
+        counted = [at for at in range(schedule.positions) if schedule.is_on(number, at) and schedule.counts(at)]
+        on, sampled = on + len(counted), sampled + plugin.sampled(setting, first, counted)
+    return {"sampled_percent": round(100 * sampled / on, 3)} if on else {}
+
+
+# The same tokens -------------------------------------------------------------------------------------------------------
+
+
+def tokens(model: Any, plugin: Plugin, sizes: Sizes, shape: str) -> Rows:
+    """The same batch, first twice without anything, then with each setting: is any token another one?"""
+    rows: Rows = []
+    for what, positions in (("graph", sizes.token_positions), ("eager", sizes.eager_token_positions)):
+        batch = Batch(model, sizes.batch, sizes.input_tokens, graphs=what == "graph")
+        plugin.follow(OFF)
+        reference = batch.tokens(positions)
+        for name, setting in {"off": OFF, **SETTINGS}.items():
+            plugin.follow(setting)
+            answer = batch.tokens(positions)
+            rows.append({
+                "kind": "tokens", "shape": shape, "mode": what, "setting": name, "batch": sizes.batch,
+                "tokens_compared": sum(map(len, answer)), "identical": answer == reference,
+            })  # fmt: skip
+        plugin.follow(OFF)
+    return rows
+
+
+# What it consists of ---------------------------------------------------------------------------------------------------
+
+
+class _Layer:
+    """Something with a method that does next to nothing, called as LightLLM calls an operator of a layer."""
+
+    def _ffn(self, input: Any, infer_state: Any, layer_weight: Any) -> Any:
+        return input
+
+
+def hook_calls(plugin: Plugin, calls: int) -> Rows:
+    """A call of an operator in an eager step whose operators are not timed, with our hook in place and without."""
+    from lightllm_otel.patch.operators import timed
+
+    plugin.follow(SETTINGS["default"])
+    timer = plugin.session.timer
+    assert timer.armed is None
+    layer = _Layer()
+    call = timeit.Timer("layer._ffn(a, b, c)", globals={"layer": layer, "a": None, "b": None, "c": None})
+    bare = min(call.repeat(15, calls))
+    layer._ffn = timed(layer._ffn, timer, plugin.session.guard, 0, None, 0)  # type: ignore[method-assign]
+    hooked = min(call.repeat(15, calls))
+    plugin.follow(OFF)
+    return [{
+        "kind": "hook", "calls": calls, "repeats": 15, "bare_ns": round(1e9 * bare / calls, 2),
+        "hooked_ns": round(1e9 * hooked / calls, 2), "hook_ns": round(1e9 * (hooked - bare) / calls, 2),
+    }]  # fmt: skip
+
+
+def harvest(model: Any, plugin: Plugin, sizes: Sizes) -> Rows:
+    """How long the CPU needs to read a step, and whether memory grows over many of them."""
+    rows: Rows = []
+    batch = Batch(model, sizes.batch, sizes.input_tokens)
+    for name, wanted in (("default", sizes.sampled_steps // 4), ("every_step", sizes.sampled_steps)):
+        plugin.follow(SETTINGS[name])
+        straight(min(sizes.graph.positions, wanted), batch.begin, batch.decode)
+        before, hooks, steps = memory(), float(plugin.header["hook_seconds"]), int(plugin.header["steps"])
+        with _timed_reading(plugin) as seconds:
+            left = wanted
+            while left > 0:
+                straight(min(sizes.graph.positions, left), batch.begin, batch.decode)
+                left -= sizes.graph.positions
+        steps = int(plugin.header["steps"]) - steps
+        after = memory()
+        row = {
+            "kind": "harvest", "setting": name, "steps": steps,
+            "hook_us_per_step": round(1e6 * (float(plugin.header["hook_seconds"]) - hooks) / max(steps, 1), 2),
+            **{f"{field}_growth_kib": after[field] - before[field] for field in after},
+        }  # fmt: skip
+        for kind, values in seconds.items():
+            if values:
+                row |= {
+                    f"{kind}_steps": len(values), f"{kind}_us_median": round(1e6 * float(np.median(values)), 2),
+                    f"{kind}_us_p99": round(1e6 * float(np.percentile(values, 99)), 2),
+                }  # fmt: skip
+        rows.append(row)
+    plugin.follow(OFF)
+    model.release()
+    return rows
+
+
+@contextlib.contextmanager
+def _timed_reading(plugin: Plugin) -> Iterator[dict[str, list[float]]]:
+    timer = plugin.session.timer
+    finish = timer._finish
+    seconds: dict[str, list[float]] = {"sampled": [], "unsampled": []}
+
+    def timed_finish(step: Any) -> None:
+        kind = "sampled" if step.marking is not None else "unsampled"
+        began = time.perf_counter()
+        finish(step)
+        seconds[kind].append(time.perf_counter() - began)
+
+    timer._finish = timed_finish
+    try:
+        yield seconds
+    finally:
+        del timer._finish
+
+
+def critical_path(model: Any, plugin: Plugin, sizes: Sizes) -> Rows:
+    """CPU time from the entry of a decode forward to LightLLM's own first work in it: there the GPU waits for us.
+
+    ``bare`` is LightLLM's forward without even the wrapper that counts.
+    """
+    host = model.model
+    wrapped = type(host).forward
+    decode = host._decode
+    entries: list[float] = []
+    arrivals: list[float] = []
+
+    def arrived(model_input: Any) -> Any:
+        arrivals.append(time.perf_counter())
+        return decode(model_input)
+
+    def entered(forward: Callable[..., Any], model_input: Any) -> Any:
+        entries.append(time.perf_counter())
+        return forward(host, model_input)
+
+    rows: Rows = []
+    batch = Batch(model, sizes.batch, sizes.input_tokens)
+    host._decode = arrived
+    try:
+        for name, setting in {"bare": OFF, "off": OFF, **SETTINGS}.items():
+            plugin.follow(OFF)
+            batch.begin()
+            plugin.follow(setting)
+            host.forward = functools.partial(entered, wrapped.__wrapped__ if name == "bare" else wrapped)
+            entries.clear()
+            arrivals.clear()
+            for _ in range(sizes.probe_steps):
+                batch.decode()
+            del host.forward
+            microseconds = 1e6 * (np.array(arrivals) - np.array(entries))
+            rows.append({
+                "kind": "critical_path", "setting": name, "steps": len(microseconds),
+                "entry_us_median": round(float(np.median(microseconds)), 3),
+                "entry_us_min": round(float(microseconds.min()), 3),
+            })  # fmt: skip
+    finally:
+        del host._decode
+        vars(host).pop("forward", None)
+        plugin.follow(OFF)
+        model.release()
+    return rows
+
+
+# Memory ----------------------------------------------------------------------------------------------------------------
+
+
+def memory() -> dict[str, int]:
+    """KiB of this process; ``shared`` has the pages of the ring that were touched."""
+    fields = {"RssAnon": "anonymous", "RssShmem": "shared", "VmRSS": "resident"}
+    found = {}
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in fields:
+            found[fields[name]] = int(value.split()[0])
+    return found
+
+
+def resident() -> float:
+    """MiB."""
+    return memory()["resident"] / 1024
