@@ -12,10 +12,11 @@ class Label(str, enum.Enum):
     """A member of a closed label set; ``code`` is its position, ``str()`` its value."""
 
     __str__ = str.__str__
+    _value_: str
+    code: int
 
-    @property
-    def code(self) -> int:
-        return list(type(self)).index(self)
+    def __init__(self, value: str) -> None:
+        self.code = len(type(self).__members__)
 
     @classmethod
     def of(cls, code: int) -> Label:

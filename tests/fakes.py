@@ -16,6 +16,8 @@ from lightllm_otel.patch.agreement import Ballot
 from lightllm_otel.patch.ledger import Ledger
 from lightllm_otel.patch.slots import GROUP_LEAVES, TORCH_LEAVES
 from lightllm_otel.patch.twins import Twins
+from lightllm_otel.ring import layout
+from lightllm_otel.ring.control import Listener
 from lightllm_otel.settings import Settings
 from lightllm_otel.vocabulary import Level, Operator, Phase, Stage
 
@@ -68,7 +70,7 @@ class Kept:
         self.in_flight = None
 
     def write(self, step, intervals):
-        self.steps.append((step[0], intervals))
+        self.steps.append((np.frombuffer(step, layout.STEP)[0], intervals))
 
     def enter(self, number, phase, wall_time):
         self.in_flight = number
@@ -193,6 +195,7 @@ class FakeSession:
         self.model = None
         self.housekept = 0
         self.orders = []
+        self._listener = Listener(None, None)
         self._host = host
         self._rule = (Level.OPERATORS if operators_too else Level.STEPS, Sampling(every))
         self._timer = Timer(
@@ -238,6 +241,11 @@ class FakeSession:
 
     def owns(self, model):
         return model is self.model
+
+    @property
+    def listener(self):
+        self._listener.waiting = self.orders or None
+        return self._listener
 
     def listen(self):
         """``orders``: (forward, level, every), as live control would give them."""

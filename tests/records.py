@@ -9,7 +9,7 @@ from lightllm_otel.vocabulary import IdleReason, Mode, Operator, Phase
 
 
 def step(phase=Phase.DECODE, mode=Mode.EAGER, seconds=1.0, operators=(), number=0, **fields):
-    """``(step, intervals)``; ``operators``: (operator, seconds) or (operator, seconds, flags) of each call."""
+    """``(step, intervals)`` as a ring is given them; ``operators``: (operator, seconds[, flags]) of each call."""
     record = np.zeros(1, layout.STEP)
     record["magic"], record["intervals"], record["number"] = layout.STEP_MAGIC, len(operators), number
     record["phase"], record["mode"], record["seconds"] = phase.code, mode.code, seconds
@@ -21,13 +21,13 @@ def step(phase=Phase.DECODE, mode=Mode.EAGER, seconds=1.0, operators=(), number=
     for at, (operator, duration, *flags) in enumerate(operators):
         intervals[at]["operator"], intervals[at]["seconds"] = operator.code, duration
         intervals[at]["flags"] = flags[0] if flags else 0
-    return record, intervals
+    return record.tobytes(), intervals
 
 
 def cells(*steps):
     """One array of cells, shape (n, 16)."""
-    parts = [part.view(np.uint8).reshape(-1, layout.CELL_BYTES) for pair in steps for part in pair]
-    return np.concatenate(parts)
+    whole = b"".join(step + intervals.tobytes() for step, intervals in steps)
+    return np.frombuffer(whole, np.uint8).reshape(-1, layout.CELL_BYTES)
 
 
 FACTS = {

@@ -59,7 +59,7 @@ class ServerSession:
         self._prepared: tuple[Clock, RingWriter, Timer, Identity] | None = None
         self._supervisor: Supervisor | None = None
         self._folder: Path | None = None
-        self._listener: control.Listener | None = None
+        self.listener = control.Listener(None, None)
         self._next_housekeeping = 0.0
 
     # While the server starts -----------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ class ServerSession:
         ring.describe(self.facts(model, clock, identity))
         forwards = Forwards(self._settings.level, Sampling(self._settings.sample_every))
         with self.guard(Stage.ACTIVATE):  # without live control the rest works all the same
-            self._listener = self._listen_to(identity, forwards)
+            self.listener = self._listen_to(identity, forwards)
         self.timer, self.forwards = timer, forwards
         self.housekeep()
 
@@ -160,8 +160,8 @@ class ServerSession:
         return control.Listener(page, place if identity.rank == 0 else None)
 
     def listen(self) -> None:
-        if self._listener is not None and self.forwards is not None:
-            order = self._listener.due(self.forwards.completed)
+        if self.forwards is not None:
+            order = self.listener.due(self.forwards.completed)
             if order is not None:
                 self.follow(order)
 

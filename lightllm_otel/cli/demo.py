@@ -53,7 +53,7 @@ class Replay:
             record = np.array([step])
             record["wall_time"] = time.time()
             ring = self._rings[rank]
-            ring.write(record, np.array(intervals))
+            ring.write(record.tobytes(), np.array(intervals))
             ring.header["sampled_steps"] += bool(len(intervals))
             ring.header["in_flight_number"] = step["number"]
             self._next += 1

@@ -58,7 +58,7 @@ METRICS = (
     Metric("lightllm_otel_clock_quantum_seconds", GAUGE, ("mode",),
            "The step of the GPU clock that is used in steps of this mode."),
     Metric("lightllm_otel_boundary_cost_seconds", GAUGE, ("mode",),
-           "GPU time of an interval in which nothing happens; subtracted from every interval."),
+           "GPU time that a boundary adds to the interval that it ends; subtracted."),
     Metric("lightllm_otel_data_age_seconds", GAUGE, (), "Age of the oldest step that is not counted yet; 0 when all are."),
 )  # fmt: skip
 BY_NAME = {metric.name: metric for metric in METRICS}

@@ -30,6 +30,10 @@ class Clock(Protocol):
 
     def done(self, handle: Handle) -> bool: ...
 
+    def seconds(self, first: Handle, last: Handle) -> float:
+        """Between two recordings, both of them done."""
+        ...
+
     def intervals(self, handles: Sequence[Handle]) -> np.ndarray:
         """Seconds between consecutive recordings, all of them done; float64, shape (len(handles) - 1,)."""
         ...
@@ -58,6 +62,9 @@ class HostClock:
 
     def done(self, handle: list[float]) -> bool:
         return True
+
+    def seconds(self, first: list[float], last: list[float]) -> float:
+        return last[0] - first[0]
 
     def intervals(self, handles: Sequence[list[float]]) -> np.ndarray:
         return np.diff(np.array(handles, dtype=np.float64)[:, 0])

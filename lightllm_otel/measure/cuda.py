@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,7 +41,8 @@ class CupyEvents:
         self._device = torch.cuda.current_device()
         # CuPy may have loaded a runtime library of its own, which does not know the thread's device yet.
         runtime.setDevice(self._device)
-        self._raw_stream = torch._C._cuda_getCurrentRawStream
+        # One call into torch, without a frame of Python: it is on the path of every step.
+        self.stream = functools.partial(torch._C._cuda_getCurrentRawStream, self._device)
         self._runtime = runtime
         self.record = runtime.eventRecord
         self._query = runtime.eventQuery
@@ -55,8 +57,8 @@ class CupyEvents:
         self._runtime.eventSynchronize(probe[-1])
         return probe
 
-    def stream(self) -> int:
-        return int(self._raw_stream(self._device))
+    def seconds(self, first: int, last: int) -> float:
+        return float(self._elapsed(first, last)) * 1e-3
 
     def handles(self, count: int) -> list[int]:
         return [self._runtime.eventCreate() for _ in range(count)]
@@ -99,6 +101,9 @@ class TorchEvents:
 
     def done(self, handle: Any) -> bool:
         return bool(handle.query())
+
+    def seconds(self, first: Any, last: Any) -> float:
+        return float(first.elapsed_time(last)) * 1e-3
 
     def intervals(self, handles: Sequence[Any]) -> np.ndarray:
         return np.array([a.elapsed_time(b) for a, b in zip(handles, handles[1:])], dtype=np.float64) * 1e-3

@@ -45,14 +45,13 @@ class Harvest:
         self._graph = graph
         self._gap = gap
 
-    def __call__(self, step: Step, previous_end: list[Handle] | None, sampled: bool) -> tuple[np.ndarray, np.ndarray]:
-        """``(step, intervals)`` as ``STEP`` of shape (1,) and ``INTERVAL`` of shape (n,). All its events must be done.
+    def __call__(self, step: Step, previous_end: list[Handle] | None, sampled: bool) -> tuple[bytes, np.ndarray]:
+        """``(step, intervals)``: the bytes of a ``STEP``, and ``INTERVAL`` of shape (n,). All its events must be done.
 
         Raises Overwritten when the stamps of its graph are gone; then it can still be asked with ``sampled`` false.
         """
-        record = self._whole(step, previous_end)
         if not sampled or step.marking is None or len(step.marking.codes) < 2:
-            return record, _NO_INTERVALS
+            return self._record(step, previous_end), _NO_INTERVALS
         parts = self._parts(step)
         shape = self._marks.shape(parts.codes)
         seconds = without_cost(parts.seconds, parts.cost, shape)
@@ -63,24 +62,27 @@ class Harvest:
             intervals["flags"][shape.row[parts.starved]] = layout.STARVED
         for at, payload in parts.payloads:
             intervals["payload_bytes"][shape.row[at]] = min(payload, _MOST_PAYLOAD)
-        record["flags"] = layout.SAMPLED
-        record["intervals"] = rows
-        record["closure_seconds"] = parts.closure
-        record["overhead_seconds"] = parts.seconds.sum() - seconds.sum()
-        return record, intervals
+        overhead = float(parts.seconds.sum() - seconds.sum())
+        return self._record(step, previous_end, rows, parts.closure, overhead), intervals
 
-    def _whole(self, step: Step, previous_end: list[Handle] | None) -> np.ndarray:
-        ends = [previous_end[1], *step.ends] if previous_end is not None else step.ends
-        seconds = self._clock.intervals(ends)
-        # On two infer threads one step may start before the other has ended; then nothing was idle.
-        idle = max(float(seconds[0]), 0.0) if previous_end is not None else 0.0
-        reason = step.idle_reason.code if previous_end is not None else 0
+    def _record(
+        self,
+        step: Step,
+        previous_end: list[Handle] | None,
+        intervals: int = 0,
+        closure: float = 0.0,
+        overhead: float = 0.0,
+    ) -> bytes:
+        first, last = step.ends
+        idle, reason = 0.0, 0
+        if previous_end is not None:
+            # On two infer threads one step may start before the other has ended; then nothing was idle.
+            idle, reason = max(self._clock.seconds(previous_end[1], first), 0.0), step.idle_reason.code
         work = step.work
-        return np.array(
-            [(layout.STEP_MAGIC, 0, work.phase.code, step.mode.code, step.number & 0xFFFFFFFF, 0, reason, 0,
-              step.wall_time, seconds[-1], 0.0, 0.0, idle, work.batch, step.requests, step.tokens, work.context,
-              step.padded)],
-            layout.STEP,
+        return layout.PACKED_STEP.pack(
+            layout.STEP_MAGIC, intervals, work.phase.code, step.mode.code, step.number & 0xFFFFFFFF,
+            layout.SAMPLED if intervals else 0, reason, 0, step.wall_time, self._clock.seconds(first, last), closure,
+            overhead, idle, work.batch, step.requests, step.tokens, work.context, step.padded,
         )  # fmt: skip
 
     def _parts(self, step: Step) -> Intervals:

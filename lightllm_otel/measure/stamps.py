@@ -79,6 +79,7 @@ class KernelStamps:
         # Of high priority: where the next kernel fills the GPU, the stamp must not wait for one of its blocks to end.
         stream_class: Any = torch.cuda.Stream
         self._branch = stream_class(priority=-1)
+        self._branched = False
         self._torch = torch
         self._probe()
 

@@ -10,7 +10,7 @@ import collections
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,6 +28,10 @@ SAMPLED_STEPS = 6
 UNREAD_STEPS = 3
 
 
+Begun = tuple[list[Handle], Any, float]
+"""The events before and after a step, its stream, and the time on the wall."""
+
+
 class Sink(Protocol):
     """Where finished steps go: the ring, or a list in tests."""
 
@@ -35,7 +39,7 @@ class Sink(Protocol):
     def fits(self) -> int:
         """The most intervals that one step may have."""
 
-    def write(self, step: np.ndarray, intervals: np.ndarray) -> None: ...
+    def write(self, step: bytes, intervals: np.ndarray) -> None: ...
 
     def enter(self, number: int, phase: int, wall_time: float) -> None: ...
 
@@ -60,6 +64,7 @@ class Timer:
     ) -> None:
         self.armed: Marking | None = None
         self.failed = False
+        self.replayed = 0  # the padded batch of the graph that the forward in progress replayed
         self.marks = Marks()
         self.gap = self.marks.code(Mark(Operator.GAP))
         self.part_gap = self.marks.part(self.gap)
@@ -76,6 +81,7 @@ class Timer:
         self._ends = Pool(clock, 2, PENDING_STEPS + 2, ready=8)
         self._boundaries = Pool(clock, self.boundaries, SAMPLED_STEPS, ready=3 if operators else 0)
         self._record = clock.record
+        self._stream = clock.stream
         self._done = clock.done
         self._pending: collections.deque[Step] = collections.deque()
         self._awaiting_sample: dict[int, Step] = {}
@@ -95,21 +101,52 @@ class Timer:
         None when too many steps are unread: this one is not timed, and counted.
         """
         began = self._cpu()
-        if self._awaiting_sample:
-            self._close(self._awaiting_sample.pop(threading.get_ident(), None))
+        begun = self.begin()
+        if begun is None:
+            return None
+        step = self._current = self._open(begun, work, number)
+        if due:
+            self._arm(step)
+        self._hook_seconds += self._cpu() - began
+        return step
+
+    def begin(self) -> Begun | None:
+        """What must lie before the launch of a forward, and nothing else: the GPU waits for us here.
+
+        :meth:`launched` follows when the forward has returned, or :meth:`forget` when it has raised.
+        """
+        self.replayed = 0
         ends = self._ends.take() if len(self._pending) < PENDING_STEPS else None
         if ends is None:
             self._drop(DropReason.PENDING_FULL)
             return None
-        step = Step(number, work, ends, self._clock.stream(), self._wall())
+        stream = self._stream()
+        self._record(ends[0], stream)
+        return ends, stream, self._wall()
+
+    def launched(self, begun: Begun, work: Work, number: int) -> None:
+        """A forward that began with :meth:`begin` has returned; its operators are not timed."""
+        began = self._cpu()
+        step = self._open(begun, work, number)
+        if self.replayed:
+            step.mode, step.padded = Mode.GRAPH, self.replayed
+        self._hook_seconds += self._cpu() - began
+        self.leave(step)
+
+    def forget(self, begun: Begun) -> None:
+        """A forward that began with :meth:`begin` has raised."""
+        self._ends.give(begun[0])
+        self._drop(DropReason.ERROR)
+
+    def _open(self, begun: Begun, work: Work, number: int) -> Step:
+        ends, stream, wall_time = begun
+        if self._awaiting_sample:
+            self._close(self._awaiting_sample.pop(threading.get_ident(), None))
+        step = Step(number, work, ends, stream, wall_time)
         step.idle_reason = IdleReason.NO_REQUESTS if self._no_requests else IdleReason.HOST
         self._no_requests = False
-        self._current = self._entered = step
-        self._sink.enter(number, work.phase.code, step.wall_time)
-        self._record(ends[0], step.stream)
-        if due:
-            self._arm(step)
-        self._hook_seconds += self._cpu() - began
+        self._entered = step
+        self._sink.enter(number, work.phase.code, wall_time)
         return step
 
     def _arm(self, step: Step) -> None:
@@ -166,6 +203,7 @@ class Timer:
 
         Returns the step if its operators are read from a twin; :meth:`before_replay` and :meth:`after_replay` follow.
         """
+        self.replayed = padded
         step = self._current
         if step is None:
             return None

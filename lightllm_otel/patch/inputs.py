@@ -11,7 +11,13 @@ from lightllm_otel.vocabulary import Phase
 
 def new_forward(arguments: Mapping[str, Any]) -> Work:
     """NEW: ``forward(model_input)``."""
-    return _model_inputs(arguments["model_input"])
+    return model_input(arguments["model_input"])
+
+
+def model_input(given: Any) -> Work:
+    """NEW's one argument."""
+    phase = Phase.PREFILL if given.is_prefill else Phase.DECODE
+    return Work(phase, given.batch_size, given.input_ids.shape[0], given.total_token_num)
 
 
 def new_overlap(arguments: Mapping[str, Any]) -> Work:

@@ -10,7 +10,7 @@ from lightllm_otel.guard import Guard
 from lightllm_otel.measure.marking import Marking
 from lightllm_otel.measure.marks import Mark
 from lightllm_otel.measure.timer import Timer
-from lightllm_otel.patch.closures import fixed
+from lightllm_otel.patch.closures import as_operator, handing_on
 from lightllm_otel.patch.ledger import Ledger
 from lightllm_otel.patch.slots import (
     GROUP_LEAVES,
@@ -62,36 +62,8 @@ def _install_slot(owner: Any, layer: int, slot: Slot, timer: Timer, ledger: Ledg
 
 
 def timed(host: Host, timer: Timer, guard: Guard, own: int, lead: int | None, between: int) -> Host:
-    """``host``, with the interval up to its end marked ``own``, and the one up to its start ``lead`` (None: no mark).
-
-    Where the host synchronises between operators every start is marked; what lies before it is ``between``.
-    """
-    measure = guard(Stage.MEASURE)
-
-    def start(marking: Marking) -> None:
-        if marking.pairs:
-            marking.mark(between)
-        elif lead is not None:
-            marking.mark(lead)
-        marking.context = own
-
-    def end(marking: Marking) -> None:
-        marking.context = -1
-        marking.mark(own)
-
-    def measured(host: Host, *args: Any, **kwargs: Any) -> Any:
-        marking = timer.armed
-        if marking is None or marking.context >= 0:  # nested in an operator that counts it as its own
-            return host(*args, **kwargs)
-        with measure:
-            start(marking)
-        try:
-            return host(*args, **kwargs)
-        finally:
-            with measure:
-                end(marking)
-
-    return fixed(host, timer, measured)
+    """``host`` as an operator (see :func:`as_operator`); an error of ours ends the measuring."""
+    return as_operator(host, timer, own, lead, between, functools.partial(guard.caught, Stage.MEASURE))
 
 
 def install_all_collectives(group_class: Any, timer: Timer, ledger: Ledger, guard: Guard) -> None:
@@ -149,7 +121,7 @@ def collective(host: Host, leaf: Leaf, timer: Timer, guard: Guard) -> Host:
                 if own >= 0:
                     end(marking, own, args[leaf.payload] if len(args) > leaf.payload else None)
 
-    return functools.wraps(host)(fixed(host, timer, measured))
+    return functools.wraps(host)(handing_on(host, timer, measured))
 
 
 def payload_bytes(data: Any) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lightllm_otel.vocabulary import Level
@@ -20,7 +20,7 @@ NAME = "control"
 SIZE = 4096
 AHEAD = 8  # forwards; a host launches at most two before the first one of them is done
 # Words of 32 bits. A sequence number is written last, so what belongs to it is there when it is seen.
-_REQUEST, _ORDER = 0, 16
+REQUEST, ORDER = 0, 16
 _SEQ, _LEVEL, _EVERY, _AT = range(4)
 
 
@@ -48,16 +48,16 @@ class ControlPage:
 
     @property
     def requested(self) -> int:
-        return self.words[_REQUEST + _SEQ]
+        return self.words[REQUEST + _SEQ]
 
     def request(self, level: Level, every: int) -> int:
         """The exporter's side. Returns the request's number."""
         seq = (self.requested + 1) & 0xFFFFFFFF or 1
-        self._write(_REQUEST, Order(seq, level, every))
+        self._write(REQUEST, Order(seq, level, every))
         return seq
 
     def order(self, order: Order) -> None:
-        self._write(_ORDER, order)
+        self._write(ORDER, order)
 
     def _write(self, at: int, order: Order) -> None:
         words = self.words
@@ -78,28 +78,32 @@ class Listener:
     """A rank's side. ``place`` makes it the leader, the first rank, which turns requests into orders: it is given the
     forward that is being entered and the request, and says from which forward on the order holds.
 
-    What was requested or ordered before it began to listen is over.
+    What was requested or ordered before it began to listen is over. :meth:`due` must be asked at the entry of a forward
+    unless ``words[REQUEST] == taken and words[ORDER] == seen and waiting is None``: comparisons that a hot path makes
+    by itself. Without a page there is nothing to hear.
     """
 
-    def __init__(self, page: ControlPage, place: Callable[[int, Order], int] | None) -> None:
+    def __init__(self, page: ControlPage | None, place: Callable[[int, Order], int] | None) -> None:
         self._page = page
-        self._words = page.words
         self._place = place
-        self._taken = page.words[_REQUEST + _SEQ]
-        self._seen = page.words[_ORDER + _SEQ]
-        self._waiting: Order | None = None
+        self.words: Sequence[int] = page.words if page is not None else [0] * (ORDER + 1)
+        self.taken = self.words[REQUEST]
+        self.seen = self.words[ORDER]
+        self.waiting: Order | None = None
 
     def due(self, number: int) -> Order | None:
-        """The order that begins with forward ``number``, which is being entered. Two comparisons when there is none."""
-        words = self._words
-        if self._place is not None and words[_REQUEST] != self._taken:
-            request = self._page.read(_REQUEST)
-            self._taken = request.seq
-            self._page.order(dataclasses.replace(request, at=self._place(number, request)))
-        if words[_ORDER] != self._seen:
-            self._waiting = self._page.read(_ORDER)
-            self._seen = self._waiting.seq
-        if self._waiting is None or number < self._waiting.at:
+        """The order that begins with forward ``number``, which is being entered."""
+        if self._page is None:
             return None
-        order, self._waiting = self._waiting, None
+        if self.words[REQUEST] != self.taken:
+            request = self._page.read(REQUEST)
+            self.taken = request.seq
+            if self._place is not None:
+                self._page.order(dataclasses.replace(request, at=self._place(number, request)))
+        if self.words[ORDER] != self.seen:
+            self.waiting = self._page.read(ORDER)
+            self.seen = self.waiting.seq
+        if self.waiting is None or number < self.waiting.at:
+            return None
+        order, self.waiting = self.waiting, None
         return order

@@ -7,6 +7,8 @@ manifest and, per rank, the same cells one after the other. All little-endian.
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 
 VERSION = 1
@@ -54,6 +56,8 @@ STEP = np.dtype(
     ]
 )
 SAMPLED = 1
+STEP_BYTES = STEP_CELLS * CELL_BYTES
+PACKED_STEP = struct.Struct("<IHBBIBBHddfffIIIII")  # the same fields, without numpy: every step takes this way
 
 HEADER = np.dtype(
     [
@@ -90,7 +94,7 @@ HEADER = np.dtype(
 )
 RING_MAGIC = b"LLMOTEL\x00"
 
-assert STEP.itemsize == STEP_CELLS * CELL_BYTES
+assert STEP.itemsize == STEP_CELLS * CELL_BYTES == PACKED_STEP.size
 assert INTERVAL.itemsize == CELL_BYTES
 assert HEADER.itemsize <= JSON_OFFSET
 MAX_INTERVALS = 2**16 - 1

@@ -17,6 +17,8 @@ from lightllm_otel.ring import layout
 # in_flight … heartbeat of the header, in one go: this is on the path of every step.
 _IN_FLIGHT = struct.Struct("<BBHIdd")
 _IN_FLIGHT_OFFSET = layout.HEADER.fields["in_flight"][1] if layout.HEADER.fields else 0
+_WRITTEN = struct.Struct("<QQ")  # written, steps
+_WRITTEN_OFFSET = layout.HEADER.fields["written"][1] if layout.HEADER.fields else 0
 _COUNTS = struct.Struct("<dQd")  # oldest_unread … hook_seconds
 _COUNTS_OFFSET = layout.HEADER.fields["oldest_unread"][1] if layout.HEADER.fields else 0
 
@@ -51,7 +53,7 @@ class RingWriter:
             new.unlink(missing_ok=True)
             raise
         self._capacity = capacity
-        self._written = 0
+        self._written = self._steps = 0
         self._dropped: list[int] = []
         self._whole: list[int] = []
 
@@ -65,20 +67,29 @@ class RingWriter:
         self.header["json_bytes"] = len(text)
         self.header["json_version"] += 1
 
-    def write(self, step: np.ndarray, intervals: np.ndarray) -> None:
-        """Append one step (``STEP``, shape (1,)) and its intervals (``INTERVAL``, shape (n,))."""
+    def write(self, step: bytes, intervals: np.ndarray) -> None:
+        """Append one step (the bytes of a ``STEP``) and its intervals (``INTERVAL``, shape (n,))."""
         count = layout.STEP_CELLS + len(intervals)
-        cells = np.empty((count, layout.CELL_BYTES), np.uint8)
-        cells[: layout.STEP_CELLS] = step.view(np.uint8).reshape(layout.STEP_CELLS, layout.CELL_BYTES)
-        cells[layout.STEP_CELLS :] = intervals.view(np.uint8).reshape(-1, layout.CELL_BYTES)
         start = self._written % self._capacity
-        first = min(count, self._capacity - start)
-        self._cells[start : start + first] = cells[:first]
-        if first < count:
-            self._cells[: count - first] = cells[first:]
+        if start + count <= self._capacity:
+            at = layout.CELLS_OFFSET + start * layout.CELL_BYTES
+            self._map[at : at + layout.STEP_BYTES] = step
+            if len(intervals):
+                cells = intervals.view(np.uint8).reshape(-1, layout.CELL_BYTES)
+                self._cells[start + layout.STEP_CELLS : start + count] = cells
+        else:
+            self._write_around(start, step, intervals)
         self._written += count
-        self.header["steps"] += 1
-        self.header["written"] = self._written  # last: a reader that sees it finds the cells in place
+        self._steps += 1
+        # Last: a reader that sees it finds the cells in place.
+        _WRITTEN.pack_into(self._map, _WRITTEN_OFFSET, self._written, self._steps)
+
+    def _write_around(self, start: int, step: bytes, intervals: np.ndarray) -> None:
+        """Past the end of the ring it goes on at its beginning."""
+        whole = np.frombuffer(step + intervals.tobytes(), np.uint8).reshape(-1, layout.CELL_BYTES)
+        first = self._capacity - start
+        self._cells[start:] = whole[:first]
+        self._cells[: len(whole) - first] = whole[first:]
 
     def enter(self, number: int, phase: int, wall_time: float) -> None:
         """A step is in flight from here until :meth:`leave`, also if the process never gets that far."""

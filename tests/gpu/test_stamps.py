@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lightllm_otel.measure.calibration import cost_of_stamps, quantum_of_stamps  # noqa: E402
+from lightllm_otel.measure.calibration import cost_of_stamps, quantum_of_stamps, tail_of_twin  # noqa: E402
 from lightllm_otel.measure.graphs import TorchGraphs  # noqa: E402
 from lightllm_otel.measure.stamps import _WAYS, KEPT, Overwritten  # noqa: E402
 
@@ -118,3 +118,15 @@ def test_an_overwritten_replay_is_told(stamps, work):
 
 def test_the_quantum_is_found(stamps):
     assert 0 < quantum_of_stamps(stamps, TorchGraphs()) < 2e-6
+
+
+@pytest.mark.parametrize("delivered", [True, False])
+def test_what_a_twin_does_behind_its_last_stamp_takes_some_microseconds(stamps, delivered):
+    output = torch.zeros(20, 32000, device="cuda")
+    tail = tail_of_twin(stamps, TorchGraphs(), CALLS, [output], delivered)
+    assert 0 <= tail < 40e-6
+    graph = TorchGraphs().capture(None, lambda: (stamps.stamp(0), stamps.stamp(1), stamps.publish(2)))
+    replay = stamps.launched()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert stamps.intervals(replay, 2).shape == (1,)  # the host's count of replays is still the GPU's

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from lightllm_otel.patch.closures import fixed
+from lightllm_otel.patch.closures import as_operator, handing_on
 from lightllm_otel.patch.ledger import Ledger
 
 
@@ -64,6 +64,65 @@ def counted(calls):
     return measured
 
 
+class Marking:
+    """Writes down what it is told."""
+
+    def __init__(self, pairs=False):
+        self.pairs, self.context, self.marks, self.fails = pairs, -1, [], False
+
+    def mark(self, code):
+        if self.fails:
+            raise RuntimeError("cudaErrorIllegalAddress")
+        self.marks.append(code)
+
+
+def operator(host, marking, lead=7, swallow=True):
+    """``host`` as an operator with the mark 1, and the errors of ours that were caught."""
+    timer, caught = types.SimpleNamespace(armed=marking), []
+    hook = as_operator(host, timer, 1, lead, 9, lambda error: caught.append(error) or swallow)
+    return hook, caught
+
+
+@pytest.mark.parametrize(
+    ("lead", "pairs", "marks"), [(7, False, [7, 1]), (None, False, [1]), (7, True, [9, 1]), (None, True, [9, 1])]
+)
+def test_an_operator_marks_what_leads_to_it_and_its_end(lead, pairs, marks):
+    marking = Marking(pairs)
+    hook, _ = operator(lambda value: (value, marking.context), marking, lead)
+    assert hook(3) == (3, 1)  # while it runs it is what collectives are cut out of
+    assert (marking.marks, marking.context) == (marks, -1)
+
+
+def test_an_operator_inside_another_is_part_of_it():
+    marking = Marking()
+    marking.context = 5
+    hook, _ = operator(lambda value: value, marking)
+    assert (hook(3), marking.marks, marking.context) == (3, [], 5)
+
+
+def test_an_operator_passes_the_hosts_exception_on_and_ends_all_the_same():
+    def broken(value):
+        raise KeyError(value)
+
+    marking = Marking()
+    hook, caught = operator(broken, marking)
+    with pytest.raises(KeyError, match="3"):
+        hook(3)
+    assert (marking.marks, marking.context, caught) == ([7, 1], -1, [])
+
+
+@pytest.mark.parametrize("swallow", [True, False])
+def test_an_operator_calls_its_host_once_whatever_our_marks_do(swallow):
+    calls, marking = [], Marking()
+    marking.fails = True
+    hook, caught = operator(lambda value: calls.append(value) or "result", marking, swallow=swallow)
+    if swallow:
+        assert (hook(3), calls, len(caught)) == ("result", [3], 2)
+    else:  # tests see our errors
+        with pytest.raises(RuntimeError):
+            hook(3)
+
+
 def sums(a, b, out=None, *, scale=1):
     """Its own words."""
     return (a + b) * scale, out
@@ -72,7 +131,7 @@ def sums(a, b, out=None, *, scale=1):
 def test_a_wrapper_has_the_signature_of_its_host_with_names_order_and_defaults():
     import inspect
 
-    slot = fixed(sums, Timer, counted([]))
+    slot = handing_on(sums, Timer, counted([]))
     assert str(inspect.signature(slot)) == str(inspect.signature(sums))
     assert slot(1, 2) == sums(1, 2)
     assert slot(1, b=2, out="there", scale=3) == sums(1, 2, out="there", scale=3)
@@ -82,7 +141,7 @@ def test_a_wrapper_has_the_signature_of_its_host_with_names_order_and_defaults()
 
 def test_a_wrapper_measures_only_while_armed_and_passes_everything_on():
     calls = []
-    slot = fixed(sums, Timer, counted(calls))
+    slot = handing_on(sums, Timer, counted(calls))
     slot(1, 2)
     assert calls == []
     Timer.armed = object()
@@ -98,7 +157,7 @@ def test_a_host_without_a_plain_signature_is_wrapped_all_the_same():
         return args, kwargs
 
     for host in (any_arguments, max):
-        slot = fixed(host, Timer, counted([]))
+        slot = handing_on(host, Timer, counted([]))
         assert slot(3, 4) == host(3, 4)
 
 
@@ -108,4 +167,4 @@ def test_default_objects_are_the_hosts_own():
     def host(value=marker):
         return value
 
-    assert fixed(host, Timer, counted([]))() is marker
+    assert handing_on(host, Timer, counted([]))() is marker
