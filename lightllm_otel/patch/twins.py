@@ -211,7 +211,6 @@ class Twins:
 
         The outputs are spoilt in between, so that a twin that writes them elsewhere is found out.
         """
-        same = False
         with self._guard(Stage.PATCH):
             if captured is None:
                 return False
@@ -223,10 +222,10 @@ class Twins:
             if not self._graphs.same(seen[0], seen[1]):
                 log.warning("the host's own graph for batch size %d gives other outputs each time", captured.twin.batch)
                 return self._settings.graphs is GraphPolicy.FORCE
-            same = self._graphs.same(seen[0], seen[2])
-            if same:
-                self.stamps.intervals(captured.last_replay, len(captured.twin.codes))  # type: ignore[union-attr]
-        return same
+            assert self.stamps is not None
+            self.stamps.intervals(captured.last_replay, len(captured.twin.codes))  # raises where it left none
+            return self._graphs.same(seen[0], seen[2])
+        return False
 
     def _learn_cost(self, captured: Captured, output: Any) -> None:
         """Once, on the first and largest graph; every rank replays it, because its collectives are in it."""

@@ -119,7 +119,20 @@ def calibrating_fails(session):
     session.graphs.wait = raises
 
 
+def stamps_cannot_be_read(session):
+    intervals, seen = session.stamps.intervals, []
+
+    def only_those_of_the_calibration(replay, count):
+        seen.append(replay)
+        if len(seen) > 6:
+            raise RuntimeError("no stamps in the slot")
+        return intervals(replay, count)
+
+    session.stamps.intervals = only_those_of_the_calibration
+
+
 BEFORE_ARMING = [
+    stamps_cannot_be_read,
     no_stamps, stamps_raise, no_ballot, little_memory, capture_fails, second_capture_fails, stamp_fails, outputs_differ,
     comparing_fails, copying_fails, calibrating_fails,
 ]  # fmt: skip

@@ -1,5 +1,7 @@
 """Steps of the fake host, through our real patches, in exact times."""
 
+import threading
+
 import fake_host
 import pytest
 from fake_host import COST, InferReq, ModelInput
@@ -199,3 +201,50 @@ def test_a_second_model_is_not_measured(serve):
     request(rpc)
     assert len(session.kept.steps) == 1
     assert session.kept.whole[Whole.DRAFT.code] == 2  # the one of its own start, and the one above
+
+
+def test_two_threads_that_take_turns_and_read_late_keep_their_steps_apart(serve, now):
+    """As on the branch with two threads per model: forward and sampling of the next step come before this one is done."""
+    host, session, rpc = serve(kvargs="graphs")
+    turn = threading.Condition()
+    steps = iter(range(12))
+    problems = []
+
+    def thread(own):
+        try:
+            for number in steps:
+                with turn:
+                    session.clock.frontier = now[0]  # the GPU is still at the step before
+                    model_input = ModelInput(1 + number % 3, 8, False, value=number)
+                    logits = rpc.model.forward(model_input)
+                    assert host.post_process.sample(logits, [InferReq(8)]) == fake_host.answer(model_input)
+                    turn.notify()
+                    turn.wait(timeout=0.2)
+        except BaseException as problem:  # noqa: BLE001 - shown below
+            problems.append(problem)
+
+    threads = [threading.Thread(target=thread, args=(own,)) for own in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(20)
+    assert problems == []
+    session.clock.frontier = float("inf")
+    rpc.decode()
+    assert sorted(int(step["number"]) for step, _ in session.kept.steps) == list(range(12))
+    assert [int(step["batch"]) for step, _ in session.kept.steps] == [1 + number % 3 for number in range(12)]
+    assert all(len(intervals) > 10 for _, intervals in session.kept.steps)
+    assert sum(session.timer._dropped) == 0
+
+
+def test_the_branch_without_an_idle_call_is_read_when_it_asks_for_requests(serve):
+    host, session, rpc = serve()
+    backend = host.base_backend.ModeBackend()
+    session.clock.frontier = 0.0
+    request(rpc)
+    assert session.kept.steps == []
+    session.clock.frontier = float("inf")
+    backend._try_read_new_reqs()
+    assert session.kept.steps == []  # it was busy since it last asked
+    backend._try_read_new_reqs()
+    assert len(session.kept.steps) == 1

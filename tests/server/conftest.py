@@ -183,11 +183,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def probed_python(wheel_python: Path) -> Path:
-    """The wheel's Python, in which MODULE_PROBE=FOLDER reveals what every process has imported."""
+    """The wheel's Python, in which MODULE_PROBE=FOLDER reveals what every process has imported, and CPU_GRAPHS=1 gives
+    servers on the CPU something like CUDA graphs.
+    """
     (site_packages,) = wheel_python.parents[1].glob("lib/python*/site-packages")
-    (site_packages / "module_probe.py").write_text((Path(__file__).parent / "module_probe.py").read_text())
-    line = "import os; os.environ.get('MODULE_PROBE') and __import__('module_probe')\n"
-    (site_packages / "aa-probe.pth").write_text(line)
+    for module, variable in (("module_probe", "MODULE_PROBE"), ("cpu_graphs", "CPU_GRAPHS")):
+        (site_packages / f"{module}.py").write_text((Path(__file__).parent / f"{module}.py").read_text())
+        line = f"import os; os.environ.get('{variable}') and __import__('{module}')\n"
+        (site_packages / f"aa-{module}.pth").write_text(line)  # before our own: its hooks come first
     return wheel_python
 
 
@@ -234,6 +237,11 @@ def stock_of(server_of: ServerOf, tmp_path_factory: pytest.TempPathFactory) -> C
         return seen[host]
 
     return stock
+
+
+@pytest.fixture(scope="session")
+def host_of() -> type[Host]:
+    return Host
 
 
 def reports_of(server: Server, folder: Path) -> dict[int, dict[str, Any]]:

@@ -1,0 +1,42 @@
+"""The current LightLLM with its graphs on, on the CPU: its own warm-up, padding and replay, with our twins beside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Host, Observed, ServerOf
+
+ENVIRONMENT = {"CPU_GRAPHS": "1"}
+LAYERS = 2
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_twins_are_armed_on_all_ranks_replayed_by_the_host_and_answer_as_its_own_graphs(
+    tp: int, observe: Callable[..., Observed], server_of: ServerOf, host_of: Callable[[str, int], Host]
+) -> None:
+    with server_of(host_of("new", tp), ENVIRONMENT, graphs=True) as stock:
+        expected = [stock.generate(f"prompt number {number}", 4) for number in range(3)]
+
+    observed = observe(("new", tp), env={**ENVIRONMENT, "LIGHTLLM_OTEL_SAMPLE_EVERY": "2"}, graphs=True)
+    metrics = observed.settled()
+    assert metrics.total("lightllm_otel_graph_twins") == 2, observed.server.log_tail()
+    assert [observed.server.generate(f"prompt number {number}", 4) for number in range(3)] == expected
+
+    observed.server.generate("some more steps", 12)
+    metrics = observed.settled(lambda metrics: metrics.steps("decode") >= 20 * tp)
+    assert metrics.total("lightllm_otel_errors_total") == 0
+    assert metrics.total("lightllm_otel_steps_whole_only_total") == 0
+    name = "lightllm_gpu_operator_duration_seconds_count"
+    calls = {
+        op: metrics.total(name, operator=op, phase="decode", mode="graph") for op in ("ffn", "lm_head", "sampling")
+    }
+    assert calls["lm_head"] >= tp
+    assert (calls["ffn"], calls["sampling"]) == (LAYERS * calls["lm_head"], calls["lm_head"])
+    if tp > 1:
+        assert metrics.total(name, operator="all_reduce", mode="graph") == (2 * LAYERS + 1) * calls["lm_head"]
+    assert "ranks replay different graphs" not in observed.server.log.read_text(errors="replace")
