@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import gc
 import importlib.util
@@ -95,6 +96,7 @@ def build(
     # Garbage is collected before every pass; without this, each time among all objects of torch and LightLLM too.
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # or what is frozen is reported as leaked
     return model
 
 

@@ -113,6 +113,45 @@ def test_steps_that_are_alike_make_the_interval_wider():
     assert (estimate.high - estimate.low) / 2 == pytest.approx(1.96 * 2 / 100**0.5, rel=0.25)
 
 
+def test_what_interrupts_a_process_now_and_then_does_not_hide_a_small_loss():
+    """3 % of the steps take twice as long, whatever the setting: with all pairs nothing of 0.3 % can be seen."""
+    random = np.random.default_rng(5)
+    schedule = Schedule(positions=256, block=16, passes=20)
+    passes = [
+        each * np.where(random.random(schedule.positions) < 0.03, 2.0, 1.0)
+        for each in made_up(schedule, 0.3, noise=0.003)
+    ]
+    rows = pairing.cell_rows("interrupted", pairing.cells(schedule, passes))
+    kept, every = (pairing.throughput_loss(Sample.of_rows(rows, kept)) for kept in (True, False))
+    assert kept.low < 0.3 < kept.high
+    assert kept.high - kept.low < 0.2 < every.high - every.low
+
+
+def test_leaving_out_the_outermost_pairs_leaves_a_loss_as_it_is():
+    for loss in (0.0, 0.5, 3.0):
+        estimate = pairing.throughput_loss(sample(SCHEDULE, made_up(SCHEDULE, loss, noise=0.003)))
+        assert estimate.value == pytest.approx(loss, abs=0.1)
+
+
+def test_rare_dearer_steps_that_were_left_out_are_added_at_their_known_cost():
+    """Every step costs 0.2 % more, a sampled one 3 % beyond that, and one in 64 is sampled: 0.247 % together."""
+    schedule = Schedule(positions=256, block=16, passes=20)
+
+    def with_sampled(share, seed):
+        random = np.random.default_rng(seed)
+        passes = made_up(schedule, 0.2, noise=0.002, seed=seed)
+        for number, each in enumerate(passes):
+            on = np.array([schedule.is_on(number, at) for at in range(schedule.positions)])
+            each[on & (random.random(schedule.positions) < share)] *= 1.03
+        return sample(schedule, passes)
+
+    default, every, never = with_sampled(1 / 64, 1), with_sampled(1.0, 2), with_sampled(0.0, 3)
+    assert pairing.throughput_loss(default).value == pytest.approx(0.2, abs=0.02)
+    estimate = pairing.with_rare_steps(default, 1 / 64, every, never)
+    assert 0.24 < estimate.value < 0.28  # rather too much than too little: a few of them were not left out
+    assert estimate.high - estimate.low < 0.15
+
+
 def test_the_same_seed_draws_the_same():
     rows = sample(SCHEDULE, made_up(SCHEDULE, 1.0))
     assert pairing.throughput_loss(rows, seed=7) == pairing.throughput_loss(rows, seed=7)
