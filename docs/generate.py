@@ -67,12 +67,31 @@ def python_timer() -> str:
     return "\n".join(rows)
 
 
+def accuracy() -> str:
+    """One call of each operator inside a CUDA graph: by our stamps, and by CUPTI in the host's own graph."""
+    cases = result("accuracy")["summary"]["operators"]
+    columns = [f"llama-7b, batch {batch}" for batch in (1, 20, 64)]
+    rows = ["| operator | calls | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    last = cases[columns[1]]
+    for name in sorted(last, key=lambda name: -last[name]["ours_us"] * last[name]["calls"]):
+        cells = [cases[column][name] for column in columns]
+        shown = [f"{cell['ours_us']} µs · {cell['cupti_us']} µs" for cell in cells]
+        rows.append(f"| `{name}` | {last[name]['calls']} | " + " | ".join(shown) + " |")
+    return "\n".join(rows)
+
+
 def result(name: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return content
 
 
-BLOCKS = {"metrics": metrics, "settings": settings, "first_light": first_light, "python_timer": python_timer}
+BLOCKS = {
+    "metrics": metrics,
+    "settings": settings,
+    "first_light": first_light,
+    "python_timer": python_timer,
+    "accuracy": accuracy,
+}
 
 
 def fill(text: str) -> str:

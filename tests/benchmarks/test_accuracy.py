@@ -248,7 +248,7 @@ class TestSummary:
         good, bad = rows_of(), rows_of()
         for row in bad:
             row["batch"] = 64
-        bad[-1] |= {"closure_percent": 97.0, "gap_percent_without_cupti": 12.0}
+        bad[-1] |= {"closure_percent_without_cupti": 97.0, "gap_percent_without_cupti": 12.0}
         summary = accuracy.summarise([*good, *bad])
         assert (summary["step_closure_percent"], summary["gap_percent_max"]) == (97.0, 12.0)
         assert list(summary["by_case"]) == ["tiny, batch 8", "tiny, batch 64"]
