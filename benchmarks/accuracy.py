@@ -298,8 +298,9 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         _case_name(case): {
             **_errors([row for row in operators if _case_name(row) == _case_name(case)]),
             **{name: case[name] for name in (
-                "closure_percent_without_cupti", "gap_percent_without_cupti", "distortion_percent", "operators_error_percent", "step_error_percent",
-                "min_interval_us", "tokens_identical",
+                "closure_percent_without_cupti", "gap_percent_without_cupti", "distortion_percent",
+                "operators_error_percent", "step_error_percent", "min_interval_us",
+                "tokens_identical",
             )},
         }
         for case in cases
