@@ -33,6 +33,15 @@ def parser() -> argparse.ArgumentParser:
     control.add_argument("words", nargs="+", metavar="off|steps|operators|every N")
     control.add_argument("--group", help="the server's name as doctor shows it, where several run")
 
+    ideal = commands.add_parser("theory", help="what a step must cost on a machine, and what bounds it")
+    ideal.add_argument("--model", required=True, help="a name (llama2-70b), a config.json, or a folder with one")
+    ideal.add_argument("--gpu", required=True, help="a name (A100-SXM-40GB), or a .json file that describes one")
+    for option, default in (("--tp", 1), ("--batch-size", 20), ("--input-len", 1024), ("--output-len", 1024)):
+        ideal.add_argument(option, type=int, default=default)
+    ideal.add_argument("--link", choices=("nvlink", "pcie"), help="default: the fastest that all ranks share")
+    ideal.add_argument("--dtype", choices=("float16", "bfloat16", "float32", "float8", "int8"), default="float16")
+    ideal.add_argument("--json", action="store_true")
+
     demo = commands.add_parser("demo", help="replay a recorded run through the exporter, without a GPU")
     demo.add_argument(
         "recording", nargs="?", help="a recording's folder, or the name of one that comes with the package"
@@ -92,6 +101,24 @@ def _ctl(given: argparse.Namespace) -> int:
     return ctl(given.words, given.group)
 
 
+def _theory(given: argparse.Namespace) -> int:
+    from lightllm_otel.cli.theory import Question, theory
+
+    return theory(
+        Question(
+            given.model,
+            given.gpu,
+            given.tp,
+            given.batch_size,
+            given.input_len,
+            given.output_len,
+            given.link,
+            given.dtype,
+        ),
+        given.json,
+    )
+
+
 def _demo(given: argparse.Namespace) -> int:
     from lightllm_otel.cli.demo import demo
 
@@ -105,5 +132,5 @@ def _doctor(given: argparse.Namespace) -> int:
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "run": _run, "doctor": _doctor, "top": _top, "ctl": _ctl, "demo": _demo, "exporter": _exporter,
+    "run": _run, "doctor": _doctor, "top": _top, "ctl": _ctl, "theory": _theory, "demo": _demo, "exporter": _exporter,
 }  # fmt: skip

@@ -1,0 +1,128 @@
+"""``lightllm-otel theory``: what a step must cost on a machine, operator by operator, and what bounds it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from lightllm_otel.cli.table import duration
+from lightllm_otel.theory import gpus, ideal, links, shape
+from lightllm_otel.theory.ideal import Ideal
+from lightllm_otel.theory.work import Batch
+from lightllm_otel.vocabulary import Operator
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """Lengths in tokens of each request; ``link``: ``nvlink``, ``pcie``, or None for the fastest that all ranks share."""
+
+    model: str
+    gpu: str
+    tp: int
+    batch_size: int
+    input_len: int
+    output_len: int
+    link: str | None
+    dtype: str
+
+
+def theory(question: Question, as_json: bool) -> int:
+    """Exit status 1 and one sentence for an unknown model or GPU, or a link that is not there."""
+    try:
+        answered = answer(question)
+    except (LookupError, ValueError) as problem:
+        print(f"lightllm-otel theory: {problem.args[0]}", file=sys.stderr)
+        return 1
+    print(json.dumps(answered, indent=1) if as_json else render(answered))
+    return 0
+
+
+def answer(question: Question) -> dict[str, Any]:
+    """Everything per rank. Raises UnknownModel, UnknownGpu and ValueError."""
+    model, gpu = shape.find(question.model), gpus.find(question.gpu)
+    if question.tp < 1 or question.batch_size < 1 or question.input_len < 1 or question.output_len < 1:
+        raise ValueError("--tp, --batch-size, --input-len and --output-len are whole numbers of at least 1")
+    if model.heads % question.tp:
+        raise ValueError(f"{model.name} has {model.heads} heads, which {question.tp} ranks cannot share evenly")
+    link = links.link_of(gpu, question.tp, question.link)
+    element = shape.DTYPE_BYTES[question.dtype]
+    batches = {
+        "prefill": ideal.prefill(question.batch_size, question.input_len),
+        "decode": ideal.decode(question.batch_size, question.input_len, question.output_len),
+    }
+    phases = {
+        name: _phase(batch, ideal.step(model, batch, gpu, question.tp, link, element))
+        for name, batch in batches.items()
+    }
+    prefill_seconds = phases["prefill"]["step_seconds"]
+    decode_seconds = phases["decode"]["step_seconds"] * (question.output_len - 1)
+    return {
+        "question": dataclasses.asdict(question),
+        "gpu": {**dataclasses.asdict(gpu), "ridge_flops_per_byte": ideal.ridge(gpu)},
+        "link": None if link is None else {
+            **dataclasses.asdict(link),
+            "takeover_payload_bytes": links.takeover_payload("all_reduce", question.tp, link),
+            "decode_payload_bytes": question.batch_size * model.hidden * element,
+        },
+        "phases": phases,
+        "prefill_seconds": prefill_seconds,
+        "decode_seconds": decode_seconds,
+        "output_tokens_per_second": question.batch_size * question.output_len / (prefill_seconds + decode_seconds),
+    }  # fmt: skip
+
+
+def _phase(batch: Batch, table: dict[Operator, Ideal]) -> dict[str, Any]:
+    seconds = sum(each.seconds for each in table.values())
+    return {
+        "step_seconds": seconds,
+        "tokens": batch.tokens,
+        "operators": {
+            operator.value: {
+                "flops": each.work.flops, "memory_bytes": each.work.memory_bytes,
+                "communication_bytes": each.work.communication_bytes, "calls": each.work.calls,
+                "ideal_seconds": each.seconds, "share": each.seconds / seconds, "bound": each.bound,
+            }
+            for operator, each in table.items()
+        },
+    }  # fmt: skip
+
+
+def render(answered: dict[str, Any]) -> str:
+    asked, gpu, link = answered["question"], answered["gpu"], answered["link"]
+    lines = [
+        f"{asked['model']} on {asked['tp']} × {gpu['name']}, {asked['dtype']}, batch {asked['batch_size']}, "
+        f"{asked['input_len']} tokens in, {asked['output_len']} out; per rank, at the peaks of data sheets",
+        f"{gpu['flops'] / 1e12:.4g} TFLOP/s, {gpu['memory_bytes_per_second'] / 1e9:.4g} GB/s: bound by compute above "
+        f"{gpu['ridge_flops_per_byte']:.0f} FLOPs per byte",
+    ]
+    if link is not None:
+        lines.append(
+            f"{link['kind']} {link['bytes_per_second'] / 1e9:.4g} GB/s both ways: bandwidth takes over latency at "
+            f"{_bytes(link['takeover_payload_bytes'])}; one all_reduce of decode is {_bytes(link['decode_payload_bytes'])}"
+        )
+    for name, phase in answered["phases"].items():
+        lines += ["", f"{name:<18}{'ideal':>10}{'share':>8}{'TFLOP':>11}{'moved':>11}{'sent':>11}  bound"]
+        ordered = sorted(phase["operators"].items(), key=lambda row: -row[1]["ideal_seconds"])
+        for operator, row in ordered:
+            sent = _bytes(row["communication_bytes"]) if row["communication_bytes"] else "–"
+            moved = _bytes(row["memory_bytes"]) if row["memory_bytes"] else "–"
+            lines.append(
+                f"  {operator:<16}{duration(row['ideal_seconds']):>10}{100 * row['share']:>7.1f}%"
+                f"{row['flops'] / 1e12:>11.4g}{moved:>11}{sent:>11}  {row['bound']}"
+            )
+        lines.append(f"  {'one step':<16}{duration(phase['step_seconds']):>10}")
+    lines += [
+        "",
+        f"prefill {duration(answered['prefill_seconds'])}, decode {duration(answered['decode_seconds'])}, "
+        f"{answered['output_tokens_per_second']:.4g} output tokens a second at best",
+    ]
+    return "\n".join(lines)
+
+
+def _bytes(number: float) -> str:
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= factor:
+            return f"{number / factor:.3g} {unit}"
+    return f"{number:.0f} B"
