@@ -33,5 +33,8 @@ def cells(*steps):
 FACTS = {
     "model": "llama-7b", "gpu_name": "NVIDIA H200", "gpu_uuid": "GPU-1", "tp": 1, "dp": 1, "dp_rank": 0, "rank": 0,
     "level": "operators", "sample_every": 64, "clock": "cuda_event", "lightllm": "0.0.1", "plugin": "0.1.0",
+    "dtype": "float16",
+    "config": {"hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 32, "intermediate_size": 11008,
+               "vocab_size": 32000},
     "slots": {operator.value: "installed" for operator in Operator},
 }  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lightllm_otel.aggregate.analytic import Analytic
 from lightllm_otel.aggregate.distortion import Distortion
 from lightllm_otel.aggregate.estimate import Estimate, batch_bucket
 from lightllm_otel.aggregate.histogram import OPERATOR_BOUNDS, STEP_BOUNDS, Histogram
@@ -60,6 +61,7 @@ class Group:
         self.idle_seconds: dict[tuple[int, int], float] = defaultdict(float)
         self.estimate = Estimate(len(Operator))
         self.distortion = Distortion()
+        self.analytic = Analytic()
 
     def consume(self, rank: int, cells: np.ndarray) -> None:
         """Add the whole steps in ``cells`` (uint8, shape (n, 16))."""
@@ -87,6 +89,8 @@ class Group:
                 self.tokens[phase] += int(chosen["tokens"].sum())
                 self.requests[phase] += int(chosen["requests"].sum())
         self.distortion.add(steps)
+        if rank == min(self.ranks):
+            self.analytic.add(steps)
         for (reason,) in _distinct(steps["idle_reason"]):
             self.idle_seconds[reason, rank] += float(steps["idle_seconds"][steps["idle_reason"] == reason].sum())
 

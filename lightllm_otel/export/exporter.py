@@ -162,6 +162,7 @@ class Exporter:
             if known.facts:
                 everyone = {number: each.facts for number, each in self.group.ranks.items() if each.facts}
                 self._collector.link = link(list(everyone.values()))
+                self.group.analytic.know(known.facts)
                 if self._record is not None:
                     self._record.describe(everyone)
                 if self.server is not None:

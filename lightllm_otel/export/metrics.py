@@ -25,6 +25,11 @@ METRICS = (
     Metric("lightllm_gpu_operator_estimated_seconds_total", COUNTER, ("operator", "phase"),
            "GPU time of an operator in all steps of all ranks: shares of sampled steps of that batch size times "
            "whole-step seconds. Sums to the seconds of the steps."),
+    Metric("lightllm_gpu_operator_flops_total", COUNTER, ("operator", "phase"),
+           "Operations that an operator had to do in all steps, all ranks together, by the analytic model (a multiply-add is "
+           "two); requests of a prefill taken as equally long. Divide by the estimated seconds."),
+    Metric("lightllm_gpu_operator_memory_bytes_total", COUNTER, ("operator", "phase"),
+           "Bytes that an operator had to move in all steps, all ranks together, by the analytic model."),
     Metric("lightllm_gpu_operator_starved_seconds_total", COUNTER, ("operator", "phase"),
            "Part of the operator's time in sampled eager steps in which the GPU had to wait for the host at its start."),
     Metric("lightllm_gpu_step_duration_seconds", HISTOGRAM, ("phase", "mode"),
@@ -38,6 +43,10 @@ METRICS = (
     Metric("lightllm_gpu_step_in_flight_seconds", GAUGE, ("rank",),
            "How long the step that is now on the GPU has been there; 0 when none is."),
     Metric("lightllm_gpu_step_number", GAUGE, ("rank",), "Number of the step that is or was last on the GPU."),
+    Metric("lightllm_gpu_peak_flops", GAUGE, (), "Dense 16-bit tensor FLOP/s of one GPU of the server, by its data sheet."),
+    Metric("lightllm_gpu_peak_memory_bytes_per_second", GAUGE, (), "Memory bandwidth of one GPU, by its data sheet."),
+    Metric("lightllm_gpu_peak_link_bytes_per_second", GAUGE, ("link",),
+           "Bandwidth of one GPU on the link that the ranks share, both directions together, by its data sheet."),
     Metric("lightllm_server_info", INFO,
            ("model", "gpu", "tp", "dp", "dp_rank", "dtype", "link", "level", "clock", "lightllm", "torch", "cuda", "plugin"),
            "What is served, on what, and by which versions."),

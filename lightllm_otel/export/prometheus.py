@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Union
 
 from prometheus_client.core import (
@@ -65,6 +65,8 @@ class GroupCollector(Collector):
                 for (operator, phase, rank), seconds in sorted(group.operator_seconds.items())
             ],
             "lightllm_gpu_operator_estimated_seconds_total": estimated,
+            "lightllm_gpu_operator_flops_total": _by_operator(group.analytic.flops),
+            "lightllm_gpu_operator_memory_bytes_total": _by_operator(group.analytic.memory_bytes),
             "lightllm_gpu_operator_starved_seconds_total": [
                 ((Operator.of(operator).value, Phase.of(phase).value), seconds)
                 for (operator, phase), seconds in sorted(group.starved_seconds.items())
@@ -109,11 +111,22 @@ class GroupCollector(Collector):
             if rank.facts.get("gpu_uuid")
         ]
         return {
+            **self._peaks(),
             "lightllm_server_info": [(tuple(str(known.get(label, "")) for label in labels), None)] if facts else [],
             "lightllm_gpu_info": list(gpus),
             "lightllm_otel_slot_installed": [
                 ((operator,), float(found)) for operator, found in self._group.slots().items()
             ],
+        }
+
+    def _peaks(self) -> dict[str, list[Row]]:
+        """What the hardware could do; nothing of a GPU that is not in the table."""
+        gpu = self._group.analytic.gpu
+        links = {"nvlink": gpu.nvlink_bytes_per_second, "pcie": gpu.pcie_bytes_per_second} if gpu is not None else {}
+        return {
+            "lightllm_gpu_peak_flops": [((), gpu.flops)] if gpu is not None else [],
+            "lightllm_gpu_peak_memory_bytes_per_second": [((), gpu.memory_bytes_per_second)] if gpu is not None else [],
+            "lightllm_gpu_peak_link_bytes_per_second": [((self.link,), links[self.link])] if self.link in links else [],
         }
 
     def _self(self) -> dict[str, list[Row]]:
@@ -137,6 +150,13 @@ class GroupCollector(Collector):
         values = {mode: max((float(h[name]) for h in headers), default=0.0)
                   for mode, name in ((Mode.EAGER, eager), (Mode.GRAPH, graph))}  # fmt: skip
         return [((mode.value,), value) for mode, value in values.items() if mode is Mode.EAGER or value]
+
+
+def _by_operator(sums: Mapping[tuple[int, int], float]) -> list[Row]:
+    return [
+        ((Operator.of(operator).value, Phase.of(phase).value), amount)
+        for (operator, phase), amount in sorted(sums.items())
+    ]
 
 
 def group_level(group: Group) -> str:

@@ -53,6 +53,20 @@ def identify(model: Any, environ: Mapping[str, str]) -> Identity:
     )
 
 
+# What the analytic model reads of a model's config; nothing else of it leaves the process.
+SHAPE_KEYS = (
+    "hidden_size", "n_embd", "n_embed", "num_attention_heads", "n_head", "num_hidden_layers", "n_layer",
+    "num_key_value_heads", "head_dim", "intermediate_size", "n_inner", "vocab_size", "hidden_act", "hidden_activation",
+    "n_routed_experts", "num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size",
+    "n_shared_experts", "first_k_dense_replace", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
+    "v_head_dim",
+)  # fmt: skip
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (int, float, str))
+
+
 def describe_model(model: Any) -> dict[str, Any]:
     """What the model says of itself; what it does not say is left out."""
     config = getattr(model, "config", None) or {}
@@ -62,6 +76,7 @@ def describe_model(model: Any) -> dict[str, Any]:
         "model_type": config.get("model_type", ""),
         "dtype": str(getattr(model, "data_type", "")).replace("torch.", ""),
         "layers": len(getattr(model, "layers_infer", ())),
+        "config": {name: value for name, value in config.items() if name in SHAPE_KEYS and _is_plain(value)},
     }
 
 

@@ -7,6 +7,7 @@ import records
 from lightllm_otel.aggregate.group import Group
 from lightllm_otel.aggregate.histogram import OPERATOR_BOUNDS, STEP_BOUNDS, Histogram
 from lightllm_otel.ring import layout
+from lightllm_otel.theory import shape, work
 from lightllm_otel.vocabulary import DropReason, IdleReason, Mode, Operator, Phase, Stage
 
 DECODE, PREFILL, EAGER, GRAPH = Phase.DECODE.code, Phase.PREFILL.code, Mode.EAGER.code, Mode.GRAPH.code
@@ -155,3 +156,29 @@ def test_twins_are_those_that_every_rank_has():
     for rank, sizes in ((0, [1, 2, 4]), (1, [1, 4])):
         group.ranks[rank].facts = {**records.FACTS, "graphs": {"state": "armed", "sizes": sizes}}
     assert group.twins() == 2
+
+
+def test_what_steps_had_to_do_is_added_up_over_all_of_them_and_all_ranks():
+    group = Group()
+    group.ranks[0], group.ranks[1] = group.ranks[0], group.ranks[1]
+    group.analytic.know({**records.FACTS, "tp": 2})
+    steps = [
+        records.step(Phase.DECODE, Mode.GRAPH, batch=20, tokens=20, context=20 * context) for context in (500, 700)
+    ]
+    for rank in range(2):
+        group.consume(rank, records.cells(*steps, records.step(Phase.PREFILL, batch=4, tokens=4000, context=4000)))
+    own = shape.from_config(records.FACTS["config"])
+    decode = work.step(own, work.Batch(Phase.DECODE, 20, 1, 600), 2)
+    prefill = work.step(own, work.Batch(Phase.PREFILL, 4, 1000, 1000), 2)
+    for operator in (Operator.ATTENTION, Operator.FFN, Operator.LM_HEAD):
+        for phase, each, times in ((Phase.DECODE, decode, 2), (Phase.PREFILL, prefill, 1)):
+            key = (operator.code, phase.code)
+            assert group.analytic.flops[key] == pytest.approx(each[operator].flops * times * 2)
+            assert group.analytic.memory_bytes[key] == pytest.approx(each[operator].memory_bytes * times * 2)
+
+
+def test_a_model_or_gpu_that_is_not_known_leaves_its_part_out():
+    group = Group()
+    group.analytic.know({**records.FACTS, "gpu_name": "CPU", "config": {"model_type": "riddle"}})
+    group.consume(0, records.cells(records.step(batch=1, tokens=1, context=9)))
+    assert (dict(group.analytic.flops), group.analytic.gpu) == ({}, None)

@@ -24,6 +24,7 @@ COMBINATIONS = ((Phase.PREFILL, Mode.EAGER), (Phase.DECODE, Mode.EAGER), (Phase.
 def full_group(ranks=8):
     """Everything that can occur, on every rank."""
     group = Group()
+    group.analytic.know({**records.FACTS, "tp": ranks})
     calls = [(operator, 1e-4, layout.STARVED) for operator in Operator]
     twin = records.step(Phase.DECODE, Mode.GRAPH, 0.011, calls)
     plain = records.step(Phase.DECODE, Mode.GRAPH, 0.010)
@@ -45,7 +46,9 @@ def full_group(ranks=8):
 @pytest.fixture
 def registry():
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(GroupCollector(full_group(), now=lambda: 100.0))
+    collector = GroupCollector(full_group(), now=lambda: 100.0)
+    collector.link = "nvlink"
+    registry.register(collector)
     return registry
 
 

@@ -33,9 +33,14 @@ def test_a_model_built_by_hand_has_a_group_of_its_own():
 
 def test_a_model_is_described_by_what_it_has():
     model = types.SimpleNamespace(
-        weight_dir_="/models/llama-7b", config={"model_type": "llama"}, data_type="torch.float16", layers_infer=[1, 2]
+        weight_dir_="/models/llama-7b",
+        config={"model_type": "llama", "hidden_size": 64, "secret": "x"},
+        data_type="torch.float16",
+        layers_infer=[1, 2],
     )
-    assert describe_model(model) == {"model": "llama-7b", "model_type": "llama", "dtype": "float16", "layers": 2}
+    assert describe_model(model) == {
+        "model": "llama-7b", "model_type": "llama", "dtype": "float16", "layers": 2, "config": {"hidden_size": 64},
+    }  # fmt: skip
     assert describe_model(object())["model"] == "object"
 
 
