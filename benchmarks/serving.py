@@ -33,6 +33,8 @@ FLAGS = ["--max_total_token_num", "24000", "--mem_fraction", "0.2"]
 TP2_FLAGS = [*FLAGS, "--graph_max_batch_size", "8"]
 START_TIMEOUT = 200.0
 READ_SECONDS = 1.5  # the plugin hands its steps over on the idle tick, and the exporter polls
+# Works whether or not this Python has our .pth file; it sets LIGHTLLM_OTEL for a server only where it is not set.
+LAUNCHER = [sys.executable, "-m", "lightllm_otel", "run", "--"]
 WANTED_METRICS = (
     "lightllm_otel_distortion_ratio", "lightllm_otel_records_dropped_total", "lightllm_otel_errors_total",
     "lightllm_otel_steps_sampled_total", "lightllm_otel_graph_twins", "lightllm_otel_hook_seconds_total",
@@ -193,6 +195,7 @@ def measure(arguments: argparse.Namespace, work: Path, keep: Any) -> None:
         env = {"DISABLE_GPU_TENSOR_CACHE": "1", **(settings(folder) if kind == INSTRUMENTED else {})}
         started = Started(Server(
             model, "new", cpu=arguments.cpu, source=arguments.source, env=env, arguments=[] if arguments.cpu else FLAGS,
+            launcher=LAUNCHER if kind == INSTRUMENTED else [],
             log=work / f"{kind}-{number}.log", start_timeout=START_TIMEOUT,
         ))  # fmt: skip
         keep([{"kind": "start", "tp": 1, "server": kind, "number": number, "seconds": round(started.seconds, 3),
@@ -271,6 +274,7 @@ def _nodes(
         servers.append(Server(
             model, "new", cpu=arguments.cpu, tp=2, source=arguments.source,
             env={**shared, "NCCL_HOSTID": f"node{rank}", "DISABLE_GPU_TENSOR_CACHE": "1", **env}, arguments=flags,
-            script=DEMO / "node.py", log=folder / f"node{rank}.log", start_timeout=START_TIMEOUT,
+            launcher=LAUNCHER if env else [], script=DEMO / "node.py",
+            log=folder / f"node{rank}.log", start_timeout=START_TIMEOUT,
         ))  # fmt: skip
     return servers[0], servers[1:]

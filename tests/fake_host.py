@@ -121,13 +121,14 @@ class InferReq:
         return self.length
 
 
-def make(now, tp=1, layers=2, sizes=(1, 2, 4), shared_output=True, peers=None):
+def make(now, tp=1, layers=2, sizes=(1, 2, 4), shared_output=True, peers=None, longest_prefill_fails=0):
     """A fresh host whose time is ``now`` (a list of one float). ``tp`` > 1: with collectives.
 
-    ``sizes``: batch sizes of CUDA graphs. ``shared_output``: all graphs write their logits to one place, as with
-    LightLLM's tensor cache; without it each has its own. ``peers``: the other ranks of the group.
+    ``longest_prefill_fails``: how often its last check at the start does. ``sizes``: batch sizes of CUDA graphs.
+    ``shared_output``: all graphs write their logits to one place, as with LightLLM's tensor cache; without it each
+    has its own. ``peers``: the other ranks of the group.
     """
-    gpu = Gpu()
+    gpu, failing = Gpu(), [longest_prefill_fails]
     peers = peers or Alone()
 
     def work(name):
@@ -322,6 +323,14 @@ def make(now, tp=1, layers=2, sizes=(1, 2, 4), shared_output=True, peers=None):
             if kvargs == "graphs":
                 self.graph = cuda_graph.CudaGraph()
                 self.graph.warmup(self)
+            self._check_max_len_infer()
+
+        def _check_max_len_infer(self):
+            """The last of its start: raises so often because memory is short."""
+            failing[0] -= 1
+            if failing[0] >= 0:
+                raise RuntimeError("check max len infer fail, you can try: a smaller --mem_fraction")
+            self.forward(ModelInput(1, 64, True))
 
         def _init_padded_req(self):
             self.forward(ModelInput(1, 1, True))

@@ -103,6 +103,7 @@ class FakeStamps:
         self._slots = [(0, []) for _ in range(KEPT)]
         self._replays = self._launched = 0
         self.fails = False
+        self.joined = 0
 
     def stamp(self, at):
         if self.fails:
@@ -113,6 +114,9 @@ class FakeStamps:
             self._cells[at] = self._now[0]
 
         self._gpu.launch(kernel)
+
+    def join(self):
+        self.joined += 1
 
     def publish(self, count):
         def kernel():
@@ -139,7 +143,7 @@ class FakeGraphs:
 
     def __init__(self, gpu, now):
         self._gpu, self._now = gpu, now
-        self.free, self.fails, self.made = 80 << 30, False, []
+        self.free, self.fails, self.made, self.released = 80 << 30, False, [], 0
 
     def capture(self, pool, body):
         if self.fails:
@@ -172,6 +176,9 @@ class FakeGraphs:
 
     def wait(self):
         pass
+
+    def release(self):
+        self.released += 1
 
     def seconds(self, graph):
         began = self._now[0]
@@ -237,7 +244,10 @@ class FakeSession:
 
     def serve(self, model):
         if self.owns(model):
-            self.timer, self.forwards = self._timer, Forwards(*self._rule)
+            self.forwards = Forwards(*self._rule)
+            with self.guard(Stage.PATCH):
+                self.twins.arm()
+            self.timer = self._timer
 
     def owns(self, model):
         return model is self.model

@@ -115,18 +115,27 @@ class ServerSession:
         if self._prepared is None or not self.owns(model):
             return
         clock, ring, timer, identity = self._prepared
+        # First, and whatever becomes of the rest: a rank that does not count does not replay what the others replay.
+        forwards = self.forwards = Forwards(self._settings.level, Sampling(self._settings.sample_every))
+        if self.twins is not None:
+            with self.guard(Stage.PATCH):
+                self.twins.arm()
         with self.guard(Stage.MEASURE):
             timer.harvest.calibration = calibrate(clock)
-        calibration, stamps = timer.harvest.calibration, timer.harvest.stamp_calibration
-        ring.header["clock_quantum"], ring.header["boundary_cost"] = calibration.quantum, calibration.boundary_cost
-        ring.header["stamp_quantum"], ring.header["stamp_cost"] = stamps.quantum, stamps.boundary_cost
-        ring.header["level"], ring.header["sample_every"] = self._settings.level.code, self._settings.sample_every
-        ring.describe(self.facts(model, clock, identity))
-        forwards = Forwards(self._settings.level, Sampling(self._settings.sample_every))
+        with self.guard(Stage.RING):
+            self._describe(ring, timer)
+            ring.describe(self.facts(model, clock, identity))
         with self.guard(Stage.ACTIVATE):  # without live control the rest works all the same
             self.listener = self._listen_to(identity, forwards)
-        self.timer, self.forwards = timer, forwards
+            ring.header["listening"] = 1
+        self.timer = timer
         self.housekeep()
+
+    def _describe(self, ring: RingWriter, timer: Timer) -> None:
+        calibration, stamps, header = timer.harvest.calibration, timer.harvest.stamp_calibration, ring.header
+        header["clock_quantum"], header["boundary_cost"] = calibration.quantum, calibration.boundary_cost
+        header["stamp_quantum"], header["stamp_cost"] = stamps.quantum, stamps.boundary_cost
+        header["level"], header["sample_every"] = self._settings.level.code, self._settings.sample_every
 
     def facts(self, model: Any, clock: Clock, identity: Identity) -> dict[str, Any]:
         """The ring's JSON page: what this rank is, and what was found."""
@@ -173,7 +182,7 @@ class ServerSession:
         # The rule first: it is what the ranks share, and nothing below can keep it from being followed.
         self.forwards.follow(order.level, Sampling(order.every))
         ring.header["level"], ring.header["sample_every"] = order.level.code, order.every
-        ring.header["control_at"], ring.header["control_seq"] = self.forwards.completed, order.seq
+        ring.header["control_at"], ring.header["control_seq"] = self.forwards.completed & 0xFFFFFFFF, order.seq
         if order.level is Level.OPERATORS:
             self._resume_operators(timer)
         else:

@@ -19,6 +19,7 @@ from typing import Any
 from lightllm_otel.aggregate.group import Group
 from lightllm_otel.guard import log
 from lightllm_otel.ring import control
+from lightllm_otel.ring.folder import is_locked, ring_path
 from lightllm_otel.vocabulary import Level
 
 SOCKET = "control.sock"
@@ -39,25 +40,33 @@ class Controller:
         self._group = group
         self._sleep = sleep
         self._lock = threading.Lock()
+        self._last: control.Order | None = None
 
     def handle(self, request: dict[str, Any]) -> str:
         """A sentence that says what became of it. Raises Refused."""
         with self._lock:
             headers = self._headers()
             now = next(iter(headers.values()))
-            level = _level(request.get("level"), Level(Level.of(int(now["level"]))))
-            every = _every(request.get("every"), int(now["sample_every"]) or 1)
+            if self._last is not None and int(now["control_seq"]) != self._last.seq:
+                level, every = self._last.level, self._last.every  # asked for, and not followed yet
+            else:
+                level, every = Level(Level.of(int(now["level"]))), int(now["sample_every"]) or 1
+            level, every = _level(request.get("level"), level), _every(request.get("every"), every)
             page = control.ControlPage(self._folder / control.NAME)
             try:
-                seq = page.request(level, every)
+                self._last = control.Order(page.request(level, every), level, every)
             finally:
                 page.close()
-            return self._outcome(seq, level, every, len(headers))
+            return self._outcome(self._last.seq, level, every, len(headers))
 
     def _headers(self) -> dict[int, Any]:
         """Of all ranks of the group; all must be on this host, because the page is."""
         facts = self._group.facts()
-        headers = {number: rank.header for number, rank in self._group.ranks.items() if rank.header is not None}
+        headers = {
+            number: rank.header
+            for number, rank in sorted(self._group.ranks.items())
+            if rank.header is not None and self._is_alive(number)
+        }
         if not facts or not headers:
             raise Refused("no rank of the server has come up yet; try again when it answers requests")
         if len(headers) < int(facts.get("tp", 1)):
@@ -65,7 +74,16 @@ class Controller:
                 f"{len(headers)} of {facts.get('tp')} ranks are on this host; a group that spans hosts is controlled by "
                 "its settings at start only: set LIGHTLLM_OTEL_LEVEL and LIGHTLLM_OTEL_SAMPLE_EVERY and restart it"
             )
+        deaf = [number for number, header in headers.items() if not header["listening"]]
+        if deaf:
+            raise Refused(
+                f"rank {deaf[0]} does not follow live control; the server's log says why. Restart it to change that"
+            )
         return headers
+
+    def _is_alive(self, number: int) -> bool:
+        """Rings of ranks that have ended may lie there still."""
+        return is_locked(ring_path(self._folder, number))
 
     def _outcome(self, seq: int, level: Level, every: int, ranks: int) -> str:
         what = {
@@ -135,8 +153,8 @@ class ControlServer:
             if not isinstance(request, dict):
                 raise Refused("a request is one JSON object on a line")
             return {"ok": True, "text": self._controller.handle(request)}
-        except (ValueError, OSError) as problem:  # Refused is one of them
-            return {"ok": False, "text": str(problem)}
+        except Exception as problem:  # noqa: BLE001 - whatever a caller sends, the next one is served
+            return {"ok": False, "text": str(problem) or type(problem).__name__}
 
     def close(self) -> None:
         self._socket.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -36,14 +37,28 @@ class Graphs(Protocol):
     def wait(self) -> None:
         """Until the GPU is done."""
 
+    def release(self) -> None:
+        """Give memory that nothing holds any more back to the GPU."""
+
 
 class TorchGraphs:
     def capture(self, pool: Any, body: Callable[[], Any]) -> Any:
         import torch
 
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            body()
+        pool = torch.cuda.graph_pool_handle() if pool is None else pool
+        graph, failure = torch.cuda.CUDAGraph(), None
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                try:
+                    body()
+                except Exception as error:  # noqa: BLE001 - raised again below, when the capture has ended as it should
+                    failure = error
+        except Exception:
+            # torch goes on believing that it captures into this pool, and the host's next capture would be refused.
+            _end_allocation(pool)
+            raise
+        if failure is not None:
+            raise failure
         return graph
 
     def copy_of(self, outputs: Any) -> list[Any]:
@@ -97,6 +112,22 @@ class TorchGraphs:
         import torch
 
         torch.cuda.synchronize()
+
+    def release(self) -> None:
+        import torch
+
+        torch.cuda.empty_cache()
+
+
+def _end_allocation(pool: Any) -> None:
+    import torch
+
+    for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):  # the second in older versions
+        end: Any = getattr(torch._C, name, None)
+        if end is not None:
+            with contextlib.suppress(Exception):  # it had ended already
+                end(torch.cuda.current_device(), pool)
+            return
 
 
 def tensors_in(outputs: Any) -> list[Any]:

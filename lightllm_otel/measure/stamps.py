@@ -36,6 +36,9 @@ class Stamps(Protocol):
     def stamp(self, at: int) -> None:
         """Record boundary ``at`` on the current stream, which is capturing."""
 
+    def join(self) -> None:
+        """No stamp comes after this: whatever they were recorded on is part of the current stream again."""
+
     def publish(self, count: int) -> None:
         """The end of a graph of ``count`` boundaries."""
 
@@ -96,17 +99,23 @@ class KernelStamps:
             raise RuntimeError(f"two stamps in a row are {seconds} s apart")
 
     def stamp(self, at: int) -> None:
-        if (
-            at == 0
-        ):  # the first kernel does wait for the first stamp: on a branch it would precede its own graph's start
+        if at == 0:
+            # Not on the branch, where it would come before the first kernel can: the graph's start takes its time.
+            self._branched = False
             self._kernels.stamp(self._cells, at)
             return
+        self._branched = True
         self._branch.wait_stream(self._torch.cuda.current_stream())
         with self._torch.cuda.stream(self._branch):
             self._kernels.stamp(self._cells, at)
 
+    def join(self) -> None:
+        if self._branched:  # a capture must not wait for a stream that has no part in it
+            self._torch.cuda.current_stream().wait_stream(self._branch)
+            self._branched = False
+
     def publish(self, count: int) -> None:
-        self._torch.cuda.current_stream().wait_stream(self._branch)
+        self.join()
         self._kernels.publish(self._cells, self._slots, self._counter, count, self._stride)
 
     def launched(self) -> int:
@@ -124,7 +133,11 @@ def slot_intervals(slot: np.ndarray, replay: int, count: int) -> np.ndarray:
         raise Overwritten(replay)
     if filled < replay + 1:
         raise RuntimeError(f"replay {replay} left no stamps: its slot holds replay {filled - 1}")
-    return np.diff(slot[1 : count + 1]) * 1e-9
+    times = slot[1 : count + 1].copy()
+    if int(slot[0]) != filled:  # taken while it was read
+        raise Overwritten(replay)
+    seconds: np.ndarray = np.diff(times) * 1e-9
+    return seconds
 
 
 class EventStamps:
@@ -145,6 +158,9 @@ class EventStamps:
 
     def stamp(self, at: int) -> None:
         self._events[at].record()
+
+    def join(self) -> None:
+        """They are recorded on the stream itself."""
 
     def publish(self, count: int) -> None:
         """The events stay where they are."""

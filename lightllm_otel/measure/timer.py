@@ -101,7 +101,7 @@ class Timer:
         None when too many steps are unread: this one is not timed, and counted.
         """
         began = self._cpu()
-        begun = self.begin()
+        begun = self.begin(number, work.phase.code)
         if begun is None:
             return None
         step = self._current = self._open(begun, work, number)
@@ -110,8 +110,8 @@ class Timer:
         self._hook_seconds += self._cpu() - began
         return step
 
-    def begin(self) -> Begun | None:
-        """What must lie before the launch of a forward, and nothing else: the GPU waits for us here.
+    def begin(self, number: int, phase: int) -> Begun | None:
+        """What must lie before the launch of forward ``number``, and nothing else: the GPU waits for us here.
 
         :meth:`launched` follows when the forward has returned, or :meth:`forget` when it has raised.
         """
@@ -121,8 +121,10 @@ class Timer:
             self._drop(DropReason.PENDING_FULL)
             return None
         stream = self._stream()
+        wall = self._wall()
+        self._sink.enter(number, phase, wall)
         self._record(ends[0], stream)
-        return ends, stream, self._wall()
+        return ends, stream, wall
 
     def launched(self, begun: Begun, work: Work, number: int) -> None:
         """A forward that began with :meth:`begin` has returned; its operators are not timed."""
@@ -136,6 +138,7 @@ class Timer:
     def forget(self, begun: Begun) -> None:
         """A forward that began with :meth:`begin` has raised."""
         self._ends.give(begun[0])
+        self._sink.leave()
         self._drop(DropReason.ERROR)
 
     def _open(self, begun: Begun, work: Work, number: int) -> Step:
@@ -146,7 +149,6 @@ class Timer:
         step.idle_reason = IdleReason.NO_REQUESTS if self._no_requests else IdleReason.HOST
         self._no_requests = False
         self._entered = step
-        self._sink.enter(number, work.phase.code, wall_time)
         return step
 
     def _arm(self, step: Step) -> None:

@@ -16,6 +16,7 @@ from lightllm_otel.guard import log
 
 COLLECT_SECONDS = 15.0
 VERDICT_SECONDS = 30.0
+TRIES, RETRY_SECONDS = 10, 0.1
 _POLL_SECONDS = 0.002
 YES, NO = "yes", "no"
 
@@ -63,18 +64,26 @@ class Ballot:
             if vote is None:
                 return self._settle(verdict, NO)
             self._store.set(f"{self._prefix}/{topic}/{self._rank}", vote)
+            wanted = NO
             if self._rank == 0:
-                return self._settle(verdict, YES if self._unanimous(topic, vote, verdict) else NO)
-            if not self._appears(verdict, VERDICT_SECONDS):
-                return self._settle(verdict, NO)
-            return self._store.get(verdict) == YES.encode()
+                wanted = YES if self._unanimous(topic, vote, verdict) else NO
+            else:
+                self._appears(verdict, VERDICT_SECONDS)
         except Exception as error:  # noqa: BLE001 - torch's stores raise what they like
             log.warning("the ranks could not vote on %r (%s): taken as a no", topic, error)
-            return False
+            wanted = NO
+        return self._settle(verdict, wanted)
 
     def _settle(self, verdict: str, wanted: str) -> bool:
+        """Set the verdict if nobody has, and say what it is. Tried again: others may act on a yes that is there."""
         assert self._store is not None
-        return self._store.compare_set(verdict, "", wanted) == YES.encode()
+        for _ in range(TRIES):
+            try:
+                return self._store.compare_set(verdict, "", wanted) == YES.encode()
+            except Exception as error:  # noqa: BLE001 - as above
+                log.warning("the verdict on %r cannot be read (%s)", verdict, error)
+                self._sleep(RETRY_SECONDS)
+        return False
 
     def _unanimous(self, topic: str, vote: str, verdict: str) -> bool:
         assert self._store is not None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 Host = Callable[..., Any]
@@ -74,7 +76,8 @@ def handing_on(host: Host, timer: Any, measured: Host) -> Host:
 def _make(template: str, host: Host, timer: Any, use: Any) -> Host:
     """Names, order and defaults of the parameters are the host's. What has no plain signature gets ``*args, **kwargs``."""
     try:
-        parameters = list(inspect.signature(host).parameters.values())
+        # Not that of what a decorator wraps: it may take other arguments than what it is called with.
+        parameters = list(inspect.signature(host, follow_wrapped=False).parameters.values())
     except (TypeError, ValueError):
         parameters = []
     named = [each for each in parameters if each.kind in _PLAIN]
@@ -91,7 +94,7 @@ def _make(template: str, host: Host, timer: Any, use: Any) -> Host:
     return _compiled(template, ", ".join(head), ", ".join(arguments), host, timer, use, defaults)
 
 
-_OURS = ("host", "timer", "use", "marking", "own", "lead", "between", "caught", "error")
+_OURS = ("host", "timer", "use", "marking", "own", "lead", "between", "caught", "error", "Exception")
 
 
 def _compiled(
@@ -99,7 +102,12 @@ def _compiled(
 ) -> Host:
     source = template.replace("{defaults}", ", ".join(defaults)).replace("{parameters}", parameters)
     namespace: dict[str, Any] = {}
-    # As in collections.namedtuple: only code made from a signature can have that signature.
-    exec(compile(source.replace("{arguments}", arguments), __file__, "exec"), namespace)
+    exec(_code(source.replace("{arguments}", arguments)), namespace)
     made: Host = namespace["make"](host, timer, use, **defaults)
     return made
+
+
+@functools.lru_cache(maxsize=64)
+def _code(source: str) -> CodeType:
+    """As in collections.namedtuple: only code made from a signature can have it. A model has few, in many layers."""
+    return compile(source, __file__, "exec")

@@ -21,6 +21,7 @@ class _Change:
     own: Any
     host: Any
     ours: Any
+    suspended: bool = False
 
 
 class Ledger:
@@ -60,6 +61,10 @@ class Ledger:
             return
         self.suspended = True
         for change in reversed(self._changes):
+            # Where somebody else has put something around ours since, it stays: it would be lost otherwise.
+            if vars(change.owner).get(change.name) is not change.ours:
+                continue
+            change.suspended = True
             if change.own is _MISSING:
                 delattr(change.owner, change.name)
             else:
@@ -75,7 +80,9 @@ class Ledger:
             return
         self.suspended = False
         for change in self._changes:
-            setattr(change.owner, change.name, change.ours)
+            if change.suspended:
+                setattr(change.owner, change.name, change.ours)
+                change.suspended = False
         for module, name, ours in self._copies:
             setattr(module, name, ours)
 

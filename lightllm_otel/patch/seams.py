@@ -22,9 +22,10 @@ from lightllm_otel.patch.inputs import model_input as read_model_input
 from lightllm_otel.patch.ledger import Ledger
 from lightllm_otel.patch.twins import Twins
 from lightllm_otel.ring.control import ORDER, REQUEST, Listener
-from lightllm_otel.vocabulary import Stage, Whole
+from lightllm_otel.vocabulary import Phase, Stage, Whole
 
 Host = Callable[..., Any]
+DECODE = Phase.DECODE.code
 
 
 class Session(Protocol):
@@ -66,6 +67,8 @@ def patch_model(module: ModuleType, session: Session) -> None:
     if hasattr(model_class, "_init_padded_req"):  # NEW: after the layers exist, before anything runs or is captured
         session.ledger.replace(model_class, "_init_padded_req", lambda host: _before(host, session.attach, session))
     session.ledger.replace(model_class, "__init__", lambda host: _constructed(host, session))
+    if hasattr(model_class, "_check_max_len_infer"):
+        session.ledger.replace(model_class, "_check_max_len_infer", lambda host: _checking(host, session))
     for name in ENTRY_POINTS:
         if hasattr(model_class, name):
             session.ledger.replace(model_class, name, functools.partial(entered, name=name, session=session))
@@ -90,6 +93,25 @@ def _constructed(host: Host, session: Session) -> Host:
             session.serve(self)
 
     return __init__
+
+
+def _checking(host: Host, session: Session) -> Host:
+    """NEW's last check at its start: does the longest prefill fit into memory? If not, it is tried without twins."""
+
+    @functools.wraps(host)
+    def _check_max_len_infer(self: Any, *args: Any, **kwargs: Any) -> Any:
+        twins = session.twins if session.owns(self) else None
+        try:
+            return host(self, *args, **kwargs)
+        except Exception:
+            if twins is None or not twins.by_size:
+                raise
+            with session.guard(Stage.PATCH):
+                twins.give_up("the longest prefill did not fit into the memory beside them; a smaller --mem_fraction, or "
+                              "LIGHTLLM_OTEL_GRAPH_BATCH_SIZES, makes room")  # fmt: skip
+        return host(self, *args, **kwargs)
+
+    return _check_max_len_infer
 
 
 def entered(host: Host, name: str, session: Session) -> Host:
@@ -126,7 +148,7 @@ def lean(host: Host, measured: Host, session: Session) -> Host:
         begun: Begun | None = None
         if timer is not None and not timer.failed:
             try:
-                begun = timer.begin()
+                begun = timer.begin(forwards.completed, DECODE)
             except Exception as error:
                 if not caught(error):
                     raise
@@ -141,6 +163,9 @@ def lean(host: Host, measured: Host, session: Session) -> Host:
         if begun is not None and timer is not None and not timer.failed:
             with measure:
                 timer.launched(begun, read_model_input(model_input), forwards.completed - 1)
+        elif timer is None:
+            with measure:
+                returned(session, None, None)
         return result
 
     return forward
@@ -182,12 +207,19 @@ def forward(host: Host, name: str, session: Session) -> Host:
                     timer.abandon(step)
             raise
         forwards.complete()
-        if timer is not None and not timer.failed:
-            with measure:
-                timer.leave(step)
+        with measure:
+            returned(session, timer, step)
         return result
 
     return method
+
+
+def returned(session: Session, timer: Timer | None, step: Step | None) -> None:
+    """A forward has. While live control says off, nothing else looks after the exporter, through which it is switched on."""
+    if timer is None:
+        session.housekeep()
+    elif not timer.failed:
+        timer.leave(step)
 
 
 def patch_graph(module: ModuleType, session: Session) -> None:

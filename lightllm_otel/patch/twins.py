@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -89,7 +90,8 @@ class Twins:
         self._make_ballot = ballot
         self._environ = os.environ if environ is None else environ
         self._ballot = Ballot(None, 0, 1)
-        self._owner: Any = None
+        self._owner: weakref.ref[Any] | None = None
+        self._lost = ""
         self._module: ModuleType | None = None
         self._planned: frozenset[int] = frozenset()
         if settings.graphs is GraphPolicy.OFF:
@@ -116,7 +118,8 @@ class Twins:
         if not ballot.agree("plan", vote):
             self.refuse(problem or "another rank cannot, or has other settings; its log says which")
             return
-        self._owner, self._module, self._planned = owner, module, sizes
+        # Weakly: the host's graphs hold its tensors.
+        self._owner, self._module, self._planned = weakref.ref(owner), module, sizes
         self.seconds += time.perf_counter() - began
 
     def _prepare(self, owner: Any) -> tuple[str, frozenset[int]]:
@@ -149,7 +152,7 @@ class Twins:
 
     def wants(self, owner: Any, batch: int) -> bool:
         """Whether a twin is to be captured beside this graph of the host's. Forgets one that the host captures anew."""
-        if owner is not self._owner:
+        if not self._owns(owner):
             return False
         self.by_size.pop(batch, None)
         return batch in self._planned
@@ -188,13 +191,16 @@ class Twins:
 
         def body() -> None:
             nonlocal delivered
-            timer.armed = marking
             try:
-                made = decode()
+                timer.armed = marking
+                try:
+                    made = decode()
+                finally:
+                    timer.armed = None
+                delivered = self._graphs.deliver(made, entry[-1])
+                stamps.publish(len(marking.codes))
             finally:
-                timer.armed = None
-            delivered = self._graphs.deliver(made, entry[-1])
-            stamps.publish(len(marking.codes))
+                stamps.join()  # a capture that ends with a loose branch takes the host's memory pool with it
 
         before = self._graphs.free_bytes()
         graph = self._graphs.capture(owner.mempool, body)
@@ -241,16 +247,34 @@ class Twins:
 
     def seal(self, owner: Any) -> None:
         """The host has captured all of its graphs. What it captures from here on gets no twin."""
-        if owner is not self._owner:
-            return
-        if self._planned and self.by_size:
-            self.state, self.reason = "armed", ""
+        if self._owns(owner):
+            self._planned = frozenset()
+
+    def arm(self) -> None:
+        """The model is complete. One more vote, on what every rank has now: then twins may be replayed."""
         self._planned = frozenset()
+        if self.state != "waiting" or self._owner is None:
+            return
+        have = json.dumps(sorted(self.by_size))
+        if self._ballot.agree("armed", have if self.by_size else None):
+            self.state, self.reason = "armed", ""
+        else:
+            self.refuse(self._lost or "another rank has lost its twins; its log says how")
+
+    def give_up(self, reason: str) -> None:
+        """Before :meth:`arm`: let the twins go, and their memory. The others hear of it there."""
+        self.by_size.clear()
+        self._lost = reason
+        self._graphs.release()
+
+    def _owns(self, owner: Any) -> bool:
+        return self._owner is not None and self._owner() is owner
 
     def refuse(self, reason: str) -> None:
         """No twins, on this rank for good; the others have the same verdict."""
         self.state, self.reason = "refused", reason
         self._planned = frozenset()
+        self._owner = None
         self.by_size.clear()
         log.warning("operators inside CUDA graphs are not timed: %s. Whole steps are.", reason)
 
@@ -259,7 +283,7 @@ class Twins:
     def beside(self, owner: Any, batch: int) -> Captured | None:
         """The twin of the graph that the host has for this batch size now; None when it has captured another since."""
         captured = self.by_size.get(batch)
-        if captured is None or owner is not self._owner:
+        if captured is None or self.state != "armed" or not self._owns(owner):
             return None
         entry = owner.graph.get(batch)
         return captured if entry is not None and entry[0] is captured.plain else None

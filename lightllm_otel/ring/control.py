@@ -21,7 +21,7 @@ SIZE = 4096
 AHEAD = 8  # forwards; a host launches at most two before the first one of them is done
 # Words of 32 bits. A sequence number is written last, so what belongs to it is there when it is seen.
 REQUEST, ORDER = 0, 16
-_SEQ, _LEVEL, _EVERY, _AT = range(4)
+_SEQ, _LEVEL, _EVERY, _AT, _AT_HIGH = range(5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +61,15 @@ class ControlPage:
 
     def _write(self, at: int, order: Order) -> None:
         words = self.words
-        words[at + _LEVEL], words[at + _EVERY], words[at + _AT] = order.level.code, order.every, order.at
+        words[at + _LEVEL], words[at + _EVERY] = order.level.code, order.every
+        words[at + _AT], words[at + _AT_HIGH] = order.at & 0xFFFFFFFF, order.at >> 32
         words[at + _SEQ] = order.seq
 
     def read(self, at: int) -> Order:
         words = self.words
         level = Level.of(min(words[at + _LEVEL], len(Level) - 1))
-        return Order(words[at + _SEQ], Level(level), max(words[at + _EVERY], 1), words[at + _AT])
+        first = words[at + _AT] | words[at + _AT_HIGH] << 32
+        return Order(words[at + _SEQ], Level(level), max(words[at + _EVERY], 1), first)
 
     def close(self) -> None:
         self.words.release()
@@ -95,15 +97,21 @@ class Listener:
         """The order that begins with forward ``number``, which is being entered."""
         if self._page is None:
             return None
-        if self.words[REQUEST] != self.taken:
-            request = self._page.read(REQUEST)
-            self.taken = request.seq
-            if self._place is not None:
-                self._page.order(dataclasses.replace(request, at=self._place(number, request)))
-        if self.words[ORDER] != self.seen:
-            self.waiting = self._page.read(ORDER)
-            self.seen = self.waiting.seq
+        # One order after the other: the leader makes the next one when it has followed this one, so a rank that is
+        # still before it will find that next one on the page afterwards.
+        if self.waiting is None:
+            self._look(number, self._page)
         if self.waiting is None or number < self.waiting.at:
             return None
         order, self.waiting = self.waiting, None
         return order
+
+    def _look(self, number: int, page: ControlPage) -> None:
+        if self.words[REQUEST] != self.taken:
+            request = page.read(REQUEST)
+            self.taken = request.seq
+            if self._place is not None:
+                page.order(dataclasses.replace(request, at=self._place(number, request)))
+        if self.words[ORDER] != self.seen:
+            self.waiting = page.read(ORDER)
+            self.seen = self.waiting.seq

@@ -86,7 +86,8 @@ HEADER = np.dtype(
         ("stamp_quantum", "<f8"),  # seconds; of the clock inside graphs
         ("stamp_cost", "<f8"),  # seconds; of a boundary inside graphs
         ("level", "u1"),  # Level.code, as it is now
-        ("reserved2", "u1", (3,)),
+        ("listening", "u1"),  # 1: follows live control
+        ("reserved2", "u1", (2,)),
         ("sample_every", "<u4"),
         ("control_seq", "<u4"),  # the last order of live control that this rank follows
         ("control_at", "<u4"),  # since which forward

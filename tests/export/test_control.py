@@ -14,11 +14,14 @@ from lightllm_otel import cli
 from lightllm_otel.export import control as control_module
 from lightllm_otel.export.control import SOCKET, Refused, ask
 from lightllm_otel.export.exporter import Exporter
-from lightllm_otel.ring.control import NAME, ControlPage, Listener
+from lightllm_otel.ring.control import NAME, REQUEST, ControlPage, Listener
 from lightllm_otel.ring.folder import LOCK_NAME, FileLock, group_folder, ring_path
 from lightllm_otel.ring.writer import RingWriter
 from lightllm_otel.settings import Settings
 from lightllm_otel.vocabulary import Level
+
+ended: set[str] = set()
+"""Names of rings whose ranks are gone."""
 
 
 class Ranks:
@@ -29,6 +32,7 @@ class Ranks:
         for ring in self.rings:
             ring.describe({**records.FACTS, "tp": tp})
             ring.header["level"], ring.header["sample_every"] = Level.OPERATORS.code, 64
+            ring.header["listening"] = 1
         self.page = ControlPage(folder / NAME)
         self.listeners = [Listener(self.page, self.place if rank == 0 else None) for rank in range(present)]
         self.number = 0
@@ -65,6 +69,7 @@ def serve(tmp_path, monkeypatch):
     monkeypatch.setattr("lightllm_otel.cli.scrape.os.getuid", lambda: 4_000_000)
     monkeypatch.setattr(control_module, "PATIENCE_SECONDS", 1.0)
     running = []
+    ended.clear()
 
     def start(present=2, tp=2, busy=True, name="127.0.0.1-28765-dp0"):
         folder = group_folder(tmp_path / "dir", name)
@@ -90,6 +95,7 @@ def serve(tmp_path, monkeypatch):
 
     # A process does not see its own locks; the command under test is usually another process than the exporter.
     monkeypatch.setattr("lightllm_otel.cli.ctl.is_locked", lambda path: path.exists())
+    monkeypatch.setattr(control_module, "is_locked", lambda path: path.exists() and path.name not in ended)
     yield start
     for exporter, ranks, stop, thread, lock in running:
         stop.set()
@@ -126,6 +132,31 @@ def test_a_group_that_spans_hosts_is_refused_with_what_to_do(serve, capsys):
     assert "LIGHTLLM_OTEL_LEVEL" in said
 
 
+def test_rings_of_ranks_that_have_ended_are_no_ranks(serve, capsys):
+    serve(present=4, tp=4)
+    ended.update({"rank-2.ring", "rank-3.ring"})
+    assert cli.main(["ctl", "off"]) == 1
+    assert "2 of 4 ranks are on this host" in capsys.readouterr().err
+
+
+def test_a_rank_that_does_not_listen_is_named_and_nothing_is_asked(serve, capsys):
+    _, ranks = serve()
+    ranks.rings[1].header["listening"] = 0
+    time.sleep(0.1)
+    before = ranks.page.requested
+    assert cli.main(["ctl", "off"]) == 1
+    assert "rank 1 does not follow live control" in capsys.readouterr().err
+    assert ranks.page.requested == before
+
+
+def test_what_was_asked_of_an_idle_server_is_kept_by_what_is_asked_next(serve, capsys):
+    _, ranks = serve(busy=False)
+    assert cli.main(["ctl", "off"]) == 0
+    assert cli.main(["ctl", "every", "16"]) == 0
+    waiting = ranks.page.read(REQUEST)
+    assert (waiting.level, waiting.every) == (Level.OFF, 16)
+
+
 @pytest.mark.parametrize("words", [["of"], ["every"], ["every", "x"], ["operators", "16"]])
 def test_what_is_not_understood_is_one_sentence(serve, capsys, words):
     serve()
@@ -153,6 +184,10 @@ def test_rubbish_on_the_socket_is_answered_and_the_next_caller_served(serve):
     with socket.socket(socket.AF_UNIX) as caller:
         caller.connect(str(folder / SOCKET))
         caller.sendall(b"\xff\x00 not JSON\n")
+        assert json.loads(caller.recv(4096))["ok"] is False
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(str(folder / SOCKET))
+        caller.sendall(b"[" * 4000 + b"\n")  # deeper than a parser goes
         assert json.loads(caller.recv(4096))["ok"] is False
     with socket.socket(socket.AF_UNIX) as silent:
         silent.connect(str(folder / SOCKET))

@@ -176,6 +176,25 @@ def test_run_keeps_the_sites_own_sitecustomize(
     assert done.stdout.split() == ["ran", "True"]
 
 
+def test_a_sitecustomize_that_hands_over_as_ours_does_runs_once(
+    wheel_python: Path, plain_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Each looked for the other one anywhere on the path, and the site's own ran twice."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.machinery, importlib.util, os, sys\n"
+        "sys.site_own = getattr(sys, 'site_own', '') + 'x'\n"
+        "rest = [entry for entry in sys.path if entry != os.path.dirname(__file__)]\n"
+        "hidden = importlib.machinery.PathFinder.find_spec('sitecustomize', rest)\n"
+        "if hidden is not None and len(sys.site_own) < 5:\n"
+        "    hidden.loader.exec_module(importlib.util.module_from_spec(hidden))\n"
+    )
+    environment = {**plain_environment, "PYTHONPATH": str(tmp_path)}
+    python = str(wheel_python)
+    run = [python, "-m", "lightllm_otel", "run", "--", python, "-c", "import sys; print(sys.site_own)"]
+    done = subprocess.run(run, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["x"]
+
+
 def test_run_passes_the_commands_status_on(
     wheel_python: Path, plain_environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -52,6 +52,18 @@ def test_copies_that_host_modules_made_of_a_function_are_put_back_too(monkeypatc
     assert (source.sample, user.sample) == (host, host)
 
 
+def test_what_somebody_else_has_put_around_ours_is_left_alone():
+    ledger, owner = Ledger(), Derived()
+    ledger.replace(Derived, "call", wrap)
+    ours = Derived.call
+    Derived.call = theirs = lambda self: f"theirs around {ours(self)}"
+    ledger.suspend()
+    assert Derived.call is theirs
+    ledger.resume()
+    assert owner.call() == "theirs around ours around host"
+    del Derived.call
+
+
 class Timer:
     armed = None
 
@@ -159,6 +171,19 @@ def test_a_host_without_a_plain_signature_is_wrapped_all_the_same():
     for host in (any_arguments, max):
         slot = handing_on(host, Timer, counted([]))
         assert slot(3, 4) == host(3, 4)
+
+
+def test_a_decorator_that_takes_other_arguments_than_what_it_wraps_is_taken_as_it_is():
+    import functools
+
+    def host(a, b):
+        return a + b
+
+    @functools.wraps(host)
+    def injecting(a):
+        return host(a, 40)
+
+    assert handing_on(injecting, Timer, counted([]))(2) == 42
 
 
 def test_default_objects_are_the_hosts_own():

@@ -276,6 +276,43 @@ def test_more_boundaries_than_stamps_are_no_twin(serve):
     assert ask(rpc) == right()
 
 
+def test_a_start_that_fits_only_without_twins_goes_on_without_them(serve):
+    _, session, rpc = serve(kvargs="graphs", host_options={"longest_prefill_fails": 1}, strict=False)
+    assert (session.twins.state, "longest prefill" in session.twins.reason) == ("refused", True)
+    assert session.graphs.released == 1
+    assert ask(rpc) == right()
+
+
+def test_a_start_that_does_not_fit_at_all_fails_as_it_would_without_us(serve):
+    with pytest.raises(RuntimeError, match="check max len infer fail"):
+        serve(kvargs="graphs", host_options={"longest_prefill_fails": 2}, strict=False)
+
+
+def test_the_hosts_graphs_are_not_kept_alive(serve):
+    import gc
+    import weakref
+
+    _, session, rpc = serve(kvargs="graphs")
+    graphs = weakref.ref(rpc.model.graph)
+    session.model = None
+    rpc.model.graph = None
+    gc.collect()
+    assert graphs() is None
+
+
+def test_an_exception_in_a_capture_leaves_no_loose_branch(serve, monkeypatch):
+    import fakes
+
+    def broken(self, made, wanted):
+        raise MemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(fakes.FakeGraphs, "deliver", broken)
+    _, session, rpc = serve(kvargs="graphs", strict=False)
+    assert session.twins.state == "refused"
+    assert session.stamps.joined >= 1
+    assert ask(rpc) == right()
+
+
 # Failures ---------------------------------------------------------------------------------------------------------------
 
 

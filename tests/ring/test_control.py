@@ -65,6 +65,31 @@ def test_ranks_change_at_the_same_forward_whenever_the_request_comes(page, lag, 
         assert first.changed_at == second.changed_at is not None
 
 
+@pytest.mark.parametrize("lag", range(-RUN_AHEAD, RUN_AHEAD + 1))
+def test_a_second_request_while_the_first_order_waits_keeps_the_ranks_together(page, lag):
+    for second_request in range(1, 30):
+        first, second = Rank(page, 1, leader=True), Rank(page, 1, leader=False)
+        for number in range(200):
+            if number == 5:
+                page.request(Level.OPERATORS, 64)
+            if number == 5 + second_request:
+                page.request(Level.OPERATORS, 3)
+            first.enter()
+            if number - lag >= 0:
+                second.enter()
+        count = min(len(first.choices), len(second.choices))
+        assert first.choices[:count] == second.choices[:count], second_request
+        assert first.forwards.sampling == Sampling(3)
+
+
+def test_orders_reach_beyond_two_to_the_32_forwards(page):
+    listener = Listener(page, lambda number, request: number + 8)
+    page.request(Level.OFF, 1)
+    many = (1 << 32) + 5
+    assert listener.due(many) is None
+    assert listener.due(many + 8) == Order(1, Level.OFF, 1, many + 8)
+
+
 def test_a_change_lies_where_no_step_is_sampled_then_or_now():
     forwards = Forwards(Level.OPERATORS, Sampling(64))
     new = Sampling(16)

@@ -13,7 +13,8 @@ if os.environ.get("LIGHTLLM_ON_CPU"):
 
 # There can be one sitecustomize only; the next one on the path must not be lost because of this one.
 _here = Path(__file__).resolve().parent
-_rest = [entry for entry in sys.path if Path(entry).resolve() != _here]
+_places = [Path(entry or ".").resolve() for entry in sys.path]
+_rest = sys.path[_places.index(_here) + 1 :] if _here in _places else []
 _hidden = importlib.machinery.PathFinder.find_spec("sitecustomize", _rest)
 if _hidden is not None and _hidden.loader is not None:
     _hidden.loader.exec_module(importlib.util.module_from_spec(_hidden))

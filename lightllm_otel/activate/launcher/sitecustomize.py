@@ -5,21 +5,33 @@ import importlib.util
 import sys
 from pathlib import Path
 
-_here = Path(__file__).resolve().parent
-# Beside the package where it is installed, inside it in a checkout.
-for _folder in (_here.parents[2], _here.parent):
-    _file = _folder / "_lightllm_otel_boot.py"
-    if "_lightllm_otel_boot" not in sys.modules and _file.exists():
-        _spec = importlib.util.spec_from_file_location("_lightllm_otel_boot", _file)
-        _boot = importlib.util.module_from_spec(_spec)
-        sys.modules["_lightllm_otel_boot"] = _boot
-        _spec.loader.exec_module(_boot)
-if "_lightllm_otel_boot" in sys.modules:
-    sys.modules["_lightllm_otel_boot"].start()
 
-_rest = [entry for entry in sys.path if Path(entry or ".").resolve() != _here]
-_hidden = importlib.machinery.PathFinder.find_spec("sitecustomize", _rest)
-if _hidden is not None and _hidden.loader is not None:
-    _module = importlib.util.module_from_spec(_hidden)
-    sys.modules["sitecustomize"] = _module
-    _hidden.loader.exec_module(_module)
+def _start(here):
+    # Beside the package where it is installed, inside it in a checkout.
+    for folder in (here.parents[2], here.parent):
+        file = folder / "_lightllm_otel_boot.py"
+        if "_lightllm_otel_boot" not in sys.modules and file.exists():
+            spec = importlib.util.spec_from_file_location("_lightllm_otel_boot", file)
+            boot = importlib.util.module_from_spec(spec)
+            sys.modules["_lightllm_otel_boot"] = boot
+            spec.loader.exec_module(boot)
+    if "_lightllm_otel_boot" in sys.modules:
+        sys.modules["_lightllm_otel_boot"].start()
+
+
+def _hand_over(here):
+    """Runs the one that ours hides: it comes after ours on the path."""
+    places = [Path(entry or ".").resolve() for entry in sys.path]
+    rest = sys.path[places.index(here) + 1 :] if here in places else []
+    hidden = importlib.machinery.PathFinder.find_spec("sitecustomize", rest)
+    if hidden is not None and hidden.loader is not None:
+        module = importlib.util.module_from_spec(hidden)
+        sys.modules["sitecustomize"] = module
+        hidden.loader.exec_module(module)
+
+
+# The hidden one may itself hand over to any other on the path, ours: the second time there is nothing left to do.
+if not hasattr(sys, "_lightllm_otel_launched"):
+    sys._lightllm_otel_launched = True
+    _start(Path(__file__).resolve().parent)
+    _hand_over(Path(__file__).resolve().parent)
