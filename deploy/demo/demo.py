@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -34,6 +35,8 @@ class Row:
 
 
 def main() -> int:
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # the server has a session of its own and would outlive us
+        signal.signal(ending, leave)
     on_cpu = not torch.cuda.is_available()
     folder = Path(tempfile.mkdtemp(prefix="lightllm-otel-demo-"))
     model = checkpoint.write(Path(".cache/demo-model").resolve(), checkpoint.SHAPES["tiny"])
@@ -59,6 +62,11 @@ def main() -> int:
         say(f"next       LIGHTLLM_OTEL_DIR={folder} lightllm-otel top    (or: doctor)")
         stay(server)
     return 0
+
+
+def leave(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once: stopping the server must not be interrupted
+    raise SystemExit(128 + number)
 
 
 def say(line: str) -> None:
