@@ -247,7 +247,7 @@ def event_pairs(model: Any, sizes: Sizes, scale: float) -> Rows:
         pairs.close()
     model.release()
     case = case_row("event_pairs", "eager", sizes, schedule, pairs_read=pairs.pairs_read)
-    return [case, *rows_of("event_pairs", schedule, seconds)]
+    return [case, *rows_of("event_pairs", pairing.cells(schedule, seconds))]
 
 
 def eager_instead_of_graphs(model: Any, sizes: Sizes, scale: float) -> Rows:
@@ -262,7 +262,7 @@ def eager_instead_of_graphs(model: Any, sizes: Sizes, scale: float) -> Rows:
     model.release()
     return [
         case_row("eager_instead_of_graphs", "eager beside graph", sizes, schedule),
-        *rows_of("eager_instead_of_graphs", schedule, seconds),
+        *rows_of("eager_instead_of_graphs", pairing.cells(schedule, seconds)),
     ]
 
 
@@ -301,4 +301,4 @@ def torch_profiler(model: Any, sizes: Sizes, scale: float) -> Rows:
         off_before_first_use_us=round(1e6 * float(before[counted].mean()), 2),
         off_after_last_use_us=round(1e6 * float(after[counted].mean()), 2),
     )  # fmt: skip
-    return [case, *rows_of("torch_profiler", schedule, seconds)]
+    return [case, *rows_of("torch_profiler", pairing.cells(schedule, seconds))]

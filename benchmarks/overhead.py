@@ -5,8 +5,9 @@
 Needs a GPU, lightllm-otel installed in this Python, LightLLM's packages and a checkout of the current LightLLM. Each
 part runs in processes of its own:
 
-- paired: one model process, in which the plugin is switched on and off every 16 steps; pairing.py says how steps are
-  compared. Also whether any token differs, and what a step's cost consists of.
+- default: one model process, in which the plugin is switched on and off every 8 steps; pairing.py says how steps are
+  compared. Goes on until the interval of confidence is narrow enough.
+- paired: the same with other settings. Also whether any token differs, and what a step's cost consists of.
 - moe: the same with a mixture of experts.
 - alternatives: events around operators, CUDA_LAUNCH_BLOCKING and torch.profiler, compared in the same way.
 - servers: a stock and an instrumented server under the same load in turn; start-up and GPU memory.
@@ -40,7 +41,7 @@ from pairing import (  # noqa: E402
     with_rare_steps,
 )
 
-PARTS = ("paired", "moe", "alternatives", "servers", "tp2")
+PARTS = ("default", "paired", "moe", "alternatives", "servers", "tp2")
 MOE_SHAPE = "qwen3-moe"
 Rows = list[dict[str, Any]]
 
@@ -131,8 +132,8 @@ def _loss(case: str, samples: dict[str, Sample], rows: Rows) -> Estimate:
     shares = [
         row["sampled_percent"] / 100 for row in _of("case", rows) if row["case"] == case and "sampled_percent" in row
     ]
-    if shares and 0 < shares[-1] < 0.5 and often is not None and never is not None:
-        return with_rare_steps(samples[case], shares[-1], often, never)
+    if shares and 0 < sum(shares) / len(shares) < 0.5 and often is not None and never is not None:
+        return with_rare_steps(samples[case], sum(shares) / len(shares), often, never)
     return throughput_loss(samples[case])
 
 
@@ -232,7 +233,11 @@ def child(arguments: argparse.Namespace) -> None:
         return
     keep = workers.RowsFile(arguments.rows).keep
     work = arguments.rows.parent
-    if arguments.child == "paired":
+    if arguments.child == "default":
+        plugin_cost.measure_default(
+            arguments, sizes, work / "otel", keep, arguments.seconds, 1e9 if arguments.cpu else plugin_cost.HALF_WIDTH
+        )
+    elif arguments.child == "paired":
         cases = plugin_cost.dense_cases(sizes, arguments.scale)
         plugin_cost.measure(arguments, sizes, cases, arguments.shape, work / "otel", keep, details=True)
     elif arguments.child == "moe":
@@ -255,7 +260,7 @@ def run_part(arguments: argparse.Namespace, part: str, limit: float) -> Rows:
     command = [__file__, "--child", part, "--rows", str(rows_file), "--work", str(arguments.work)]
     command += ["--shape", arguments.shape, "--scale", str(arguments.scale), "--nccl-port", str(arguments.nccl_port)]
     command += ["--rounds", str(arguments.rounds), "--starts", str(arguments.starts)]
-    command += ["--requests", str(arguments.requests)]
+    command += ["--requests", str(arguments.requests), "--seconds", str(arguments.seconds)]
     command += ["--source", str(arguments.source)] if arguments.source else []
     command += ["--cpu"] if arguments.cpu else []
     problem = workers.run(command, arguments.cpu, limit)
@@ -279,6 +284,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--requests", type=int, default=20, help="at a time, of load")
     made.add_argument("--starts", type=int, default=2, help="of each server")
     made.add_argument("--limit", type=float, default=300.0, help="seconds that one part may take")
+    made.add_argument("--seconds", type=float, default=900.0, help="that the part default may take, at most")
     made.add_argument("--nccl-port", type=int, default=28765)
     made.add_argument("--work", type=Path, default=Path("/dev/shm/overhead"), help="checkpoints are kept here")
     made.add_argument("--out", type=Path, default=outcome.RESULTS)

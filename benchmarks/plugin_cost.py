@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import pairing
-from alternation import Batch, Passes, straight
+from alternation import Batch, straight
 from pairing import Schedule
 
 from lightllm_otel.vocabulary import DropReason, Level, Phase
 
+MIN_PASSES = 16
+HALF_WIDTH = 0.1  # points
 Rows = list[dict[str, Any]]
 Keep = Callable[[Rows], None]
 
@@ -51,14 +53,14 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much is run. Blocks of 16 steps are long enough that dropping one costs little, and short for a drift."""
+    """How much is run. Blocks of 8 steps are long enough that dropping one costs little, and short for a drift."""
 
     batch: int = 20
     input_tokens: int = 256
     prefill_batch: int = 8
     prefill_tokens: int = 1024
-    graph: Schedule = Schedule(256, 16, 2)  # noqa: RUF009 - frozen
-    eager: Schedule = Schedule(128, 16, 2)  # noqa: RUF009
+    graph: Schedule = Schedule(256, 8, 2)  # noqa: RUF009 - frozen
+    eager: Schedule = Schedule(128, 8, 2)  # noqa: RUF009
     prefill: Schedule = Schedule(8, 4, 2)  # noqa: RUF009
     token_positions: int = 127
     eager_token_positions: int = 31
@@ -82,18 +84,22 @@ TINY = Sizes(
 
 
 def dense_cases(sizes: Sizes, scale: float) -> list[Case]:
-    """Most important first. The first is the one that is claimed: enough passes for an interval of 0.1 points."""
+    """Most important first."""
     batch = sizes.batch
     return [
-        Case("graph_default", "default", "graph", batch, passes(sizes.graph, 26, scale)),
         Case("graph_every_step", "every_step", "graph", batch, passes(sizes.graph, 8, scale)),
         Case("graph_steps_only", "steps_only", "graph", batch, passes(sizes.graph, 12, scale)),
         Case(
             "eager_prefill_every_step", "every_step", "prefill", sizes.prefill_batch, passes(sizes.prefill, 12, scale)
         ),
-        Case("eager_decode_every_step", "every_step", "eager", batch, passes(sizes.eager, 6, scale)),
+        Case("eager_decode_every_step", "every_step", "eager", batch, passes(sizes.eager, 10, scale)),
         Case("graph_default_batch_1", "default", "graph", 1, passes(sizes.graph, 10, scale)),
     ]
+
+
+def default_case(sizes: Sizes) -> Case:
+    """The one that is claimed; as many passes as its interval of confidence needs."""
+    return Case("graph_default", "default", "graph", sizes.batch, dataclasses.replace(sizes.graph, passes=4))
 
 
 def moe_cases(sizes: Sizes, scale: float) -> list[Case]:
@@ -179,7 +185,7 @@ def measure(
 
     ``details``: also what a step's cost consists of.
     """
-    from workers import build, say
+    from workers import build, say, stay_on_one_core
 
     graph_batches = sorted({case.batch for case in cases if case.what == "graph"})
     plugin = Plugin(work, graph_batches)
@@ -187,6 +193,7 @@ def measure(
     with model:
         say(f"{shape} built; twins {plugin.session.twins.facts()}")
         warm_up(model, plugin, sizes, cases)
+        stay_on_one_core()
         keep(tokens(model, plugin, sizes, shape))
         say("tokens compared")
         if details:
@@ -196,9 +203,43 @@ def measure(
             say("what a step's cost consists of")
         for case in cases:
             began = time.perf_counter()
-            keep(measure_case(model, plugin, sizes, case))
+            about, found = measure_case(model, plugin, sizes, case)
+            keep([about, *rows_of(case.name, found)])
             say(f"{case.name}: {time.perf_counter() - began:.1f} s")
         keep([{"kind": "plugin", "shape": shape, "layers": model.model.layers_num, **plugin.facts()}])
+
+
+def measure_default(
+    arguments: argparse.Namespace, sizes: Sizes, work: Path, keep: Keep, seconds: float, half_width: float
+) -> None:
+    """The default setting alone, until its interval of confidence is ``half_width`` points to each side, or time is up."""
+    from workers import build, say, stay_on_one_core
+
+    began = time.perf_counter()
+    case = default_case(sizes)
+    plugin = Plugin(work, [case.batch])
+    with build(arguments, arguments.shape, sizes.total_tokens, [case.batch]) as model:
+        warm_up(model, plugin, sizes, [case])
+        stay_on_one_core()
+        found: list[pairing.Cell] = []
+        rows: Rows = []
+        done = 0
+        while True:
+            about, more = measure_case(model, plugin, sizes, case, first=done)
+            found += more
+            cells = pairing.cell_rows(case.name, more)
+            keep([about, *cells])
+            rows += cells
+            done += case.schedule.passes
+            estimate = pairing.throughput_loss(pairing.Sample.of_rows(rows))
+            width = (estimate.high - estimate.low) / 2
+            if done % 16 == 0:
+                say(f"{done} passes: {estimate.value:.3f} % ± {width:.3f}")
+            # The width decides when it ends, never the value.
+            if (done >= MIN_PASSES and width <= half_width) or time.perf_counter() - began > seconds:
+                break
+        keep([pairing.tail_row(case.name, found)])
+        keep([{"kind": "plugin", "shape": arguments.shape, "layers": model.model.layers_num, **plugin.facts()}])
 
 
 def warm_up(model: Any, plugin: Plugin, sizes: Sizes, cases: list[Case]) -> None:
@@ -213,7 +254,10 @@ def warm_up(model: Any, plugin: Plugin, sizes: Sizes, cases: list[Case]) -> None
     plugin.follow(OFF)
 
 
-def measure_case(model: Any, plugin: Plugin, sizes: Sizes, case: Case) -> Rows:
+def measure_case(
+    model: Any, plugin: Plugin, sizes: Sizes, case: Case, first: int = 0
+) -> tuple[dict[str, Any], list[pairing.Cell]]:
+    """What was measured, and its cells. ``first``: how many passes of the case there were before."""
     setting, schedule, firsts = SETTINGS[case.setting], case.schedule, list[int]()
     if case.what == "prefill":
         batch = Batch(model, case.batch, sizes.prefill_tokens)
@@ -223,18 +267,16 @@ def measure_case(model: Any, plugin: Plugin, sizes: Sizes, case: Case) -> Rows:
         seconds = batch.decodes(
             schedule, plugin.switch(setting), lambda: firsts.append(plugin.session.forwards.completed)
         )
-    return [
-        {
-            "case": case.name, "kind": "case", **dataclasses.asdict(setting), "level": setting.level.value,
-            "mode": case.what, "batch": case.batch, "input_tokens": batch.input_tokens,
-            **dataclasses.asdict(schedule), **sampled_share(plugin, setting, schedule, firsts),
-        },
-        *rows_of(case.name, schedule, seconds),
-    ]  # fmt: skip
-
-
-def rows_of(case: str, schedule: Schedule, seconds: Passes) -> Rows:
+    about = {
+        "case": case.name, "kind": "case", **dataclasses.asdict(setting), "level": setting.level.value,
+        "mode": case.what, "batch": case.batch, "input_tokens": batch.input_tokens,
+        **dataclasses.asdict(schedule), **sampled_share(plugin, setting, schedule, firsts),
+    }  # fmt: skip
     found = pairing.cells(schedule, seconds)
+    return about, [dataclasses.replace(cell, passes=cell.passes + first // 2) for cell in found]
+
+
+def rows_of(case: str, found: Sequence[pairing.Cell]) -> Rows:
     return [pairing.tail_row(case, found), *pairing.cell_rows(case, found)]
 
 

@@ -13,6 +13,7 @@ from lightllm_otel.measure.stamps import KEPT, Overwritten
 from lightllm_otel.measure.timer import Timer
 from lightllm_otel.patch import operators, seams
 from lightllm_otel.patch.agreement import Ballot
+from lightllm_otel.patch.lane import Lane
 from lightllm_otel.patch.ledger import Ledger
 from lightllm_otel.patch.slots import GROUP_LEAVES, TORCH_LEAVES
 from lightllm_otel.patch.twins import Twins
@@ -196,6 +197,7 @@ class FakeSession:
         self.kept = Kept()
         self.guard = Guard(strict=strict)
         self.ledger, self.live = Ledger(), Ledger()
+        self.lane = Lane()
         self.group_class = None
         self.timer = self.forwards = None
         self.slots = {}

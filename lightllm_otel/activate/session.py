@@ -22,6 +22,7 @@ from lightllm_otel.measure.timer import Timer
 from lightllm_otel.patch import operators
 from lightllm_otel.patch.agreement import ballot_of_process_group
 from lightllm_otel.patch.identity import Identity, describe_host, describe_model, identify
+from lightllm_otel.patch.lane import Lane
 from lightllm_otel.patch.ledger import Ledger
 from lightllm_otel.patch.twins import Twins
 from lightllm_otel.ring import control
@@ -50,6 +51,7 @@ class ServerSession:
         self.guard = guard
         self.ledger = ledger
         self.live = live
+        self.lane = Lane()
         self.slots_ledger = Ledger()
         self.group_class: Any = None
         self._settings = settings
@@ -181,6 +183,7 @@ class ServerSession:
         _, ring, timer, _ = self._prepared
         # The rule first: it is what the ranks share, and nothing below can keep it from being followed.
         self.forwards.follow(order.level, Sampling(order.every))
+        self.lane.close()
         ring.header["level"], ring.header["sample_every"] = order.level.code, order.every
         ring.header["control_at"], ring.header["control_seq"] = self.forwards.completed & 0xFFFFFFFF, order.seq
         if order.level is Level.OPERATORS:
@@ -219,4 +222,5 @@ class ServerSession:
         _, ring, timer, _ = self._prepared
         ring.header["errors"][0, : len(self.guard.errors)] = self.guard.errors
         if stage is Stage.MEASURE:
+            self.lane.close()
             timer.fail()

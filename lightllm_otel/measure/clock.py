@@ -18,6 +18,9 @@ class Clock(Protocol):
     source: str
     """``cuda_event`` or ``host``: exported, because a host time is not a GPU time."""
 
+    finished: Any
+    """What :meth:`ask` answers for a recording that the GPU has reached."""
+
     def stream(self) -> Any:
         """What the calling thread launches on now; passed to ``record``."""
         ...
@@ -29,6 +32,10 @@ class Clock(Protocol):
     def record(self, handle: Handle, stream: Any) -> None: ...
 
     def done(self, handle: Handle) -> bool: ...
+
+    def ask(self, handle: Handle) -> Any:
+        """The same, as cheaply as it can be had: ``finished`` where :meth:`done` says True, else something else."""
+        ...
 
     def seconds(self, first: Handle, last: Handle) -> float:
         """Between two recordings, both of them done."""
@@ -47,9 +54,11 @@ class HostClock:
     """The host's own clock, where there is no CUDA: tests, demonstration. Everything is done when it is recorded."""
 
     source = "host"
+    finished = True
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
+        self.ask = self.done
 
     def stream(self) -> None:
         return None

@@ -33,6 +33,7 @@ class CupyEvents:
 
     source = "cuda_event"
     detail = "cupy"
+    finished = 0  # cudaSuccess; "not ready" is returned, any other error raised
 
     def __init__(self) -> None:
         import torch
@@ -45,7 +46,7 @@ class CupyEvents:
         self.stream = functools.partial(torch._C._cuda_getCurrentRawStream, self._device)
         self._runtime = runtime
         self.record = runtime.eventRecord
-        self._query = runtime.eventQuery
+        self.ask = runtime.eventQuery
         self._elapsed = runtime.eventElapsedTime
         self.intervals(self._probe())
 
@@ -64,8 +65,7 @@ class CupyEvents:
         return [self._runtime.eventCreate() for _ in range(count)]
 
     def done(self, handle: int) -> bool:
-        # 0 is cudaSuccess; "not ready" is returned, any other error raised.
-        return bool(self._query(handle) == 0)
+        return bool(self.ask(handle) == self.finished)
 
     def intervals(self, handles: Sequence[int]) -> np.ndarray:
         elapsed = self._elapsed
@@ -80,6 +80,7 @@ class TorchEvents:
 
     source = "cuda_event"
     detail = "torch"
+    finished = True
 
     def __init__(self) -> None:
         import torch
@@ -101,6 +102,8 @@ class TorchEvents:
 
     def done(self, handle: Any) -> bool:
         return bool(handle.query())
+
+    ask = done
 
     def seconds(self, first: Any, last: Any) -> float:
         return float(first.elapsed_time(last)) * 1e-3

@@ -90,7 +90,7 @@ class Harvest:
         assert marking is not None
         count = len(marking.codes)
         seconds = self._clock.intervals(marking.places[:count])
-        starved = np.array(marking.starved[1:count], dtype=bool)
+        starved = np.array(marking.before[1:count]) == self._clock.finished
         # Where the GPU waited for the host, the boundary was over before the next kernel came: nothing to subtract.
         cost = np.where(starved, 0.0, self.calibration.boundary_cost)
         payloads = [(at - 1, payload) for at, payload in marking.payloads]

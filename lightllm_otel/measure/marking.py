@@ -34,21 +34,22 @@ class Marking:
 
 
 class EagerMarking(Marking):
-    """Events on the step's stream. ``starved[i]``: boundary i-1 was already over when boundary i was recorded.
+    """Events on the step's stream.
 
-    ``places``: the step's first event, which begins the first interval, and then those of ``block``.
+    ``before[i]``: what the clock said of boundary i-1 when boundary i was recorded; where it was over already, the GPU
+    waited for the host. ``places``: the step's first event, which begins the first interval, and then those of ``block``.
     """
 
-    __slots__ = ("_done", "_record", "_stream", "block", "places", "starved")
+    __slots__ = ("_ask", "_record", "_stream", "before", "block", "places")
 
     def __init__(self, clock: Clock, first: Handle, code: int, block: list[Handle], stream: Any, pairs: bool) -> None:
         super().__init__(len(block), pairs)
         self.block = block
         self.places = [first, *block]
         self.codes.append(code)
-        self.starved = [False]
+        self.before: list[Any] = [None]
         self._record = clock.record
-        self._done = clock.done
+        self._ask = clock.ask
         self._stream = stream
 
     def mark(self, code: int) -> None:
@@ -58,15 +59,15 @@ class EagerMarking(Marking):
             self.full = True
             return
         places = self.places
-        starved = self._done(places[at - 1])
+        before = self._ask(places[at - 1])
         self._record(places[at], self._stream)
         codes.append(code)
-        self.starved.append(starved)
+        self.before.append(before)
 
     def end(self, code: int, last: Handle) -> None:
         """The last interval ends with the step's last event, which is recorded elsewhere."""
         at = len(self.codes)
-        self.starved.append(self._done(self.places[at - 1]))
+        self.before.append(self._ask(self.places[at - 1]))
         self.places[at] = last
         self.codes.append(code)
 

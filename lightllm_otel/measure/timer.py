@@ -25,7 +25,8 @@ from lightllm_otel.vocabulary import DropReason, IdleReason, Mode, Operator, Who
 
 PENDING_STEPS = 64
 SAMPLED_STEPS = 6
-UNREAD_STEPS = 3
+UNREAD_STEPS = 8  # are read in one go: that costs little more than a single one
+UNREAD_SAMPLED = 3
 
 
 Begun = tuple[list[Handle], Any, float]
@@ -64,7 +65,6 @@ class Timer:
     ) -> None:
         self.armed: Marking | None = None
         self.failed = False
-        self.replayed = 0  # the padded batch of the graph that the forward in progress replayed
         self.marks = Marks()
         self.gap = self.marks.code(Mark(Operator.GAP))
         self.part_gap = self.marks.part(self.gap)
@@ -89,6 +89,9 @@ class Timer:
         self._no_requests = True
         self._current: Step | None = None
         self._entered: Step | None = None
+        self._marked = (
+            0  # of the pending steps: those whose operators are timed, with events that are soon wanted again
+        )
         self._sampled_steps = 0
         self._hook_seconds = 0.0
         self._dropped = [0] * len(DropReason)
@@ -101,44 +104,49 @@ class Timer:
         None when too many steps are unread: this one is not timed, and counted.
         """
         began = self._cpu()
-        begun = self.begin(number, work.phase.code)
-        if begun is None:
+        ends = self.ends()
+        if ends is None:
+            self._drop(DropReason.PENDING_FULL)
             return None
-        step = self._current = self._open(begun, work, number)
+        step = self._current = self._open(self.begin(ends), work, number)
         if due:
             self._arm(step)
         self._hook_seconds += self._cpu() - began
         return step
 
-    def begin(self, number: int, phase: int) -> Begun | None:
-        """What must lie before the launch of forward ``number``, and nothing else: the GPU waits for us here.
+    def ends(self) -> list[Handle] | None:
+        """The events of a step to come; None when too many steps are unread."""
+        return self._ends.take() if len(self._pending) < PENDING_STEPS else None
+
+    def give(self, ends: list[Handle]) -> None:
+        """The events of a step that did not come."""
+        self._ends.give(ends)
+
+    def begin(self, ends: list[Handle]) -> Begun:
+        """What must lie before the launch of a forward, and nothing else: the GPU waits for us here.
 
         :meth:`launched` follows when the forward has returned, or :meth:`forget` when it has raised.
         """
-        self.replayed = 0
-        ends = self._ends.take() if len(self._pending) < PENDING_STEPS else None
-        if ends is None:
-            self._drop(DropReason.PENDING_FULL)
-            return None
         stream = self._stream()
-        wall = self._wall()
-        self._sink.enter(number, phase, wall)
         self._record(ends[0], stream)
-        return ends, stream, wall
+        return ends, stream, self._wall()
 
-    def launched(self, begun: Begun, work: Work, number: int) -> None:
-        """A forward that began with :meth:`begin` has returned; its operators are not timed."""
+    def launched(self, begun: Begun | None, work: Work, number: int, padded: int) -> None:
+        """A forward that began with :meth:`begin` has returned; its operators are not timed. None: it had no events.
+
+        ``padded``: of the graph that it has replayed, or 0.
+        """
         began = self._cpu()
+        if begun is None:
+            self._drop(DropReason.PENDING_FULL)
+            return
         step = self._open(begun, work, number)
-        if self.replayed:
-            step.mode, step.padded = Mode.GRAPH, self.replayed
         self._hook_seconds += self._cpu() - began
-        self.leave(step)
+        self.leave(step, padded)
 
     def forget(self, begun: Begun) -> None:
         """A forward that began with :meth:`begin` has raised."""
         self._ends.give(begun[0])
-        self._sink.leave()
         self._drop(DropReason.ERROR)
 
     def _open(self, begun: Begun, work: Work, number: int) -> Step:
@@ -149,6 +157,7 @@ class Timer:
         step.idle_reason = IdleReason.NO_REQUESTS if self._no_requests else IdleReason.HOST
         self._no_requests = False
         self._entered = step
+        self._sink.enter(number, work.phase.code, wall_time)
         return step
 
     def _arm(self, step: Step) -> None:
@@ -173,20 +182,27 @@ class Timer:
             self._boundaries.give(step.marking.block)
             step.marking = None
 
-    def leave(self, step: Step | None) -> None:
-        """The forward has returned: its kernels are launched. What comes next may be sampling, or nothing."""
+    def leave(self, step: Step | None, padded: int = 0) -> None:
+        """The forward has returned: its kernels are launched. What comes next may be sampling, or nothing.
+
+        ``padded``: the batch of the plain graph that it has replayed, or 0.
+        """
         self._current = self.armed = None
         if step is None:
             return
         began = self._cpu()
+        if padded:
+            step.mode, step.padded = Mode.GRAPH, padded
         if step.marking is not None and step.marking.full:
             self._drop(DropReason.TOO_LARGE)
             self._forget_marks(step)
         self._record(step.ends[1], step.stream)
         self._pending.append(step)
+        self._marked += step.marking is not None
         self._awaiting_sample[threading.get_ident()] = step
         self._hook_seconds += self._cpu() - began
-        if len(self._pending) > UNREAD_STEPS:  # a model without sampling never comes past the usual moment
+        # A model without sampling never comes past the usual moment.
+        if self._marked > UNREAD_SAMPLED or len(self._pending) > 2 * UNREAD_STEPS:
             self.read()
 
     def abandon(self, step: Step | None) -> None:
@@ -205,7 +221,6 @@ class Timer:
 
         Returns the step if its operators are read from a twin; :meth:`before_replay` and :meth:`after_replay` follow.
         """
-        self.replayed = padded
         step = self._current
         if step is None:
             return None
@@ -240,7 +255,8 @@ class Timer:
             step.marking.end(self._sampling_mark, step.ends[1])
         self._record(step.ends[1], step.stream)
         self._close(step)
-        self.read()
+        if self._marked or len(self._pending) >= UNREAD_STEPS:
+            self.read()
 
     def tick(self, idle: bool = True) -> None:
         """The host's loop came round without a step. ``idle``: because there was nothing to do."""
@@ -257,6 +273,7 @@ class Timer:
         # What is unread stays so; it must not look like a step that is stuck.
         self._dropped[DropReason.ERROR.code] += len(self._pending)
         self._pending.clear()
+        self._marked = 0
         self._sink.leave()
         self._count(0.0)
 
@@ -271,6 +288,7 @@ class Timer:
             self._ends.give(step.ends)
             self._drop(DropReason.CONTROL)
         self._pending.clear()
+        self._marked = 0
         if self._previous_end is not None:  # the time until control says on is not idle time of the GPU
             self._ends.give(self._previous_end)
             self._previous_end = None
@@ -303,6 +321,7 @@ class Timer:
                 # Of the marks only the recording itself is known without a clock call around each.
                 self._hook_seconds += self.harvest.calibration.record_cost * len(step.marking.codes)
         finally:
+            self._marked -= step.marking is not None
             self._forget_marks(step)
             if self._previous_end is not None:
                 self._ends.give(self._previous_end)

@@ -15,17 +15,16 @@ from typing import Any, Optional, Protocol
 from lightllm_otel.guard import Guard
 from lightllm_otel.measure.forwards import Forwards
 from lightllm_otel.measure.step import Step
-from lightllm_otel.measure.timer import Begun, Timer
+from lightllm_otel.measure.timer import Timer
 from lightllm_otel.patch.health import without_exporters
 from lightllm_otel.patch.inputs import ENTRY_POINTS, WHOLE_STEP_ONLY, reader
-from lightllm_otel.patch.inputs import model_input as read_model_input
+from lightllm_otel.patch.lane import Lane, lean
 from lightllm_otel.patch.ledger import Ledger
 from lightllm_otel.patch.twins import Twins
-from lightllm_otel.ring.control import ORDER, REQUEST, Listener
-from lightllm_otel.vocabulary import Phase, Stage, Whole
+from lightllm_otel.ring.control import Listener
+from lightllm_otel.vocabulary import Stage, Whole
 
 Host = Callable[..., Any]
-DECODE = Phase.DECODE.code
 
 
 class Session(Protocol):
@@ -38,6 +37,7 @@ class Session(Protocol):
     timer: Optional[Timer]
     forwards: Optional[Forwards]
     listener: Listener
+    lane: Lane
     twins: Optional[Twins]
     guard: Guard
     ledger: Ledger
@@ -118,57 +118,8 @@ def entered(host: Host, name: str, session: Session) -> Host:
     """A way into a forward; the one of NEW that every decode step takes has a lane of its own."""
     measured = forward(host, name, session)
     if list(inspect.signature(host).parameters) == ["self", "model_input"]:
-        return lean(host, measured, session)
+        return lean(host, measured, session.lane, session)
     return measured
-
-
-def lean(host: Host, measured: Host, session: Session) -> Host:
-    """``measured``, but for decode steps that are not sampled: then what can wait comes when the GPU has its work.
-
-    Between two steps the GPU waits for the host, and every line of Python costs some hundred nanoseconds there, because
-    nothing of it is in a cache any more: so these few comparisons are written out.
-    """
-    measure = session.guard(Stage.MEASURE)
-    caught = functools.partial(session.guard.caught, Stage.MEASURE)
-
-    @functools.wraps(host)
-    def forward(self: Any, model_input: Any) -> Any:
-        forwards, listener = session.forwards, session.listener
-        if (
-            forwards is None
-            or forwards.decode_due
-            or model_input.is_prefill
-            or listener.words[REQUEST] != listener.taken
-            or listener.words[ORDER] != listener.seen
-            or listener.waiting is not None
-            or not session.owns(self)
-        ):
-            return measured(self, model_input)
-        timer = session.timer
-        begun: Begun | None = None
-        if timer is not None and not timer.failed:
-            try:
-                begun = timer.begin(forwards.completed, DECODE)
-            except Exception as error:
-                if not caught(error):
-                    raise
-        try:
-            result = host(self, model_input)
-        except BaseException:
-            if begun is not None and timer is not None:
-                with measure:
-                    timer.forget(begun)
-            raise
-        forwards.complete()
-        if begun is not None and timer is not None and not timer.failed:
-            with measure:
-                timer.launched(begun, read_model_input(model_input), forwards.completed - 1)
-        elif timer is None:
-            with measure:
-                returned(session, None, None)
-        return result
-
-    return forward
 
 
 def forward(host: Host, name: str, session: Session) -> Host:
@@ -188,7 +139,10 @@ def forward(host: Host, name: str, session: Session) -> Host:
         if not session.owns(self):
             if session.timer is not None:
                 session.timer.whole[Whole.DRAFT.code] += 1
-            return host(self, *args, **kwargs)
+            try:
+                return host(self, *args, **kwargs)
+            finally:
+                session.lane.replayed = None
         with control:
             session.listen()
         timer = session.timer
@@ -202,24 +156,26 @@ def forward(host: Host, name: str, session: Session) -> Host:
         try:
             result = host(self, *args, **kwargs)
         except BaseException:
-            if timer is not None and not timer.failed:
-                with measure:
+            with measure:
+                session.lane.padded()
+                if timer is not None and not timer.failed:
                     timer.abandon(step)
             raise
         forwards.complete()
         with measure:
-            returned(session, timer, step)
+            _returned(session, timer, step, self)
         return result
 
     return method
 
 
-def returned(session: Session, timer: Timer | None, step: Step | None) -> None:
-    """A forward has. While live control says off, nothing else looks after the exporter, through which it is switched on."""
-    if timer is None:
+def _returned(session: Session, timer: Timer | None, step: Step | None, model: Any) -> None:
+    padded = session.lane.padded()
+    if timer is None:  # nothing else looks after the exporter now, through which live control switches on again
         session.housekeep()
     elif not timer.failed:
-        timer.leave(step)
+        timer.leave(step, padded)
+    session.lane.prepare(session, model)
 
 
 def patch_graph(module: ModuleType, session: Session) -> None:
@@ -280,16 +236,15 @@ def _capturing(host: Host, session: Session) -> Host:
 
 def _replaying(host: Host, session: Session) -> Host:
     """On sampled steps the host's own code replays the twin: for that one call it lies where the host's graph lies."""
-    measure = session.guard(Stage.MEASURE)
+    measure, lane = session.guard(Stage.MEASURE), session.lane
 
     @functools.wraps(host)
     def _replay(self: Any, input_ids: Any, infer_state: Any) -> Any:
-        batch = input_ids.shape[0]
-        forwards, twins, timer = session.forwards, session.twins, session.timer
+        forwards = session.forwards
         if forwards is None or not forwards.decode_due:
-            if timer is not None:
-                timer.replayed = batch
+            lane.replayed = input_ids  # of what size, that can be asked when the GPU has its work
             return host(self, input_ids, infer_state)
+        batch, twins, timer = input_ids.shape[0], session.twins, session.timer
         captured = twins.beside(self, batch) if twins is not None else None
         if timer is not None and not timer.failed:
             with measure:

@@ -19,9 +19,13 @@ from lightllm_otel.vocabulary import Level
 NAME = "control"
 SIZE = 4096
 AHEAD = 8  # forwards; a host launches at most two before the first one of them is done
-# Words of 32 bits. A sequence number is written last, so what belongs to it is there when it is seen.
+# Words of 32 bits. A sequence number is written last, so what belongs to it is there when it is seen. The two numbers
+# are also one word of 64 bits: whoever asks at every step whether there is anything new compares that one.
 REQUEST, ORDER = 0, 16
-_SEQ, _LEVEL, _EVERY, _AT, _AT_HIGH = range(5)
+_LEVEL, _EVERY, _AT, _AT_HIGH = range(4)
+_SEQS = 32
+_SEQ = {REQUEST: _SEQS, ORDER: _SEQS + 1}
+BOTH = _SEQS // 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +49,11 @@ class ControlPage:
         finally:
             os.close(descriptor)
         self.words = memoryview(self._map).cast("I")
+        self.both = memoryview(self._map).cast("Q")
 
     @property
     def requested(self) -> int:
-        return self.words[REQUEST + _SEQ]
+        return self.words[_SEQ[REQUEST]]
 
     def request(self, level: Level, every: int) -> int:
         """The exporter's side. Returns the request's number."""
@@ -63,16 +68,20 @@ class ControlPage:
         words = self.words
         words[at + _LEVEL], words[at + _EVERY] = order.level.code, order.every
         words[at + _AT], words[at + _AT_HIGH] = order.at & 0xFFFFFFFF, order.at >> 32
-        words[at + _SEQ] = order.seq
+        words[_SEQ[at]] = order.seq
 
     def read(self, at: int) -> Order:
         words = self.words
         level = Level.of(min(words[at + _LEVEL], len(Level) - 1))
         first = words[at + _AT] | words[at + _AT_HIGH] << 32
-        return Order(words[at + _SEQ], Level(level), max(words[at + _EVERY], 1), first)
+        return Order(self.seq(at), Level(level), max(words[at + _EVERY], 1), first)
+
+    def seq(self, at: int) -> int:
+        return self.words[_SEQ[at]]
 
     def close(self) -> None:
         self.words.release()
+        self.both.release()
         self._map.close()
 
 
@@ -81,17 +90,17 @@ class Listener:
     forward that is being entered and the request, and says from which forward on the order holds.
 
     What was requested or ordered before it began to listen is over. :meth:`due` must be asked at the entry of a forward
-    unless ``words[REQUEST] == taken and words[ORDER] == seen and waiting is None``: comparisons that a hot path makes
-    by itself. Without a page there is nothing to hear.
+    unless ``both[BOTH] == heard and waiting is None``, which a hot path finds out by itself. Without a page there is
+    nothing to hear.
     """
 
     def __init__(self, page: ControlPage | None, place: Callable[[int, Order], int] | None) -> None:
         self._page = page
         self._place = place
-        self.words: Sequence[int] = page.words if page is not None else [0] * (ORDER + 1)
-        self.taken = self.words[REQUEST]
-        self.seen = self.words[ORDER]
+        self.both: Sequence[int] = page.both if page is not None else [0] * (BOTH + 1)
+        self.heard = self.both[BOTH]
         self.waiting: Order | None = None
+        self._taken, self._seen = (page.seq(REQUEST), page.seq(ORDER)) if page is not None else (0, 0)
 
     def due(self, number: int) -> Order | None:
         """The order that begins with forward ``number``, which is being entered."""
@@ -107,11 +116,12 @@ class Listener:
         return order
 
     def _look(self, number: int, page: ControlPage) -> None:
-        if self.words[REQUEST] != self.taken:
+        self.heard = self.both[BOTH]  # first: what is written while we read is news the next time
+        if page.seq(REQUEST) != self._taken:
             request = page.read(REQUEST)
-            self.taken = request.seq
+            self._taken = request.seq
             if self._place is not None:
                 page.order(dataclasses.replace(request, at=self._place(number, request)))
-        if self.words[ORDER] != self.seen:
+        if page.seq(ORDER) != self._seen:
             self.waiting = page.read(ORDER)
-            self.seen = self.waiting.seq
+            self._seen = self.waiting.seq

@@ -91,7 +91,7 @@ def sampled_step(clock, now, durations, starved):
             clock.record(step.ends[1], None)
         else:
             step.marking.mark(code)
-    step.marking.starved[1:] = starved
+    step.marking.before[1:] = starved
     return step, Harvest(clock, marks, marks.code(Mark(Operator.GAP, -2)), gap)
 
 

@@ -85,6 +85,7 @@ def test_a_clock_that_breaks_in_the_middle_of_a_step_is_harmless(serve):
 def test_a_step_with_more_boundaries_than_foreseen_keeps_its_whole_time(serve):
     _, session, rpc = serve(boundaries=8)
     request(rpc)
+    rpc.decode()
     step, intervals = session.kept.steps[-1]
     assert step["seconds"] > 0
     assert len(intervals) == 0

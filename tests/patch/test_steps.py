@@ -106,6 +106,7 @@ def test_old_decode_keeps_its_residuals(serve):
 def test_a_graph_without_a_twin_has_its_whole_time_its_padded_batch_and_is_counted(serve):
     _, session, rpc = serve(kvargs="graphs", environ={"LIGHTLLM_OTEL_GRAPHS": "off"})
     request(rpc, batch=3)
+    rpc.decode()
     step, intervals = session.kept.steps[-1]
     assert Mode.of(int(step["mode"])) is Mode.GRAPH
     assert (step["batch"], step["padded"]) == (3, 4)
@@ -120,6 +121,7 @@ def test_capturing_a_graph_while_serving_takes_no_marks(serve):
     _, session, rpc = serve(kvargs="graphs")
     rpc.model.graph.graph.clear()  # as the branch that captures again at run time
     request(rpc)
+    rpc.decode()
     assert len(session.kept.steps[-1][1]) == 0
     assert session.kept.whole[Whole.NO_TWIN.code] == 1
 
@@ -188,6 +190,7 @@ def test_a_step_that_the_gpu_has_not_finished_is_left_alone(serve, now):
 def test_level_steps_takes_no_marks(serve):
     _, session, rpc = serve(operators_too=False)
     request(rpc)
+    rpc.decode()
     step, intervals = session.kept.steps[-1]
     assert (len(intervals), step["flags"] & layout.SAMPLED) == (0, 0)
 

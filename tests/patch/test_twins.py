@@ -82,6 +82,7 @@ def test_sizes_can_be_limited(serve):
     _, session, rpc = serve(kvargs="graphs", environ={"LIGHTLLM_OTEL_GRAPH_BATCH_SIZES": "2-3"})
     assert sorted(session.twins.by_size) == [2]
     ask(rpc, batch=4)
+    rpc.decode()
     assert session.kept.whole[Whole.NO_TWIN.code] == 1
     ask(rpc, batch=2)
     assert len(session.kept.steps[-1][1]) > 10
@@ -134,6 +135,7 @@ def test_a_twin_that_writes_its_output_elsewhere_is_found_out_and_never_replayed
     assert session.twins.state == "refused"
     assert "not those of the host's own graph" in session.twins.reason
     assert ask(rpc) == right()
+    rpc.decode()
     assert session.kept.whole[Whole.NO_TWIN.code] == 1
 
 

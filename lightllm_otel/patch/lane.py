@@ -1,0 +1,118 @@
+"""The lane of decode steps that are not sampled: nearly all of them, so it costs as little as it can.
+
+Between two steps the GPU waits for the host, and there every line of Python costs some hundred nanoseconds, because
+nothing of it is in a cache any more. So a step finds ready what it needs; the rest is done when the GPU has its work.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Optional, Protocol
+
+from lightllm_otel.guard import Guard
+from lightllm_otel.measure.clock import Handle
+from lightllm_otel.measure.forwards import Forwards
+from lightllm_otel.measure.timer import Begun, Timer
+from lightllm_otel.patch.inputs import model_input as read_model_input
+from lightllm_otel.ring.control import BOTH, Listener
+from lightllm_otel.vocabulary import Stage
+
+Host = Callable[..., Any]
+
+
+class Ready(Protocol):
+    """What the lane asks of a session; see ``seams.Session``."""
+
+    timer: Optional[Timer]
+    forwards: Optional[Forwards]
+    listener: Listener
+    guard: Guard
+
+    def housekeep(self) -> None: ...
+
+
+class Lane:
+    """``ready``: empty, or the events for the next forward, if it may take this lane; None: it needs no events.
+
+    ``model``: the ``id`` of the one that is measured; a draft model takes the long way. ``replayed``: the input of the
+    graph that the forward in progress has replayed, until it is asked for its size.
+    """
+
+    def __init__(self) -> None:
+        self.ready: list[list[Handle] | None] = []
+        self.replayed: Any = None
+        self.model = 0
+        self._timer: Timer | None = None
+
+    def prepare(self, session: Ready, model: Any) -> None:
+        """A forward of the model that is measured has been launched: may the next one take this lane?"""
+        self.close()
+        self.model = id(model)
+        forwards, timer = session.forwards, session.timer
+        if forwards is None or forwards.decode_due or session.listener.waiting is not None:
+            return
+        self._timer = timer
+        self.ready.append(timer.ends() if timer is not None and not timer.failed else None)
+
+    def launched(self, session: Ready, timer: Timer | None, begun: Begun | None, model: Any, model_input: Any) -> None:
+        """A forward has been launched in this lane."""
+        padded, forwards = self.padded(), session.forwards
+        if timer is None:
+            session.housekeep()
+        elif not timer.failed and forwards is not None:
+            timer.launched(begun, read_model_input(model_input), forwards.completed - 1, padded)
+        self.prepare(session, model)
+
+    def close(self) -> None:
+        """The next forward takes the long way."""
+        while self.ready:
+            ends = self.ready.pop()
+            if ends is not None and self._timer is not None:
+                self._timer.give(ends)
+
+    def padded(self) -> int:
+        """The batch of the graph that was replayed, as the GPU computed it; 0: none was. Can be asked once."""
+        inputs, self.replayed = self.replayed, None
+        return 0 if inputs is None else int(inputs.shape[0])
+
+
+def lean(host: Host, measured: Host, lane: Lane, session: Ready) -> Host:
+    """``measured``, but for decode steps that may take the lane."""
+    ready = lane.ready
+    measure = session.guard(Stage.MEASURE)
+    caught = functools.partial(session.guard.caught, Stage.MEASURE)
+
+    @functools.wraps(host)
+    def forward(self: Any, model_input: Any) -> Any:
+        listener = session.listener
+        if not ready or id(self) != lane.model or model_input.is_prefill or listener.both[BOTH] != listener.heard:
+            return measured(self, model_input)
+        try:
+            ends = ready.pop()
+        except IndexError:  # another infer thread was quicker
+            return measured(self, model_input)
+        timer = session.timer
+        begun = None
+        if ends is not None and timer is not None:
+            try:
+                begun = timer.begin(ends)
+            except Exception as error:
+                if not caught(error):
+                    raise
+        try:
+            result = host(self, model_input)
+        except BaseException:
+            with measure:
+                lane.padded()
+                if begun is not None and timer is not None:
+                    timer.forget(begun)
+            raise
+        forwards = session.forwards
+        assert forwards is not None
+        forwards.complete()
+        with measure:
+            lane.launched(session, timer, begun, self, model_input)
+        return result
+
+    return forward
