@@ -22,10 +22,12 @@ def write(
     rows: list[dict[str, Any]],
     folder: Path | None = None,
     merged: list[dict[str, Any]] | None = None,
+    measured: bool = True,
 ) -> Path:
     """Write ``<folder>/<benchmark>.json``. ``summary`` holds the figures that are claimed, ``rows`` every repetition.
 
     ``merged``: earlier files of this benchmark whose rows are among these; a row says where each came from.
+    ``measured``: whether there are rows of now as well; if not, date, machine and commit are the last merged file's.
     """
     content = {
         "benchmark": benchmark,
@@ -43,6 +45,8 @@ def write(
             *rows,
         ],
     }
+    if not measured and merged:
+        content |= {key: merged[-1][key] for key in ("date", "gpu", "software", "commit")}
     path = (folder or RESULTS) / f"{benchmark}.json"
     text = json.dumps(content, indent=1, default=lambda value: value.item())  # numpy's numbers
     path.write_text(text + "\n")

@@ -81,7 +81,7 @@ def summarise(rows: Rows) -> dict[str, Any]:
             row["setting"]: {"anonymous": row["anonymous_growth_kib"], "steps": row["steps"]}
             for row in _of("harvest", rows)
         },
-        "resident_mib": _last("plugin", "resident_mib", rows),
+        "resident_mib": _resident(rows),
         "startup": {f"tp{tp}": _startup(tp, rows) for tp in (1, 2)},
         "twin_mib": {f"tp{tp}": _twin_mib(tp, rows) for tp in (1, 2)},
         "errors": sum(sum(row["errors"]) for row in (*_of("plugin", rows), *_of("ring", rows))),
@@ -102,6 +102,11 @@ def _of(kind: str, rows: Rows) -> Rows:
 def _last(kind: str, name: str, rows: Rows) -> Any:
     found = [row[name] for row in _of(kind, rows) if row["part"] == "paired"]
     return found[-1] if found else None
+
+
+def _resident(rows: Rows) -> dict[str, float] | None:
+    parts = _last("plugin", "resident_mib", rows)
+    return None if parts is None else {**parts, "total": round(sum(parts.values()), 2)}
 
 
 def _all(values: Sequence[bool]) -> bool | None:
@@ -207,6 +212,7 @@ def _twin_mib(tp: int, rows: Rows) -> Any:
     largest = max(twins, key=lambda each: int(each.get("bytes", 0)))
     return {
         "mib": round(largest.get("bytes", 0) / 2**20, 1), "graphs": len(largest.get("sizes", ())),
+        "mib_each": round(largest.get("bytes", 0) / 2**20 / max(len(largest.get("sizes", ())), 1), 2),
         "state": largest.get("state"),
     }  # fmt: skip
 
@@ -295,6 +301,7 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         help="earlier partial results; what is run now replaces its part in them",
     )
+    made.add_argument("--nothing", action="store_true", help="measure nothing: put the results of --merge together")
     made.add_argument("--child", choices=(*PARTS, "blocking"), help=argparse.SUPPRESS)
     made.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     made.add_argument("--pipe", type=int, help=argparse.SUPPRESS)
@@ -313,12 +320,14 @@ def main() -> None:
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     merged = [json.loads(path.read_text()) for path in arguments.merge]
-    parts = arguments.part or PARTS
+    parts = () if arguments.nothing else arguments.part or PARTS
     rows = [row for earlier in merged for row in earlier["rows"] if row.get("part") not in parts]
     for part in parts:
         rows += run_part(arguments, part, arguments.limit)
         outcome.write("overhead", summarise(rows), rows, arguments.out, merged)
     summary = summarise(rows)
+    if arguments.nothing:
+        outcome.write("overhead", summary, rows, arguments.out, merged, measured=False)
     print(json.dumps(summary, indent=1, default=float))
     sys.exit(bool(summary["problems"]))
 

@@ -80,6 +80,71 @@ def accuracy() -> str:
     return "\n".join(rows)
 
 
+COSTS = {
+    "graph_default": "default (1 decode step in 64), CUDA graphs",
+    "graph_default_batch_1": "the same, batch 1",
+    "graph_default_moe": "the same, mixture of experts (Qwen3-MoE-like)",
+    "graph_steps_only": "`LIGHTLLM_OTEL_LEVEL=steps`, CUDA graphs",
+    "graph_every_step": "every decode step sampled, CUDA graphs",
+    "graph_every_step_moe": "the same, mixture of experts",
+    "eager_prefill_every_step": "every step sampled, prefill",
+    "eager_decode_every_step": "every step sampled, decode without CUDA graphs",
+    "torch_profiler": "instead: torch.profiler always on, CUDA graphs",
+    "launch_blocking": "instead: `CUDA_LAUNCH_BLOCKING=1`, without CUDA graphs",
+    "event_pairs": "instead: an event pair per operator, without CUDA graphs",
+    "eager_instead_of_graphs": "and what it costs to do without CUDA graphs",
+}
+
+
+def cost() -> str:
+    """Throughput and latency lost, ours and the alternatives'."""
+    summary = result("overhead")["summary"]
+    rows = ["| what is on | tokens per second lost | 99th percentile between tokens |", "|---|---|---|"]
+    for case, name in COSTS.items():
+        lost, (low, high) = (summary[case][f"throughput_loss_percent{end}"] for end in ("", "_ci95"))
+        tail = round(summary[case]["itl_p99_increase_percent"], 1) + 0.0  # never -0.0
+        rows.append(f"| {name} | {lost:.2f} % ({low:.2f} … {high:.2f}) | {tail:+.1f} % |")
+    return "\n".join(rows)
+
+
+def targets() -> str:
+    """What was aimed at before anything was measured, and what came of it."""
+    overhead, exact = result("overhead")["summary"], result("accuracy")["summary"]
+
+    def lost(case: str) -> float:
+        return float(overhead[case]["throughput_loss_percent"])
+
+    highest = overhead["graph_default"]["throughput_loss_percent_ci95"][1]
+    resident, twin = overhead["resident_mib"]["total"], overhead["twin_mib"]["tp1"]["mib_each"]
+    tail = overhead["graph_default"]["itl_p99_increase_percent"]
+    lines = [
+        ("default sampling: tokens per second lost, %", "0.1, its interval up to 0.3 at most",
+         f"{lost('graph_default'):.2f}, up to {highest:.2f}", highest <= 0.3),
+        ("default sampling: 99th percentile between tokens, %", "+1", f"{tail:+.1f}", tail <= 1),
+        ("every step sampled, in graphs, %", "3", f"{lost('graph_every_step'):.2f}", lost("graph_every_step") <= 3),
+        ("every step sampled, eager prefill, %", "1", f"{lost('eager_prefill_every_step'):.2f}",
+         lost("eager_prefill_every_step") <= 1),
+        ("every step sampled, eager decode, %", "3", f"{lost('eager_decode_every_step'):.2f}",
+         lost("eager_decode_every_step") <= 3),
+        ("a wrapped call in a step that is not sampled, ns", "120", f"{overhead['hook_ns']:.0f}", overhead["hook_ns"] <= 120),
+        ("error per operator against CUPTI, worst case, µs", "1", f"{exact['median_error_us_without_cupti']:.2f}",
+         exact["median_error_us_without_cupti"] <= 1),
+        ("shares, worst case, points", "0.5", f"{exact['max_share_error_points_without_cupti']:.2f}",
+         exact["max_share_error_points_without_cupti"] <= 0.5),
+        ("boundaries cover of a step, worst case, %", "99.5", f"{exact['step_closure_percent']:.2f}",
+         exact["step_closure_percent"] >= 99.5),
+        ("gap of a decode step, worst case, %", "2", f"{exact['gap_percent_max']:.1f}", exact["gap_percent_max"] <= 2),
+        ("negative intervals", "0", f"{exact['negative_intervals']}", exact["negative_intervals"] == 0),
+        ("GPU memory of a twin, TP 1, MiB", "3", f"{twin:.2f}", twin <= 3),
+        ("start-up, TP 1, %", "+5", f"{overhead['startup']['tp1']['added_percent']:+.1f}",
+         overhead["startup"]["tp1"]["added_percent"] <= 5),
+        ("memory of a model process, MiB, CuPy included", "32", f"{resident:.1f}", resident <= 32),
+    ]  # fmt: skip
+    rows = ["| | aim, at most (cover: at least) | measured | |", "|---|---|---|---|"]
+    rows += [f"| {name} | {aim} | {found} | {'met' if met else '**missed**'} |" for name, aim, found, met in lines]
+    return "\n".join(rows)
+
+
 def result(name: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return content
@@ -91,6 +156,8 @@ BLOCKS = {
     "first_light": first_light,
     "python_timer": python_timer,
     "accuracy": accuracy,
+    "cost": cost,
+    "targets": targets,
 }
 
 

@@ -280,7 +280,7 @@ def test_starts_are_compared_by_the_quickest_of_each():
 def test_twins_errors_and_drops_of_all_ranks():
     other = {"state": "armed", "sizes": [1, 2], "bytes": 6 << 20, "seconds": 0.7}
     summary = overhead.summarise([ring(2), ring(2, rank=1, twins=other, errors=[0, 1], dropped={"pending_full": 2})])
-    assert summary["twin_mib"]["tp2"] == {"mib": 6.0, "graphs": 2, "state": "armed"}
+    assert summary["twin_mib"]["tp2"] == {"mib": 6.0, "graphs": 2, "mib_each": 3.0, "state": "armed"}
     assert summary["twin_mib"]["tp1"] is None
     assert (summary["errors"], summary["dropped"]) == (1, 2)
 

@@ -52,11 +52,11 @@ def measured(readme: Path) -> str:
 
 
 def unfounded(text: str, known: list[float]) -> list[str]:
-    """Figures in ``text`` that no known number rounds to, at the digits that are shown."""
+    """Figures in ``text`` that no known number rounds to, at the digits that are shown; a sign is no part of a figure."""
 
     def stands(figure: str) -> bool:
         digits = len(figure.partition(".")[2])
-        return any(abs(round(number, digits) - float(figure)) < 1e-9 for number in known)
+        return any(abs(round(abs(number), digits) - float(figure)) < 1e-9 for number in known)
 
     return [figure for figure in FIGURE.findall(text) if not stands(figure)]
 
