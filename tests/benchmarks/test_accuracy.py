@@ -3,9 +3,10 @@
 import json
 from decimal import Decimal
 
-import accuracy
+import comparison
 import kernels
 import numpy as np
+import passes
 import pytest
 from kernels import Kernel, Mismatch, Time
 from static_model import graph_sizes_for
@@ -56,12 +57,12 @@ def run(operators=RIGHT, twin=TWIN, plain=PLAIN, with_kernels=True):
     ring = [ring_step(label, 26e-6 if label == "twin" else 25e-6, RIGHT if label == "plain" else operators)
             for label in labels]  # fmt: skip
     seen = [list(twin if label == "twin" else plain) for label in labels] if with_kernels else None
-    return accuracy.Pass(labels, ring, [[7, 8]], seen)
+    return passes.Pass(labels, ring, [[7, 8]], seen)
 
 
 def rows_of(operators=RIGHT, intervals=INTERVALS, **lists):
     case = {"shape": "tiny", "batch": 8}
-    return accuracy.graph_rows(case, run(operators, with_kernels=False), run(operators, **lists), intervals, COST)
+    return comparison.graph_rows(case, run(operators, with_kernels=False), run(operators, **lists), intervals, COST)
 
 
 class TestTrace:
@@ -183,7 +184,7 @@ class TestGraphRows:
         errors = {row["operator"]: row["error_us"] for row in operators}
         assert errors == {"attn_norm": 0.0, "qkv_proj": -5.0, "ffn_norm": 5.0}
         assert case["operators_error_percent"] == pytest.approx(0, abs=1e-3)  # the sum would not show it
-        assert accuracy.summarise([*operators, case])["max_share_error_points"] == pytest.approx(22.7273, abs=1e-3)
+        assert comparison.summarise([*operators, case])["max_share_error_points"] == pytest.approx(22.7273, abs=1e-3)
 
     def test_operators_that_are_swapped_do_not_agree(self):
         *operators, _ = rows_of(intervals=["qkv_proj", "attn_norm", "ffn_norm"])
@@ -207,9 +208,11 @@ class TestEagerRows:
         seen = line(("index", 100), ("rms", 3000), ("gemm", 10000), ("Memcpy DtoH (Device -> Pageable)", 10), gap=2000)
         expected = [("index", "gap"), ("rms", "attn_norm"), ("gemm", "qkv_proj")]
         operators = (("attn_norm", 3e-6), ("qkv_proj", 12.5e-6))
-        alone = accuracy.Pass(["eager"], [ring_step("eager", operators=operators)], [])
-        under = accuracy.Pass(["eager"], [ring_step("eager", operators=operators)], [], [seen])
-        norm, qkv, case = accuracy.eager_rows({"shape": "tiny", "batch": 1}, "eager", alone, under, expected, expected)
+        alone = passes.Pass(["eager"], [ring_step("eager", operators=operators)], [])
+        under = passes.Pass(["eager"], [ring_step("eager", operators=operators)], [], [seen])
+        norm, qkv, case = comparison.eager_rows(
+            {"shape": "tiny", "batch": 1}, "eager", alone, under, expected, expected
+        )
         assert (norm["cupti_us"], norm["cupti_idle_us"]) == (3.0, 0.0)
         assert (qkv["cupti_us"], qkv["cupti_busy_us"], qkv["cupti_idle_us"], qkv["error_us"]) == (12.0, 10.0, 2.0, 0.5)
         assert case["same_attribution_as_graph"]
@@ -218,28 +221,30 @@ class TestEagerRows:
         seen = line(("rms", 3000), ("gemm", 10000))
         expected = [("rms", "attn_norm"), ("gemm", "qkv_proj")]
         operators = (("attn_norm", 3e-6), ("qkv_proj", 10e-6))
-        alone = accuracy.Pass(["eager"], [ring_step("eager", operators=operators)], [])
-        under = accuracy.Pass(["eager"], [ring_step("eager", operators=operators)], [], [seen])
+        alone = passes.Pass(["eager"], [ring_step("eager", operators=operators)], [])
+        under = passes.Pass(["eager"], [ring_step("eager", operators=operators)], [], [seen])
         graph = [("rms", "attn_norm"), ("gemm", "attn_norm")]
-        *_, case = accuracy.eager_rows({"shape": "tiny", "batch": 1}, "eager", alone, under, expected, graph)
+        *_, case = comparison.eager_rows({"shape": "tiny", "batch": 1}, "eager", alone, under, expected, graph)
         assert not case["same_attribution_as_graph"]
 
 
 class TestPass:
     def test_a_step_of_another_kind_than_meant_is_noticed(self):
         with pytest.raises(Mismatch, match="plain, not twin"):
-            accuracy.Pass(["twin"], [ring_step("plain")], [])
+            passes.Pass(["twin"], [ring_step("plain")], [])
 
     def test_a_step_that_is_missing_is_noticed(self):
         with pytest.raises(Mismatch, match="1 steps of 2"):
-            accuracy.Pass(["plain", "plain"], [ring_step("plain")], [])
+            passes.Pass(["plain", "plain"], [ring_step("plain")], [])
         with pytest.raises(Mismatch, match="CUPTI saw 0 steps of 1"):
-            accuracy.Pass(["plain"], [ring_step("plain")], [], [])
+            passes.Pass(["plain"], [ring_step("plain")], [], [])
 
 
 class TestSummary:
     def test_a_case_without_comparison_is_a_problem_and_no_figure(self):
-        summary = accuracy.summarise([{"shape": "tiny", "batch": 8, "mode": "decode graph", "problem": "names differ"}])
+        summary = comparison.summarise(
+            [{"shape": "tiny", "batch": 8, "mode": "decode graph", "problem": "names differ"}]
+        )
         assert summary["problems"] == ["tiny, batch 8, decode graph: names differ"]
         assert summary["median_error_us"] is None
         assert summary["by_case"] == {}
@@ -249,7 +254,7 @@ class TestSummary:
         for row in bad:
             row["batch"] = 64
         bad[-1] |= {"closure_percent_without_cupti": 97.0, "gap_percent_without_cupti": 12.0}
-        summary = accuracy.summarise([*good, *bad])
+        summary = comparison.summarise([*good, *bad])
         assert (summary["step_closure_percent"], summary["gap_percent_max"]) == (97.0, 12.0)
         assert list(summary["by_case"]) == ["tiny, batch 8", "tiny, batch 64"]
         assert summary["negative_intervals"] == 0
