@@ -100,6 +100,7 @@ class Exporter:
                 self.group.consume(rank_of(path), cells)
                 if self._record is not None:
                     self._record.append(rank_of(path), cells)
+        self.group.settle()
         if read_something:
             self._keep_positions()
         self._announce()
@@ -149,7 +150,7 @@ class Exporter:
             return None
         if reader is not None:
             self.group.consume(rank, reader.read())  # what the old process wrote last
-            self.group.ranks[rank].restarted()
+            self.group.restarted(rank)
         self._readers[rank] = successor
         return successor
 
@@ -158,11 +159,11 @@ class Exporter:
         known.header = reader.header
         known.overwrites = reader.overwrites
         if not known.facts:
-            known.facts = reader.facts()
-            if known.facts:
+            facts = reader.facts()
+            if facts:
+                self.group.know(rank, facts)
                 everyone = {number: each.facts for number, each in self.group.ranks.items() if each.facts}
                 self._collector.link = link(list(everyone.values()))
-                self.group.analytic.know(known.facts)
                 if self._record is not None:
                     self._record.describe(everyone)
                 if self.server is not None:

@@ -18,10 +18,11 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from lightllm_otel import __version__
+from lightllm_otel.aggregate.collectives import noise_seconds
 from lightllm_otel.aggregate.group import Group, Rank
 from lightllm_otel.aggregate.histogram import Histogram
 from lightllm_otel.export import metrics
-from lightllm_otel.vocabulary import IdleReason, Level, Mode, Operator, Phase
+from lightllm_otel.vocabulary import IdleReason, Implementation, Level, Mode, Operator, Phase, Scope, Site
 
 Value = Union[float, Histogram, None]
 Row = tuple[tuple[str, ...], Value]
@@ -45,7 +46,9 @@ class GroupCollector(Collector):
         return ()  # registering must not collect
 
     def _rows(self) -> dict[str, list[Row]]:
-        return {**self._measured(), **self._now_in_flight(), **self._described(), **self._self()}
+        return {
+            **self._measured(), **self._compared(), **self._now_in_flight(), **self._described(), **self._self(),
+        }  # fmt: skip
 
     def _measured(self) -> dict[str, list[Row]]:
         group = self._group
@@ -84,6 +87,36 @@ class GroupCollector(Collector):
             ],
         }
 
+    def _compared(self) -> dict[str, list[Row]]:
+        """Collectives, over the ranks of the group."""
+        found, name = self._group.collectives, "lightllm_gpu_collective"
+        stable = [(at, window.stability) for at, window in sorted(found.windows.items())]
+        return {
+            f"{name}_transfer_seconds": [(_at(*at), histogram) for at, histogram in sorted(found.transfer.items())],
+            f"{name}_wait_seconds": [(_at(*at), histogram) for at, histogram in sorted(found.wait.items())],
+            f"{name}_rank_wait_seconds_total": [
+                ((*_at(site, phase), str(rank)), waited)
+                for (site, phase, rank), waited in sorted(found.wait_seconds.items())
+            ],
+            f"{name}_last_arrivals_total": [
+                ((*_at(site, phase), str(rank)), times)
+                for (site, phase, rank), times in sorted(found.last_arrivals.items())
+            ],
+            f"{name}_payload_bytes_total": [
+                ((Operator.of(operator).value, *_at(site, phase), Implementation.of(how).value), amount)
+                for (operator, site, phase, how), amount in sorted(found.payload_bytes.items())
+            ],
+            f"{name}_bus_bytes_total": [(_at(*at), amount) for at, amount in sorted(found.bus_bytes.items())],
+            f"{name}_variation_ratio": [(_at(*at), each.variation) for at, each in stable if each is not None],
+            f"{name}_tail_ratio": [(_at(*at), each.tail) for at, each in stable if each is not None],
+            f"{name}_local_minimum_seconds_total": [
+                ((*_at(*at), Scope.NODE.value), seconds) for at, seconds in sorted(found.local_seconds.items())
+            ],
+            f"{name}_local_calls_total": [
+                ((*_at(*at), Scope.NODE.value), calls) for at, calls in sorted(found.local_calls.items())
+            ],
+        }  # fmt: skip
+
     def _now_in_flight(self) -> dict[str, list[Row]]:
         ranks = [(str(number), rank) for number, rank in sorted(self._group.ranks.items()) if rank.header is not None]
         return {
@@ -103,6 +136,7 @@ class GroupCollector(Collector):
             "link": self.link,
             "plugin": facts.get("plugin", __version__),
             "level": group_level(self._group) or facts.get("level", ""),
+            "scope": self._group.matching.scope.value,
         }
         labels = metrics.BY_NAME["lightllm_server_info"].labels
         gpus = [
@@ -139,6 +173,10 @@ class GroupCollector(Collector):
             "lightllm_otel_clock_quantum_seconds": self._by_mode("clock_quantum", "stamp_quantum"),
             "lightllm_otel_boundary_cost_seconds": self._by_mode("boundary_cost", "stamp_cost"),
             "lightllm_otel_steps_whole_only_total": [((w.value,), n) for w, n in group.whole().items()],
+            "lightllm_otel_steps_unmatched_total": [((r.value,), n) for r, n in group.matching.unmatched.items()],
+            "lightllm_otel_collective_noise_seconds": [
+                ((mode.value,), noise_seconds(*group.clock(mode.code))) for mode in Mode if group.collectives.wait
+            ],
             "lightllm_otel_graph_twins": [((), group.twins())],
             "lightllm_otel_distortion_ratio": [((), ratio)] if (ratio := group.distortion.ratio) is not None else [],
             "lightllm_otel_data_age_seconds": [((), group.data_age(self._now()))],
@@ -150,6 +188,10 @@ class GroupCollector(Collector):
         values = {mode: max((float(h[name]) for h in headers), default=0.0)
                   for mode, name in ((Mode.EAGER, eager), (Mode.GRAPH, graph))}  # fmt: skip
         return [((mode.value,), value) for mode, value in values.items() if mode is Mode.EAGER or value]
+
+
+def _at(site: int, phase: int) -> tuple[str, str]:
+    return Site.of(site).value, Phase.of(phase).value
 
 
 def _by_operator(sums: Mapping[tuple[int, int], float]) -> list[Row]:
