@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -10,13 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from prometheus_client import CollectorRegistry
 
 from lightllm_otel import __version__
 from lightllm_otel.aggregate.group import Group
-from lightllm_otel.export import discovery
+from lightllm_otel.export import discovery, nvml
 from lightllm_otel.export.control import Controller, ControlServer
 from lightllm_otel.export.link import link
 from lightllm_otel.export.prometheus import GroupCollector
@@ -40,7 +41,12 @@ class Exporter:
     """Polls the rings of ``folder``. Everything that takes time is given by ``now`` (monotonic seconds)."""
 
     def __init__(
-        self, folder: Path, settings: Settings, now: Callable[[], float] = time.monotonic, detached: bool = False
+        self,
+        folder: Path,
+        settings: Settings,
+        now: Callable[[], float] = time.monotonic,
+        detached: bool = False,
+        load_nvml: Callable[[], Optional[nvml.Nvml]] = nvml.load,
     ) -> None:
         self.group = Group()
         self.server: MetricsServer | None = None
@@ -49,6 +55,7 @@ class Exporter:
         self._settings = settings
         self._now = now
         self._detached = detached
+        self._load_nvml = functools.cache(load_nvml)
         self._readers: dict[int, RingReader] = {}
         self._refused: set[tuple[str, int]] = set()
         self._collector = GroupCollector(self.group)
@@ -163,7 +170,8 @@ class Exporter:
             if facts:
                 self.group.know(rank, facts)
                 everyone = {number: each.facts for number, each in self.group.ranks.items() if each.facts}
-                self._collector.link = link(list(everyone.values()))
+                has_gpu = any(each.get("pci_bus_id") for each in everyone.values())
+                self._collector.link = link(list(everyone.values()), self._load_nvml() if has_gpu else None)
                 if self._record is not None:
                     self._record.describe(everyone)
                 if self.server is not None:

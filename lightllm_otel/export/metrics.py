@@ -71,12 +71,15 @@ METRICS = (
     Metric("lightllm_gpu_peak_flops", GAUGE, (), "Dense 16-bit tensor FLOP/s of one GPU of the server, by its data sheet."),
     Metric("lightllm_gpu_peak_memory_bytes_per_second", GAUGE, (), "Memory bandwidth of one GPU, by its data sheet."),
     Metric("lightllm_gpu_peak_link_bytes_per_second", GAUGE, ("link",),
-           "Bandwidth of one GPU on the link that the ranks share, both directions together, by its data sheet."),
+           "Bandwidth of one GPU on the link that the ranks share, both directions together: what NVML counts of it "
+           "times what its generation carries."),
     Metric("lightllm_server_info", INFO,
            ("model", "gpu", "tp", "dp", "dp_rank", "dtype", "link", "scope", "level", "clock", "lightllm",
             "torch", "cuda", "plugin"),
            "What is served, on what, and by which versions."),
-    Metric("lightllm_gpu_info", INFO, ("rank", "uuid", "name"), "Which GPU a rank uses."),
+    Metric("lightllm_gpu_info", INFO, ("rank", "uuid", "name", "nvlink", "pcie", "path"),
+           "Which GPU a rank uses; its NVLinks into the group and its PCI Express (generation x number), and the longest way to "
+           "another GPU of the group: PIX, PXB, PHB, NODE or SYS, as nvidia-smi topo has it."),
     Metric("lightllm_otel_slot_installed", GAUGE, ("operator",),
            "1 when the operator was found in the model and is timed on every rank, else 0."),
     Metric("lightllm_otel_steps_sampled_total", COUNTER, (), "Steps whose operators were timed, over all ranks."),

@@ -22,6 +22,7 @@ from lightllm_otel.aggregate.collectives import noise_seconds
 from lightllm_otel.aggregate.group import Group, Rank
 from lightllm_otel.aggregate.histogram import Histogram
 from lightllm_otel.export import metrics
+from lightllm_otel.export.link import UNKNOWN, GroupLink, Ports
 from lightllm_otel.vocabulary import IdleReason, Implementation, Level, Mode, Operator, Phase, Scope, Site
 
 Value = Union[float, Histogram, None]
@@ -33,7 +34,7 @@ class GroupCollector(Collector):
     """Shows ``group``; ``link`` is how its GPUs are connected, as the exporter found out."""
 
     def __init__(self, group: Group, now: Callable[[], float] = time.time) -> None:
-        self.link = "unknown"
+        self.link = GroupLink(UNKNOWN, UNKNOWN)
         self._group = group
         self._now = now
 
@@ -133,34 +134,44 @@ class GroupCollector(Collector):
         known = {
             **facts,
             "gpu": facts.get("gpu_name", ""),
-            "link": self.link,
+            "link": self.link.name,
             "plugin": facts.get("plugin", __version__),
             "level": group_level(self._group) or facts.get("level", ""),
             "scope": self._group.matching.scope.value,
         }
         labels = metrics.BY_NAME["lightllm_server_info"].labels
-        gpus = [
-            ((str(number), rank.facts["gpu_uuid"], rank.facts.get("gpu_name", "")), None)
-            for number, rank in sorted(self._group.ranks.items())
-            if rank.facts.get("gpu_uuid")
-        ]
         return {
             **self._peaks(),
             "lightllm_server_info": [(tuple(str(known.get(label, "")) for label in labels), None)] if facts else [],
-            "lightllm_gpu_info": list(gpus),
+            "lightllm_gpu_info": [
+                ((str(number), *self._gpu(rank.facts)), None)
+                for number, rank in sorted(self._group.ranks.items())
+                if rank.facts.get("gpu_uuid")
+            ],
             "lightllm_otel_slot_installed": [
                 ((operator,), float(found)) for operator, found in self._group.slots().items()
             ],
         }
 
+    def _gpu(self, facts: dict[str, Any]) -> tuple[str, ...]:
+        ports = self.link.ports.get(facts.get("pci_bus_id", ""), Ports())
+        path = self.link.path if self.link.ports else UNKNOWN
+        return (
+            facts["gpu_uuid"],
+            facts.get("gpu_name", ""),
+            ports.nvlink if self.link.ports else UNKNOWN,
+            ports.pcie,
+            path,
+        )
+
     def _peaks(self) -> dict[str, list[Row]]:
         """What the hardware could do; nothing of a GPU that is not in the table."""
         gpu = self._group.analytic.gpu
-        links = {"nvlink": gpu.nvlink_bytes_per_second, "pcie": gpu.pcie_bytes_per_second} if gpu is not None else {}
+        peak = self.link.bytes_per_second
         return {
             "lightllm_gpu_peak_flops": [((), gpu.flops)] if gpu is not None else [],
             "lightllm_gpu_peak_memory_bytes_per_second": [((), gpu.memory_bytes_per_second)] if gpu is not None else [],
-            "lightllm_gpu_peak_link_bytes_per_second": [((self.link,), links[self.link])] if self.link in links else [],
+            "lightllm_gpu_peak_link_bytes_per_second": [((self.link.name,), peak)] if peak else [],
         }
 
     def _self(self) -> dict[str, list[Row]]:

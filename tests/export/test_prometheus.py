@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 import numpy as np
+import nvml_answers
 import pytest
 import records
 from prometheus_client import CollectorRegistry
@@ -13,7 +14,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from lightllm_otel.aggregate.group import Group
+from lightllm_otel.export.link import link
 from lightllm_otel.export.metrics import COUNTER, HISTOGRAM, INFO, METRICS
+from lightllm_otel.export.nvml import Nvml
 from lightllm_otel.export.prometheus import GroupCollector
 from lightllm_otel.ring import layout
 from lightllm_otel.vocabulary import COLLECTIVES, IdleReason, Implementation, Mode, Operator, Phase, Site
@@ -68,7 +71,8 @@ def full_group(ranks=8, nodes=1):
 def registry_of(group):
     registry = CollectorRegistry(auto_describe=False)
     collector = GroupCollector(group, now=lambda: 100.0)
-    collector.link = "nvlink"
+    machine = nvml_answers.h200(8)
+    collector.link = link(machine.facts(), Nvml(machine))
     registry.register(collector)
     return registry
 
