@@ -63,6 +63,11 @@ def default_directory() -> str:
     return f"{base}/lightllm-otel-{os.getuid()}"
 
 
+def default_state() -> str:
+    """The folder of this user's that outlives a restart of the machine."""
+    return os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """One environment variable: its name after ``LIGHTLLM_OTEL_``, how to read it, and what it means."""
@@ -99,6 +104,10 @@ SETTINGS = (
             "Rings, locks and Prometheus' discovery files; empty means /dev/shm/lightllm-otel-UID."),
     Setting("RING_MIB", "ring_mib", "4", _positive, "a whole number of at least 1", "MiB",
             "Size of each rank's ring; what is not read in time is overwritten, and counted."),
+    Setting("STATE", "state", "", lambda text: _path(text or f"{default_state()}/lightllm-otel"), "a folder", "",
+            "What operators should take, a file for each kind of server; empty means ~/.local/state/lightllm-otel."),
+    Setting("BASELINE", "baseline", "", lambda text: _path(text) if text else None, "a file of expectations", "",
+            "Compare with this file, for instance of a server that is known to be good, and learn nothing."),
     Setting("RECORD", "record", "", lambda text: _path(text) if text else None, "a folder that can be written", "",
             "Also write every record to this folder, for lightllm-otel demo."),
     Setting("RECORD_MAX_MIB", "record_max_mib", "256", _positive, "a whole number of at least 1", "MiB",
@@ -119,6 +128,8 @@ class Settings:
     port: int | None
     directory: Path
     ring_mib: int
+    state: Path | None
+    baseline: Path | None
     record: Path | None
     record_max_mib: int
     problems: tuple[str, ...] = ()

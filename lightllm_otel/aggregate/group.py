@@ -12,6 +12,7 @@ from lightllm_otel.aggregate.analytic import Analytic
 from lightllm_otel.aggregate.collectives import Collectives
 from lightllm_otel.aggregate.distortion import Distortion
 from lightllm_otel.aggregate.estimate import Estimate, batch_bucket
+from lightllm_otel.aggregate.expectation import Expectation
 from lightllm_otel.aggregate.histogram import STEP_BOUNDS, Histogram, operator_bounds
 from lightllm_otel.aggregate.matching import Matched, Matching
 from lightllm_otel.ring import layout
@@ -63,6 +64,7 @@ class Group:
         self.distortion = Distortion()
         self.analytic = Analytic()
         self.collectives = Collectives()
+        self.expectation = Expectation()
         self.matching = Matching(self._matched)
 
     def know(self, rank: int, facts: dict[str, Any]) -> None:
@@ -70,6 +72,11 @@ class Group:
         self.ranks[rank].facts = facts
         self.analytic.know(facts)
         self.matching.know(rank, facts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every rank that can be seen here has said what it is."""
+        return self.matching.complete
 
     def restarted(self, rank: int) -> None:
         """The rank's process is a new one."""
@@ -87,9 +94,11 @@ class Group:
         self.matching.add(rank, steps)
         sampled = [(step, intervals) for step, intervals in steps if step["flags"] & layout.SAMPLED]
         if sampled:
-            counts = [len(intervals) for _, intervals in sampled]
-            of_step = np.repeat(np.array([step for step, _ in sampled], layout.STEP), counts)
-            self._add_intervals(rank, of_step, np.concatenate([intervals for _, intervals in sampled]))
+            of_step = np.repeat(np.arange(len(sampled)), [len(intervals) for _, intervals in sampled])
+            headers = np.array([step for step, _ in sampled], layout.STEP)
+            intervals = np.concatenate([intervals for _, intervals in sampled])
+            self._add_intervals(rank, headers[of_step], intervals)
+            self.expectation.add(rank, headers, of_step, intervals)
         self.estimate.attribute()
 
     def _add_steps(self, rank: int, steps: np.ndarray) -> None:

@@ -58,6 +58,11 @@ class Matching:
         """``node`` where some ranks of the group can never be seen here."""
         return Scope.NODE if self._nodes > 1 and len(self._ranks) < self._size else Scope.GROUP
 
+    @property
+    def complete(self) -> bool:
+        """Whether all ranks that can be seen here have shown up."""
+        return bool(self._expected())
+
     def know(self, rank: int, facts: Mapping[str, Any]) -> None:
         """What a rank says of itself when it has started: no step from before belongs to the group as it is now."""
         self._ranks.add(rank)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from lightllm_otel import __version__
 from lightllm_otel.aggregate.group import Group
 from lightllm_otel.export import discovery, nvml
+from lightllm_otel.export.baseline import Baseline
 from lightllm_otel.export.control import Controller, ControlServer
 from lightllm_otel.export.link import link
 from lightllm_otel.export.prometheus import GroupCollector
@@ -58,6 +60,7 @@ class Exporter:
         self._load_nvml = functools.cache(load_nvml)
         self._readers: dict[int, RingReader] = {}
         self._refused: set[tuple[str, int]] = set()
+        self._baseline = Baseline(self.group.expectation, settings.state, settings.baseline)
         self._collector = GroupCollector(self.group)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self._collector)
@@ -108,6 +111,9 @@ class Exporter:
                 if self._record is not None:
                     self._record.append(rank_of(path), cells)
         self.group.settle()
+        if self.group.complete:
+            self._baseline.begin(self.group.facts(), self._collector.link.name)
+        self._baseline.save(self._now())
         if read_something:
             self._keep_positions()
         self._announce()
@@ -126,6 +132,7 @@ class Exporter:
         """Withdraw the address and remove the rings of ranks that are gone."""
         if self._control is not None:
             self._control.close()
+        self._baseline.save(math.inf)
         discovery.withdraw(self._folder)
         for path in self._folder.glob(RING_PATTERN):
             if not is_locked(path):

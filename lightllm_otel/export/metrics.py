@@ -25,6 +25,11 @@ METRICS = (
     Metric("lightllm_gpu_operator_estimated_seconds_total", COUNTER, ("operator", "phase"),
            "GPU time of an operator in all steps of all ranks: shares of sampled steps of that batch size times "
            "whole-step seconds. Sums to the seconds of the steps."),
+    Metric("lightllm_gpu_operator_compared_seconds_total", COUNTER, ("operator", "phase"),
+           "GPU time of an operator in those sampled steps that have an expectation and in which it did not wait for the host."),
+    Metric("lightllm_gpu_operator_expected_seconds_total", COUNTER, ("operator", "phase"),
+           "What the operator was expected to take in the same steps: learned once for each load, then frozen. Compared by "
+           "expected is the slowdown, which load does not move."),
     Metric("lightllm_gpu_operator_flops_total", COUNTER, ("operator", "phase"),
            "Operations that an operator had to do in all steps, all ranks together, by the analytic model (a multiply-add is "
            "two); requests of a prefill taken as equally long. Divide by the estimated seconds."),

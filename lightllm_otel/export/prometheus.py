@@ -69,6 +69,8 @@ class GroupCollector(Collector):
                 for (operator, phase, rank), seconds in sorted(group.operator_seconds.items())
             ],
             "lightllm_gpu_operator_estimated_seconds_total": estimated,
+            "lightllm_gpu_operator_compared_seconds_total": _by_operator(group.expectation.compared),
+            "lightllm_gpu_operator_expected_seconds_total": _by_operator(group.expectation.expected),
             "lightllm_gpu_operator_flops_total": _by_operator(group.analytic.flops),
             "lightllm_gpu_operator_memory_bytes_total": _by_operator(group.analytic.memory_bytes),
             "lightllm_gpu_operator_starved_seconds_total": [
