@@ -46,6 +46,12 @@ def _positive(text: str) -> int:
     return number
 
 
+def _switch(text: str) -> bool:
+    if text.strip().lower() not in ("on", "1", "true", *OFF_WORDS):
+        raise ValueError(text)
+    return text.strip().lower() not in OFF_WORDS
+
+
 def _port(text: str) -> int:
     number = int(text)
     if not 0 < number < 65536:
@@ -104,6 +110,9 @@ SETTINGS = (
             "Rings, locks and Prometheus' discovery files; empty means /dev/shm/lightllm-otel-UID."),
     Setting("RING_MIB", "ring_mib", "4", _positive, "a whole number of at least 1", "MiB",
             "Size of each rank's ring; what is not read in time is overwritten, and counted."),
+    Setting("NVML", "nvml", "on", _switch, "on or off", "",
+            "Whether clocks, temperature, power, throttling and link errors of the GPUs are read, once a second; off where "
+            "dcgm-exporter is scraped."),
     Setting("STATE", "state", "", lambda text: _path(text or f"{default_state()}/lightllm-otel"), "a folder", "",
             "What operators should take, a file for each kind of server; empty means ~/.local/state/lightllm-otel."),
     Setting("BASELINE", "baseline", "", lambda text: _path(text) if text else None, "a file of expectations", "",
@@ -128,6 +137,7 @@ class Settings:
     port: int | None
     directory: Path
     ring_mib: int
+    nvml: bool
     state: Path | None
     baseline: Path | None
     record: Path | None

@@ -91,6 +91,14 @@ class Scope(Label):
     NODE = "node"
 
 
+class Throttle(Label):
+    """What holds a GPU's clock down: heat, its power limit, or the board without saying why."""
+
+    THERMAL = "thermal"
+    POWER = "power"
+    HARDWARE = "hardware"
+
+
 class IdleReason(Label):
     """Why the GPU had nothing to do before a step: no work to do, or the host had not launched it yet."""
 

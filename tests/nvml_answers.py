@@ -9,6 +9,11 @@ from __future__ import annotations
 import dataclasses
 import types
 
+BUSY = {
+    "sm_mhz": 1980, "memory_mhz": 3201, "celsius": 61, "milliwatts": 655_250, "reasons": 0, "replays": 0,
+    "nvlink_errors": {38: 0, 45: 0, 52: 0, 59: 0},
+}  # fmt: skip
+
 
 class NVMLError(Exception):
     pass

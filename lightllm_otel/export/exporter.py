@@ -21,6 +21,7 @@ from lightllm_otel.aggregate.group import Group
 from lightllm_otel.export import discovery, nvml
 from lightllm_otel.export.baseline import Baseline
 from lightllm_otel.export.control import Controller, ControlServer
+from lightllm_otel.export.hardware import Hardware
 from lightllm_otel.export.link import link
 from lightllm_otel.export.prometheus import GroupCollector
 from lightllm_otel.export.recording import RecordingWriter
@@ -61,7 +62,8 @@ class Exporter:
         self._readers: dict[int, RingReader] = {}
         self._refused: set[tuple[str, int]] = set()
         self._baseline = Baseline(self.group.expectation, settings.state, settings.baseline)
-        self._collector = GroupCollector(self.group)
+        self._hardware = Hardware()
+        self._collector = GroupCollector(self.group, self._hardware)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self._collector)
         self._record: RecordingWriter | None = None
@@ -110,6 +112,7 @@ class Exporter:
                 self.group.consume(rank_of(path), cells)
                 if self._record is not None:
                     self._record.append(rank_of(path), cells)
+        self._look_at_gpus()
         self.group.settle()
         if self.group.complete:
             self._baseline.begin(self.group.facts(), self._collector.link.name)
@@ -142,6 +145,16 @@ class Exporter:
             self._record.close()
         if self.server is not None:
             self.server.close()
+
+    def _look_at_gpus(self) -> None:
+        buses = {
+            number: str(rank.facts["pci_bus_id"])
+            for number, rank in self.group.ranks.items()
+            if rank.facts.get("pci_bus_id")
+        }
+        library = self._load_nvml() if buses and self._settings.nvml else None
+        if library is not None:
+            self._hardware.poll(library, buses, self._now())
 
     # Ranks -----------------------------------------------------------------------------------------------------------
 

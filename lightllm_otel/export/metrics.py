@@ -85,6 +85,13 @@ METRICS = (
     Metric("lightllm_gpu_info", INFO, ("rank", "uuid", "name", "nvlink", "pcie", "path"),
            "Which GPU a rank uses; its NVLinks into the group and its PCI Express (generation x number), and the longest way to "
            "another GPU of the group: PIX, PXB, PHB, NODE or SYS, as nvidia-smi topo has it."),
+    Metric("lightllm_gpu_clock_hertz", GAUGE, ("rank", "clock"), "Clock of a rank's GPU: sm or memory."),
+    Metric("lightllm_gpu_temperature_celsius", GAUGE, ("rank",), "Temperature of a rank's GPU."),
+    Metric("lightllm_gpu_power_watts", GAUGE, ("rank",), "Power that a rank's GPU draws."),
+    Metric("lightllm_gpu_throttled_seconds_total", COUNTER, ("rank", "reason"),
+           "Time in which the clock of a rank's GPU was held down by heat, its power limit, or the board, read once a second."),
+    Metric("lightllm_gpu_link_errors_total", COUNTER, ("rank", "link"),
+           "Errors on a GPU's NVLinks (CRC, replays, recoveries) and replays on its PCI Express, since its driver was loaded."),
     Metric("lightllm_otel_slot_installed", GAUGE, ("operator",),
            "1 when the operator was found in the model and is timed on every rank, else 0."),
     Metric("lightllm_otel_steps_sampled_total", COUNTER, (), "Steps whose operators were timed, over all ranks."),

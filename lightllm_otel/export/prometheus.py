@@ -22,6 +22,7 @@ from lightllm_otel.aggregate.collectives import noise_seconds
 from lightllm_otel.aggregate.group import Group, Rank
 from lightllm_otel.aggregate.histogram import Histogram
 from lightllm_otel.export import metrics
+from lightllm_otel.export.hardware import Hardware
 from lightllm_otel.export.link import UNKNOWN, GroupLink, Ports
 from lightllm_otel.vocabulary import IdleReason, Implementation, Level, Mode, Operator, Phase, Scope, Site
 
@@ -31,9 +32,10 @@ Row = tuple[tuple[str, ...], Value]
 
 
 class GroupCollector(Collector):
-    """Shows ``group``; ``link`` is how its GPUs are connected, as the exporter found out."""
+    """Shows ``group`` and the ``hardware`` of its ranks; ``link`` is how its GPUs are connected, as the exporter found out."""
 
-    def __init__(self, group: Group, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, group: Group, hardware: Hardware | None = None, now: Callable[[], float] = time.time) -> None:
+        self._hardware = hardware or Hardware()
         self.link = GroupLink(UNKNOWN, UNKNOWN)
         self._group = group
         self._now = now
@@ -48,7 +50,8 @@ class GroupCollector(Collector):
 
     def _rows(self) -> dict[str, list[Row]]:
         return {
-            **self._measured(), **self._compared(), **self._now_in_flight(), **self._described(), **self._self(),
+            **self._measured(), **self._compared(), **self._now_in_flight(), **self._described(), **self._gpus(),
+            **self._self(),
         }  # fmt: skip
 
     def _measured(self) -> dict[str, list[Row]]:
@@ -165,6 +168,23 @@ class GroupCollector(Collector):
             ports.pcie,
             path,
         )
+
+    def _gpus(self) -> dict[str, list[Row]]:
+        states = [(str(rank), state) for rank, state in sorted(self._hardware.states.items())]
+        clocks = [((rank, "sm"), state.sm_hertz) for rank, state in states]
+        clocks += [((rank, "memory"), state.memory_hertz) for rank, state in states]
+        errors = [((rank, "nvlink"), state.nvlink_errors) for rank, state in states]
+        errors += [((rank, "pcie"), state.pcie_errors) for rank, state in states]
+        return {
+            "lightllm_gpu_clock_hertz": [*clocks],
+            "lightllm_gpu_temperature_celsius": [((rank,), state.celsius) for rank, state in states],
+            "lightllm_gpu_power_watts": [((rank,), state.watts) for rank, state in states],
+            "lightllm_gpu_throttled_seconds_total": [
+                ((str(rank), reason.value), seconds)
+                for (rank, reason), seconds in sorted(self._hardware.throttled.items())
+            ],
+            "lightllm_gpu_link_errors_total": [*errors],
+        }
 
     def _peaks(self) -> dict[str, list[Row]]:
         """What the hardware could do; nothing of a GPU that is not in the table."""

@@ -14,6 +14,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from lightllm_otel.aggregate.group import Group
+from lightllm_otel.export.hardware import Hardware
 from lightllm_otel.export.link import link
 from lightllm_otel.export.metrics import COUNTER, HISTOGRAM, INFO, METRICS
 from lightllm_otel.export.nvml import Nvml
@@ -74,8 +75,11 @@ def full_group(ranks=8, nodes=1):
 
 def registry_of(group):
     registry = CollectorRegistry(auto_describe=False)
-    collector = GroupCollector(group, now=lambda: 100.0)
-    machine = nvml_answers.h200(8)
+    machine, hardware = nvml_answers.h200(8), Hardware()
+    for gpu in machine.gpus:
+        gpu.state.update(nvml_answers.BUSY)
+    hardware.poll(Nvml(machine), {rank: machine.bus(rank) for rank in range(8)}, 0.0)
+    collector = GroupCollector(group, hardware, now=lambda: 100.0)
     collector.link = link(machine.facts(), Nvml(machine))
     registry.register(collector)
     return registry
