@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import Optional
 
 from lightllm_otel.cli.scrape import Scrape
-from lightllm_otel.vocabulary import COLLECTIVES, Operator
+from lightllm_otel.vocabulary import COLLECTIVES, Operator, Site
 
 LEAST_ARRIVALS = 20
 # A rank is named when it is last this many times as often as if chance decided.
 _OFTENER = 1.5
+_LEAST_WAIT = 0.01  # of the time in collectives: who is late by less keeps nobody waiting
 _SLOWER = 0.02
 _LEAST_SHARE = 0.01  # of the rank's time; nobody cares about others
 _LEAST_THROTTLED_SECONDS = 1.0
@@ -26,6 +27,9 @@ def verdict(now: Scrape, before: Optional[Scrape] = None) -> str:
     total = sum(arrivals.values())
     if len(arrivals) < 2 or total < LEAST_ARRIVALS:
         return ""
+    waited = _waited(now, before)
+    if waited < _LEAST_WAIT:
+        return f"no rank is late: waits are {100 * waited:.1f} % of the time in collectives"
     rank = max(arrivals, key=lambda each: arrivals[each])
     share = arrivals[rank] / total
     if share < min(_OFTENER / len(arrivals), 1.0):
@@ -37,6 +41,16 @@ def verdict(now: Scrape, before: Optional[Scrape] = None) -> str:
         if reason
     ]
     return "; ".join(parts)
+
+
+def _waited(now: Scrape, before: Optional[Scrape]) -> float:
+    """Waits as a share of the time that ranks spent in collectives, in sampled steps; the embedding's left out."""
+    waits = _gained("lightllm_gpu_collective_rank_wait_seconds_total", now, before)
+    seconds = _gained("lightllm_gpu_operator_seconds_total", now, before)
+    collectives = {operator.value for operator in COLLECTIVES}
+    spent = sum(value for labels, value in seconds.items() if dict(labels)["operator"] in collectives)
+    lost = sum(value for labels, value in waits.items() if dict(labels)["site"] != Site.EMBEDDING.value)
+    return lost / spent if spent > 0 else 0.0
 
 
 def _slowest(rank: str, now: Scrape, before: Optional[Scrape]) -> str:

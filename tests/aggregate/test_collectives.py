@@ -7,6 +7,8 @@ import records
 from lightllm_otel.aggregate.collectives import last_arrival, noise_seconds, over_layers, split
 from lightllm_otel.aggregate.group import Group
 from lightllm_otel.aggregate.matching import MOST_WAITING
+from lightllm_otel.cli.demo import find
+from lightllm_otel.export.recording import read_recording
 from lightllm_otel.ring import layout
 from lightllm_otel.vocabulary import Implementation, Operator, Phase, Scope, Site
 
@@ -242,6 +244,27 @@ def test_two_nodes_of_one_group_on_one_host_are_a_whole_group():
         deliver(group, rank, 0)
     group.settle()
     assert (group.matching.scope, matched(group)) == (Scope.GROUP, 2 * LAYERS)
+
+
+def test_two_real_ranks_match_in_every_step():
+    """The packaged recording: real NCCL on one GPU, through loopback."""
+    recording = read_recording(find("h200-llama-tp2"))
+    group = Group()
+    for rank, facts in recording.facts.items():
+        group.know(rank, facts)
+    for rank, cells in recording.cells.items():
+        group.consume(rank, cells)
+    group.settle()
+    assert unmatched(group) == {}
+    sampled = [len(intervals) > 0 for _, intervals in recording.steps(0)]
+    layers = int(recording.facts[0]["layers"])
+    assert group.collectives.transfer[FFN, DECODE].count + group.collectives.transfer[
+        FFN, Phase.PREFILL.code
+    ].count == (sum(sampled) * layers)
+    # Both ranks share a GPU, so neither is the slower one; what a call takes is the link.
+    transfer, wait = group.collectives.transfer[FFN, DECODE], group.collectives.wait[FFN, DECODE]
+    assert wait.total / wait.count < 0.01 * transfer.total / transfer.count
+    assert group.collectives.windows[FFN, DECODE].stability.variation < 0.01
 
 
 def test_memory_does_not_grow_with_the_number_of_steps():

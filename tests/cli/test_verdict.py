@@ -7,15 +7,20 @@ from lightllm_otel.cli.top import page
 from lightllm_otel.cli.verdict import LEAST_ARRIVALS, verdict
 
 ARRIVALS, SECONDS = "lightllm_gpu_collective_last_arrivals_total", "lightllm_gpu_operator_seconds_total"
+WAITS = "lightllm_gpu_collective_rank_wait_seconds_total"
 
 
-def scrape(arrivals, ffn=(10.0, 10.0, 10.0, 10.0), norm=(0.01,) * 4, more=""):
-    lines = []
+def scrape(arrivals, ffn=(10.0, 10.0, 10.0, 10.0), norm=(0.01,) * 4, more="", waited=2.0):
+    lines = [f'{WAITS}{{site="ffn",phase="decode",rank="0"}} {waited * sum(arrivals) / 100}']
+    lines += [f'{WAITS}{{site="embedding",phase="decode",rank="0"}} 99']
+    each = sum(arrivals) / 100
     for rank, count in enumerate(arrivals):
         lines.append(f'{ARRIVALS}{{site="ffn",phase="decode",rank="{rank}"}} {count}')
         lines.append(f'{SECONDS}{{operator="ffn",phase="decode",rank="{rank}"}} {ffn[rank]}')
         lines.append(f'{SECONDS}{{operator="ffn_norm",phase="decode",rank="{rank}"}} {norm[rank]}')
-        lines.append(f'{SECONDS}{{operator="all_reduce",phase="decode",rank="{rank}"}} {9 if rank else 1}')
+        lines.append(
+            f'{SECONDS}{{operator="all_reduce",phase="decode",rank="{rank}"}} {each * (9 if rank else 1)}'
+        )
     return Scrape("\n".join(lines) + "\n" + more)
 
 
@@ -45,6 +50,10 @@ def test_too_little_to_compare_is_no_verdict(arrivals):
 
 def test_ranks_that_take_turns_are_none_late():
     assert verdict(scrape((25, 26, 24, 25))).startswith("no rank is late")
+
+
+def test_waits_that_are_next_to_nothing_make_nobody_late():
+    assert verdict(scrape((0, 0, 0, 90), waited=0.01)) == "no rank is late: waits are 0.0 % of the time in collectives"
 
 
 def test_only_what_happened_between_two_readings_counts():
