@@ -15,10 +15,10 @@ def _bounds(first: int, factor_two: int, factor_four: int) -> np.ndarray:
     return bounds
 
 
-# One operator call in decode: 1 µs … 512 µs by factor 2, on to 8.2 ms; in all other phases 8 µs … 4.1 ms, on to 66 ms.
+# One operator call in decode: 1 µs … 512 µs by factor 2, on to 8.2 ms; in all other phases 16 µs … 4.1 ms, on to 66 ms.
 # One collective: from 8 µs or 32 µs on. One step: 128 µs … 8.4 s (docs/decisions/0003 and 0009).
 DECODE_BOUNDS = _bounds(0, 9, 2)
-PREFILL_BOUNDS = _bounds(3, 9, 2)
+PREFILL_BOUNDS = _bounds(4, 8, 2)
 COLLECTIVE_DECODE_BOUNDS = _bounds(3, 7, 2)
 COLLECTIVE_PREFILL_BOUNDS = _bounds(5, 8, 2)
 STEP_BOUNDS = 1e-6 * 2.0 ** np.arange(7, 24)

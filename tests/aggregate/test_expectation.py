@@ -88,7 +88,8 @@ def taught():
 def server(taught):
     """Has learned what operators take over the whole range of loads."""
     again = Server(seed=1)
-    again.expectation.begin(taught.expectation.planes, learns=True, ranks=1)
+    planes = {bucket: list(planes) for bucket, planes in taught.expectation.planes.items()}
+    again.expectation.begin(planes, learns=True, ranks=1)
     return again
 
 

@@ -38,7 +38,7 @@ def test_an_observation_equal_to_a_bound_is_at_most_that_bound():
     ("bounds", "ends", "fours"),
     [
         (DECODE_BOUNDS, "1e-06 0.008192", 2),
-        (PREFILL_BOUNDS, "8e-06 0.065536", 2),
+        (PREFILL_BOUNDS, "1.6e-05 0.065536", 2),
         (COLLECTIVE_DECODE_BOUNDS, "8e-06 0.016384", 2),
         (COLLECTIVE_PREFILL_BOUNDS, "3.2e-05 0.131072", 2),
         (STEP_BOUNDS, "0.000128 8.388608", 0),

@@ -18,9 +18,7 @@ def scrape(arrivals, ffn=(10.0, 10.0, 10.0, 10.0), norm=(0.01,) * 4, more="", wa
         lines.append(f'{ARRIVALS}{{site="ffn",phase="decode",rank="{rank}"}} {count}')
         lines.append(f'{SECONDS}{{operator="ffn",phase="decode",rank="{rank}"}} {ffn[rank]}')
         lines.append(f'{SECONDS}{{operator="ffn_norm",phase="decode",rank="{rank}"}} {norm[rank]}')
-        lines.append(
-            f'{SECONDS}{{operator="all_reduce",phase="decode",rank="{rank}"}} {each * (9 if rank else 1)}'
-        )
+        lines.append(f'{SECONDS}{{operator="all_reduce",phase="decode",rank="{rank}"}} {each * (9 if rank else 1)}')
     return Scrape("\n".join(lines) + "\n" + more)
 
 
