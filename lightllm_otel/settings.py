@@ -46,6 +46,12 @@ def _positive(text: str) -> int:
     return number
 
 
+def _switch(text: str) -> bool:
+    if text.strip().lower() not in ("on", "1", "true", *OFF_WORDS):
+        raise ValueError(text)
+    return text.strip().lower() not in OFF_WORDS
+
+
 def _port(text: str) -> int:
     number = int(text)
     if not 0 < number < 65536:
@@ -61,6 +67,11 @@ def default_directory() -> str:
     """The folder of rings and discovery files of this user."""
     base = "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"
     return f"{base}/lightllm-otel-{os.getuid()}"
+
+
+def default_state() -> str:
+    """The folder of this user's that outlives a restart of the machine."""
+    return os.environ.get("XDG_STATE_HOME") or "~/.local/state"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +110,13 @@ SETTINGS = (
             "Rings, locks and Prometheus' discovery files; empty means /dev/shm/lightllm-otel-UID."),
     Setting("RING_MIB", "ring_mib", "4", _positive, "a whole number of at least 1", "MiB",
             "Size of each rank's ring; what is not read in time is overwritten, and counted."),
+    Setting("NVML", "nvml", "on", _switch, "on or off", "",
+            "Whether clocks, temperature, power, throttling and link errors of the GPUs are read, once a second; off where "
+            "dcgm-exporter is scraped."),
+    Setting("STATE", "state", "", lambda text: _path(text or f"{default_state()}/lightllm-otel"), "a folder", "",
+            "What operators should take, a file for each kind of server; empty means ~/.local/state/lightllm-otel."),
+    Setting("BASELINE", "baseline", "", lambda text: _path(text) if text else None, "a file of expectations", "",
+            "Compare with this file, for instance of a server that is known to be good, and learn nothing."),
     Setting("RECORD", "record", "", lambda text: _path(text) if text else None, "a folder that can be written", "",
             "Also write every record to this folder, for lightllm-otel demo."),
     Setting("RECORD_MAX_MIB", "record_max_mib", "256", _positive, "a whole number of at least 1", "MiB",
@@ -119,6 +137,9 @@ class Settings:
     port: int | None
     directory: Path
     ring_mib: int
+    nvml: bool
+    state: Path | None
+    baseline: Path | None
     record: Path | None
     record_max_mib: int
     problems: tuple[str, ...] = ()

@@ -75,6 +75,30 @@ class Site(Label):
     LM_HEAD = "lm_head"
 
 
+class Implementation(Label):
+    """Which library moved the data of a collective; ``custom`` is LightLLM's own kernel (vllm's or sgl_kernel's)."""
+
+    UNKNOWN = "unknown"
+    NCCL = "nccl"
+    CUSTOM = "custom"
+    GLOO = "gloo"
+
+
+class Scope(Label):
+    """Whether this exporter sees every rank of the tensor-parallel group, or only those of one of its hosts."""
+
+    GROUP = "group"
+    NODE = "node"
+
+
+class Throttle(Label):
+    """What holds a GPU's clock down: heat, its power limit, or the board without saying why."""
+
+    THERMAL = "thermal"
+    POWER = "power"
+    HARDWARE = "hardware"
+
+
 class IdleReason(Label):
     """Why the GPU had nothing to do before a step: no work to do, or the host had not launched it yet."""
 
@@ -116,3 +140,16 @@ class Whole(Label):
     NO_TWIN = "no_twin"
     OVERLAP = "overlap"
     DRAFT = "draft"
+
+
+class Unmatched(Label):
+    """Why the collectives of a sampled step were not compared over the ranks of the group.
+
+    ``missing``: a rank has gone past the step without its operators; ``late``: a rank has not said anything for many
+    steps; ``restarted``: a step from before a rank's start; ``different``: the ranks did not compute the same.
+    """
+
+    MISSING = "missing"
+    LATE = "late"
+    RESTARTED = "restarted"
+    DIFFERENT = "different"

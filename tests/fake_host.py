@@ -121,12 +121,12 @@ class InferReq:
         return self.length
 
 
-def make(now, tp=1, layers=2, sizes=(1, 2, 4), shared_output=True, peers=None, longest_prefill_fails=0):
+def make(now, tp=1, layers=2, sizes=(1, 2, 4), shared_output=True, peers=None, longest_prefill_fails=0, custom=False):
     """A fresh host whose time is ``now`` (a list of one float). ``tp`` > 1: with collectives.
 
     ``longest_prefill_fails``: how often its last check at the start does. ``sizes``: batch sizes of CUDA graphs.
     ``shared_output``: all graphs write their logits to one place, as with LightLLM's tensor cache; without it each
-    has its own. ``peers``: the other ranks of the group.
+    has its own. ``peers``: the other ranks of the group. ``custom``: all_reduce by a kernel of the host's own.
     """
     gpu, failing = Gpu(), [longest_prefill_fails]
     peers = peers or Alone()
@@ -155,7 +155,7 @@ def make(now, tp=1, layers=2, sizes=(1, 2, 4), shared_output=True, peers=None, l
 
     class CustomProcessGroup:
         def all_reduce(self, input_):
-            return dist.all_reduce(input_)
+            return work("all_reduce") if custom else dist.all_reduce(input_)
 
     group = CustomProcessGroup()
 

@@ -241,8 +241,10 @@ class FakeSession:
         if self.model is None:
             self.model = model
             self.slots = operators.install(model, self._timer, self.ledger, self.guard)
-            operators.install_collectives(self._host.dist, TORCH_LEAVES, self._timer, self.ledger, self.guard)
-            operators.install_collectives(self.group_class, GROUP_LEAVES, self._timer, self.ledger, self.guard)
+            transport = operators.Transport(lambda: "nccl")
+            arguments = (self._timer, self.ledger, self.guard, transport)
+            operators.install_collectives(self._host.dist, TORCH_LEAVES, *arguments)
+            operators.install_collectives(self.group_class, GROUP_LEAVES, *arguments)
 
     def serve(self, model):
         if self.owns(model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import IdleReason, Mode, Operator, Phase
+from lightllm_otel.vocabulary import COLLECTIVES, IdleReason, Implementation, Mode, Operator, Phase, Site
 
 
 def step(phase=Phase.DECODE, mode=Mode.EAGER, seconds=1.0, operators=(), number=0, **fields):
@@ -22,6 +22,30 @@ def step(phase=Phase.DECODE, mode=Mode.EAGER, seconds=1.0, operators=(), number=
         intervals[at]["operator"], intervals[at]["seconds"] = operator.code, duration
         intervals[at]["flags"] = flags[0] if flags else 0
     return record.tobytes(), intervals
+
+
+def collectives(seconds, payload=1 << 20, how=Implementation.NCCL, embedding=None):
+    """A decoder's all_reduces: ``seconds`` of the attention's and the ffn's in each layer, shape (layers, 2), and maybe
+    the embedding's before them. As the intervals of a step.
+    """
+    calls = [] if embedding is None else [(Site.EMBEDDING, -1, 0, embedding)]
+    calls += [(site, layer, occurrence, duration) for layer, pair in enumerate(seconds)
+              for occurrence, (site, duration) in enumerate(zip((Site.ATTENTION, Site.FFN), pair))]  # fmt: skip
+    intervals = np.zeros(len(calls), layout.INTERVAL)
+    intervals["operator"], intervals["payload_bytes"] = COLLECTIVES[0].code, payload
+    intervals["implementation"] = how.code
+    for at, (site, layer, occurrence, duration) in enumerate(calls):
+        intervals[at]["site"], intervals[at]["layer"] = site.code, layer
+        intervals[at]["occurrence"], intervals[at]["seconds"] = occurrence, duration
+    return intervals
+
+
+def with_collectives(number, intervals, phase=Phase.DECODE, mode=Mode.GRAPH, **fields):
+    """A sampled step that consists of these collectives, as a ring is given it."""
+    record, _ = step(phase, mode, number=number, **{"seconds": 1.0, **fields})
+    made = np.frombuffer(record, layout.STEP).copy()
+    made["intervals"], made["flags"] = len(intervals), layout.SAMPLED
+    return made.tobytes(), intervals
 
 
 def cells(*steps):

@@ -54,6 +54,8 @@ SHAPES = {
     "llama-8-layers": Shape(layers=8, hidden=4096, intermediate=11008, heads=32, kv_heads=32, vocab=32000),
     "llama-7b": Shape(layers=32, hidden=4096, intermediate=11008, heads=32, kv_heads=32, vocab=32000),
     "llama-13b": Shape(layers=40, hidden=5120, intermediate=13824, heads=40, kv_heads=40, vocab=32000),
+    # Six of LLaMA-2-70B's 80 layers, 10 GB; its heads can be shared by 2, 4 or 8 ranks.
+    "llama-70b-6-layers": Shape(layers=6, hidden=8192, intermediate=28672, heads=64, kv_heads=8, vocab=32000),
     # LLaMA-3-8B, but for its vocabulary of 128 256.
     "llama-8b-gqa": Shape(layers=32, hidden=4096, intermediate=14336, heads=32, kv_heads=8, vocab=32000),
     # A layer of Qwen3-30B-A3B with half its experts; 12 of its 48 layers are 8 GB.

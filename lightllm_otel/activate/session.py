@@ -145,7 +145,7 @@ class ServerSession:
             "plugin": __version__,
             "started": time.time(),
             "rank": identity.rank, "tp": identity.tp, "dp_rank": identity.dp_rank, "dp": identity.dp,
-            "node_rank": identity.node_rank,
+            "node_rank": identity.node_rank, "nodes": identity.nodes,
             "clock": clock.source, "clock_detail": getattr(clock, "detail", ""),
             "level": self._settings.level.value, "sample_every": self._settings.sample_every,
             "slots": self._slots, "drafts": self._drafts,

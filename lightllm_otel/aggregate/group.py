@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from lightllm_otel.aggregate.analytic import Analytic
+from lightllm_otel.aggregate.collectives import Collectives
 from lightllm_otel.aggregate.distortion import Distortion
 from lightllm_otel.aggregate.estimate import Estimate, batch_bucket
-from lightllm_otel.aggregate.histogram import OPERATOR_BOUNDS, STEP_BOUNDS, Histogram
+from lightllm_otel.aggregate.expectation import Expectation
+from lightllm_otel.aggregate.histogram import STEP_BOUNDS, Histogram, operator_bounds
+from lightllm_otel.aggregate.matching import Matched, Matching
 from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import DropReason, Operator, Stage, Whole
+from lightllm_otel.vocabulary import DropReason, Mode, Operator, Stage, Whole
 
 _COUNTERS = ("sampled_steps", "hook_seconds")
 
@@ -50,9 +53,7 @@ class Group:
 
     def __init__(self) -> None:
         self.ranks: dict[int, Rank] = defaultdict(Rank)
-        self.operator_histograms: dict[tuple[int, int, int], Histogram] = defaultdict(
-            lambda: Histogram(OPERATOR_BOUNDS)
-        )
+        self.operator_histograms: dict[tuple[int, int, int], Histogram] = {}
         self.operator_seconds: dict[tuple[int, int, int], float] = defaultdict(float)
         self.starved_seconds: dict[tuple[int, int], float] = defaultdict(float)
         self.step_histograms: dict[tuple[int, int], Histogram] = defaultdict(lambda: Histogram(STEP_BOUNDS))
@@ -62,6 +63,25 @@ class Group:
         self.estimate = Estimate(len(Operator))
         self.distortion = Distortion()
         self.analytic = Analytic()
+        self.collectives = Collectives()
+        self.expectation = Expectation()
+        self.matching = Matching(self._matched)
+
+    def know(self, rank: int, facts: dict[str, Any]) -> None:
+        """What a rank says of itself, once it has."""
+        self.ranks[rank].facts = facts
+        self.analytic.know(facts)
+        self.matching.know(rank, facts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every rank that can be seen here has said what it is."""
+        return self.matching.complete
+
+    def restarted(self, rank: int) -> None:
+        """The rank's process is a new one."""
+        self.ranks[rank].restarted()
+        self.matching.restarted(rank)
 
     def consume(self, rank: int, cells: np.ndarray) -> None:
         """Add the whole steps in ``cells`` (uint8, shape (n, 16))."""
@@ -71,11 +91,14 @@ class Group:
         headers = np.array([step for step, _ in steps], layout.STEP)
         self.ranks[rank].steps += len(headers)
         self._add_steps(rank, headers)
+        self.matching.add(rank, steps)
         sampled = [(step, intervals) for step, intervals in steps if step["flags"] & layout.SAMPLED]
         if sampled:
-            counts = [len(intervals) for _, intervals in sampled]
-            of_step = np.repeat(np.array([step for step, _ in sampled], layout.STEP), counts)
-            self._add_intervals(rank, of_step, np.concatenate([intervals for _, intervals in sampled]))
+            of_step = np.repeat(np.arange(len(sampled)), [len(intervals) for _, intervals in sampled])
+            headers = np.array([step for step, _ in sampled], layout.STEP)
+            intervals = np.concatenate([intervals for _, intervals in sampled])
+            self._add_intervals(rank, headers[of_step], intervals)
+            self.expectation.add(rank, headers, of_step, intervals)
         self.estimate.attribute()
 
     def _add_steps(self, rank: int, steps: np.ndarray) -> None:
@@ -100,6 +123,8 @@ class Group:
         starved = (intervals["flags"] & layout.STARVED) > 0
         for operator, phase, mode in _distinct(operators, steps["phase"], steps["mode"]):
             chosen = (operators == operator) & (steps["phase"] == phase) & (steps["mode"] == mode)
+            if (operator, phase, mode) not in self.operator_histograms:
+                self.operator_histograms[operator, phase, mode] = Histogram(operator_bounds(phase))
             self.operator_histograms[operator, phase, mode].observe(seconds[chosen])
             self.operator_seconds[operator, phase, rank] += float(seconds[chosen].sum())
             waited = float(seconds[chosen & starved].sum())
@@ -109,6 +134,20 @@ class Group:
         for key in _distinct(steps["phase"], steps["mode"], buckets):
             chosen = (steps["phase"] == key[0]) & (steps["mode"] == key[1]) & (buckets == key[2])
             self.estimate.learn(key, np.bincount(operators[chosen], seconds[chosen], len(Operator)))
+
+    def settle(self) -> None:
+        """Compare what all ranks have delivered by now; after each has been read."""
+        self.matching.settle()
+
+    def _matched(self, matched: Matched) -> None:
+        self.collectives.add(matched, *self.clock(int(matched.step["mode"])))
+
+    def clock(self, mode: int) -> tuple[float, float]:
+        """``(quantum, cost of a boundary)`` in seconds, in steps of this mode: the largest of all ranks."""
+        names = ("stamp_quantum", "stamp_cost") if mode == Mode.GRAPH.code else ("clock_quantum", "boundary_cost")
+        headers: list[Any] = [rank.header for rank in self.ranks.values() if rank.header is not None]
+        quantum, cost = (max((float(header[name]) for header in headers), default=0.0) for name in names)
+        return quantum, cost
 
     def counter(self, name: str) -> float:
         """A counter of the headers, over all ranks."""

@@ -4,9 +4,33 @@ from __future__ import annotations
 
 import numpy as np
 
-# Factor 2. One operator call: 1 µs … 1.05 s; one step: 128 µs … 8.4 s (docs/decisions/0003).
-OPERATOR_BOUNDS = 1e-6 * 2.0 ** np.arange(21)
+from lightllm_otel.vocabulary import Phase
+
+
+def _bounds(first: int, factor_two: int, factor_four: int) -> np.ndarray:
+    """From 2^``first`` µs on: so many doublings, then so many steps of factor 4."""
+    exponents = [*range(first, first + factor_two + 1)]
+    exponents += [exponents[-1] + 2 * step for step in range(1, factor_four + 1)]
+    bounds: np.ndarray = 1e-6 * 2.0 ** np.array(exponents)
+    return bounds
+
+
+# One operator call in decode: 1 µs … 512 µs by factor 2, on to 8.2 ms; in all other phases 16 µs … 4.1 ms, on to 66 ms.
+# One collective: from 8 µs or 32 µs on. One step: 128 µs … 8.4 s (docs/decisions/0003 and 0009).
+DECODE_BOUNDS = _bounds(0, 9, 2)
+PREFILL_BOUNDS = _bounds(4, 8, 2)
+COLLECTIVE_DECODE_BOUNDS = _bounds(3, 7, 2)
+COLLECTIVE_PREFILL_BOUNDS = _bounds(5, 8, 2)
 STEP_BOUNDS = 1e-6 * 2.0 ** np.arange(7, 24)
+
+
+def operator_bounds(phase: int) -> np.ndarray:
+    """By the phase's code: the same in every server, so that their histograms can be added up."""
+    return DECODE_BOUNDS if phase == Phase.DECODE.code else PREFILL_BOUNDS
+
+
+def collective_bounds(phase: int) -> np.ndarray:
+    return COLLECTIVE_DECODE_BOUNDS if phase == Phase.DECODE.code else COLLECTIVE_PREFILL_BOUNDS
 
 
 class Histogram:

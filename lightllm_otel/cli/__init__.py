@@ -20,6 +20,8 @@ def parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="what is active here, what is missing, and how to mend it")
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    doctor.add_argument("--stuck", nargs="?", type=float, const=10.0, metavar="SECONDS",
+                        help="where each rank stands, and whom the others wait for (after so long; default: 10)")  # fmt: skip
     doctor.add_argument(
         "--remote", action="store_true", help="Prometheus runs on another machine: a loopback exporter is wrong"
     )
@@ -127,7 +129,10 @@ def _demo(given: argparse.Namespace) -> int:
 
 def _doctor(given: argparse.Namespace) -> int:
     from lightllm_otel.cli.doctor import doctor
+    from lightllm_otel.cli.stuck import stuck
 
+    if given.stuck is not None:
+        return stuck(given.json, given.stuck)
     return doctor(given.json, given.remote)
 
 

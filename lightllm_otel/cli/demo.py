@@ -75,7 +75,9 @@ def demo(name: str | None, seconds: float | None, port: int | None, speed: float
     for sentence in recording.torn:
         print(sentence, file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="lightllm-otel-demo-") as directory:
-        settings = dataclasses.replace(Settings.from_env(os.environ), directory=Path(directory), record=None)
+        settings = dataclasses.replace(
+            Settings.from_env(os.environ), directory=Path(directory), record=None, state=None
+        )
         settings = dataclasses.replace(settings, port=port or settings.port)
         folder = group_folder(Path(directory), "demo")
         return play(Replay(recording, folder, speed), Exporter(folder, settings), recording, seconds)

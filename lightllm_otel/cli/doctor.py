@@ -12,6 +12,7 @@ from typing import Any
 
 from lightllm_otel import __version__
 from lightllm_otel.cli.scrape import NoExporter, Scrape, addresses, directories, fetch
+from lightllm_otel.cli.verdict import verdict
 from lightllm_otel.ring.folder import LOCK_NAME, RING_PATTERN, is_locked
 from lightllm_otel.ring.reader import RingReader
 from lightllm_otel.settings import PREFIX, SETTINGS, Settings, is_on
@@ -227,6 +228,8 @@ def exporter(folder: Path, url: str | None, remote: bool) -> list[Finding]:
         return [Finding(WRONG, "exporter", str(problem), "restart it: kill its process, the server starts another")]
     age = scrape.value("lightllm_otel_data_age_seconds")
     findings = [Finding(OK, "exporter", f"{url}, oldest unread step {age:.1f} s")]
+    late = verdict(scrape)
+    findings += [Finding(NOTE, "ranks", late)] if late else []
     if url.split("//")[1].startswith(("127.", "localhost", "[::1]")):
         findings.append(
             Finding(

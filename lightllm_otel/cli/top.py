@@ -7,6 +7,7 @@ import time
 
 from lightllm_otel.cli.scrape import NoExporter, Scrape, fetch, only_address
 from lightllm_otel.cli.table import render, rows
+from lightllm_otel.cli.verdict import verdict
 
 CLEAR = "\x1b[H\x1b[2J"
 
@@ -38,4 +39,5 @@ def page(now: Scrape, before: Scrape | None, seconds: float | None, address: str
     if not table:
         table = f"No operator was sampled {f'in the last {seconds:g} s' if seconds else 'yet'}."
     span = f"the last {seconds:g} s" if seconds else "since the exporter started"
-    return f"{head}\n{span}\n\n{table}"
+    late = verdict(now, before)
+    return f"{head}\n{span}\n\n{table}" + (f"\n{late}\n" if late else "")

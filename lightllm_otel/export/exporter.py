@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,14 +12,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from prometheus_client import CollectorRegistry
 
 from lightllm_otel import __version__
 from lightllm_otel.aggregate.group import Group
-from lightllm_otel.export import discovery
+from lightllm_otel.export import discovery, nvml
+from lightllm_otel.export.baseline import Baseline
 from lightllm_otel.export.control import Controller, ControlServer
+from lightllm_otel.export.hardware import Hardware
 from lightllm_otel.export.link import link
 from lightllm_otel.export.prometheus import GroupCollector
 from lightllm_otel.export.recording import RecordingWriter
@@ -40,7 +44,12 @@ class Exporter:
     """Polls the rings of ``folder``. Everything that takes time is given by ``now`` (monotonic seconds)."""
 
     def __init__(
-        self, folder: Path, settings: Settings, now: Callable[[], float] = time.monotonic, detached: bool = False
+        self,
+        folder: Path,
+        settings: Settings,
+        now: Callable[[], float] = time.monotonic,
+        detached: bool = False,
+        load_nvml: Callable[[], Optional[nvml.Nvml]] = nvml.load,
     ) -> None:
         self.group = Group()
         self.server: MetricsServer | None = None
@@ -49,9 +58,12 @@ class Exporter:
         self._settings = settings
         self._now = now
         self._detached = detached
+        self._load_nvml = functools.cache(load_nvml)
         self._readers: dict[int, RingReader] = {}
         self._refused: set[tuple[str, int]] = set()
-        self._collector = GroupCollector(self.group)
+        self._baseline = Baseline(self.group.expectation, settings.state, settings.baseline)
+        self._hardware = Hardware()
+        self._collector = GroupCollector(self.group, self._hardware)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self._collector)
         self._record: RecordingWriter | None = None
@@ -100,6 +112,11 @@ class Exporter:
                 self.group.consume(rank_of(path), cells)
                 if self._record is not None:
                     self._record.append(rank_of(path), cells)
+        self._look_at_gpus()
+        self.group.settle()
+        if self.group.complete:
+            self._baseline.begin(self.group.facts(), self._collector.link.name)
+        self._baseline.save(self._now())
         if read_something:
             self._keep_positions()
         self._announce()
@@ -118,6 +135,7 @@ class Exporter:
         """Withdraw the address and remove the rings of ranks that are gone."""
         if self._control is not None:
             self._control.close()
+        self._baseline.save(math.inf)
         discovery.withdraw(self._folder)
         for path in self._folder.glob(RING_PATTERN):
             if not is_locked(path):
@@ -127,6 +145,16 @@ class Exporter:
             self._record.close()
         if self.server is not None:
             self.server.close()
+
+    def _look_at_gpus(self) -> None:
+        buses = {
+            number: str(rank.facts["pci_bus_id"])
+            for number, rank in self.group.ranks.items()
+            if rank.facts.get("pci_bus_id")
+        }
+        library = self._load_nvml() if buses and self._settings.nvml else None
+        if library is not None:
+            self._hardware.poll(library, buses, self._now())
 
     # Ranks -----------------------------------------------------------------------------------------------------------
 
@@ -149,7 +177,7 @@ class Exporter:
             return None
         if reader is not None:
             self.group.consume(rank, reader.read())  # what the old process wrote last
-            self.group.ranks[rank].restarted()
+            self.group.restarted(rank)
         self._readers[rank] = successor
         return successor
 
@@ -158,11 +186,12 @@ class Exporter:
         known.header = reader.header
         known.overwrites = reader.overwrites
         if not known.facts:
-            known.facts = reader.facts()
-            if known.facts:
+            facts = reader.facts()
+            if facts:
+                self.group.know(rank, facts)
                 everyone = {number: each.facts for number, each in self.group.ranks.items() if each.facts}
-                self._collector.link = link(list(everyone.values()))
-                self.group.analytic.know(known.facts)
+                has_gpu = any(each.get("pci_bus_id") for each in everyone.values())
+                self._collector.link = link(list(everyone.values()), self._load_nvml() if has_gpu else None)
                 if self._record is not None:
                     self._record.describe(everyone)
                 if self.server is not None:

@@ -18,10 +18,13 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from lightllm_otel import __version__
+from lightllm_otel.aggregate.collectives import noise_seconds
 from lightllm_otel.aggregate.group import Group, Rank
 from lightllm_otel.aggregate.histogram import Histogram
 from lightllm_otel.export import metrics
-from lightllm_otel.vocabulary import IdleReason, Level, Mode, Operator, Phase
+from lightllm_otel.export.hardware import Hardware
+from lightllm_otel.export.link import UNKNOWN, GroupLink, Ports
+from lightllm_otel.vocabulary import IdleReason, Implementation, Level, Mode, Operator, Phase, Scope, Site
 
 Value = Union[float, Histogram, None]
 Row = tuple[tuple[str, ...], Value]
@@ -29,10 +32,11 @@ Row = tuple[tuple[str, ...], Value]
 
 
 class GroupCollector(Collector):
-    """Shows ``group``; ``link`` is how its GPUs are connected, as the exporter found out."""
+    """Shows ``group`` and the ``hardware`` of its ranks; ``link`` is how its GPUs are connected, as the exporter found out."""
 
-    def __init__(self, group: Group, now: Callable[[], float] = time.time) -> None:
-        self.link = "unknown"
+    def __init__(self, group: Group, hardware: Hardware | None = None, now: Callable[[], float] = time.time) -> None:
+        self._hardware = hardware or Hardware()
+        self.link = GroupLink(UNKNOWN, UNKNOWN)
         self._group = group
         self._now = now
 
@@ -45,7 +49,10 @@ class GroupCollector(Collector):
         return ()  # registering must not collect
 
     def _rows(self) -> dict[str, list[Row]]:
-        return {**self._measured(), **self._now_in_flight(), **self._described(), **self._self()}
+        return {
+            **self._measured(), **self._compared(), **self._now_in_flight(), **self._described(), **self._gpus(),
+            **self._self(),
+        }  # fmt: skip
 
     def _measured(self) -> dict[str, list[Row]]:
         group = self._group
@@ -65,6 +72,8 @@ class GroupCollector(Collector):
                 for (operator, phase, rank), seconds in sorted(group.operator_seconds.items())
             ],
             "lightllm_gpu_operator_estimated_seconds_total": estimated,
+            "lightllm_gpu_operator_compared_seconds_total": _by_operator(group.expectation.compared),
+            "lightllm_gpu_operator_expected_seconds_total": _by_operator(group.expectation.expected),
             "lightllm_gpu_operator_flops_total": _by_operator(group.analytic.flops),
             "lightllm_gpu_operator_memory_bytes_total": _by_operator(group.analytic.memory_bytes),
             "lightllm_gpu_operator_starved_seconds_total": [
@@ -84,6 +93,36 @@ class GroupCollector(Collector):
             ],
         }
 
+    def _compared(self) -> dict[str, list[Row]]:
+        """Collectives, over the ranks of the group."""
+        found, name = self._group.collectives, "lightllm_gpu_collective"
+        stable = [(at, window.stability) for at, window in sorted(found.windows.items())]
+        return {
+            f"{name}_transfer_seconds": [(_at(*at), histogram) for at, histogram in sorted(found.transfer.items())],
+            f"{name}_wait_seconds": [(_at(*at), histogram) for at, histogram in sorted(found.wait.items())],
+            f"{name}_rank_wait_seconds_total": [
+                ((*_at(site, phase), str(rank)), waited)
+                for (site, phase, rank), waited in sorted(found.wait_seconds.items())
+            ],
+            f"{name}_last_arrivals_total": [
+                ((*_at(site, phase), str(rank)), times)
+                for (site, phase, rank), times in sorted(found.last_arrivals.items())
+            ],
+            f"{name}_payload_bytes_total": [
+                ((Operator.of(operator).value, *_at(site, phase), Implementation.of(how).value), amount)
+                for (operator, site, phase, how), amount in sorted(found.payload_bytes.items())
+            ],
+            f"{name}_bus_bytes_total": [(_at(*at), amount) for at, amount in sorted(found.bus_bytes.items())],
+            f"{name}_variation_ratio": [(_at(*at), each.variation) for at, each in stable if each is not None],
+            f"{name}_tail_ratio": [(_at(*at), each.tail) for at, each in stable if each is not None],
+            f"{name}_local_minimum_seconds_total": [
+                ((*_at(*at), Scope.NODE.value), seconds) for at, seconds in sorted(found.local_seconds.items())
+            ],
+            f"{name}_local_calls_total": [
+                ((*_at(*at), Scope.NODE.value), calls) for at, calls in sorted(found.local_calls.items())
+            ],
+        }  # fmt: skip
+
     def _now_in_flight(self) -> dict[str, list[Row]]:
         ranks = [(str(number), rank) for number, rank in sorted(self._group.ranks.items()) if rank.header is not None]
         return {
@@ -100,33 +139,61 @@ class GroupCollector(Collector):
         known = {
             **facts,
             "gpu": facts.get("gpu_name", ""),
-            "link": self.link,
+            "link": self.link.name,
             "plugin": facts.get("plugin", __version__),
             "level": group_level(self._group) or facts.get("level", ""),
+            "scope": self._group.matching.scope.value,
         }
         labels = metrics.BY_NAME["lightllm_server_info"].labels
-        gpus = [
-            ((str(number), rank.facts["gpu_uuid"], rank.facts.get("gpu_name", "")), None)
-            for number, rank in sorted(self._group.ranks.items())
-            if rank.facts.get("gpu_uuid")
-        ]
         return {
             **self._peaks(),
             "lightllm_server_info": [(tuple(str(known.get(label, "")) for label in labels), None)] if facts else [],
-            "lightllm_gpu_info": list(gpus),
+            "lightllm_gpu_info": [
+                ((str(number), *self._gpu(rank.facts)), None)
+                for number, rank in sorted(self._group.ranks.items())
+                if rank.facts.get("gpu_uuid")
+            ],
             "lightllm_otel_slot_installed": [
                 ((operator,), float(found)) for operator, found in self._group.slots().items()
             ],
         }
 
+    def _gpu(self, facts: dict[str, Any]) -> tuple[str, ...]:
+        ports = self.link.ports.get(facts.get("pci_bus_id", ""), Ports())
+        path = self.link.path if self.link.ports else UNKNOWN
+        return (
+            facts["gpu_uuid"],
+            facts.get("gpu_name", ""),
+            ports.nvlink if self.link.ports else UNKNOWN,
+            ports.pcie,
+            path,
+        )
+
+    def _gpus(self) -> dict[str, list[Row]]:
+        states = [(str(rank), state) for rank, state in sorted(self._hardware.states.items())]
+        clocks = [((rank, "sm"), state.sm_hertz) for rank, state in states]
+        clocks += [((rank, "memory"), state.memory_hertz) for rank, state in states]
+        errors = [((rank, "nvlink"), state.nvlink_errors) for rank, state in states]
+        errors += [((rank, "pcie"), state.pcie_errors) for rank, state in states]
+        return {
+            "lightllm_gpu_clock_hertz": [*clocks],
+            "lightllm_gpu_temperature_celsius": [((rank,), state.celsius) for rank, state in states],
+            "lightllm_gpu_power_watts": [((rank,), state.watts) for rank, state in states],
+            "lightllm_gpu_throttled_seconds_total": [
+                ((str(rank), reason.value), seconds)
+                for (rank, reason), seconds in sorted(self._hardware.throttled.items())
+            ],
+            "lightllm_gpu_link_errors_total": [*errors],
+        }
+
     def _peaks(self) -> dict[str, list[Row]]:
         """What the hardware could do; nothing of a GPU that is not in the table."""
         gpu = self._group.analytic.gpu
-        links = {"nvlink": gpu.nvlink_bytes_per_second, "pcie": gpu.pcie_bytes_per_second} if gpu is not None else {}
+        peak = self.link.bytes_per_second
         return {
             "lightllm_gpu_peak_flops": [((), gpu.flops)] if gpu is not None else [],
             "lightllm_gpu_peak_memory_bytes_per_second": [((), gpu.memory_bytes_per_second)] if gpu is not None else [],
-            "lightllm_gpu_peak_link_bytes_per_second": [((self.link,), links[self.link])] if self.link in links else [],
+            "lightllm_gpu_peak_link_bytes_per_second": [((self.link.name,), peak)] if peak else [],
         }
 
     def _self(self) -> dict[str, list[Row]]:
@@ -139,6 +206,10 @@ class GroupCollector(Collector):
             "lightllm_otel_clock_quantum_seconds": self._by_mode("clock_quantum", "stamp_quantum"),
             "lightllm_otel_boundary_cost_seconds": self._by_mode("boundary_cost", "stamp_cost"),
             "lightllm_otel_steps_whole_only_total": [((w.value,), n) for w, n in group.whole().items()],
+            "lightllm_otel_steps_unmatched_total": [((r.value,), n) for r, n in group.matching.unmatched.items()],
+            "lightllm_otel_collective_noise_seconds": [
+                ((mode.value,), noise_seconds(*group.clock(mode.code))) for mode in Mode if group.collectives.wait
+            ],
             "lightllm_otel_graph_twins": [((), group.twins())],
             "lightllm_otel_distortion_ratio": [((), ratio)] if (ratio := group.distortion.ratio) is not None else [],
             "lightllm_otel_data_age_seconds": [((), group.data_age(self._now()))],
@@ -150,6 +221,10 @@ class GroupCollector(Collector):
         values = {mode: max((float(h[name]) for h in headers), default=0.0)
                   for mode, name in ((Mode.EAGER, eager), (Mode.GRAPH, graph))}  # fmt: skip
         return [((mode.value,), value) for mode, value in values.items() if mode is Mode.EAGER or value]
+
+
+def _at(site: int, phase: int) -> tuple[str, str]:
+    return Site.of(site).value, Phase.of(phase).value
 
 
 def _by_operator(sums: Mapping[tuple[int, int], float]) -> list[Row]:

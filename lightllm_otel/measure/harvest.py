@@ -8,7 +8,7 @@ import numpy as np
 
 from lightllm_otel.measure.calibration import Calibration
 from lightllm_otel.measure.clock import Clock, Handle
-from lightllm_otel.measure.marks import Marks, Shape
+from lightllm_otel.measure.marks import Marks, Shape, unpack
 from lightllm_otel.measure.stamps import Stamps
 from lightllm_otel.measure.step import Step
 from lightllm_otel.ring import layout
@@ -60,8 +60,10 @@ class Harvest:
         intervals["seconds"] = np.bincount(shape.row, seconds, rows)
         if parts.starved.any():
             intervals["flags"][shape.row[parts.starved]] = layout.STARVED
-        for at, payload in parts.payloads:
-            intervals["payload_bytes"][shape.row[at]] = min(payload, _MOST_PAYLOAD)
+        for at, packed in parts.payloads:
+            payload, how = unpack(packed)
+            row = shape.row[at]
+            intervals["payload_bytes"][row], intervals["implementation"][row] = min(payload, _MOST_PAYLOAD), how
         overhead = float(parts.seconds.sum() - seconds.sum())
         return self._record(step, previous_end, rows, parts.closure, overhead), intervals
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import Operator, Site
+from lightllm_otel.vocabulary import Implementation, Operator, Site
 
 _SITES = {
     Operator.EMBEDDING: Site.EMBEDDING,
@@ -20,6 +20,19 @@ _SITES = {
     Operator.ATTENTION: Site.ATTENTION,
     Operator.O_PROJ: Site.ATTENTION,
 }
+
+
+_BYTES_BITS = 48  # of a payload; what lies above is how it was moved
+
+
+def pack(payload: int, how: Implementation) -> int:
+    """Bytes of a collective and its implementation as the one number that a marking keeps."""
+    return payload | how.code << _BYTES_BITS
+
+
+def unpack(packed: int) -> tuple[int, int]:
+    """``(bytes, code of the implementation)``."""
+    return packed & (1 << _BYTES_BITS) - 1, packed >> _BYTES_BITS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,13 +15,16 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """A rank of a tensor-parallel group. ``host`` and ``port`` are where its process group meets."""
+    """A rank of a tensor-parallel group. ``host`` and ``port`` are where its process group meets; ``nodes``: how many
+    servers make up the group.
+    """
 
     rank: int
     tp: int
     dp_rank: int
     dp: int
     node_rank: int
+    nodes: int
     host: str
     port: int
 
@@ -39,6 +42,7 @@ def identify(model: Any, environ: Mapping[str, str]) -> Identity:
             dp_rank=int(environ.get("LIGHTLLM_GLOBAL_DP_RANK", 0)),
             dp=int(environ.get("LIGHTLLM_DP_SIZE", 1)),
             node_rank=int(start.get("node_rank") or 0),
+            nodes=int(start.get("nnodes") or 1),
             host=str(start.get("nccl_host") or "127.0.0.1"),
             port=int(start.get("nccl_port") or 0),
         )
@@ -48,6 +52,7 @@ def identify(model: Any, environ: Mapping[str, str]) -> Identity:
         dp_rank=0,
         dp=1,
         node_rank=0,
+        nodes=1,
         host="127.0.0.1",
         port=int(environ.get("_NCCL_PORT_") or os.getpid()),  # a model built by hand has no group to meet
     )

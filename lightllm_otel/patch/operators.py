@@ -8,7 +8,7 @@ from typing import Any
 
 from lightllm_otel.guard import Guard
 from lightllm_otel.measure.marking import Marking
-from lightllm_otel.measure.marks import Mark
+from lightllm_otel.measure.marks import Mark, pack
 from lightllm_otel.measure.timer import Timer
 from lightllm_otel.patch.closures import as_operator, handing_on
 from lightllm_otel.patch.ledger import Ledger
@@ -21,7 +21,7 @@ from lightllm_otel.patch.slots import (
     Leaf,
     Slot,
 )
-from lightllm_otel.vocabulary import Operator, Stage
+from lightllm_otel.vocabulary import Implementation, Operator, Stage
 
 Host = Callable[..., Any]
 INSTALLED, MISSING = "installed", "missing"
@@ -66,29 +66,53 @@ def timed(host: Host, timer: Timer, guard: Guard, own: int, lead: int | None, be
     return as_operator(host, timer, own, lead, between, functools.partial(guard.caught, Stage.MEASURE))
 
 
+class Transport:
+    """Which library moves the data of the collective that is running.
+
+    LightLLM's group chooses for each call between a kernel of its own and torch: where no leaf of torch was reached by
+    the end of its method, it was its own.
+    """
+
+    def __init__(self, backend: Callable[[], str] = lambda: "") -> None:
+        self.reached_torch = False
+        self._backend = backend
+
+    @functools.cached_property
+    def torch(self) -> Implementation:
+        """torch's backend for tensors on the GPU (``nccl``, or ``cpu:gloo,cuda:nccl``); asked once."""
+        name = self._backend()
+        known = (Implementation.NCCL, Implementation.GLOO)
+        return next((each for each in known if each.value in name), Implementation.UNKNOWN)
+
+
 def install_all_collectives(group_class: Any, timer: Timer, ledger: Ledger, guard: Guard) -> None:
     """The collectives of ``torch.distributed``, and of LightLLM's process groups where the version has them."""
     import torch.distributed
 
-    install_collectives(torch.distributed, TORCH_LEAVES, timer, ledger, guard)
+    transport = Transport(torch.distributed.get_backend)
+    install_collectives(torch.distributed, TORCH_LEAVES, timer, ledger, guard, transport)
     if group_class is not None:
-        install_collectives(group_class, GROUP_LEAVES, timer, ledger, guard)
+        install_collectives(group_class, GROUP_LEAVES, timer, ledger, guard, transport)
 
 
-def install_collectives(owner: Any, leaves: tuple[Leaf, ...], timer: Timer, ledger: Ledger, guard: Guard) -> list[str]:
+def install_collectives(
+    owner: Any, leaves: tuple[Leaf, ...], timer: Timer, ledger: Ledger, guard: Guard, transport: Transport
+) -> list[str]:
     """Wrap the leaves that this module or class has; the names of those that were wrapped."""
     names = []
     for leaf in leaves:
         if callable(getattr(owner, leaf.name, None)):
             with guard(Stage.PATCH):
-                ledger.replace(owner, leaf.name, functools.partial(collective, leaf=leaf, timer=timer, guard=guard))
+                wrap = functools.partial(collective, leaf=leaf, timer=timer, guard=guard, transport=transport)
+                ledger.replace(owner, leaf.name, wrap)
                 names.append(leaf.name)
     return names
 
 
-def collective(host: Host, leaf: Leaf, timer: Timer, guard: Guard) -> Host:
+def collective(host: Host, leaf: Leaf, timer: Timer, guard: Guard, transport: Transport) -> Host:
     """``host``, as an observation of its own, cut out of the operator that called it."""
     measure = guard(Stage.MEASURE)
+    of_torch = leaf in TORCH_LEAVES
 
     def start(marking: Marking) -> int:
         """Returns the code of the collective's own mark."""
@@ -96,6 +120,7 @@ def collective(host: Host, leaf: Leaf, timer: Timer, guard: Guard) -> Host:
         around = marking.context if inside else marking.codes[-1] if marking.codes else timer.gap
         own = timer.marks.collective(leaf.operator, around)
         marking.in_collective = True
+        transport.reached_torch = of_torch
         if inside:
             marking.mark(timer.marks.part(marking.context))
         elif marking.pairs:
@@ -105,11 +130,14 @@ def collective(host: Host, leaf: Leaf, timer: Timer, guard: Guard) -> Host:
     def end(marking: Marking, own: int, data: Any) -> None:
         marking.in_collective = False
         marking.mark(own)
-        marking.payloads.append((len(marking.codes) - 1, payload_bytes(data) if data is not None else 0))
+        how = transport.torch if transport.reached_torch else Implementation.CUSTOM
+        marking.payloads.append((len(marking.codes) - 1, pack(payload_bytes(data) if data is not None else 0, how)))
 
     def measured(host: Host, *args: Any, **kwargs: Any) -> Any:
         marking = timer.armed
         if marking is None or marking.in_collective:
+            if of_torch:
+                transport.reached_torch = True
             return host(*args, **kwargs)
         own = -1
         with measure:

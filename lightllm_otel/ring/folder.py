@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import re
+import struct
 from pathlib import Path
 
 RING_PATTERN = "rank-*.ring"
@@ -82,3 +83,22 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+_FLOCK = struct.Struct("hhqqi")  # struct flock: type, whence, start, length, process
+
+
+def lock_owner(path: Path) -> int:
+    """The process that holds the lock on this file, by the number that it has for us; 0 for none that we can see."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, owner = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+    except OSError:
+        return 0
+    finally:
+        os.close(descriptor)
+    return 0 if kind == fcntl.F_UNLCK else int(owner)

@@ -24,7 +24,7 @@ INTERVAL = np.dtype(
         ("operator", "u1"),  # Operator.code
         ("site", "u1"),  # Site.code, for collectives
         ("flags", "u1"),  # STARVED
-        ("reserved", "u1"),
+        ("implementation", "u1"),  # Implementation.code, of a collective
         ("layer", "<i2"),  # -1: not in a layer
         ("occurrence", "<u2"),  # how often this operator was called before in this layer and step
         ("payload_bytes", "<u4"),  # of a collective

@@ -5,7 +5,14 @@ import pytest
 import records
 
 from lightllm_otel.aggregate.group import Group
-from lightllm_otel.aggregate.histogram import OPERATOR_BOUNDS, STEP_BOUNDS, Histogram
+from lightllm_otel.aggregate.histogram import (
+    COLLECTIVE_DECODE_BOUNDS,
+    COLLECTIVE_PREFILL_BOUNDS,
+    DECODE_BOUNDS,
+    PREFILL_BOUNDS,
+    STEP_BOUNDS,
+    Histogram,
+)
 from lightllm_otel.ring import layout
 from lightllm_otel.theory import shape, work
 from lightllm_otel.vocabulary import DropReason, IdleReason, Mode, Operator, Phase, Stage
@@ -27,9 +34,20 @@ def test_an_observation_equal_to_a_bound_is_at_most_that_bound():
     assert (histogram.count, histogram.total) == (5, 14.0)
 
 
-def test_bounds_are_factor_two_over_the_documented_ranges():
-    assert f"{OPERATOR_BOUNDS[0]:.7g} {OPERATOR_BOUNDS[-1]:.7g}" == "1e-06 1.048576"
-    assert f"{STEP_BOUNDS[0]:.7g} {STEP_BOUNDS[-1]:.7g}" == "0.000128 8.388608"
+@pytest.mark.parametrize(
+    ("bounds", "ends", "fours"),
+    [
+        (DECODE_BOUNDS, "1e-06 0.008192", 2),
+        (PREFILL_BOUNDS, "1.6e-05 0.065536", 2),
+        (COLLECTIVE_DECODE_BOUNDS, "8e-06 0.016384", 2),
+        (COLLECTIVE_PREFILL_BOUNDS, "3.2e-05 0.131072", 2),
+        (STEP_BOUNDS, "0.000128 8.388608", 0),
+    ],
+)
+def test_bounds_are_factor_two_and_factor_four_at_the_end_over_the_documented_ranges(bounds, ends, fours):
+    assert f"{bounds[0]:.7g} {bounds[-1]:.7g}" == ends
+    factors = (bounds[1:] / bounds[:-1]).round(9).tolist()
+    assert factors == [2.0] * (len(factors) - fours) + [4.0] * fours
 
 
 def test_every_call_is_an_observation_and_seconds_are_kept_per_rank():

@@ -8,6 +8,7 @@ import types
 import pytest
 
 from lightllm_otel.patch.identity import describe_host, describe_model, identify, lightllm_version
+from lightllm_otel.ring.folder import group_key
 
 
 def test_new_keeps_it_in_the_environment():
@@ -19,6 +20,18 @@ def test_new_keeps_it_in_the_environment():
     identity = identify(object(), environ)
     assert (identity.rank, identity.tp, identity.dp_rank, identity.dp) == (1, 2, 3, 4)
     assert (identity.host, identity.port, identity.node_rank) == ("10.0.0.1", 28765, 1)
+
+
+def test_all_servers_of_a_group_on_a_host_have_one_folder_and_know_how_many_they_are():
+    nodes = [
+        identify(object(), {
+            "LIGHTLLM_CURRENT_RANK_IN_DP": str(rank), "LIGHTLLM_DP_WORLD_SIZE": "2",
+            "LIGHTLLM_START_ARGS": json.dumps({"nccl_host": "127.0.0.1", "nccl_port": 1, "node_rank": rank, "nnodes": 2}),
+        })
+        for rank in range(2)
+    ]  # fmt: skip
+    assert len({group_key(node.host, node.port, node.dp_rank) for node in nodes}) == 1
+    assert [(node.rank, node.node_rank, node.nodes) for node in nodes] == [(0, 0, 2), (1, 1, 2)]
 
 
 def test_old_keeps_it_on_the_model():

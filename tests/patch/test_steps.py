@@ -6,8 +6,9 @@ import fake_host
 import pytest
 from fake_host import COST, InferReq, ModelInput
 
+from lightllm_otel.patch.operators import Transport
 from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import IdleReason, Mode, Operator, Site, Whole
+from lightllm_otel.vocabulary import IdleReason, Implementation, Mode, Operator, Site, Whole
 
 LAYERS = 2
 
@@ -71,6 +72,25 @@ def test_a_group_that_calls_torch_is_counted_once(serve):
     _, session, rpc = serve(tp=2)
     request(rpc)
     assert len(session.kept.seconds()["all_reduce"]) == 1 + 2 * LAYERS
+
+
+@pytest.mark.parametrize(("custom", "implementation"), [(False, Implementation.NCCL), (True, Implementation.CUSTOM)])
+def test_a_collective_says_who_moved_the_data(serve, custom, implementation):
+    _, session, rpc = serve(tp=2, host_options={"custom": custom})
+    request(rpc)
+    intervals = session.kept.steps[-1][1]
+    reduces = intervals[intervals["operator"] == Operator.ALL_REDUCE.code]
+    gathers = intervals[intervals["operator"] == Operator.ALL_GATHER.code]
+    assert {Implementation.of(int(how)) for how in reduces["implementation"]} == {implementation}
+    assert {Implementation.of(int(how)) for how in gathers["implementation"]} == {Implementation.NCCL}
+    assert not intervals["implementation"][intervals["operator"] == Operator.FFN.code].any()
+
+
+@pytest.mark.parametrize(
+    ("backend", "known"), [("nccl", "nccl"), ("cpu:gloo,cuda:nccl", "nccl"), ("gloo", "gloo"), ("mpi", "unknown")]
+)
+def test_torch_says_which_backend_it_has(backend, known):
+    assert Transport(lambda: backend).torch.value == known
 
 
 def test_a_collective_outside_a_forward_is_not_counted(serve):

@@ -1,0 +1,383 @@
+"""All_reduce told apart: shares of a 70B model's operators by tensor parallelism, a slow rank named, bus bandwidth.
+
+    python benchmarks/collectives.py --source CHECKOUT --out benchmarks/results
+
+Needs a GPU, lightllm-otel with CuPy in this Python, LightLLM's packages and a checkout of the current LightLLM. Any number of
+GPUs will do: where there are fewer than ranks, all ranks share one and are joined through NCCL's socket transport, as
+nodes of one group. Then two processes take turns on it in slices of about 2 ms, so only long delays can be told.
+
+For each tensor parallelism the ranks are processes that run the same passes (rank.py):
+
+- shares: operators in prefill and in decode (CUDA graphs), all steps sampled.
+- slow (two ranks, or one for each GPU): each rank in turn waits 5, 10 and 20 ms in two of its operators, before both
+  all_reduce of a layer; in CUDA graphs and without. Passes without a delay lie between them.
+- bandwidth: CUDA events of the benchmark's own around the same all_reduce, and nccl-tests' formula written out here.
+
+The records are matched and split by the exporter's own code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "deploy" / "demo")]
+
+import outcome  # noqa: E402
+import workers  # noqa: E402
+from rank import EAGER, GRAPH, PREFILL  # noqa: E402
+
+from lightllm_otel.aggregate.collectives import Collectives, last_arrival, noise_seconds, split  # noqa: E402
+from lightllm_otel.aggregate.matching import Matched, Matching  # noqa: E402
+from lightllm_otel.ring import layout  # noqa: E402
+from lightllm_otel.vocabulary import Operator, Site, Unmatched  # noqa: E402
+
+SHAPE = "llama-70b-6-layers"
+PARALLEL = (1, 2, 4)
+PATIENCE_SECONDS = 20.0
+Rows = list[dict[str, Any]]
+
+
+# What the ranks left ---------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """``left``: what each rank wrote beside its cells; ``steps``: of each rank; ``matched`` by number of the step."""
+
+    def __init__(self, cells: Sequence[np.ndarray], left: Sequence[dict[str, Any]]) -> None:
+        self.left = left
+        self.steps = [layout.steps_in(each) for each in cells]
+        self.matched: dict[int, Matched] = {}
+        matching = Matching(self._keep)
+        for rank, each in enumerate(left):
+            matching.know(rank, each["facts"])
+        # By passes: the exporter would read as often, and hardly keeps more steps waiting than one has.
+        for each in left[0]["passes"]:
+            for rank, steps in enumerate(self.steps):
+                matching.add(rank, [step for step in steps if each["first"] <= step[0]["number"] <= each["last"]])
+            matching.settle()
+        self.unmatched = {reason.value: count for reason, count in matching.unmatched.items()}
+
+    def _keep(self, matched: Matched) -> None:
+        self.matched[int(matched.step["number"])] = matched
+
+    @classmethod
+    def read(cls, folder: Path, tp: int) -> Run:
+        return cls(
+            [np.load(folder / f"rank-{rank}.npy") for rank in range(tp)],
+            [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(tp)],
+        )
+
+    def clock(self, mode: str) -> tuple[float, float]:
+        """``(quantum, cost of a boundary)``, the largest of the ranks."""
+        names = ("stamp_quantum", "stamp_cost") if mode == GRAPH else ("clock_quantum", "boundary_cost")
+        quantum, cost = (max(float(each[name]) for each in self.left) for name in names)
+        return quantum, cost
+
+    def of(self, each: dict[str, Any]) -> list[Matched]:
+        """The steps of a pass, as far as they were matched."""
+        return [self.matched[number] for number in range(each["first"], each["last"] + 1) if number in self.matched]
+
+
+def rows_of(run: Run, tp: int) -> Rows:
+    rows: Rows = [{"kind": "unmatched", **run.unmatched}] if tp > 1 else []
+    for number, each in enumerate(run.left[0]["passes"]):
+        if each["kind"] == "share":
+            rows += share_rows(run, each)
+        elif each["kind"] in ("plain", "slow"):
+            rows.append(pass_row(run, each))
+        elif each["kind"] == "bandwidth":
+            calls = [row["own"] for row in run.left]
+            rows.append({**bandwidth_row(run, each, calls), "pass": number})
+    lost = [sum(each["dropped"]) + each["overwrites"] for each in run.left]
+    rows.append({"kind": "rank facts", "dropped": lost, "errors": [sum(each["errors"]) for each in run.left],
+                 "twins": [each["facts"].get("graphs", {}) for each in run.left],
+                 "clocks": [{name: each[name] for name in ("clock_quantum", "boundary_cost", "stamp_quantum", "stamp_cost")}
+                            for each in run.left]})  # fmt: skip
+    return rows
+
+
+def share_rows(run: Run, each: dict[str, Any]) -> Rows:
+    """Operators' part of the steps of a pass, all ranks together; without the first step, which warms up."""
+    seconds, calls, steps = np.zeros(len(Operator)), np.zeros(len(Operator), int), 0
+    for of_rank in run.steps:
+        for step, intervals in of_rank:
+            if each["first"] < step["number"] <= each["last"] and len(intervals):
+                seconds += np.bincount(intervals["operator"], intervals["seconds"], len(Operator))
+                calls += np.bincount(intervals["operator"], minlength=len(Operator))
+                steps += 1
+    return [
+        {"kind": "share", "mode": each["mode"], "operator": operator.value, "steps": steps,
+         "percent": round(100 * float(seconds[operator.code] / seconds.sum()), 3),
+         "mean_us": round(1e6 * float(seconds[operator.code] / calls[operator.code]), 3)}
+        for operator in sorted(Operator, key=lambda operator: -seconds[operator.code]) if calls[operator.code]
+    ]  # fmt: skip
+
+
+def in_layers(matched: Matched) -> np.ndarray:
+    """Which of its calls are the all_reduce of layers: the embedding's waits for the host, and the logits' is another."""
+    inside: np.ndarray = (matched.calls["operator"] == Operator.ALL_REDUCE.code) & (matched.calls["layer"] >= 0)
+    return inside
+
+
+def pass_row(run: Run, each: dict[str, Any]) -> dict[str, Any]:
+    """Transfer of a call, what each rank waited on average, and in how many steps and calls which rank was last."""
+    noise = noise_seconds(*run.clock(each["mode"]))
+    transfers, waits, last_steps, last_calls = [], [], [], []
+    for matched in run.of(each):
+        transfer, wait = split(matched.seconds[:, in_layers(matched)])
+        transfers.append(float(transfer.mean()))
+        waits.append(wait.mean(axis=1))
+        last_calls += last_arrival(wait, noise).tolist()
+        last_steps.append(int(last_arrival(wait.mean(axis=1, keepdims=True), noise)[0]))
+    slow = each["slow"]
+    return {
+        "kind": each["kind"], "mode": each["mode"], "slow": slow, "delay_ms": each["delay_ms"],
+        "steps": each["steps"], "matched": len(transfers), "calls": len(last_calls),
+        "transfer_us": round(1e6 * float(np.median(transfers)), 3) if transfers else None,
+        "transfer_us_by_step": [round(1e6 * value, 3) for value in transfers],
+        "wait_us": [round(1e6 * float(value), 3) for value in np.mean(waits, axis=0)] if waits else None,
+        "named_steps": sum(rank == slow for rank in last_steps), "named_calls": sum(rank == slow for rank in last_calls),
+    }  # fmt: skip
+
+
+def bandwidth_row(run: Run, each: dict[str, Any], own: Sequence[Sequence[dict[str, float]]]) -> dict[str, Any]:
+    """The exporter's bus bandwidth of the layers' all_reduce, and the same from the benchmark's own times and sizes."""
+    matched, ranks = run.of(each), len(own)
+    found = Collectives()
+    for step in matched:
+        found.add(step, *run.clock(each["mode"]))
+    layers = [at for at in found.transfer if at[0] in (Site.ATTENTION.code, Site.FFN.code)]
+    moved = sum(found.bus_bytes[at] for at in layers)
+    exported = moved / sum(found.transfer[at].total for at in layers) if layers else None
+    kept = [in_layers(step)[step.calls["operator"] == Operator.ALL_REDUCE.code] for step in matched]
+    chosen = np.concatenate(kept) if kept else np.zeros(0, bool)
+    problem = "" if all(len(calls) == len(chosen) for calls in own) else "own calls are not those of the plugin"
+    if problem or exported is None:
+        return {"kind": "bandwidth", "problem": problem or "no step was matched"}
+    seconds = np.array([[call["seconds"] for call in calls] for calls in own])[:, chosen].min(axis=0)
+    size = np.array([call["bytes"] for call in own[0]])[chosen]
+    # nccl-tests, doc/PERFORMANCE.md: algbw = S/t; all_reduce's busbw = algbw * (2*(n-1)/n)
+    independent = float(size.sum() / seconds.sum() * (2 * (ranks - 1) / ranks))
+    return {
+        "kind": "bandwidth", "problem": "", "calls": int(chosen.sum()), "payload_bytes": int(size[0]),
+        "exported_bytes_per_second": round(exported), "independent_bytes_per_second": round(independent),
+        "error_percent": round(100 * (exported / independent - 1), 4),
+    }  # fmt: skip
+
+
+# What is claimed -------------------------------------------------------------------------------------------------------
+
+
+def summarise(rows: Rows) -> dict[str, Any]:
+    """Everything from the rows alone."""
+    slow = [row for row in rows if row.get("kind") == "slow"]
+    noise = {mode: plain_noise(rows, mode) for mode in (GRAPH, EAGER)}
+    shifts = [shift for row in slow if (shift := shift_of(row, rows)) is not None]
+    steps = sum(row["steps"] for row in slow)
+    named = [100 * row["named_steps"] / row["steps"] for row in slow]
+    bandwidth = [row for row in rows if row.get("kind") == "bandwidth" and not row["problem"]]
+    return {
+        # The part beyond what passes without any delay differ by among themselves; of the worst pass.
+        "transfer_shift_percent": max((max(shift["percent"] - shift["noise_percent"], 0.0) for shift in shifts), default=None),
+        "transfer_shift_percent_with_noise": max((shift["percent"] for shift in shifts), default=None),
+        "transfer_noise_percent": noise,
+        "straggler_named_percent": round(100 * sum(row["named_steps"] for row in slow) / steps, 2) if steps else None,
+        "straggler_named_percent_worst_pass": round(min(named), 2) if named else None,
+        "straggler_named_percent_of_calls": _percent(sum(row["named_calls"] for row in slow), sum(row["calls"] for row in slow)),
+        "slow_steps": steps,
+        "bus_bandwidth_error_percent": max((abs(row["error_percent"]) for row in bandwidth), default=None),
+        "bus_bytes_per_second": [row["exported_bytes_per_second"] for row in bandwidth],
+        "shares": shares(rows),
+        "leads": {tp: {phase: leader(found) for phase, found in phases.items()} for tp, phases in shares(rows).items()},
+        "unmatched": sum(row[reason.value] for row in rows if row.get("kind") == "unmatched" for reason in Unmatched),
+        "errors": sum(sum(row["errors"]) for row in rows if row.get("kind") == "rank facts"),
+        "dropped": sum(sum(row["dropped"]) for row in rows if row.get("kind") == "rank facts"),
+        "problems": [f"tp {row['tp']}: {row['problem']}" for row in rows if row.get("problem")],
+    }  # fmt: skip
+
+
+def plain_noise(rows: Rows, mode: str) -> float | None:
+    """By how much the transfer of passes without a delay differs, largest to smallest, in percent of their mean."""
+    plain = [
+        row["transfer_us"] for row in rows if row.get("kind") == "plain" and row["mode"] == mode and row["transfer_us"]
+    ]
+    return round(100 * (max(plain) - min(plain)) / float(np.mean(plain)), 3) if len(plain) > 1 else None
+
+
+def shift_of(row: dict[str, Any], rows: Rows) -> dict[str, float] | None:
+    """How far a slow rank moved the transfer from where it is without one, and what noise there is in that."""
+    plain = [each["transfer_us"] for each in rows if each.get("kind") == "plain" and each["mode"] == row["mode"]]
+    noise = plain_noise(rows, row["mode"])
+    if row["transfer_us"] is None or noise is None or None in plain:
+        return None
+    return {"percent": round(100 * abs(row["transfer_us"] / float(np.mean(plain)) - 1), 3), "noise_percent": noise}
+
+
+def shares(rows: Rows) -> dict[str, dict[str, dict[str, float]]]:
+    """tp → phase → operator → percent of the step, the largest first."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        if row.get("kind") == "share":
+            phase = "prefill" if row["mode"] == PREFILL else "decode"
+            found.setdefault(f"tp{row['tp']}", {}).setdefault(phase, {})[row["operator"]] = row["percent"]
+    return found
+
+
+def leader(found: dict[str, float]) -> str:
+    """The dearest operator; gap is none."""
+    return next(name for name in found if name != Operator.GAP.value)
+
+
+def _percent(part: float, whole: float) -> float | None:
+    return round(100 * part / whole, 2) if whole else None
+
+
+# Running ---------------------------------------------------------------------------------------------------------------
+
+
+def child(arguments: argparse.Namespace) -> None:
+    """The checkpoint, or one rank, in the process that was started for it."""
+    model = workers.checkpoint_of(arguments.work, arguments.shape, arguments.cpu)
+    if arguments.child == "checkpoint":
+        return
+    import rank
+
+    rank.run(arguments, model, arguments.inject)
+
+
+def run_group(arguments: argparse.Namespace, tp: int, gpus: int, inject: bool) -> Rows:
+    """Rows of one group; also those of one that did not come to its end, and why."""
+    folder = Path(tempfile.mkdtemp(prefix=f"tp{tp}-", dir=arguments.work))
+    one_gpu = gpus < tp and tp > 1
+    processes = []
+    try:
+        for rank in range(tp):
+            command = [
+                sys.executable,
+                __file__,
+                "--child",
+                "rank",
+                "--tp",
+                str(tp),
+                "--rank",
+                str(rank),
+                "--folder",
+                str(folder),
+            ]
+            command += common(arguments) + (["--one-gpu"] if one_gpu else []) + (["--inject"] if inject else [])
+            environ = workers.environment(arguments.cpu)
+            if one_gpu:
+                environ |= {"NCCL_HOSTID": f"node{rank}", "NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo",
+                            "NCCL_IB_DISABLE": "1"}  # fmt: skip
+            with (folder / f"rank-{rank}.log").open("wb") as log:
+                processes.append(subprocess.Popen(
+                    command, env=environ, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                ))  # fmt: skip
+        problem = wait_for(processes, arguments.limit)
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    try:
+        rows = rows_of(Run.read(folder, tp), tp)
+    except (OSError, ValueError) as error:
+        rows = []
+        problem = problem or repr(error)
+    if problem:
+        rows.append({"kind": "problem", "problem": problem})
+        for log in sorted(folder.glob("*.log")):
+            print(log.name, log.read_text(errors="replace")[-3000:], flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    return [{"tp": tp, "one_gpu": one_gpu, **row} for row in rows]
+
+
+def wait_for(processes: Sequence[subprocess.Popen[bytes]], limit: float) -> str:
+    """A sentence when they did not all come to a good end. When one has died, the others wait for it in vain."""
+    deadline = time.monotonic() + limit
+    while any(process.poll() is None for process in processes):
+        bad = [rank for rank, process in enumerate(processes) if process.poll()]
+        if bad:
+            return f"rank {bad[0]} ended with status {processes[bad[0]].returncode}"
+        if time.monotonic() > deadline:
+            return f"not done after {limit:.0f} s"
+        time.sleep(0.2)
+    bad = [rank for rank, process in enumerate(processes) if process.returncode]
+    return f"rank {bad[0]} ended with status {processes[bad[0]].returncode}" if bad else ""
+
+
+def common(arguments: argparse.Namespace) -> list[str]:
+    words = ["--work", str(arguments.work), "--shape", arguments.shape, "--nccl-port", str(arguments.nccl_port)]
+    words += ["--source", str(arguments.source)] if arguments.source else []
+    return words + (["--cpu"] if arguments.cpu else [])
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    made.add_argument("--source", type=Path, help="a checkout of the current LightLLM")
+    made.add_argument("--tp", type=int, action="append", help="default: 1, 2 and 4, and as many as there are GPUs")
+    made.add_argument(
+        "--slow-tp", type=int, help="of the group with a slow rank; default: one rank for each GPU, at least 2"
+    )
+    made.add_argument("--shape", default=SHAPE)
+    made.add_argument("--cpu", action="store_true", help="only to try this script: times mean nothing")
+    made.add_argument("--limit", type=float, default=120.0, help="seconds that one group may take")
+    made.add_argument("--nccl-port", type=int, default=28865)
+    made.add_argument("--work", type=Path, default=Path("/dev/shm/collectives"), help="the checkpoint is kept here")
+    made.add_argument("--out", type=Path, default=outcome.RESULTS)
+    made.add_argument("--merge", nargs="*", type=Path, default=[], help="earlier partial results, of other --tp")
+    made.add_argument("--child", choices=("checkpoint", "rank"), help=argparse.SUPPRESS)
+    made.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    made.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    for switch in ("--one-gpu", "--inject"):
+        made.add_argument(switch, action="store_true", help=argparse.SUPPRESS)
+    return made
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what outlives this script keeps its GPU memory
+    if arguments.cpu:
+        arguments.shape = "tiny"
+    if arguments.child:
+        arguments.tp = (arguments.tp or [1])[0]
+        child(arguments)
+        return
+    gpus = 0 if arguments.cpu else int(outcome.gpu().get("count", 0))
+    wanted = arguments.tp or sorted({*PARALLEL, *([gpus] if gpus > 1 else [])})
+    slow_tp = arguments.slow_tp or max(gpus, 2)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    merged = [json.loads(path.read_text()) for path in arguments.merge]
+    rows = [row for earlier in merged for row in earlier["rows"] if "tp" in row and row["tp"] not in wanted]
+    problem = workers.run([__file__, "--child", "checkpoint", *common(arguments)], arguments.cpu, arguments.limit)
+    if problem:
+        sys.exit(f"no checkpoint: {problem}")
+    workers.say("checkpoint is there")
+    for number, tp in enumerate(wanted):
+        arguments.nccl_port += number  # the last group's may linger
+        rows += run_group(arguments, tp, gpus, inject=tp == slow_tp)
+        workers.say(f"tp {tp}: {len(rows)} rows so far")
+        outcome.write("collectives", summarise(rows), rows, arguments.out, merged)
+    summary = summarise(rows)
+    print(json.dumps(summary, indent=1, default=float))
+    sys.exit(bool(summary["problems"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""One rank of a tensor-parallel group in this process, through a fixed sequence of passes that all ranks share.
+
+It leaves ``rank-N.npy``, the cells that the plugin wrote, and ``rank-N.json``: which steps were which pass, what it timed
+itself, and what the plugin says of its clocks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from slowdown import Later, Sleep, Spin, patch_layers
+from workers import CPU_MAX_LENGTH, MAX_LENGTH, say
+
+PREFILL, GRAPH, EAGER = "prefill", "graph", "eager"
+NOBODY = -1
+SPARE_STEPS = 16
+OWN_PREFILLS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """``delays``: in milliseconds; ``steps``: decode steps of a pass."""
+
+    batch: int = 8
+    input_tokens: int = 256
+    prefills: int = 3
+    steps: int = 12
+    share_steps: int = 24
+    delays: tuple[float, ...] = (5.0, 10.0, 20.0)
+
+
+TINY = Sizes(batch=2, input_tokens=24, prefills=2, steps=3, share_steps=3, delays=(20.0,))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """``slow``: the rank that is delayed, by ``delay_ms`` in each slot; ``kind``: what it is for; ``own``: times itself too."""
+
+    kind: str
+    mode: str
+    steps: int
+    slow: int = NOBODY
+    delay_ms: float = 0.0
+    own: bool = False
+
+
+def passes(sizes: Sizes, tp: int, graphs: bool, inject: bool) -> list[Pass]:
+    """The same on every rank. Passes without a delay come before, between and after those with one: their differences are
+    what a delay must exceed.
+    """
+    decode = GRAPH if graphs else EAGER
+    made = [Pass("warm", PREFILL, 1), Pass("share", PREFILL, sizes.prefills)]
+    if inject:
+        made.append(Pass("bandwidth", PREFILL, OWN_PREFILLS, own=True))
+    made += [Pass("warm", decode, 3), Pass("share", decode, sizes.share_steps)]
+    for mode in [GRAPH, EAGER] if graphs and inject else [EAGER] if inject else []:
+        plain = Pass("plain", mode, sizes.steps)
+        made += [Pass("warm", mode, 2), plain]
+        for slow in range(tp):
+            made += [Pass("slow", mode, sizes.steps, slow, delay) for delay in sizes.delays]
+            made.append(plain)
+    return made
+
+
+class OwnTimes:
+    """The benchmark's own clock around ``torch.distributed.all_reduce``, within the plugin's: CUDA events, or the CPU's time."""
+
+    def __init__(self, cpu: bool) -> None:
+        self.on = False
+        self.calls: list[dict[str, float]] = []
+        self._cpu = cpu
+        self._pending: list[tuple[Any, Any, int]] = []
+
+    def patch(self) -> None:
+        import torch.distributed as dist
+
+        host = dist.all_reduce
+
+        def all_reduce(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self.on:
+                return host(tensor, *args, **kwargs)
+            began = self._now()
+            result = host(tensor, *args, **kwargs)
+            self._pending.append((began, self._now(), tensor.numel() * tensor.element_size()))
+            return result
+
+        dist.all_reduce = all_reduce
+
+    def _now(self) -> Any:
+        if self._cpu:
+            return time.perf_counter()
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def collect(self) -> None:
+        """After the GPU has finished."""
+        for began, ended, size in self._pending:
+            seconds = ended - began if self._cpu else began.elapsed_time(ended) * 1e-3
+            self.calls.append({"seconds": seconds, "bytes": size})
+        self._pending.clear()
+
+
+class Rank:
+    """``arguments``: of collectives.py's child."""
+
+    def __init__(self, arguments: argparse.Namespace, sizes: Sizes, model_dir: Path, inject: bool) -> None:
+        self.rank, self.tp, self.cpu, self.folder = arguments.rank, arguments.tp, arguments.cpu, arguments.folder
+        self._sizes, self._inject = sizes, inject
+        self._later = Later(Sleep if self.cpu else Spin)
+        self._own = OwnTimes(self.cpu)
+        os.environ |= {
+            "LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_DIR": str(self.folder / "otel"), "LIGHTLLM_OTEL_SAMPLE_EVERY": "1",
+            "LIGHTLLM_OTEL_RING_MIB": "64", "LIGHTLLM_OTEL_STATE": str(self.folder / "state"),
+        }  # fmt: skip
+        if inject:
+            patch_layers(self._later)
+        self._own.patch()
+        from lightllm_otel.activate import bootstrap
+
+        self._hooks: Any = bootstrap.activate()
+        self.passes = passes(sizes, self.tp, not self.cpu, inject)
+        self.model = self._build(arguments, model_dir)
+        say(f"rank {self.rank} of {self.tp} is there; twins {self.session.twins.facts()}")
+
+    def _build(self, arguments: argparse.Namespace, model_dir: Path) -> Any:
+        from static_model import SPARE, StaticModel
+
+        longest = CPU_MAX_LENGTH if self.cpu else MAX_LENGTH
+        steps = sum(each.steps for each in self.passes if each.mode != PREFILL) + SPARE_STEPS
+        room = max(self._sizes.batch * (self._sizes.input_tokens + steps), longest + SPARE)
+        words = ["--data_type", "float32"] if self.cpu else []
+        if arguments.one_gpu:  # every rank is a node of its own, and all nodes are this host
+            words += ["--nnodes", str(self.tp), "--node_rank", str(self.rank), "--disable_custom_allreduce"]
+        return StaticModel(
+            model_dir, arguments.source, room, self._sizes.batch, not self.cpu, tp=self.tp, rank=self.rank,
+            nccl_port=arguments.nccl_port, max_length=longest, graph_batches=[self._sizes.batch], arguments=words,
+        )  # fmt: skip
+
+    @property
+    def session(self) -> Any:
+        return self._hooks.session()
+
+    def run(self) -> None:
+        done = []
+        for number, each in enumerate(self.passes):
+            delay = each.delay_ms * 1e-3 if each.slow == self.rank else 0.0
+            if self._inject:
+                self._later.real.set(delay)
+            first = self.session.forwards.completed
+            with self._as(each):
+                for step in range(each.steps):
+                    self._step(each, number * 100 + step)
+            self._settle()
+            done.append({**dataclasses.asdict(each), "first": first, "last": self.session.forwards.completed - 1})
+        say(f"rank {self.rank}: {len(done)} passes")
+        self._leave(done)
+
+    @contextlib.contextmanager
+    def _as(self, each: Pass) -> Any:
+        host = self.model.model
+        graph = host.graph
+        if each.mode == EAGER:
+            host.graph = None
+        self._own.on = each.own
+        try:
+            yield
+        finally:
+            self._own.on, host.graph = False, graph
+
+    def _step(self, each: Pass, seed: int) -> None:
+        if each.mode != PREFILL:
+            self.model.decode()
+            return
+        if self.model.tokens:
+            self.model.release()
+        self.model.prefill(self._sizes.batch, self._sizes.input_tokens, seed)
+
+    def _settle(self) -> None:
+        if not self.cpu:
+            import torch
+
+            torch.cuda.synchronize()
+        self.session.timer.tick()
+        self._own.collect()
+
+    def _leave(self, done: Sequence[dict[str, Any]]) -> None:
+        from lightllm_otel.ring.reader import RingReader
+
+        reader = RingReader(next((self.folder / "otel").glob(f"*/rank-{self.rank}.ring")))
+        np.save(self.folder / f"rank-{self.rank}.npy", reader.read())
+        header = reader.header
+        clocks = ("clock_quantum", "boundary_cost", "stamp_quantum", "stamp_cost")
+        content = {
+            "passes": done, "own": self._own.calls, "facts": reader.facts(), "overwrites": reader.overwrites,
+            "dropped": header["dropped"].tolist(), "errors": header["errors"].tolist(),
+            **{name: float(header[name]) for name in clocks},
+        }  # fmt: skip
+        (self.folder / f"rank-{self.rank}.json").write_text(json.dumps(content))
+
+
+def run(arguments: argparse.Namespace, model_dir: Path, inject: bool, end: Callable[[], None] = lambda: None) -> None:
+    rank = Rank(arguments, TINY if arguments.cpu else Sizes(), model_dir, inject)
+    rank.run()
+    end()

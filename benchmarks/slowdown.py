@@ -1,0 +1,94 @@
+"""Make one rank slow on purpose: after its attention's projection and after its feed-forward, before both all_reduce."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+PTX = Path(__file__).with_name("spin.ptx")
+LAYER = "lightllm.models.llama.layer_infer.transformer_layer_infer"
+SLOTS = ("_get_o", "_ffn")
+
+
+class Slowdown(Protocol):
+    """``wait`` is called in every slot, also while a graph is captured; ``set`` says for how long from now on."""
+
+    def wait(self) -> None: ...
+
+    def set(self, seconds: float) -> None: ...
+
+
+class Spin:
+    """A kernel that looks into a cell of GPU memory, so that one graph can have any delay."""
+
+    def __init__(self) -> None:
+        import cupy
+        import numpy as np
+        import torch
+
+        from lightllm_otel.measure.stamps import CupyKernels
+
+        self._torch = torch
+        self._stream = CupyKernels()._stream
+        self._kernel = cupy.RawModule(path=str(PTX)).get_function("spin")
+        self._cell = torch.zeros(1, dtype=torch.int64, device="cuda")
+        self._arguments = (np.uint64(self._cell.data_ptr()),)
+
+    def wait(self) -> None:
+        with self._stream(self._torch.cuda.current_stream().cuda_stream):
+            self._kernel((1,), (1,), self._arguments)
+
+    def set(self, seconds: float) -> None:
+        self._torch.cuda.synchronize()
+        self._cell.fill_(round(seconds * 1e9))
+        self._torch.cuda.synchronize()
+
+
+class Sleep:
+    """On the CPU, to try a benchmark out."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def wait(self) -> None:
+        if self._seconds:
+            time.sleep(self._seconds)
+
+    def set(self, seconds: float) -> None:
+        self._seconds = seconds
+
+
+class Later:
+    """Stands in until there is a device to make the real one on: layers are patched before the model is built."""
+
+    def __init__(self, make: Callable[[], Slowdown]) -> None:
+        self._make = make
+
+    @functools.cached_property
+    def real(self) -> Slowdown:
+        return self._make()
+
+
+def patch_layers(later: Later) -> None:
+    """Before LightLLM is imported. The plugin wraps the instances' slots around this, so the delay is the operator's."""
+    import wrapt
+
+    def patch(module: Any) -> None:
+        owner = module.LlamaTransformerLayerInfer
+        for name in SLOTS:
+            setattr(owner, name, slowed(getattr(owner, name), later))
+
+    wrapt.register_post_import_hook(patch, LAYER)
+
+
+def slowed(host: Callable[..., Any], later: Later) -> Callable[..., Any]:
+    @functools.wraps(host)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        result = host(*args, **kwargs)
+        later.real.wait()
+        return result
+
+    return method

@@ -1,0 +1,1 @@
+"""Pure functions from what was measured to values; rendering is elsewhere."""

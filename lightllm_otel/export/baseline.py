@@ -1,0 +1,113 @@
+"""Where expectations are kept: a file per kind of server, so that a restart, or a slow drift, does not begin anew.
+
+``FOLDER/MODEL-GPU-tpN-HASH.json`` has ``format``, ``version``, ``key`` (what the expectation is of) and ``buckets``. A file of
+the same form can be given as a baseline; then nothing is learned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+from lightllm_otel.aggregate.expectation import Bucket, Expectation, Plane, described, understood
+from lightllm_otel.guard import log
+
+FORMAT, VERSION = "lightllm-otel expectation", 1
+SAVE_SECONDS = 10.0
+# A server with another of these is another kind of server, and learns an expectation of its own.
+KEY = ("model", "config", "dtype", "gpu_name", "tp", "dp", "lightllm", "torch", "cuda", "plugin", "clock")
+
+
+class BadBaseline(ValueError):
+    """Not a file of expectations; the message says what and what to do."""
+
+
+def key_of(facts: Mapping[str, Any], link: str) -> dict[str, Any]:
+    return {**{name: facts.get(name, "") for name in KEY}, "link": link}
+
+
+def file_name(key: Mapping[str, Any]) -> str:
+    text = json.dumps(key, sort_keys=True, default=str)
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", f"{key['model']}-{key['gpu_name'] or 'cpu'}-tp{key['tp']}")
+    return f"{readable}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+
+
+def write(path: Path, key: Mapping[str, Any], planes: Mapping[Bucket, list[Plane]]) -> None:
+    """Whole or not at all. Raises OSError."""
+    content = {"format": FORMAT, "version": VERSION, "key": dict(key), "buckets": described(planes)}
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    new = path.with_suffix(f".{os.getpid()}.new")
+    new.write_text(json.dumps(content) + "\n")
+    new.replace(path)
+
+
+def read(path: Path) -> dict[Bucket, list[Plane]]:
+    """Raises BadBaseline, also for a file that is not there."""
+    try:
+        content = json.loads(path.read_text())
+        if content.get("format") != FORMAT or content.get("version") != VERSION:
+            raise BadBaseline(
+                f"{path} is no file of expectations that this version reads; remove it, or use another one"
+            )
+        return understood(content["buckets"])
+    except OSError as error:
+        raise BadBaseline(f"{path} cannot be read ({error.strerror})") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, BadBaseline):
+            raise
+        raise BadBaseline(f"{path} is damaged ({error!r}); remove it, or use another one") from error
+
+
+class Baseline:
+    """Begins an expectation when it is known what kind of server this is, and saves what it learns.
+
+    ``pinned``: a file that is compared with as it is. ``folder``: where learned ones lie; None keeps them in memory only.
+    What cannot be read or written is one line in the log.
+    """
+
+    def __init__(self, expectation: Expectation, folder: Optional[Path], pinned: Optional[Path]) -> None:
+        self._expectation = expectation
+        self._folder = folder
+        self._pinned = pinned
+        self._key: dict[str, Any] = {}
+        self._next_save = 0.0
+
+    def begin(self, facts: Mapping[str, Any], link: str) -> None:
+        """All ranks of the group that can be seen here have said what they are."""
+        if self._expectation.begun:
+            return
+        self._key = key_of(facts, link)
+        planes: dict[Bucket, list[Plane]] = {}
+        path = self._pinned or self._path
+        if path is not None and (self._pinned is not None or path.exists()):
+            try:
+                planes = read(path)
+            except BadBaseline as problem:
+                log.error(
+                    "%s: %s", problem, "nothing is compared" if self._pinned else "it is learned anew, in memory only"
+                )
+                self._folder = None
+        self._expectation.begin(planes, learns=self._pinned is None, ranks=int(facts.get("tp", 1)))
+
+    def save(self, now: float) -> None:
+        """What was learned since the last time, if that is some seconds ago."""
+        if not self._expectation.changed or now < self._next_save:
+            return
+        self._expectation.changed, self._next_save = False, now + SAVE_SECONDS
+        if self._path is None:
+            return
+        try:
+            write(self._path, self._key, self._expectation.planes)
+        except OSError as error:
+            log.error("%s cannot be written (%s): what operators should take is kept in memory only. "
+                      "Set LIGHTLLM_OTEL_STATE to a folder that can", self._path, error.strerror)  # fmt: skip
+            self._folder = None
+
+    @property
+    def _path(self) -> Optional[Path]:
+        return self._folder / file_name(self._key) if self._folder is not None and self._key else None

@@ -1,0 +1,129 @@
+"""From the records of two made-up ranks to what is claimed: where the transfer, the delay and the noise are known."""
+
+import itertools
+
+import collectives
+import numpy as np
+import pytest
+import records
+from rank import EAGER, GRAPH, NOBODY, PREFILL, Sizes, passes
+
+from lightllm_otel.vocabulary import Mode, Operator, Phase
+
+LAYERS = 3
+TRANSFER = 2.0**-7
+PAYLOAD = 1 << 24
+
+
+class MadeUp:
+    """``add``: a pass of two ranks, in which ``slow`` comes later by ``delay`` seconds."""
+
+    def __init__(self):
+        self.passes, self.number = [], 0
+        self.cells = [[], []]
+        self.own = [[], []]
+
+    def add(self, kind, mode=GRAPH, steps=4, slow=NOBODY, delay=0.0, transfer=TRANSFER, own=None):
+        first = self.number
+        for _ in range(steps):
+            for rank in range(2):
+                waits = delay if slow not in (NOBODY, rank) else 0.0
+                seconds = np.full((LAYERS, 2), transfer + waits)
+                intervals = records.collectives(seconds, payload=PAYLOAD, embedding=9 * transfer)
+                phase = Phase.PREFILL if mode == PREFILL else Phase.DECODE
+                step = records.with_collectives(
+                    self.number, intervals, phase, Mode.GRAPH if mode == GRAPH else Mode.EAGER
+                )
+                self.cells[rank].append(step)
+                if own is not None:
+                    self.own[rank] += [{"seconds": own, "bytes": PAYLOAD}] * len(intervals)
+            self.number += 1
+        self.passes.append({"kind": kind, "mode": mode, "steps": steps, "slow": slow, "delay_ms": 1e3 * delay,
+                            "first": first, "last": self.number - 1})  # fmt: skip
+        return self
+
+    def run(self):
+        left = [
+            {"passes": self.passes, "own": self.own[rank], "facts": {**records.FACTS, "tp": 2}, "overwrites": 0,
+             "dropped": [0] * 8, "errors": [0] * 8, "clock_quantum": 32e-9, "boundary_cost": 1e-6,
+             "stamp_quantum": 32e-9, "stamp_cost": 1e-6}
+            for rank in range(2)
+        ]  # fmt: skip
+        return collectives.Run([records.cells(*steps) for steps in self.cells], left)
+
+
+def rows(made, tp=2):
+    return [{"tp": tp, **row} for row in collectives.rows_of(made.run(), tp)]
+
+
+def test_a_delay_moves_into_the_wait_and_names_the_rank():
+    made = MadeUp().add("plain").add("slow", slow=1, delay=2.0**-6).add("slow", slow=0, delay=2.0**-5).add("plain")
+    found = rows(made)
+    slow = [row for row in found if row["kind"] == "slow"]
+    assert [row["transfer_us"] for row in slow] == [7812.5, 7812.5]
+    assert [row["wait_us"] for row in slow] == [[15625.0, 0.0], [0.0, 31250.0]]
+    assert [(row["named_steps"], row["named_calls"], row["calls"]) for row in slow] == [(4, 24, 24)] * 2
+    summary = collectives.summarise(found)
+    assert summary["straggler_named_percent"] == 100.0
+    assert summary["transfer_shift_percent"] == 0.0
+    assert (summary["unmatched"], summary["problems"], summary["slow_steps"]) == (0, [], 8)
+
+
+def test_only_the_shift_beyond_what_passes_without_a_delay_show_is_claimed():
+    made = (
+        MadeUp()
+        .add("plain")
+        .add("plain", transfer=1.02 * TRANSFER)
+        .add("slow", slow=1, delay=0.01, transfer=1.11 * TRANSFER)
+    )
+    summary = collectives.summarise(rows(made))
+    assert summary["transfer_noise_percent"] == {GRAPH: pytest.approx(1.98, abs=0.01), EAGER: None}
+    assert summary["transfer_shift_percent_with_noise"] == pytest.approx(9.9, abs=0.01)
+    assert summary["transfer_shift_percent"] == pytest.approx(9.9 - 1.98, abs=0.01)
+
+
+def test_a_wrong_name_and_no_name_count_against_it():
+    made = MadeUp().add("plain").add("slow", slow=1, delay=0.01).add("plain")
+    made.passes[1]["slow"] = 0
+    assert collectives.summarise(rows(made))["straggler_named_percent"] == 0.0
+    made = MadeUp().add("plain").add("slow", slow=1, delay=1e-7).add("plain")
+    assert collectives.summarise(rows(made))["straggler_named_percent"] == 0.0
+
+
+def test_bus_bandwidth_is_compared_with_the_benchmarks_own_times_and_formula():
+    summary = collectives.summarise(rows(MadeUp().add("bandwidth", PREFILL, own=TRANSFER)))
+    assert summary["bus_bytes_per_second"] == [round(PAYLOAD / TRANSFER)]  # of two ranks: the algorithm's
+    assert summary["bus_bandwidth_error_percent"] == 0.0
+    summary = collectives.summarise(rows(MadeUp().add("bandwidth", PREFILL, own=TRANSFER / 1.01)))
+    assert summary["bus_bandwidth_error_percent"] == pytest.approx(0.99, abs=0.01)
+
+
+def test_own_calls_that_are_not_the_plugins_are_a_problem():
+    made = MadeUp().add("bandwidth", PREFILL, own=TRANSFER)
+    made.own[1].pop()
+    assert "own calls" in collectives.summarise(rows(made))["problems"][0]
+
+
+def test_shares_are_those_of_all_steps_but_the_first():
+    made = MadeUp()
+    for rank, number in itertools.product(range(2), range(3)):
+        calls = [(Operator.FFN, 0.5 if number else 99.0), (Operator.ATTENTION, 0.25), (Operator.GAP, 0.25)]
+        made.cells[rank].append(records.step(Phase.DECODE, Mode.GRAPH, number=number, operators=calls))
+    made.passes.append(
+        {"kind": "share", "mode": GRAPH, "steps": 3, "slow": NOBODY, "delay_ms": 0.0, "first": 0, "last": 2}
+    )
+    summary = collectives.summarise(rows(made))
+    assert summary["shares"] == {"tp2": {"decode": {"ffn": 50.0, "gap": 25.0, "attention": 25.0}}}
+    assert summary["leads"] == {"tp2": {"decode": "ffn"}}
+
+
+def test_every_rank_is_slowed_in_both_modes_with_undelayed_passes_around():
+    made = passes(Sizes(), tp=2, graphs=True, inject=True)
+    slow = [(each.mode, each.slow, each.delay_ms) for each in made if each.kind == "slow"]
+    assert slow == list(itertools.product((GRAPH, EAGER), (0, 1), (5.0, 10.0, 20.0)))
+    plain = [each.mode for each in made if each.kind == "plain"]
+    assert plain == [GRAPH] * 3 + [EAGER] * 3
+
+
+def test_a_group_without_a_slow_rank_has_shares_only():
+    assert {each.kind for each in passes(Sizes(), tp=4, graphs=True, inject=False)} == {"warm", "share"}
