@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lightllm_otel import __version__
+from lightllm_otel.cli import analyses
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,6 +42,8 @@ def parser() -> argparse.ArgumentParser:
     ideal.add_argument("--link", choices=("nvlink", "pcie"), help="default: the fastest that all ranks share")
     ideal.add_argument("--dtype", choices=("float16", "bfloat16", "float32", "float8", "int8"), default="float16")
     ideal.add_argument("--json", action="store_true")
+
+    analyses.add(commands)
 
     demo = commands.add_parser("demo", help="replay a recorded run through the exporter, without a GPU")
     demo.add_argument(
@@ -133,4 +136,5 @@ def _doctor(given: argparse.Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run, "doctor": _doctor, "top": _top, "ctl": _ctl, "theory": _theory, "demo": _demo, "exporter": _exporter,
+    **analyses.COMMANDS,
 }  # fmt: skip
