@@ -13,7 +13,9 @@ from lightllm_otel.vocabulary import IdleReason, Mode, Phase
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """Of all steps of a kind, sampled or not. Seconds; ``tokens_per_second``: while steps of this kind run."""
+    """Of all steps of a kind, sampled or not. Seconds; ``tokens``: new ones of a step; ``context``: of a
+    request; ``tokens_per_second``: while steps of this kind run.
+    """
 
     steps: int
     sampled: int
@@ -22,12 +24,13 @@ class Pace:
     p50: float
     p99: float
     batch: float
+    tokens: float
     context: float
     tokens_per_second: float
 
 
 def pace(run: Run, phase: Phase, mode: Mode) -> Pace:
-    """``steps`` counts each rank's; ``context``: tokens of a request. The interval is of the mean, 95 %."""
+    """``steps`` counts each rank's. The interval is of the mean, 95 %."""
     chosen = [repeat.steps[repeat.chosen(phase, mode)] for repeat in run.repeats]
     steps = np.concatenate(chosen)
     sampled = sum(int(repeat.chosen(phase, mode, sampled=True).sum()) for repeat in run.repeats)
@@ -38,7 +41,8 @@ def pace(run: Run, phase: Phase, mode: Mode) -> Pace:
     low, high = (bound[0] / (1 - bound[0]) for bound in resampling.shares(pairs))
     return Pace(
         len(steps), sampled, float(seconds.mean()), (float(low), float(high)), float(p50), float(p99),
-        float(steps["batch"].mean()), float(steps["context"].sum() / max(int(steps["batch"].sum()), 1)),
+        float(steps["batch"].mean()), float(steps["tokens"].mean()),
+        float(steps["context"].sum() / max(int(steps["batch"].sum()), 1)),
         # Every rank computes the same tokens, in its own seconds.
         float(steps["tokens"].sum() / seconds.sum()),
     )  # fmt: skip
