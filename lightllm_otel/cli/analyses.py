@@ -41,6 +41,38 @@ def add(commands: Any) -> None:
     )
     compare.add_argument("--json", action="store_true")
 
+    _add_bench(commands)
+    capture = commands.add_parser("capture", help="every step of a running server for a moment, as a recording")
+    capture.add_argument("--steps", type=int, default=200, metavar="N", help="how many to wait for")
+    capture.add_argument("--seconds", type=float, default=60.0, help="give up after so long")
+    capture.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where the recording's folder is made; default: here"
+    )
+    capture.add_argument("--group", help="the server's name as doctor shows it, where several run")
+    capture.add_argument("--json", action="store_true")
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser("bench", help="the same batch again and again, each repeat recorded")
+    bench.add_argument(
+        "--url", action="append", help="of a running server on this machine; twice: turn about, as a and b"
+    )
+    bench.add_argument("--group", action="append", help="each server's name as doctor shows it, where several run")
+    bench.add_argument("--static", action="store_true", help="without a server: the model class, one process per rank")
+    bench.add_argument("--model-dir", type=Path, help="the model's folder")
+    for option, default, words in (
+        ("--batch-size", 20, "requests at once"), ("--input-len", 1024, "tokens of each prompt"),
+        ("--output-len", 1024, "new tokens of each request"), ("--repeats", 5, "at least 3 for an interval"),
+        ("--warmup", 1, "batches before the first repeat"), ("--tp", 1, "ranks, with --static"),
+    ):  # fmt: skip
+        bench.add_argument(option, type=int, default=default, metavar="N", help=f"{words}; default: {default}")
+    bench.add_argument("--every", type=int, metavar="N", help="time the operators of one decode step in N meanwhile")
+    bench.add_argument("--data-type", help="as LightLLM's --data_type, with --static")
+    bench.add_argument("--no-graphs", action="store_true", help="without CUDA graphs, with --static")
+    bench.add_argument("--ab", nargs=2, metavar="ENV", help="two environments, turn about: 'A=1 B=2' ''")
+    bench.add_argument("--out", type=Path, metavar="FOLDER", help="default: bench- and the time")
+    bench.add_argument("--json", action="store_true")
+
 
 def _report(given: argparse.Namespace) -> int:
     from lightllm_otel.cli.report import report
@@ -54,4 +86,18 @@ def _compare(given: argparse.Namespace) -> int:
     return compare(given)
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {"report": _report, "compare": _compare}
+def _bench(given: argparse.Namespace) -> int:
+    from lightllm_otel.cli.bench import bench
+
+    return bench(given)
+
+
+def _capture(given: argparse.Namespace) -> int:
+    from lightllm_otel.cli.capture import capture
+
+    return capture(given)
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "report": _report, "compare": _compare, "bench": _bench, "capture": _capture,
+}  # fmt: skip

@@ -34,7 +34,7 @@ def render(data: dict[str, Any]) -> str:
     facts, whole = data["facts"], data["pace"]
     repeats = f"{data['repeats']} repeats" if data["repeats"] > 1 else "one recording"
     lines = [
-        f"{data['name']}: {facts.get('model')} on {facts.get('tp', 1)} × {facts.get('gpu_name')}, LightLLM "
+        f"{data['name']}: {facts.get('model')} on {facts.get('tp', 1)} × {facts.get('gpu_name') or 'an unknown GPU'}, LightLLM "
         f"{facts.get('lightllm')}, {repeats}",
         f"{whole['seconds']:.3g} s: {percent(whole['busy'])} in steps, idle {percent(whole['host'])} for the host and "
         f"{percent(whole['no_requests'])} for lack of requests; {whole['output_tokens_per_second']:.4g} output tokens/s",
