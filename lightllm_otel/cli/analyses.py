@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ def add(commands: Any) -> None:
     report.add_argument("--gpu", help="a name (A100-SXM-40GB), or a .json file that describes one")
     report.add_argument(
         "--html", type=Path, metavar="FILE", help="write one page with pictures, which needs nothing else"
+    )
+    report.add_argument(
+        "--perfetto", type=Path, metavar="FILE", help="write a trace for ui.perfetto.dev, of the first repeat"
     )
     report.add_argument("--json", action="store_true")
 
@@ -50,6 +54,21 @@ def add(commands: Any) -> None:
     )
     capture.add_argument("--group", help="the server's name as doctor shows it, where several run")
     capture.add_argument("--json", action="store_true")
+
+    plan = commands.add_parser("plan", help="which machine for prefill, which for decode, and what tokens cost")
+    plan.add_argument("--model", required=True, help="a name (llama2-70b), a config.json, or a folder with one")
+    plan.add_argument("--machine", action="append", required=True, metavar="GPU:CARDS:PRICE",
+                      help="with the price of the whole machine an hour; again for each kind")  # fmt: skip
+    plan.add_argument(
+        "--run", action="append", default=[], help="a recording: how near one of these GPUs came to theory"
+    )
+    plan.add_argument("--input-len", type=int, default=1024, metavar="N")
+    plan.add_argument("--output-len", type=int, default=1024, metavar="N")
+    plan.add_argument("--ttft", type=float, default=math.inf, metavar="SECONDS", help="the most to the first token")
+    plan.add_argument("--tpot", type=float, default=math.inf, metavar="SECONDS", help="the most per further token")
+    plan.add_argument("--network", type=float, default=25.0, metavar="GB/S", help="between machines; default: 25")
+    plan.add_argument("--dtype", choices=("float16", "bfloat16", "float32", "float8", "int8"), default="float16")
+    plan.add_argument("--json", action="store_true")
 
 
 def _add_bench(commands: Any) -> None:
@@ -98,6 +117,12 @@ def _capture(given: argparse.Namespace) -> int:
     return capture(given)
 
 
+def _plan(given: argparse.Namespace) -> int:
+    from lightllm_otel.cli.plan import plan
+
+    return plan(given)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "report": _report, "compare": _compare, "bench": _bench, "capture": _capture,
+    "report": _report, "compare": _compare, "bench": _bench, "capture": _capture, "plan": _plan,
 }  # fmt: skip

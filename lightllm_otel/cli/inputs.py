@@ -42,7 +42,12 @@ def model(name: str | None) -> Shape | None:
 
 def write_page(path: Path, data: dict[str, Any], title: str) -> None:
     """Raises BadRecording when it cannot be written."""
+    write(path, render(data, title))
+
+
+def write(path: Path, text: str) -> None:
+    """Raises BadRecording when it cannot be written."""
     try:
-        path.write_text(render(data, title))
+        path.write_text(text)
     except OSError as error:
         raise BadRecording(f"{path} cannot be written ({error.strerror}); give another file") from error

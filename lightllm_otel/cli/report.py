@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+from lightllm_otel.analyze import perfetto
 from lightllm_otel.analyze.report import report as report_on
 from lightllm_otel.cli import inputs
 from lightllm_otel.cli.units import duration, percent, rate
@@ -21,12 +22,15 @@ def report(given: argparse.Namespace) -> int:
         data = report_on(run, inputs.model(given.model), gpus.find(given.gpu) if given.gpu else None)
         if given.html is not None:
             inputs.write_page(given.html, data, f"{data['name']} · lightllm-otel")
+        if given.perfetto is not None:
+            inputs.write(given.perfetto, json.dumps(perfetto.trace(run.repeats[0]), separators=(",", ":")))
     except (BadRecording, LookupError) as problem:
         print(f"lightllm-otel report: {problem.args[0]}", file=sys.stderr)
         return 1
     print(json.dumps(data, indent=1) if given.json else render(data))
-    if given.html is not None and not given.json:
-        print(f"\nThe page: {given.html}")
+    for what, path in (("page", given.html), ("trace, for ui.perfetto.dev", given.perfetto)):
+        if path is not None and not given.json:
+            print(f"\nThe {what}: {path}")
     return 0
 
 
