@@ -70,6 +70,14 @@ def add(commands: Any) -> None:
     plan.add_argument("--dtype", choices=("float16", "bfloat16", "float32", "float8", "int8"), default="float16")
     plan.add_argument("--json", action="store_true")
 
+    calibrate = commands.add_parser(
+        "calibrate", help="what this machine really reaches, for theory instead of data sheets"
+    )
+    calibrate.add_argument("--ranks", type=int, default=1, metavar="N", help="GPUs whose collectives are measured")
+    calibrate.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is for trying it out")
+    calibrate.add_argument("--out", type=Path, metavar="FILE.json", help="write a description for theory --gpu")
+    calibrate.add_argument("--json", action="store_true")
+
 
 def _add_bench(commands: Any) -> None:
     bench = commands.add_parser("bench", help="the same batch again and again, each repeat recorded")
@@ -123,6 +131,13 @@ def _plan(given: argparse.Namespace) -> int:
     return plan(given)
 
 
+def _calibrate(given: argparse.Namespace) -> int:
+    from lightllm_otel.cli.calibrate import calibrate
+
+    return calibrate(given)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "report": _report, "compare": _compare, "bench": _bench, "capture": _capture, "plan": _plan,
+    "calibrate": _calibrate,
 }  # fmt: skip

@@ -137,7 +137,8 @@ def render(answered: dict[str, Any]) -> str:
         if "run" not in asked else f"at the mean sizes of {asked['run']}"
     )  # fmt: skip
     lines = [
-        f"{asked['model']} on {asked['tp']} × {gpu['name']}, {size}; per rank, at the peaks of data sheets",
+        f"{asked['model']} on {asked['tp']} × {gpu['name']}, {size}; per rank, at the peaks of "
+        f"{'data sheets' if gpu['source'].startswith('https:') else gpu['source']}",
         f"{gpu['flops'] / 1e12:.4g} TFLOP/s, {gpu['memory_bytes_per_second'] / 1e9:.4g} GB/s: bound by compute above "
         f"{gpu['ridge_flops_per_byte']:.0f} FLOPs per byte",
     ]

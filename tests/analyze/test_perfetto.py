@@ -39,7 +39,8 @@ def test_operators_follow_one_another_from_the_start_of_their_step(two_ranks):
     trace = perfetto.trace(load(two_ranks).repeats[0])
     first = [event for event in slices(trace) if event["ts"] < 1e6]
     assert [(event["name"], event["ts"], event["dur"]) for event in first] == [
-        ("ffn", 0, 1000), ("all_reduce", 1000, pytest.approx(3000)), ("wait for the last rank", 1000, pytest.approx(2000, rel=1e-3)),
+        ("ffn", 0, 1000), ("all_reduce", 1000, pytest.approx(3000)),
+        ("wait for the last rank", 1000, pytest.approx(2000, rel=1e-3)),
     ]  # fmt: skip
     assert {event["pid"] for event in trace["traceEvents"]} == {0, 1}
 
@@ -50,11 +51,8 @@ def test_only_the_rank_that_waited_has_a_wait(two_ranks):
 
 
 def test_what_the_gpu_waited_for_between_steps_is_named(two_ranks):
-    idle = [
-        event
-        for event in slices(perfetto.trace(load(two_ranks).repeats[0]), thread=perfetto.STEPS)
-        if "idle" in event["name"]
-    ]
+    trace = perfetto.trace(load(two_ranks).repeats[0])
+    idle = [event for event in slices(trace, thread=perfetto.STEPS) if "idle" in event["name"]]
     assert [event["name"] for event in idle] == ["idle: host"]
     assert idle[0]["dur"] == pytest.approx(1e6 - 4000, rel=1e-6)
 
