@@ -25,6 +25,8 @@ def add(commands: Any) -> None:
     report.add_argument(
         "--html", type=Path, metavar="FILE", help="write one page with pictures, which needs nothing else"
     )
+    report.add_argument("--svg", type=Path, metavar="FOLDER", help="write each picture as a file (by Chromium)")
+    report.add_argument("--png", type=Path, metavar="FILE", help="write the page as one picture (by Chromium)")
     report.add_argument(
         "--perfetto", type=Path, metavar="FILE", help="write a trace for ui.perfetto.dev, of the first repeat"
     )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
+from lightllm_otel import page
 from lightllm_otel.analyze import perfetto
 from lightllm_otel.analyze.report import report as report_on
-from lightllm_otel.cli import inputs
+from lightllm_otel.analyze.runs import Run
+from lightllm_otel.cli import browser, inputs
 from lightllm_otel.cli.units import duration, percent, rate
 from lightllm_otel.export.recording import BadRecording
 from lightllm_otel.theory import gpus
@@ -20,18 +23,31 @@ def report(given: argparse.Namespace) -> int:
     try:
         run = inputs.run(given.run)
         data = report_on(run, inputs.model(given.model), gpus.find(given.gpu) if given.gpu else None)
-        if given.html is not None:
-            inputs.write_page(given.html, data, f"{data['name']} · lightllm-otel")
-        if given.perfetto is not None:
-            inputs.write(given.perfetto, json.dumps(perfetto.trace(run.repeats[0]), separators=(",", ":")))
+        written = _write(given, run, data)
     except (BadRecording, LookupError) as problem:
         print(f"lightllm-otel report: {problem.args[0]}", file=sys.stderr)
         return 1
     print(json.dumps(data, indent=1) if given.json else render(data))
-    for what, path in (("page", given.html), ("trace, for ui.perfetto.dev", given.perfetto)):
-        if path is not None and not given.json:
-            print(f"\nThe {what}: {path}")
+    if written and not given.json:
+        print("\n" + "\n".join(f"wrote {path}" for path in written))
     return 0
+
+
+def _write(given: argparse.Namespace, run: Run, data: dict[str, Any]) -> list[Path]:
+    """Whatever else is wanted. Raises BadRecording and NoBrowser."""
+    title, paths = f"{data['name']} · lightllm-otel", []
+    if given.html is not None:
+        inputs.write_page(given.html, data, title)
+        paths.append(given.html)
+    if given.perfetto is not None:
+        inputs.write(given.perfetto, json.dumps(perfetto.trace(run.repeats[0]), separators=(",", ":")))
+        paths.append(given.perfetto)
+    if given.png is not None:
+        browser.png(page.render(data, title), given.png)
+        paths.append(given.png)
+    if given.svg is not None:
+        paths += browser.svgs(page.render(data, title), given.svg)
+    return paths
 
 
 def render(data: dict[str, Any]) -> str:

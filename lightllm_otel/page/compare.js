@@ -20,7 +20,8 @@ function drawChanges(rows) {
   const x = linear(-reach, reach, left, width - right);
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Change of each operator" });
   for (const at of rounds(-reach, reach, 8)) {
-    svg.append(element("line", { class: at === 0 ? "axis" : "grid", x1: x(at), x2: x(at), y1: 0, y2: height - 22, "stroke-width": at === 0 ? 2 : 1 }), label(x(at), height - 6, signed(at), "middle", true));
+    const zero = Math.abs(at) < 1e-9;
+    svg.append(element("line", { class: zero ? null : "grid", stroke: zero ? "var(--soft)" : null, x1: x(at), x2: x(at), y1: 0, y2: height - 22 }), label(x(at), height - 6, signed(at), "middle", true));
   }
   shown.forEach((each, index) => {
     const middle = index * row + row / 2;
@@ -34,7 +35,7 @@ function drawChanges(rows) {
     }
     svg.append(label(width - right + 70, middle + 4, signed(each.change), "end"), label(width - right + 76, middle + 4, each.verdict === "slower" || each.verdict === "faster" ? each.verdict : "", "start", true));
   });
-  return figure("Change in seconds per step", "95 % intervals of Welch's t on the repeats' means; grey: no difference found; ◇ theory", svg);
+  return figure("Change in seconds per step", "95 % intervals, each row's own; colour: sure over all rows together, and at least 1 %; ◇ theory", svg);
 }
 
 function drawComparisonTable(comparison, first) {

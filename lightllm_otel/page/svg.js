@@ -32,7 +32,7 @@ const seconds = (value) => withUnit(value, [[1, "s"], [1e3, "ms"], [1e6, "µs"],
 const bytes = (value) => withUnit(value, [[1e-12, "TB"], [1e-9, "GB"], [1e-6, "MB"], [1e-3, "kB"], [1, "B"]]);
 const flops = (value) => withUnit(value, [[1e-15, "PFLOP"], [1e-12, "TFLOP"], [1e-9, "GFLOP"], [1e-6, "MFLOP"], [1, "FLOP"]]);
 const percent = (share, digits) => (share === null || share === undefined ? "–" : `${(100 * share).toFixed(digits ?? 1)} %`);
-const signed = (share) => `${share >= 0 ? "+" : "−"}${Math.abs(100 * share).toFixed(1)} %`;
+const signed = (share) => `${Math.abs(share) < 5e-4 ? "" : share > 0 ? "+" : "−"}${Math.abs(100 * share).toFixed(1)} %`;
 const plain = (value) => (value === null || value === undefined ? "–" : Number(value.toPrecision(3)).toLocaleString("en"));
 
 const linear = (low, high, from, to) => (value) => from + ((value - low) / (high - low || 1)) * (to - from);
