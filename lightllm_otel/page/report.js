@@ -38,8 +38,9 @@ function drawPhase(main, phase) {
   main.append(figure("Share of each operator", sampled, drawShares(phase.operators)));
   if (phase.example) main.append(drawExample(phase.example));
   main.append(figure("Operators", "per rank", operatorTable(phase.operators)));
-  const pair = element("div", { class: "pair" });
-  if (phase.layers) pair.append(drawLayers(phase.layers));
+  const wide = phase.collectives.length === 0;
+  const pair = element("div", { class: wide ? null : "pair" });
+  if (phase.layers) pair.append(drawLayers(phase.layers, wide ? 980 : 480));
   for (const calls of phase.collectives) pair.append(drawCalls(calls));
   main.append(pair);
 }
@@ -96,8 +97,8 @@ function operatorTable(operators) {
   return table(["operator", "share", "step", "layer", "call", "calls", "computed", "moved", "bus", "of peak", "bound by"], rows);
 }
 
-function drawLayers(layers) {
-  const left = 84, width = 480, cell = (width - left) / layers.layers, row = 18, height = layers.operators.length * row + 22;
+function drawLayers(layers, width) {
+  const left = 84, cell = (width - left) / layers.layers, row = 18, height = layers.operators.length * row + 22;
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Layers and operators" });
   layers.operators.forEach((operator, index) => {
     const values = layers.seconds[index], most = Math.max(...values);
@@ -107,7 +108,7 @@ function drawLayers(layers) {
       tip(`${operator}, layer ${layer}: ${seconds(value)}`))));
   });
   for (const at of rounds(0, layers.layers - 1, 6)) svg.append(label(left + (at + 0.5) * cell, height - 6, at, "middle", true));
-  return figure("Layer × operator", "seconds a step; dark: the longest of its row", svg);
+  return figure("Layer × operator", "seconds a step; strongest: the longest of its row", svg);
 }
 
 function drawCalls(calls) {
@@ -147,14 +148,27 @@ function drawRoofline(data) {
   const startX = Math.max(lowX, lowY / bandwidth);
   svg.append(element("path", { d: `M${x(startX)} ${y(startX * bandwidth)} L${x(ridge)} ${y(peak)} L${width - 20} ${y(peak)}`, fill: "none", stroke: "var(--ink)", "stroke-width": 1.6 }));
   svg.append(label(width - 24, y(peak) - 7, `${flops(peak)}/s`, "end", true), label(x(ridge), bottom + 30, `FLOPs per byte; ridge ${plain(ridge)}`, "middle", true));
+  const labels = [];
   for (const each of points) {
     const size = 4 + 12 * Math.sqrt(each.share);
     svg.append(element("circle", { cx: x(each.flops_per_byte), cy: y(each.flops_per_second), r: size, fill: `var(--${each.phase})`, "fill-opacity": 0.55, stroke: `var(--${each.phase})` },
       tip(`${each.operator}, ${each.phase} · ${each.mode}: ${flops(each.flops_per_second)}/s at ${plain(each.flops_per_byte)} FLOPs per byte, ${percent(each.busy)} of what ${each.bound === "host" ? "the hardware" : each.bound} allows`)));
-    if (each.share > 0.05) svg.append(label(x(each.flops_per_byte) + size + 4, y(each.flops_per_second) + 4, each.operator, "start", true));
+    if (each.share > 0.05) labels.push({ x: x(each.flops_per_byte) + size + 4, y: y(each.flops_per_second) + 4, text: each.operator });
   }
+  for (const each of apart(labels)) svg.append(label(each.x, each.y, each.text, "start", true));
   const phases = [...new Set(points.map((each) => each.phase))];
   return figure("Roofline", `${data.machine.gpu}, peaks of its data sheet; area: share of its phase`, svg, element("p", { class: "legend" }, phases.map((each) => swatch(each, `var(--${each})`))));
+}
+
+// Words that would lie on one another move down, line by line.
+function apart(labels) {
+  const placed = [];
+  for (const each of labels.sort((one, two) => one.y - two.y)) {
+    const near = (other) => Math.abs(other.y - each.y) < 12 && each.x < other.x + 7 * other.text.length && other.x < each.x + 7 * each.text.length;
+    while (placed.some(near)) each.y += 3;
+    placed.push(each);
+  }
+  return placed;
 }
 
 function drawTimeline(timeline) {
