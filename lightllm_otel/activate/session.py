@@ -22,6 +22,7 @@ from lightllm_otel.measure.timer import Timer
 from lightllm_otel.patch import implementations, operators, ranges
 from lightllm_otel.patch.agreement import ballot_of_process_group
 from lightllm_otel.patch.identity import Identity, describe_host, describe_model, identify
+from lightllm_otel.patch.kernels import Kernels
 from lightllm_otel.patch.ledger import Ledger
 from lightllm_otel.patch.twins import Twins
 from lightllm_otel.ring import control
@@ -62,6 +63,7 @@ class ServerSession:
         self._folder: Path | None = None
         self.listener = control.Listener(None, None)
         self._next_housekeeping = 0.0
+        self._kernels: Kernels | None = None
 
     # While the server starts -----------------------------------------------------------------------------------------
 
@@ -134,6 +136,8 @@ class ServerSession:
             self.listener = self._listen_to(identity, forwards)
             ring.header["listening"] = 1
         self.timer = timer
+        if identity.rank == 0 and self._folder is not None:
+            self._kernels = Kernels(self._folder, self.guard)
         self.housekeep()
 
     def _describe(self, ring: RingWriter, timer: Timer) -> None:
@@ -214,6 +218,10 @@ class ServerSession:
         ring = self._prepared[1]
         ring.header["heartbeat"] = time.time()
         ring.header["errors"][0, : len(self.guard.errors)] = self.guard.errors
+        model = self._model() if self._model is not None else None
+        if self._kernels is not None and model is not None:
+            with self.guard(Stage.ACTIVATE):
+                self._kernels.tick(model, now)
         if self._supervisor is not None:
             with self.guard(Stage.ACTIVATE):  # an exporter that cannot be started is no reason to stop measuring
                 self._supervisor.check(now)

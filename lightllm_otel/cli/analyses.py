@@ -50,7 +50,10 @@ def add(commands: Any) -> None:
     _add_bench(commands)
     capture = commands.add_parser("capture", help="every step of a running server for a moment, as a recording")
     capture.add_argument("--steps", type=int, default=200, metavar="N", help="how many to wait for")
-    capture.add_argument("--seconds", type=float, default=60.0, help="give up after so long")
+    capture.add_argument(
+        "--seconds", type=float, help="give up after so long, default: 60; with --kernels: for how long, default: 2"
+    )
+    capture.add_argument("--kernels", action="store_true", help="torch.profiler on the first rank; slows it meanwhile")
     capture.add_argument(
         "--out", type=Path, metavar="FOLDER", help="where the recording's folder is made; default: here"
     )

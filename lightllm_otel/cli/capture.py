@@ -12,17 +12,24 @@ from lightllm_otel.bench.tap import NoRing, Tap
 from lightllm_otel.cli.ctl import find
 from lightllm_otel.export.control import Refused
 
+DEFAULT_SECONDS = 60.0
+
 
 def capture(given: argparse.Namespace) -> int:
     """Exit status 1 and one sentence when nothing could be captured; what was measured before goes on afterwards."""
     out = given.out or Path()
+    if given.kernels:
+        from lightllm_otel.cli.kernels import kernels
+
+        return kernels(given, out)
+    seconds = given.seconds or DEFAULT_SECONDS
     try:
         if given.steps < 1:
             raise ValueError(f"--steps {given.steps}: give a whole number of at least 1")
         folder = find(given.group)
         with sampling(folder, 1):
             tap = Tap(folder, out)
-            whole = tap.until(lambda: tap.sampled >= given.steps, given.seconds)
+            whole = tap.until(lambda: tap.sampled >= given.steps, seconds)
             tap.close()
     except (NoRing, Refused, ValueError) as problem:
         print(f"lightllm-otel capture: {problem}", file=sys.stderr)
@@ -32,7 +39,7 @@ def capture(given: argparse.Namespace) -> int:
               "says more", file=sys.stderr)  # fmt: skip
         return 1
     if not tap.sampled:
-        print(f"lightllm-otel capture: no step within {given.seconds:g} s; send the server requests meanwhile",
+        print(f"lightllm-otel capture: no step within {seconds:g} s; send the server requests meanwhile",
               file=sys.stderr)  # fmt: skip
         return 1
     found = {
@@ -40,6 +47,6 @@ def capture(given: argparse.Namespace) -> int:
         "overwritten": tap.lost,
     }  # fmt: skip
     print(json.dumps(found, indent=1) if given.json else
-          f"{tap.path}: {tap.sampled} steps with their operators{'' if whole else f' within {given.seconds:g} s'}\n"
+          f"{tap.path}: {tap.sampled} steps with their operators{'' if whole else f' within {seconds:g} s'}\n"
           f"next: lightllm-otel report {tap.path}")  # fmt: skip
     return 0

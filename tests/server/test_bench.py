@@ -70,6 +70,36 @@ def test_a_capture_has_every_step_and_leaves_the_sampling_as_it_was(
     assert run(wheel_python, tmp_path, ["report", found["path"]], {})["repeats"] == 1
 
 
+@pytest.mark.parametrize("observed", [("old", 1)], ids=["old-tp1"], indirect=True)
+def test_kernels_are_captured_inside_operators_while_the_server_goes_on(
+    observed: Observed, wheel_python: Path, tmp_path: Path
+) -> None:
+    here = {"LIGHTLLM_OTEL_DIR": str(observed.folder)}
+    before = observed.server.generate("profiled", 4)
+    command = [
+        str(wheel_python),
+        "-m",
+        "lightllm_otel",
+        "capture",
+        "--kernels",
+        "--seconds",
+        "1",
+        "--out",
+        str(tmp_path),
+        "--json",
+    ]
+    with subprocess.Popen(
+        command, env={**os.environ, **here}, cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as capturing:
+        while capturing.poll() is None:
+            assert observed.server.generate("profiled", 4) == before
+        assert capturing.stdout is not None
+        found = json.loads(capturing.stdout.read())
+    assert {"attention", "ffn", "qkv_proj", "lm_head"} <= {row["operator"] for row in found["kernels"]}
+    assert observed.server.generate("profiled", 4) == before
+    assert observed.settled().total("lightllm_otel_errors_total") == 0
+
+
 @pytest.mark.parametrize(("version", "tp"), [("old", 1), ("new", 2)], ids=["old-tp1", "new-tp2"])
 def test_a_static_benchmark_needs_no_server(version: str, tp: int, tiny_model: Path, tmp_path: Path) -> None:
     if version == "new" and not os.environ.get("LIGHTLLM_SRC"):
