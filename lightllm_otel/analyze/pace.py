@@ -69,8 +69,9 @@ def idle(run: Run) -> Idle:
             waits = steps["idle_seconds"][1:].astype(float)  # what was before the first step is not the run's
             host += float(waits[steps["idle_reason"][1:] == IdleReason.HOST.code].sum())
             nothing += float(waits[steps["idle_reason"][1:] == IdleReason.NO_REQUESTS.code].sum())
-            # A prefill makes the first token of each of its requests.
-            first = steps["phase"] == Phase.PREFILL.code
-            tokens += float(steps["requests"][first].sum() + steps["tokens"][~first].sum())
+            # A prefill makes the first token of each of its requests, and so does a mixed step. (One that computes a
+            # part of a prompt only makes none; a recording does not tell it apart.)
+            decode = steps["phase"] == Phase.DECODE.code
+            tokens += float(steps["tokens"][decode].sum() + steps["requests"][~decode].sum())
             spans += 1
     return Idle(wall / spans, busy / wall, host / wall, nothing / wall, tokens / wall)

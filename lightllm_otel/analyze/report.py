@@ -15,7 +15,21 @@ from lightllm_otel.theory.shape import Shape
 from lightllm_otel.vocabulary import Mode, Phase
 
 VERSION = 1
-KNOWN = ("model", "gpu_name", "tp", "dtype", "lightllm", "torch", "cuda", "clock", "level", "sample_every", "plugin")
+KNOWN = (
+    "model",
+    "gpu_name",
+    "tp",
+    "dtype",
+    "lightllm",
+    "torch",
+    "cuda",
+    "clock",
+    "level",
+    "sample_every",
+    "plugin",
+    "driver",
+    "sm_clock_mhz",
+)
 
 
 def report(run: Run, shape: Shape | None = None, gpu: Gpu | None = None) -> dict[str, Any]:
@@ -29,6 +43,7 @@ def report(run: Run, shape: Shape | None = None, gpu: Gpu | None = None) -> dict
         "repeats": len(run.repeats),
         "ranks": run.ranks,
         "records": run.records,
+        "bench": {"plan": run.bench.get("plan"), "repeats": run.bench.get("repeats")} if run.bench else None,
         "facts": {fact: run.facts[fact] for fact in KNOWN if run.facts.get(fact) not in (None, "")},
         "machine": _machine(on),
         "notes": [*run.notes, *_notes(run, on, kinds)],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from lightllm_otel.export.recording import MANIFEST, BadRecording, read_recordin
 from lightllm_otel.ring import layout
 from lightllm_otel.vocabulary import Label, Mode, Operator, Phase
 
+BENCH = "bench.json"  # beside the repeats of a benchmark: what it ran on
 SAME = ("model", "config", "gpu_name", "tp", "dtype")  # what all repeats of a run have in common
 
 
@@ -34,11 +37,19 @@ class Repeat:
 
     def chosen(self, phase: Phase, mode: Mode, sampled: bool = False) -> np.ndarray:
         """Which steps are of this kind and computed tokens of requests (bool, one per step)."""
-        wanted: np.ndarray = self.steps["tokens"] > 0
-        wanted &= (self.steps["phase"] == phase.code) & (self.steps["mode"] == mode.code)
-        if sampled:
-            wanted &= (self.steps["flags"] & layout.SAMPLED) > 0
-        return wanted
+        wanted: np.ndarray = self._kinds == phase.code * len(Mode) + mode.code
+        return wanted & self._sampled if sampled else wanted
+
+    @functools.cached_property
+    def _kinds(self) -> np.ndarray:
+        """Phase and mode of each step as one small number; -1 without tokens of requests."""
+        kinds = self.steps["phase"].astype(np.int8) * len(Mode) + self.steps["mode"].astype(np.int8)
+        return np.where(self.steps["tokens"] > 0, kinds, -1)
+
+    @functools.cached_property
+    def _sampled(self) -> np.ndarray:
+        sampled: np.ndarray = (self.steps["flags"] & layout.SAMPLED) > 0
+        return sampled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +59,13 @@ class Run:
     name: str
     path: Path
     repeats: tuple[Repeat, ...]
+    bench: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Of the lowest rank of the first repeat."""
+        """Of the lowest rank of the first repeat, and of the machine where a benchmark has kept them."""
         facts = self.repeats[0].facts
-        return facts[min(facts)] if facts else {}
+        return {**(facts[min(facts)] if facts else {}), **_machine(self.bench)}
 
     @property
     def ranks(self) -> int:
@@ -81,7 +93,24 @@ def load(path: Path) -> Run:
         raise BadRecording(f"{path} is not a folder; give the folder of a recording, or one with several")
     repeats = tuple(_read(each) for each in _recordings(path))
     _check_same(repeats)
-    return Run(path.resolve().name, path, repeats)
+    return Run(path.resolve().name, path, repeats, _bench(path))
+
+
+def _bench(path: Path) -> dict[str, Any]:
+    """The benchmark's own file; empty where there is none that can be read: the recordings are what counts."""
+    try:
+        found = json.loads((path / BENCH).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _machine(bench: dict[str, Any]) -> dict[str, Any]:
+    """What of a benchmark's machine makes two runs differ."""
+    about = bench.get("machine") or {}
+    clocks = {gpu["sm_clock_most_mhz"] for gpu in about.get("gpus", ()) if "sm_clock_most_mhz" in gpu}
+    found = {"driver": about.get("driver"), "sm_clock_mhz": "/".join(map(str, sorted(clocks)))}
+    return {name: value for name, value in found.items() if value}
 
 
 def _recordings(path: Path) -> list[Path]:

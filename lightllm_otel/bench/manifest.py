@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lightllm_otel import __version__
+from lightllm_otel.analyze.runs import BENCH
 from lightllm_otel.bench import machine
 
-NAME = "bench.json"
 FORMAT, VERSION = "lightllm-otel bench", 1
 
 
@@ -38,12 +38,15 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Of one repeat. ``recording``: its folder, below the benchmark's; ``seconds``: from the first request to the last answer."""
+    """Of one repeat. ``recording``: its folder, below the benchmark's; ``seconds``: from the first request to the last answer.
+    ``hook_share``: of that time, what the model's thread spent in the plugin.
+    """
 
     recording: str
     seconds: float
     output_tokens: int
     lost_records: int = 0
+    hook_share: float = 0.0
     notes: tuple[str, ...] = ()
 
     @property
@@ -66,7 +69,7 @@ class Manifest:
         row = {**dataclasses.asdict(outcome), "output_tokens_per_second": outcome.output_tokens_per_second}
         self._content["repeats"].append(row)
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / NAME).write_text(json.dumps(self._content, indent=1) + "\n")
+        (self._folder / BENCH).write_text(json.dumps(self._content, indent=1) + "\n")
 
     @property
     def content(self) -> dict[str, Any]:

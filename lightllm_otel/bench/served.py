@@ -89,7 +89,14 @@ def repeat(server: Server, plan: Plan, prompts_of: Callable[[int], list[str]], n
         tap.until_quiet()
         tap.close()
         tokens, seconds = running.result()
-    return Outcome(str(tap.path.relative_to(out)), seconds, tokens, tap.lost, tuple(_complaints(tap, plan)))
+    return Outcome(
+        str(tap.path.relative_to(out)),
+        seconds,
+        tokens,
+        tap.lost,
+        tap.hook_seconds / seconds,
+        tuple(_complaints(tap, plan)),
+    )
 
 
 def _complaints(tap: Tap, plan: Plan) -> Iterator[str]:

@@ -68,7 +68,14 @@ def _run(ranks: list[Rank], plan: Plan, directory: Path, out: Path, number: int)
     tap.close()
     seconds = max(answer["prefill_seconds"] + answer["decode_seconds"] for answer in answers)
     notes = ("steps were overwritten before they were read; sample fewer (--every)",) if tap.lost else ()
-    return Outcome(str(tap.path.relative_to(out)), seconds, plan.batch_size * plan.output_len, tap.lost, notes)
+    return Outcome(
+        str(tap.path.relative_to(out)),
+        seconds,
+        plan.batch_size * plan.output_len,
+        tap.lost,
+        tap.hook_seconds / seconds,
+        notes,
+    )
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ class Tap:
         self._writer = RecordingWriter(out, folder.name, MOST_BYTES)
         self.path = self._writer.path
         self.steps = self.sampled = self.lost = 0
+        self._hooks = -float(self.header["hook_seconds"])
         for reader in self._readers.values():
             reader.read()  # what was there before is not ours
             self.lost -= reader.overwrites
@@ -81,6 +82,11 @@ class Tap:
             if self.poll():
                 last = time.monotonic()
             time.sleep(POLL_SECONDS)
+
+    @property
+    def hook_seconds(self) -> float:
+        """Spent in the plugin by the lowest rank's model thread since the tap was made."""
+        return self._hooks + float(self.header["hook_seconds"])
 
     def close(self) -> None:
         self.poll()

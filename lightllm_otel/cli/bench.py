@@ -19,6 +19,7 @@ from lightllm_otel.cli.ctl import find
 from lightllm_otel.cli.progress import Progress
 from lightllm_otel.export.control import Refused
 
+NAMES = "abcdefgh"  # of the folders, where there are several runs
 Repeat = Callable[[int], Outcome]
 _PROBLEMS = (NoRing, Refused, ValueError, prompts.NoTokenizer, served.NoAnswer, static.RankFailed)
 
@@ -48,6 +49,8 @@ def _check(given: argparse.Namespace) -> None:
         raise ValueError("give --model-dir: the model's folder" + ("" if given.static else ", for its tokenizer"))
     if bool(given.static) == bool(given.url):
         raise ValueError("give --url of a running server, or --static")
+    if given.url and len(given.url) > len(NAMES):
+        raise ValueError(f"give at most {len(NAMES)} servers")
     if given.ab and not given.static:
         raise ValueError(
             "--ab starts models of its own, so it goes with --static; for two running servers give --url twice"
@@ -63,7 +66,7 @@ def _served(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tupl
     sides: dict[Path, tuple[Repeat, Manifest]] = {}
     for place, (url, group) in enumerate(zip(given.url, groups)):
         server = served.Server(url, find(group))
-        folder = out if len(given.url) == 1 else out / "ab"[place]
+        folder = out if len(given.url) == 1 else out / NAMES[place]
 
         def texts(seed: int, side: int = place) -> list[str]:
             return prompts.prompts(own, size, plan.batch_size, plan.input_len, 1000 * side + seed)
@@ -83,7 +86,7 @@ def _static(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tupl
     changes = [_changes(text) for text in given.ab] if given.ab else [{}]
     sides: dict[Path, tuple[Repeat, Manifest]] = {}
     for place, change in enumerate(changes):
-        folder = out / "ab"[place] if given.ab else out
+        folder = out / NAMES[place] if given.ab else out
 
         def once(number: int, change: dict[str, str] = change, folder: Path = folder) -> Outcome:
             return static.repeat(

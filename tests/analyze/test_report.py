@@ -227,6 +227,16 @@ class TestRuns:
         with pytest.raises(BadRecording, match="operator with code 200"):
             load(writer.path)
 
+    def test_what_a_benchmark_ran_on_is_part_of_its_report(self, tmp_path):
+        path = simulated.write(tmp_path / "run", repeats=2, steps=4)
+        machine = {"driver": "570.1", "gpus": [{"sm_clock_most_mhz": 1980}]}
+        (path / "bench.json").write_text(json.dumps({"machine": machine, "plan": {"batch_size": 20}, "repeats": []}))
+        data = report(load(path))
+        assert (data["facts"]["driver"], data["facts"]["sm_clock_mhz"]) == ("570.1", "1980")
+        assert data["bench"]["plan"]["batch_size"] == 20
+        (path / "bench.json").write_text("{")
+        assert report(load(path))["bench"] is None
+
     def test_recordings_of_different_models_are_no_repeats(self, tmp_path):
         simulated.write(tmp_path / "run" / "one", steps=4)
         simulated.write(tmp_path / "run" / "two", steps=4, facts={"model": "other-7b"})
