@@ -121,6 +121,8 @@ SETTINGS = (
             "Also write every record to this folder, for lightllm-otel demo."),
     Setting("RECORD_MAX_MIB", "record_max_mib", "256", _positive, "a whole number of at least 1", "MiB",
             "A recording stops growing at this size."),
+    Setting("NVTX", "nvtx", "off", lambda text: text.strip().lower() not in OFF_WORDS, "1 or 0", "",
+            "`1` puts an NVTX range around every operator that Python launches, for Nsight; never inside CUDA graphs."),
 )  # fmt: skip
 
 
@@ -142,6 +144,7 @@ class Settings:
     baseline: Path | None
     record: Path | None
     record_max_mib: int
+    nvtx: bool
     problems: tuple[str, ...] = ()
 
     @classmethod

@@ -19,9 +19,10 @@ from lightllm_otel.measure.graphs import TorchGraphs
 from lightllm_otel.measure.sampling import Sampling
 from lightllm_otel.measure.stamps import choose_stamps
 from lightllm_otel.measure.timer import Timer
-from lightllm_otel.patch import operators
+from lightllm_otel.patch import implementations, operators, ranges
 from lightllm_otel.patch.agreement import ballot_of_process_group
 from lightllm_otel.patch.identity import Identity, describe_host, describe_model, identify
+from lightllm_otel.patch.kernels import Kernels
 from lightllm_otel.patch.lane import Lane
 from lightllm_otel.patch.ledger import Ledger
 from lightllm_otel.patch.twins import Twins
@@ -58,11 +59,13 @@ class ServerSession:
         self._model: weakref.ref[Any] | None = None
         self._drafts = 0
         self._slots: dict[str, str] = {}
+        self._implementations: dict[str, str] = {}
         self._prepared: tuple[Clock, RingWriter, Timer, Identity] | None = None
         self._supervisor: Supervisor | None = None
         self._folder: Path | None = None
         self.listener = control.Listener(None, None)
         self._next_housekeeping = 0.0
+        self._kernels: Kernels | None = None
 
     # While the server starts -----------------------------------------------------------------------------------------
 
@@ -87,10 +90,14 @@ class ServerSession:
             self.twins = Twins(timer, self.guard, self._settings, TorchGraphs(), choose_stamps, ballot_of_process_group)
 
     def _install(self, model: Any, timer: Timer) -> None:
+        with self.guard(Stage.PATCH):
+            self._implementations = implementations.names(model)
         self._slots = operators.install(model, timer, self.slots_ledger, self.guard)
         with self.guard(Stage.PATCH):
             operators.install_all_collectives(self.group_class, timer, self.slots_ledger, self.guard)
         self._slots[Operator.SAMPLING.value] = operators.INSTALLED
+        if self._settings.nvtx and (found := ranges.nvtx()) is not None:
+            ranges.install(model, self.slots_ledger, self.guard, *found)
 
     def _make_ring(self, identity: Identity) -> RingWriter | None:
         """The ring, in the first folder that has room for it; None, and one log line, when there is none."""
@@ -131,6 +138,8 @@ class ServerSession:
             self.listener = self._listen_to(identity, forwards)
             ring.header["listening"] = 1
         self.timer = timer
+        if identity.rank == 0 and self._folder is not None:
+            self._kernels = Kernels(self._folder, self.guard)
         self.housekeep()
 
     def _describe(self, ring: RingWriter, timer: Timer) -> None:
@@ -148,7 +157,7 @@ class ServerSession:
             "node_rank": identity.node_rank, "nodes": identity.nodes,
             "clock": clock.source, "clock_detail": getattr(clock, "detail", ""),
             "level": self._settings.level.value, "sample_every": self._settings.sample_every,
-            "slots": self._slots, "drafts": self._drafts,
+            "slots": self._slots, "implementations": self._implementations, "drafts": self._drafts,
             "graphs": self.twins.facts() if self.twins is not None else {"state": "off", "reason": "level steps"},
             **describe_model(model), **describe_host(),
         }  # fmt: skip
@@ -212,6 +221,10 @@ class ServerSession:
         ring = self._prepared[1]
         ring.header["heartbeat"] = time.time()
         ring.header["errors"][0, : len(self.guard.errors)] = self.guard.errors
+        model = self._model() if self._model is not None else None
+        if self._kernels is not None and model is not None:
+            with self.guard(Stage.ACTIVATE):
+                self._kernels.tick(model, now)
         if self._supervisor is not None:
             with self.guard(Stage.ACTIVATE):  # an exporter that cannot be started is no reason to stop measuring
                 self._supervisor.check(now)

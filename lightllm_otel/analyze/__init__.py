@@ -1,1 +1,1 @@
-"""Pure functions from what was measured to values; rendering is elsewhere."""
+"""Recordings into answers: pure functions from what was measured to values. Nothing here prints or draws."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lightllm_otel import __version__
+from lightllm_otel.cli import analyses
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,13 +37,16 @@ def parser() -> argparse.ArgumentParser:
     control.add_argument("--group", help="the server's name as doctor shows it, where several run")
 
     ideal = commands.add_parser("theory", help="what a step must cost on a machine, and what bounds it")
-    ideal.add_argument("--model", required=True, help="a name (llama2-70b), a config.json, or a folder with one")
-    ideal.add_argument("--gpu", required=True, help="a name (A100-SXM-40GB), or a .json file that describes one")
+    ideal.add_argument("--model", help="a name (llama2-70b), a config.json, or a folder with one")
+    ideal.add_argument("--gpu", help="a name (A100-SXM-40GB), or a .json file that describes one")
+    ideal.add_argument("--run", help="a recording to set beside it, at its own sizes, with MFU and MBU")
     for option, default in (("--tp", 1), ("--batch-size", 20), ("--input-len", 1024), ("--output-len", 1024)):
         ideal.add_argument(option, type=int, default=default)
     ideal.add_argument("--link", choices=("nvlink", "pcie"), help="default: the fastest that all ranks share")
     ideal.add_argument("--dtype", choices=("float16", "bfloat16", "float32", "float8", "int8"), default="float16")
     ideal.add_argument("--json", action="store_true")
+
+    analyses.add(commands)
 
     demo = commands.add_parser("demo", help="replay a recorded run through the exporter, without a GPU")
     demo.add_argument(
@@ -106,10 +110,13 @@ def _ctl(given: argparse.Namespace) -> int:
 def _theory(given: argparse.Namespace) -> int:
     from lightllm_otel.cli.theory import Question, theory
 
+    if given.run is None and not (given.model and given.gpu):
+        print("lightllm-otel theory: give --model and --gpu, or --run with a recording", file=sys.stderr)
+        return 2
     return theory(
         Question(
-            given.model,
-            given.gpu,
+            given.model or "",
+            given.gpu or "",
             given.tp,
             given.batch_size,
             given.input_len,
@@ -118,6 +125,7 @@ def _theory(given: argparse.Namespace) -> int:
             given.dtype,
         ),
         given.json,
+        given.run,
     )
 
 
@@ -138,4 +146,5 @@ def _doctor(given: argparse.Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run, "doctor": _doctor, "top": _top, "ctl": _ctl, "theory": _theory, "demo": _demo, "exporter": _exporter,
+    **analyses.COMMANDS,
 }  # fmt: skip

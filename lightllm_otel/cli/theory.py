@@ -7,6 +7,11 @@ import json
 import sys
 from typing import Any
 
+from lightllm_otel.analyze import expected
+from lightllm_otel.analyze.operators import spent, utilisation
+from lightllm_otel.analyze.pace import pace
+from lightllm_otel.analyze.runs import Run
+from lightllm_otel.cli import inputs
 from lightllm_otel.cli.table import duration
 from lightllm_otel.theory import gpus, ideal, links, shape
 from lightllm_otel.theory.ideal import Ideal
@@ -28,10 +33,12 @@ class Question:
     dtype: str
 
 
-def theory(question: Question, as_json: bool) -> int:
-    """Exit status 1 and one sentence for an unknown model or GPU, or a link that is not there."""
+def theory(question: Question, as_json: bool, run: str | None = None) -> int:
+    """``run``: a recording to set beside it. Exit status 1 and one sentence for an unknown model or GPU, or a link that is
+    not there.
+    """
     try:
-        answered = answer(question)
+        answered = answer(question) if run is None else answer_beside(inputs.run(run), question)
     except (LookupError, ValueError) as problem:
         print(f"lightllm-otel theory: {problem.args[0]}", file=sys.stderr)
         return 1
@@ -73,6 +80,40 @@ def answer(question: Question) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def answer_beside(run: Run, question: Question) -> dict[str, Any]:
+    """At the run's own sizes, with what was measured at ``phases.<phase>.measured.<mode>``. Raises as :func:`answer` does.
+
+    Of the question only what is not empty counts; the rest is what the run says of itself.
+    """
+    on = expected.machine(
+        run.facts,
+        shape.find(question.model) if question.model else None,
+        gpus.find(question.gpu) if question.gpu else None,
+    )
+    if on.shape is None or on.gpu is None:
+        raise ValueError(f"{run.name} does not say {'its model' if on.shape is None else 'a known GPU'}; give "
+                         f"{'--model' if on.shape is None else '--gpu'}")  # fmt: skip
+    link = links.link_of(on.gpu, on.ranks, question.link)
+    phases: dict[str, Any] = {}
+    for phase, mode in run.kinds():
+        found, used = pace(run, phase, mode), utilisation(run, phase, mode, on)
+        size = expected.batch(phase, found.batch, found.tokens, found.context * found.batch)
+        if phase.value not in phases:
+            phases[phase.value] = _phase(size, ideal.step(on.shape, size, on.gpu, on.ranks, link, on.element))
+        phases[phase.value].setdefault("measured", {})[mode.value] = {
+            "step_seconds": found.mean, "mfu": used.mfu, "mbu": used.mbu,
+            "operators": {row.operator: row.seconds_per_step for row in spent(run, phase, mode, on)},
+        }  # fmt: skip
+    return {
+        "question": {**dataclasses.asdict(question), "model": on.shape.name, "gpu": on.gpu.name, "tp": on.ranks, "run": run.name},
+        "gpu": {**dataclasses.asdict(on.gpu), "ridge_flops_per_byte": ideal.ridge(on.gpu)},
+        "link": None if link is None else {
+            **dataclasses.asdict(link), "takeover_payload_bytes": links.takeover_payload("all_reduce", on.ranks, link),
+        },
+        "phases": phases,
+    }  # fmt: skip
+
+
 def _phase(batch: Batch, table: dict[Operator, Ideal]) -> dict[str, Any]:
     seconds = sum(each.seconds for each in table.values())
     return {
@@ -91,16 +132,25 @@ def _phase(batch: Batch, table: dict[Operator, Ideal]) -> dict[str, Any]:
 
 def render(answered: dict[str, Any]) -> str:
     asked, gpu, link = answered["question"], answered["gpu"], answered["link"]
+    size = (
+        f"{asked['dtype']}, batch {asked['batch_size']}, {asked['input_len']} tokens in, {asked['output_len']} out"
+        if "run" not in asked else f"at the mean sizes of {asked['run']}"
+    )  # fmt: skip
     lines = [
-        f"{asked['model']} on {asked['tp']} × {gpu['name']}, {asked['dtype']}, batch {asked['batch_size']}, "
-        f"{asked['input_len']} tokens in, {asked['output_len']} out; per rank, at the peaks of data sheets",
+        f"{asked['model']} on {asked['tp']} × {gpu['name']}, {size}; per rank, at the peaks of "
+        f"{'data sheets' if gpu['source'].startswith('https:') else gpu['source']}",
         f"{gpu['flops'] / 1e12:.4g} TFLOP/s, {gpu['memory_bytes_per_second'] / 1e9:.4g} GB/s: bound by compute above "
         f"{gpu['ridge_flops_per_byte']:.0f} FLOPs per byte",
     ]
     if link is not None:
         lines.append(
             f"{link['kind']} {link['bytes_per_second'] / 1e9:.4g} GB/s both ways: bandwidth takes over latency at "
-            f"{_bytes(link['takeover_payload_bytes'])}; one all_reduce of decode is {_bytes(link['decode_payload_bytes'])}"
+            f"{_bytes(link['takeover_payload_bytes'])}"
+            + (
+                f"; one all_reduce of decode is {_bytes(link['decode_payload_bytes'])}"
+                if "decode_payload_bytes" in link
+                else ""
+            )
         )
     for name, phase in answered["phases"].items():
         lines += ["", f"{name:<18}{'ideal':>10}{'share':>8}{'TFLOP':>11}{'moved':>11}{'sent':>11}  bound"]
@@ -113,12 +163,29 @@ def render(answered: dict[str, Any]) -> str:
                 f"{row['flops'] / 1e12:>11.4g}{moved:>11}{sent:>11}  {row['bound']}"
             )
         lines.append(f"  {'one step':<16}{duration(phase['step_seconds']):>10}")
+        lines += [line for mode, seen in phase.get("measured", {}).items() for line in _measured(mode, seen, phase)]
+    if "prefill_seconds" not in answered:
+        return "\n".join(lines)
     lines += [
         "",
         f"prefill {duration(answered['prefill_seconds'])}, decode {duration(answered['decode_seconds'])}, "
         f"{answered['output_tokens_per_second']:.4g} output tokens a second at best",
     ]
     return "\n".join(lines)
+
+
+def _measured(mode: str, seen: dict[str, Any], phase: dict[str, Any]) -> list[str]:
+    """What a run took beside the least time, and how much of the GPU's peaks its steps needed."""
+    least = phase["operators"]
+    shares = [
+        f"{name} {duration(seconds)} ({100 * least[name]['ideal_seconds'] / seconds:.0f} %)"
+        for name, seconds in seen["operators"].items()
+        if name in least and seconds > 0
+    ]
+    return [
+        f"  measured, {mode}: a step {duration(seen['step_seconds'])}, MFU {100 * seen['mfu']:.1f} %, MBU "
+        f"{100 * seen['mbu']:.1f} %; and in brackets how near to the least time: {', '.join(shares) or 'no step was sampled'}"
+    ]
 
 
 def _bytes(number: float) -> str:

@@ -116,7 +116,7 @@ def read_recording(path: Path) -> Recording:
         file = path / f"rank-{rank}.records"
         content = np.fromfile(file, np.uint8) if file.exists() else np.zeros(0, np.uint8)
         whole = content[: len(content) // layout.CELL_BYTES * layout.CELL_BYTES].reshape(-1, layout.CELL_BYTES)
-        used = sum(layout.STEP_CELLS + len(intervals) for _, intervals in layout.steps_in(whole))
+        _, used = layout.starts_in(whole)
         cells[rank] = whole[:used]
         if used * layout.CELL_BYTES != len(content):
             torn.append(

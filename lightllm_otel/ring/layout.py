@@ -116,3 +116,33 @@ def steps_in(cells: np.ndarray) -> list[tuple[np.void, np.ndarray]]:
         steps.append((step, cells[at + STEP_CELLS : end].reshape(-1).view(INTERVAL)))
         at = end
     return steps
+
+
+def starts_in(cells: np.ndarray) -> tuple[np.ndarray, int]:
+    """``(index of the first cell of each whole step, cells that they take)``; ends where :func:`steps_in` does.
+
+    Without an array per step: a recording of a million steps takes a fraction of a second.
+    """
+    words = np.ascontiguousarray(cells[:, :8]).view("<u4")
+    marks = np.flatnonzero(words[:, 0] == STEP_MAGIC)
+    ends = marks + STEP_CELLS + (words[marks, 1] & 0xFFFF).astype(np.int64)
+    if len(marks) and marks[0] == 0 and (marks[1:] == ends[:-1]).all():  # no interval looks like a step: the rule
+        whole = int(ends[-1]) <= len(cells)
+        return (marks, int(ends[-1])) if whole else (marks[:-1], int(marks[-1]))
+    follows = dict(zip(marks.tolist(), ends.tolist()))
+    starts, at = [], 0
+    while (end := follows.get(at, len(cells) + 1)) <= len(cells):
+        starts.append(at)
+        at = end
+    return np.array(starts, np.int64), at
+
+
+def columns(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Whole cells as ``(steps, intervals, of)``: arrays of STEP and INTERVAL, and the step of each interval."""
+    starts, used = starts_in(cells)
+    heads = (starts[:, None] + np.arange(STEP_CELLS)).reshape(-1)
+    steps = np.ascontiguousarray(cells[heads]).reshape(-1).view(STEP)
+    is_interval = np.ones(used, bool)
+    is_interval[heads] = False
+    intervals = np.ascontiguousarray(cells[:used][is_interval]).reshape(-1).view(INTERVAL)
+    return steps, intervals, np.repeat(np.arange(len(steps)), steps["intervals"])

@@ -144,3 +144,36 @@ def test_records_have_the_documented_size():
     assert layout.STEP.itemsize == 64
     assert layout.INTERVAL.itemsize == 16
     assert np.dtype(layout.HEADER).itemsize <= layout.JSON_OFFSET
+
+
+class TestColumns:
+    """Reading a recording by columns finds what reading it step by step finds."""
+
+    STEPS = tuple(records.step(number=number, operators=[(Operator.FFN, 0.5)] * (number % 3)) for number in range(7))
+
+    def same(self, cells):
+        starts, used = layout.starts_in(cells)
+        slow = layout.steps_in(cells)
+        steps, intervals, of = layout.columns(cells)
+        assert len(starts) == len(steps) == len(slow)
+        assert used == sum(layout.STEP_CELLS + len(each) for _, each in slow)
+        assert steps["number"].tolist() == [int(step["number"]) for step, _ in slow]
+        assert np.bincount(of, minlength=len(slow)).tolist() == [len(each) for _, each in slow]
+        assert len(intervals) == sum(len(each) for _, each in slow)
+
+    def test_whole_and_torn(self):
+        whole = records.cells(*self.STEPS)
+        for cut in range(len(whole) + 1):
+            self.same(whole[:cut])
+
+    def test_an_interval_that_looks_like_a_step(self):
+        step, intervals = records.step(operators=[(Operator.FFN, 0.5)] * 2)
+        intervals.view(np.uint8).reshape(-1, layout.CELL_BYTES)[0, :4] = np.frombuffer(b"SLLO", np.uint8)
+        self.same(records.cells((step, intervals), *self.STEPS))
+
+    def test_damage_ends_it(self):
+        cells = records.cells(*self.STEPS).copy()
+        cells[layout.STEP_CELLS, 0] ^= 0xFF  # the second step's mark
+        self.same(cells)
+        cells[0, 0] ^= 0xFF
+        self.same(cells)

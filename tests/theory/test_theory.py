@@ -264,3 +264,20 @@ class TestTheCommand:
         (tmp_path / "config.json").write_text("{")
         assert cli.main([*self.ASKED, "--model", str(tmp_path)]) == 1
         assert "is damaged" in capsys.readouterr().err
+
+    def test_a_run_stands_beside_it_with_mfu_and_mbu(self, capsys):
+        assert cli.main(["theory", "--run", "h200-llama-7b-tp1", "--model", "llama2-7b", "--json"]) == 0
+        answered = json.loads(capsys.readouterr().out)
+        assert answered["question"]["gpu"] == "H200"
+        for phase in ("prefill", "decode"):
+            measured = answered["phases"][phase]["measured"]["eager"]
+            assert 0 < measured["mfu"] < 1
+            assert 0 < measured["mbu"] < 1
+            assert measured["step_seconds"] > answered["phases"][phase]["step_seconds"]
+        assert cli.main(["theory", "--run", "h200-llama-7b-tp1", "--model", "llama2-7b"]) == 0
+        assert "MFU" in capsys.readouterr().out
+
+    def test_a_run_that_does_not_say_its_model_asks_for_it(self, capsys):
+        assert cli.main(["theory", "--run", "h200-llama-7b-tp1"]) == 1
+        assert "give --model" in capsys.readouterr().err
+        assert cli.main(["theory", "--model", "llama2-7b"]) == 2

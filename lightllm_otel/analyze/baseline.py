@@ -1,0 +1,57 @@
+"""What a comparison needs of a run, in a small file: ``compare --save-baseline``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from lightllm_otel.analyze.runs import Run
+from lightllm_otel.analyze.strata import Table, tabulate
+from lightllm_otel.export.recording import BadRecording
+
+FORMAT, VERSION = "lightllm-otel baseline", 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One side of a comparison: a table for each repeat."""
+
+    name: str
+    facts: dict[str, Any]
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...] = ()
+
+
+def side(run: Run) -> Side:
+    return Side(run.name, run.facts, tuple(tabulate(repeat) for repeat in run.repeats), run.notes)
+
+
+def save(path: Path, side: Side) -> None:
+    """Raises OSError."""
+    content = {
+        "format": FORMAT, "version": VERSION, "name": side.name, "facts": side.facts,
+        "repeats": [table.as_json() for table in side.tables],
+    }  # fmt: skip
+    path.write_text(json.dumps(content) + "\n")
+
+
+def read(path: Path) -> Side:
+    """Raises BadRecording."""
+    try:
+        content = json.loads(path.read_text())
+        if content.get("format") != FORMAT or content.get("version") != VERSION:
+            raise BadRecording(
+                f"{path} has format {content.get('format')!r} {content.get('version')}, this version reads {FORMAT!r} "
+                f"{VERSION}; save the baseline again"
+            )
+        return Side(content["name"], content["facts"], tuple(Table.from_json(table) for table in content["repeats"]))
+    except OSError as error:
+        raise BadRecording(
+            f"{path} cannot be read ({error.strerror}); give a recording's folder or a baseline"
+        ) from error
+    except BadRecording:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadRecording(f"{path} is no baseline of lightllm-otel; make one with compare --save-baseline") from error

@@ -1,0 +1,139 @@
+"""``lightllm-otel bench``: the same batch again and again, to a running server or without one, each repeat recorded."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lightllm_otel.bench import prompts, served, static
+from lightllm_otel.bench.manifest import Manifest, Outcome, Plan
+from lightllm_otel.bench.tap import NoRing
+from lightllm_otel.cli.ctl import find
+from lightllm_otel.cli.progress import Progress
+from lightllm_otel.export.control import Refused
+
+NAMES = "abcdefgh"  # of the folders, where there are several runs
+Repeat = Callable[[int], Outcome]
+_PROBLEMS = (NoRing, Refused, ValueError, prompts.NoTokenizer, served.NoAnswer, static.RankFailed)
+
+
+def bench(given: argparse.Namespace) -> int:
+    """Exit status 1 and one sentence for what cannot be measured."""
+    plan = Plan(given.batch_size, given.input_len, given.output_len, given.repeats, given.warmup, given.every)
+    out = given.out or Path(f"bench-{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%SZ}")
+    try:
+        plan.check()
+        _check(given)
+        sides = _static(given, plan, out) if given.static else _served(given, plan, out)
+        manifests = _run(sides, plan, given)
+    except _PROBLEMS as problem:
+        print(f"lightllm-otel bench: {problem}", file=sys.stderr)
+        return 1
+    except OSError as problem:
+        print(f"lightllm-otel bench: {problem.strerror or problem} ({problem.filename or given.url})", file=sys.stderr)
+        return 1
+    data = {"kind": "bench", "runs": {str(folder): manifest.content for folder, manifest in manifests.items()}}
+    print(json.dumps(data, indent=1) if given.json else render(manifests))
+    return 0
+
+
+def _check(given: argparse.Namespace) -> None:
+    if given.model_dir is None:
+        raise ValueError("give --model-dir: the model's folder" + ("" if given.static else ", for its tokenizer"))
+    if bool(given.static) == bool(given.url):
+        raise ValueError("give --url of a running server, or --static")
+    if given.url and len(given.url) > len(NAMES):
+        raise ValueError(f"give at most {len(NAMES)} servers")
+    if given.ab and not given.static:
+        raise ValueError(
+            "--ab starts models of its own, so it goes with --static; for two running servers give --url twice"
+        )
+
+
+def _served(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
+    """Warm every server up, and say how it is asked."""
+    own, size = prompts.tokenizer(given.model_dir)
+    groups = given.group or [None] * len(given.url)
+    if len(groups) != len(given.url):
+        raise ValueError("give --group for every --url, in the same order; lightllm-otel doctor lists them")
+    sides: dict[Path, tuple[Repeat, Manifest]] = {}
+    for place, (url, group) in enumerate(zip(given.url, groups)):
+        server = served.Server(url, find(group))
+        folder = out if len(given.url) == 1 else out / NAMES[place]
+
+        def texts(seed: int, side: int = place) -> list[str]:
+            return prompts.prompts(own, size, plan.batch_size, plan.input_len, 1000 * side + seed)
+
+        for number in range(plan.warmup):
+            server.batch(texts(-1 - number), min(plan.output_len, 8))
+
+        def once(number: int, server: served.Server = server, texts: Any = texts, folder: Path = folder) -> Outcome:
+            with served.sampling(server.folder, plan.every):
+                return served.repeat(server, plan, texts, number, folder)
+
+        sides[folder] = once, Manifest(folder, "served", plan, url=server.url)
+    return sides
+
+
+def _static(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
+    changes = [_changes(text) for text in given.ab] if given.ab else [{}]
+    sides: dict[Path, tuple[Repeat, Manifest]] = {}
+    for place, change in enumerate(changes):
+        folder = out / NAMES[place] if given.ab else out
+
+        def once(number: int, change: dict[str, str] = change, folder: Path = folder) -> Outcome:
+            return static.repeat(
+                plan, given.model_dir, given.tp, number, folder, change, given.data_type, not given.no_graphs
+            )
+
+        sides[folder] = once, Manifest(folder, "static", plan, tp=given.tp, graphs=not given.no_graphs, changes=change)
+    return sides
+
+
+def _changes(text: str) -> dict[str, str]:
+    """``'A=1 B=two'``; empty is the environment as it is."""
+    found = {}
+    for word in shlex.split(text):
+        name, sign, value = word.partition("=")
+        if not sign or not name.isidentifier():
+            raise ValueError(f"--ab {text!r} is not understood: give variables as NAME=VALUE, separated by spaces")
+        found[name] = value
+    return found
+
+
+def _order(folders: list[Path], repeats: int) -> Iterator[tuple[Path, int]]:
+    """One of each, turn about who is first: what drifts with time then falls on all alike."""
+    for number in range(1, repeats + 1):
+        for folder in folders if number % 2 else reversed(folders):
+            yield folder, number
+
+
+def _run(sides: dict[Path, tuple[Repeat, Manifest]], plan: Plan, given: argparse.Namespace) -> dict[Path, Manifest]:
+    total = plan.repeats * len(sides)
+    with Progress(total, sys.stderr) as progress:
+        for folder, number in _order(list(sides), plan.repeats):
+            began = time.monotonic()
+            once, manifest = sides[folder]
+            outcome = once(number)
+            manifest.add(outcome)
+            progress.step(f"{outcome.output_tokens_per_second:.4g} output tokens/s", time.monotonic() - began)
+            for note in outcome.notes:
+                progress.note(note)
+    return {folder: manifest for folder, (_, manifest) in sides.items()}
+
+
+def render(manifests: dict[Path, Manifest]) -> str:
+    lines = []
+    for folder, manifest in manifests.items():
+        rates = [repeat["output_tokens_per_second"] for repeat in manifest.content["repeats"]]
+        lines.append(f"{folder}: {len(rates)} repeats, {min(rates):.4g} to {max(rates):.4g} output tokens/s")
+    folders = list(map(str, manifests))
+    following = f", lightllm-otel compare {' '.join(folders)}" if len(folders) > 1 else ""
+    return "\n".join([*lines, f"next: lightllm-otel report {folders[0]}{following}"])

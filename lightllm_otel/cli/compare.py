@@ -1,0 +1,100 @@
+"""``lightllm-otel compare A B [C …]``: how much slower or faster each operator is than in A, and how sure that is."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from lightllm_otel.analyze import baseline, gates
+from lightllm_otel.analyze.baseline import Side
+from lightllm_otel.analyze.compare import ERROR, LEAST_EFFECT, CannotCompare, Comparison
+from lightllm_otel.analyze.compare import compare as compare_sides
+from lightllm_otel.cli import inputs
+from lightllm_otel.cli.units import duration, interval, percent, signed
+from lightllm_otel.export.recording import BadRecording
+
+GATE_STATUS = 3  # a condition of --fail-if is met; 1 would be a comparison that could not be made
+VERSION = 1
+
+
+def compare(given: argparse.Namespace) -> int:
+    """Exit status 1 and one sentence for what cannot be compared, 3 where a condition of ``--fail-if`` is met."""
+    try:
+        conditions = [gates.parse(text) for text in given.fail_if]
+        shape = inputs.model(given.model)
+        first, *others = (inputs.side(name) for name in given.runs)
+        if given.save_baseline is not None:
+            _save(given, first)
+        elif not others:
+            raise CannotCompare("give two runs or more, or --save-baseline FILE with one")
+        comparisons = [compare_sides(first, other, shape) for other in others]
+        met = [said for each in comparisons for condition in conditions if (said := gates.met(condition, each.rows))]
+        data = as_json(first, comparisons, met)
+        if given.html is not None:
+            inputs.write_page(given.html, data, f"{first.name} · lightllm-otel compare")
+    except (BadRecording, CannotCompare, gates.BadCondition, LookupError) as problem:
+        print(f"lightllm-otel compare: {problem.args[0]}", file=sys.stderr)
+        return 1
+    print(json.dumps(data, indent=1) if given.json else "\n\n".join(render(each) for each in comparisons))
+    for sentence in met:
+        print(f"lightllm-otel compare: {sentence}", file=sys.stderr)
+    return GATE_STATUS if met else 0
+
+
+def _save(given: argparse.Namespace, first: Side) -> None:
+    try:
+        baseline.save(given.save_baseline, first)
+    except OSError as error:
+        raise BadRecording(f"{given.save_baseline} cannot be written ({error.strerror}); give another file") from error
+
+
+def as_json(first: Side, comparisons: list[Comparison], met: list[str]) -> dict[str, Any]:
+    return {
+        "kind": "compare",
+        "version": VERSION,
+        "error": ERROR,
+        "least_effect": LEAST_EFFECT,
+        "first": _side(first),
+        "comparisons": [
+            {
+                "second": _side(each.second),
+                "notes": each.notes,
+                "rows": [
+                    {**dataclasses.asdict(row), "change": row.change, "speed_up": row.first / row.second,
+                     "verdict": row.verdict}
+                    for row in each.rows
+                ],
+            }
+            for each in comparisons
+        ],
+        "failed": met,
+    }  # fmt: skip
+
+
+def _side(side: Side) -> dict[str, Any]:
+    kept = {fact: side.facts.get(fact) for fact in ("model", "gpu_name", "tp", "dtype", "lightllm", "torch", "cuda")}
+    return {"name": side.name, "repeats": len(side.tables), "facts": kept}
+
+
+def render(comparison: Comparison) -> str:
+    first, second = comparison.first, comparison.second
+    lines = [
+        f"{second.name} against {first.name}: {len(second.tables)} and {len(first.tables)} repeats; seconds per step of one "
+        "rank at the same batch and context",
+        *(f"note: {note}" for note in comparison.notes),
+        "",
+        f"  {'':<14}{'':<18}{'before':>10}{'now':>10}{'change':>10}{'95 %':>19}{'theory':>10}{'p (Holm)':>10}"
+        f"{'detectable':>12}  verdict",
+    ]
+    for row in comparison.rows:
+        p = "–" if row.p is None else "<0.001" if row.p < 0.001 else f"{row.p:.3f}"
+        theory = "–" if row.expected is None else signed(row.expected - 1)
+        lines.append(
+            f"  {row.operator:<14}{f'{row.phase} · {row.mode}':<18}{duration(row.first):>10}{duration(row.second):>10}"
+            f"{signed(row.change):>10}{interval(row.interval):>19}{theory:>10}{p:>10}{percent(row.detectable):>12}"
+            f"  {row.verdict}"
+        )
+    return "\n".join(lines)

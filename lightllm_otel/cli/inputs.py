@@ -1,0 +1,53 @@
+"""What commands are given on their lines: recordings, shapes, GPUs, and pages to write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightllm_otel.analyze import baseline
+from lightllm_otel.analyze.baseline import Side
+from lightllm_otel.analyze.runs import Run, load
+from lightllm_otel.export.recording import BadRecording
+from lightllm_otel.page import render
+from lightllm_otel.theory import shape
+from lightllm_otel.theory.shape import Shape
+
+PACKAGED = Path(__file__).resolve().parents[1] / "recordings"
+
+
+def run(name: str) -> Run:
+    """A folder as given, or a recording that comes with the package. Raises BadRecording."""
+    given = Path(name)
+    if not given.exists() and (PACKAGED / name).is_dir():
+        return load(PACKAGED / name)
+    if not given.exists():
+        known = ", ".join(sorted(path.name for path in PACKAGED.glob("*/"))) or "none"
+        raise BadRecording(
+            f"there is no {name}; give a recording's folder, or one that comes with the package: {known}"
+        )
+    return load(given)
+
+
+def side(name: str) -> Side:
+    """A run, or a saved baseline. Raises BadRecording."""
+    path = Path(name)
+    return baseline.read(path) if path.is_file() else baseline.side(run(name))
+
+
+def model(name: str | None) -> Shape | None:
+    """Raises UnknownModel."""
+    return None if name is None else shape.find(name)
+
+
+def write_page(path: Path, data: dict[str, Any], title: str) -> None:
+    """Raises BadRecording when it cannot be written."""
+    write(path, render(data, title))
+
+
+def write(path: Path, text: str) -> None:
+    """Raises BadRecording when it cannot be written."""
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise BadRecording(f"{path} cannot be written ({error.strerror}); give another file") from error

@@ -1,0 +1,78 @@
+"""``lightllm-otel capture --kernels``: which kernels make up each operator, by torch.profiler in the running server."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lightllm_otel.analyze.kernels import Kernel
+from lightllm_otel.analyze.kernels import kernels as kernels_of
+from lightllm_otel.cli.ctl import find
+from lightllm_otel.cli.units import duration
+from lightllm_otel.export.control import Refused
+from lightllm_otel.ring import errand
+
+DEFAULT_SECONDS = 2.0
+PATIENCE_SECONDS = 60.0  # beyond the capture itself: writing a trace takes its time
+_SHOWN = 4  # kernels of each operator
+
+
+class NoTrace(RuntimeError):
+    """The server did not make one; the message says why."""
+
+
+def kernels(given: argparse.Namespace, out: Path) -> int:
+    """Exit status 1 and one sentence when the server did not answer."""
+    seconds = given.seconds or DEFAULT_SECONDS
+    path = (out / f"kernels-{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%SZ}.json").resolve()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trace = capture(find(given.group), path, seconds, PATIENCE_SECONDS)
+    except (NoTrace, Refused) as problem:
+        print(f"lightllm-otel capture: {problem}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"lightllm-otel capture: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    rows = kernels_of(trace)
+    data = {"kind": "kernels", "path": str(path), "kernels": [dataclasses.asdict(row) for row in rows]}
+    print(json.dumps(data, indent=1) if given.json else render(rows, path))
+    return 0
+
+
+def capture(folder: Path, path: Path, seconds: float, patience: float) -> dict[str, Any]:
+    """Ask the first rank, and wait for its trace. Raises NoTrace and OSError."""
+    errand.ask(folder, {"path": str(path), "seconds": seconds})
+    end = time.monotonic() + seconds + patience
+    while (answered := errand.answered(folder)) is None:
+        if time.monotonic() > end:
+            errand.withdraw(folder)
+            raise NoTrace(
+                "the server did not answer; it looks for errands between steps, so send it requests meanwhile"
+            )
+        time.sleep(0.1)
+    if not answered.get("ok"):
+        raise NoTrace(f"the server could not: {answered.get('text')}")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def render(rows: list[Kernel], path: Path) -> str:
+    operators: dict[str, list[Kernel]] = {}
+    for row in rows:
+        operators.setdefault(row.operator, []).append(row)
+    whole = sum(row.seconds for row in rows) or 1.0
+    lines = []
+    for operator, own in sorted(operators.items(), key=lambda item: -sum(row.seconds for row in item[1])):
+        seconds = sum(row.seconds for row in own)
+        lines.append(f"{operator:<18}{duration(seconds):>10}{100 * seconds / whole:>7.1f} %")
+        lines += [f"  {row.calls:>7} × {duration(row.seconds / row.calls):>8}  {row.name[:90]}" for row in own[:_SHOWN]]
+        if len(own) > _SHOWN:
+            lines.append(f"  and {len(own) - _SHOWN} more")
+    return "\n".join([*lines, "", f"the trace, for ui.perfetto.dev: {path}"])

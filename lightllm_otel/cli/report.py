@@ -1,0 +1,95 @@
+"""``lightllm-otel report RUN``: where the time of a recorded run went."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightllm_otel import page
+from lightllm_otel.analyze import perfetto
+from lightllm_otel.analyze.report import report as report_on
+from lightllm_otel.analyze.runs import Run
+from lightllm_otel.cli import browser, inputs
+from lightllm_otel.cli.units import duration, percent, rate
+from lightllm_otel.export.recording import BadRecording
+from lightllm_otel.theory import gpus
+
+
+def report(given: argparse.Namespace) -> int:
+    """Exit status 1 and one sentence for what cannot be read."""
+    try:
+        run = inputs.run(given.run)
+        data = report_on(run, inputs.model(given.model), gpus.find(given.gpu) if given.gpu else None)
+        written = _write(given, run, data)
+    except (BadRecording, LookupError) as problem:
+        print(f"lightllm-otel report: {problem.args[0]}", file=sys.stderr)
+        return 1
+    print(json.dumps(data, indent=1) if given.json else render(data))
+    if written and not given.json:
+        print("\n" + "\n".join(f"wrote {path}" for path in written))
+    return 0
+
+
+def _write(given: argparse.Namespace, run: Run, data: dict[str, Any]) -> list[Path]:
+    """Whatever else is wanted. Raises BadRecording and NoBrowser."""
+    title, paths = f"{data['name']} · lightllm-otel", []
+    if given.html is not None:
+        inputs.write_page(given.html, data, title)
+        paths.append(given.html)
+    if given.perfetto is not None:
+        inputs.write(given.perfetto, json.dumps(perfetto.trace(run.repeats[0]), separators=(",", ":")))
+        paths.append(given.perfetto)
+    if given.png is not None:
+        browser.png(page.render(data, title), given.png)
+        paths.append(given.png)
+    if given.svg is not None:
+        paths += browser.svgs(page.render(data, title), given.svg)
+    return paths
+
+
+def render(data: dict[str, Any]) -> str:
+    facts, whole = data["facts"], data["pace"]
+    repeats = f"{data['repeats']} repeats" if data["repeats"] > 1 else "one recording"
+    lines = [
+        f"{data['name']}: {facts.get('model')} on {facts.get('tp', 1)} × {facts.get('gpu_name') or 'an unknown GPU'}, LightLLM "
+        f"{facts.get('lightllm')}, {repeats}",
+        f"{whole['seconds']:.3g} s: {percent(whole['busy'])} in steps, idle {percent(whole['host'])} for the host and "
+        f"{percent(whole['no_requests'])} for lack of requests; {whole['output_tokens_per_second']:.4g} output tokens/s",
+        *(f"note: {note}" for note in data["notes"]),
+    ]
+    for phase in data["phases"]:
+        lines += ["", *_phase(phase)]
+    return "\n".join(lines)
+
+
+def _phase(phase: dict[str, Any]) -> list[str]:
+    step, used = phase["step"], phase["utilisation"]
+    low, high = step["interval"]
+    lines = [
+        f"{phase['phase']} · {phase['mode']}: a step {duration(step['mean'])} ({duration(low)} … {duration(high)}), p99 "
+        f"{duration(step['p99'])}, {step['tokens_per_second']:.4g} tokens/s, {step['sampled']} of {step['steps']} steps sampled"
+        + ("" if used["mfu"] is None else f", MFU {percent(used['mfu'])}, MBU {percent(used['mbu'])}")
+    ]
+    if phase["operators"]:
+        lines.append(
+            f"  {'':<15}{'share':>7}{'95 %':>15}{'step':>10}{'layer':>10}{'call':>10}{'computed':>14}{'moved':>12}"
+            f"{'bus':>12}{'of peak':>9}  bound by"
+        )
+    for row in phase["operators"]:
+        low, high = row["interval"]
+        layer = duration(row["seconds_per_layer"]) if row["seconds_per_layer"] is not None else "–"
+        lines.append(
+            f"  {row['operator']:<15}{100 * row['share']:>6.1f}%{f'{100 * low:.1f} … {100 * high:.1f}%':>15}"
+            f"{duration(row['seconds_per_step']):>10}{layer:>10}{duration(row['seconds_per_call']):>10}"
+            f"{rate(row['flops_per_second'] or None, 'FLOP'):>14}{rate(row['bytes_per_second'] or None, 'B'):>12}"
+            f"{rate(row['bus_bytes_per_second'], 'B'):>12}{percent(row['busy'], 0):>9}  {row['bound'] or '–'}"
+        )
+    for calls in phase["collectives"]:
+        lines.append(
+            f"  {calls['operator']} after {calls['site']}: {calls['calls']} calls, p50 {duration(calls['p50'])}, p99 "
+            f"{duration(calls['p99'])}, max {duration(calls['max'])}"
+        )
+    return lines

@@ -1,0 +1,29 @@
+"""Numbers for people: three digits and a unit."""
+
+from __future__ import annotations
+
+from lightllm_otel.cli.table import duration
+
+__all__ = ["duration", "interval", "percent", "rate", "signed"]
+
+
+def rate(value: float | None, unit: str) -> str:
+    """Per second: ``594 TFLOP/s``, ``1.16 TB/s``; a dash for what is not known."""
+    if value is None:
+        return "–"
+    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g} {prefix}{unit}/s"
+    return f"{value:.3g} {unit}/s"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    return "–" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def signed(change: float | None) -> str:
+    return "–" if change is None else f"{100 * change:+.1f} %"
+
+
+def interval(bounds: tuple[float, float] | list[float] | None) -> str:
+    return "–" if bounds is None else f"{100 * bounds[0]:+.1f} … {100 * bounds[1]:+.1f} %"

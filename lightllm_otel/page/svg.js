@@ -1,0 +1,67 @@
+"use strict";
+// Elements, numbers with units, scales and axes: what every picture is made of.
+
+function element(name, attributes, ...children) {
+  const svg = SVG_NAMES.has(name);
+  const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes || {})) {
+    if (value !== null && value !== undefined) made.setAttribute(key, typeof value === "number" ? +value.toFixed(2) : value);
+  }
+  for (const child of children.flat()) {
+    if (child !== null && child !== undefined) made.append(child);
+  }
+  return made;
+}
+const SVG_NAMES = new Set(["svg", "g", "rect", "line", "circle", "path", "text", "title", "polygon"]);
+
+const tip = (text) => element("title", {}, text);
+const label = (x, y, text, anchor, soft) =>
+  element("text", { x, y, "text-anchor": anchor || "start", class: soft ? "soft" : null }, text);
+const colour = (operator) => `var(--op-${operator}, var(--soft))`;
+
+function figure(title, note, ...body) {
+  return element("figure", {}, element("h3", {}, title, note ? element("small", {}, note) : null), ...body);
+}
+
+function withUnit(value, steps, digits) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  const [factor, unit] = steps.find(([each]) => Math.abs(value) * each >= 1) || steps[steps.length - 1];
+  return `${Number((value * factor).toPrecision(digits || 3))} ${unit}`;
+}
+const seconds = (value) => withUnit(value, [[1, "s"], [1e3, "ms"], [1e6, "µs"], [1e9, "ns"]]);
+const bytes = (value) => withUnit(value, [[1e-12, "TB"], [1e-9, "GB"], [1e-6, "MB"], [1e-3, "kB"], [1, "B"]]);
+const flops = (value) => withUnit(value, [[1e-15, "PFLOP"], [1e-12, "TFLOP"], [1e-9, "GFLOP"], [1e-6, "MFLOP"], [1, "FLOP"]]);
+const percent = (share, digits) => (share === null || share === undefined ? "–" : `${(100 * share).toFixed(digits ?? 1)} %`);
+const signed = (share) => `${Math.abs(share) < 5e-4 ? "" : share > 0 ? "+" : "−"}${Math.abs(100 * share).toFixed(1)} %`;
+const plain = (value) => (value === null || value === undefined ? "–" : Number(value.toPrecision(3)).toLocaleString("en"));
+
+const linear = (low, high, from, to) => (value) => from + ((value - low) / (high - low || 1)) * (to - from);
+const logarithmic = (low, high, from, to) => {
+  const scale = linear(Math.log(low), Math.log(high), from, to);
+  return (value) => scale(Math.log(value));
+};
+
+function decades(low, high) {
+  const found = [];
+  for (let power = Math.ceil(Math.log10(low) - 1e-9); power <= Math.floor(Math.log10(high) + 1e-9); power += 1) found.push(10 ** power);
+  return found;
+}
+
+function rounds(low, high, wanted) {
+  const raw = (high - low) / wanted;
+  const size = 10 ** Math.floor(Math.log10(raw || 1));
+  const step = [1, 2, 5, 10].map((each) => each * size).find((each) => each >= raw) || size;
+  const found = [];
+  for (let at = Math.ceil(low / step) * step; at <= high + step / 1e6; at += step) found.push(Number(at.toPrecision(10)));
+  return found;
+}
+
+function table(heads, rows) {
+  const head = element("tr", {}, heads.map((text) => element("th", {}, text)));
+  return element("table", {}, element("thead", {}, head), element("tbody", {}, rows.map((cells) =>
+    element("tr", {}, cells.map((cell) => element("td", {}, cell))))));
+}
+
+function swatch(name, fill) {
+  return element("span", {}, element("i", { style: `background:${fill}` }), name);
+}

@@ -1,0 +1,95 @@
+"""torch.profiler for a moment, on request: the kernels of a running model process inside our operators.
+
+A profiler is what this plugin is there to replace, and it slows the server while it runs: it does so when its owner asks for it,
+for some seconds, on the first rank only. Operators become ranges of the profiler's own, so that its trace has every kernel in the
+operator that launched it. Kernels of a replayed CUDA graph are in the trace, but outside operators: Python launches none of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightllm_otel.guard import Guard, log
+from lightllm_otel.patch import ranges
+from lightllm_otel.patch.ledger import Ledger
+from lightllm_otel.ring import errand
+
+MOST_SECONDS = 60.0
+
+
+class Kernels:
+    """Asked once a second on the model's thread, between steps; ``start`` makes a running profiler."""
+
+    def __init__(self, folder: Path, guard: Guard, start: Callable[[], Any] | None = None) -> None:
+        self._folder = folder
+        self._guard = guard
+        self._start = start or _torch_profiler
+        self._ledger = Ledger()
+        self._profiler: Any = None
+        self._until = 0.0
+        self._path = Path()
+
+    def tick(self, model: Any, now: float | None = None) -> None:
+        """Begin what was asked for, or end what has run for its time. Whatever fails is answered, never raised."""
+        now = time.monotonic() if now is None else now
+        try:
+            if self._profiler is not None:
+                if now >= self._until:
+                    self._end()
+            elif (asked := errand.take(self._folder)) is not None:
+                self._begin(asked, model, now)
+        except Exception as error:  # noqa: BLE001 - a profiler that fails is no reason to stop measuring
+            self._drop()
+            log.warning("kernels cannot be captured: %s", error)
+            errand.answer(self._folder, {"ok": False, "text": str(error) or type(error).__name__})
+
+    def _begin(self, asked: dict[str, Any], model: Any, now: float) -> None:
+        self._path = Path(asked["path"])
+        self._until = now + min(float(asked["seconds"]), MOST_SECONDS)
+        self._profiler = self._start()
+        ranges.install(model, self._ledger, self._guard, *_record_functions())
+
+    def _end(self) -> None:
+        profiler = self._profiler
+        self._drop()
+        profiler.stop()
+        profiler.export_chrome_trace(str(self._path))
+        errand.answer(self._folder, {"ok": True, "text": str(self._path)})
+
+    def _drop(self) -> None:
+        self._profiler = None
+        self._ledger.undo()
+
+
+def _torch_profiler() -> Any:
+    import torch
+
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available() and torch.version.cuda:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    profiler = torch.profiler.profile(activities=activities)
+    profiler.start()
+    return profiler
+
+
+def _record_functions() -> tuple[ranges.Push, ranges.Pop]:
+    import torch
+
+    entered: list[Any] = []
+
+    def push(label: str) -> None:
+        entered.append(torch.profiler.record_function(range_name(label)))
+        entered[-1].__enter__()
+
+    def pop() -> None:
+        entered.pop().__exit__(None, None, None)
+
+    return push, pop
+
+
+def range_name(label: str) -> str:
+    """How an operator is called in the profiler's trace."""
+    return f"lightllm_otel: {label}"

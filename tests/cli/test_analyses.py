@@ -1,0 +1,173 @@
+"""``report`` and ``compare`` as a person and as a CI job call them."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+import simulated
+
+from lightllm_otel import cli
+from lightllm_otel.vocabulary import Operator
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Five repeats each: ``a``, another ``a`` of the same kind, and one whose all_reduce takes 10 % longer."""
+    kinds = {"a": {}, "again": {}, "slow": {"slower": {Operator.ALL_REDUCE: 1.1}}}
+    return {
+        name: str(simulated.write(tmp_path / name, seed, repeats=5, steps=30, run_noise=0.003, **options))
+        for seed, (name, options) in enumerate(kinds.items())
+    }
+
+
+def one_sentence(capsys):
+    said = capsys.readouterr()
+    assert len(said.err.splitlines()) == 1
+    assert "Traceback" not in said.err
+    return said.err
+
+
+class TestReport:
+    def test_a_person_gets_the_dearest_operator_first_with_its_interval(self, runs, capsys):
+        assert cli.main(["report", runs["a"]]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert "llama-7b on 1 × NVIDIA H200" in lines[0]
+        assert "5 repeats" in lines[0]
+        decode = lines[next(at for at, line in enumerate(lines) if line.startswith("decode · graph")) :]
+        assert decode[2].split()[0] == "ffn"
+        assert "…" in decode[2]
+        assert "memory" in decode[2]
+
+    def test_json_is_the_data_of_the_page(self, runs, capsys, tmp_path):
+        assert cli.main(["report", runs["a"], "--json", "--html", str(tmp_path / "page.html")]) == 0
+        data = json.loads(capsys.readouterr().out)
+        assert (data["kind"], data["repeats"]) == ("report", 5)
+        embedded = (tmp_path / "page.html").read_text().split('id="data">')[1].split("</script>")[0]
+        assert json.loads(embedded) == data
+
+    def test_a_recording_of_the_package_is_found_by_its_name(self, capsys):
+        assert cli.main(["report", "h200-llama-7b-tp1", "--model", "llama2-7b"]) == 0
+        assert "MFU" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["nothing"], "there is no nothing; give a recording's folder"),
+            (["h200-llama-7b-tp1", "--model", "gpt-5"], "model 'gpt-5' is not known"),
+            (["h200-llama-7b-tp1", "--gpu", "A1000"], "GPU 'A1000' is not known"),
+            (["h200-llama-7b-tp1", "--html", "/no/such/folder/page.html"], "cannot be written"),
+        ],
+    )
+    def test_what_cannot_be_done_is_one_sentence_and_status_1(self, capsys, words, said):
+        assert cli.main(["report", *words]) == 1
+        assert said in one_sentence(capsys)
+
+    def test_an_empty_folder_and_a_file_are_one_sentence_each(self, capsys, tmp_path):
+        assert cli.main(["report", str(tmp_path)]) == 1
+        assert "is not a recording" in one_sentence(capsys)
+        (tmp_path / "file").write_text("")
+        assert cli.main(["report", str(tmp_path / "file")]) == 1
+        assert "is not a folder" in one_sentence(capsys)
+
+
+class TestCompare:
+    def test_a_slower_operator_stands_under_the_step_with_its_verdict(self, runs, capsys):
+        assert cli.main(["compare", runs["a"], runs["slow"]]) == 0
+        rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ") and "·" in line]
+        (found,) = (row for row in rows if row[0] == "all_reduce" and row[1] == "decode")
+        assert found[-1] == "slower"
+        assert next(row[0] for row in rows if row[0] != "step") == "all_reduce"
+
+    def test_several_runs_are_each_set_against_the_first(self, runs, capsys):
+        assert cli.main(["compare", runs["a"], runs["again"], runs["slow"], "--json"]) == 0
+        data = json.loads(capsys.readouterr().out)
+        assert [each["second"]["name"] for each in data["comparisons"]] == ["again", "slow"]
+        verdicts = [{row["verdict"] for row in each["rows"]} for each in data["comparisons"]]
+        assert "slower" not in verdicts[0]
+        assert "slower" in verdicts[1]
+        assert {"change", "speed_up", "interval", "p", "detectable", "expected"} <= set(
+            data["comparisons"][0]["rows"][0]
+        )
+
+    def test_a_gate_fails_with_a_status_of_its_own_and_says_why(self, runs, capsys):
+        gate = ["--fail-if", "all_reduce:decode:+5%"]
+        assert cli.main(["compare", runs["a"], runs["again"], *gate]) == 0
+        assert cli.main(["compare", runs["a"], runs["slow"], *gate]) == 3
+        assert "all_reduce:decode:+5% is met" in capsys.readouterr().err
+        assert cli.main(["compare", runs["a"], runs["slow"], "--fail-if", "all_reduce:decode:+15%"]) == 0
+
+    def test_a_saved_baseline_stands_in_for_its_run(self, runs, capsys, tmp_path):
+        kept = tmp_path / "kept.json"
+        assert cli.main(["compare", runs["a"], "--save-baseline", str(kept)]) == 0
+        assert cli.main(["compare", str(kept), runs["slow"], "--fail-if", "all_reduce:decode:+5%"]) == 3
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["A"], "give two runs or more"),
+            (["A", "h200-llama-tp2"], "different models"),
+            (["A", "A", "--fail-if", "all_reduce"], "write OPERATOR:PHASE:+PERCENT%"),
+            (
+                ["h200-llama-tp2", "h200-llama-tp2", "--fail-if", "ffn:decode:+5%"],
+                "cannot be judged with so few repeats",
+            ),
+            (["A", "--save-baseline", "/no/such/folder/a.json"], "cannot be written"),
+            (["A", "nothing"], "there is no nothing"),
+        ],
+    )
+    def test_what_cannot_be_compared_is_one_sentence_and_status_1(self, runs, capsys, words, said):
+        assert cli.main(["compare", *(runs["a"] if word == "A" else word for word in words)]) == 1
+        assert said in one_sentence(capsys)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+class TestInABrowser:
+    def drawn(self, page, profile):
+        """The document after its script has run. Chromium looks for its makers' hosts unless it is told not to."""
+        quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+                 "--disable-background-networking", "--disable-component-update", f"--user-data-dir={profile}")  # fmt: skip
+        done = subprocess.run(
+            [CHROMIUM, *quiet, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+        )
+        return done.stdout.split('id="data"')[0]
+
+    def test_every_picture_of_a_report_is_drawn(self, runs, tmp_path):
+        page = tmp_path / "page.html"
+        assert cli.main(["report", runs["a"], "--html", str(page)]) == 0
+        drawn = self.drawn(page, tmp_path / "profile")
+        for picture in ("Share of each operator", "One step", "Layers and operators", "Distribution of calls", "Roofline",
+                        "Steps over time"):  # fmt: skip
+            assert f'aria-label="{picture}"' in drawn
+        assert "hover for figures" in drawn  # the last thing that is drawn
+        assert "NaN" not in drawn
+        assert "undefined" not in drawn
+
+    def test_a_comparison_is_drawn(self, runs, tmp_path):
+        page = tmp_path / "page.html"
+        assert cli.main(["compare", runs["a"], runs["again"], runs["slow"], "--html", str(page)]) == 0
+        drawn = self.drawn(page, tmp_path / "profile")
+        assert drawn.count('aria-label="Change of each operator"') == 2
+        assert "hover for figures" in drawn
+        assert "NaN" not in drawn
+
+    def test_pictures_are_written_as_files_that_xml_knows(self, runs, tmp_path, capsys):
+        import xml.etree.ElementTree as ElementTree
+
+        folder, picture = tmp_path / "pictures", tmp_path / "page.png"
+        assert cli.main(["report", runs["a"], "--svg", str(folder), "--png", str(picture)]) == 0
+        written = sorted(folder.glob("*.svg"))
+        assert len(written) >= 8
+        for path in written:
+            shapes = {child.tag.rpartition("}")[2] for child in ElementTree.parse(path).getroot().iter()}
+            assert shapes & {"rect", "circle"}
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert str(written[0]) in capsys.readouterr().out
+
+
+def test_without_a_browser_pictures_are_refused_in_one_sentence(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lightllm_otel.cli.browser.NAMES", ("no-such-browser",))
+    assert cli.main(["report", runs["a"], "--png", str(tmp_path / "page.png")]) == 1
+    assert "Chromium, which is not on PATH" in one_sentence(capsys)
