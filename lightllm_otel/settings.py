@@ -70,8 +70,11 @@ def default_directory() -> str:
 
 
 def default_state() -> str:
-    """The folder of this user's that outlives a restart of the machine."""
-    return os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    """The folder of this user's that outlives a restart of the machine; of a user without a home the one of rings."""
+    given = os.environ.get("XDG_STATE_HOME")
+    home = os.path.expanduser("~")  # noqa: PTH111 - pathlib's raises where there is none
+    base = given or (f"{home}/.local/state" if home != "~" else "")
+    return f"{base}/lightllm-otel" if base else f"{default_directory()}/state"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +116,7 @@ SETTINGS = (
     Setting("NVML", "nvml", "on", _switch, "on or off", "",
             "Whether clocks, temperature, power, throttling and link errors of the GPUs are read, once a second; off where "
             "dcgm-exporter is scraped."),
-    Setting("STATE", "state", "", lambda text: _path(text or f"{default_state()}/lightllm-otel"), "a folder", "",
+    Setting("STATE", "state", "", lambda text: _path(text or default_state()), "a folder", "",
             "What operators should take, a file for each kind of server; empty means ~/.local/state/lightllm-otel."),
     Setting("BASELINE", "baseline", "", lambda text: _path(text) if text else None, "a file of expectations", "",
             "Compare with this file, for instance of a server that is known to be good, and learn nothing."),

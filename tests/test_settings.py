@@ -61,3 +61,14 @@ def test_the_switch_has_the_words_of_the_pth_file(value, on):
     boot = Path(__file__).resolve().parents[1] / "lightllm_otel" / "activate" / "lightllm_otel_boot.pth"
     assert '("", "0", "false", "off")' in boot.read_text()
     assert len(boot.read_text().splitlines()) == 1
+
+
+def test_learned_expectations_have_a_place_also_without_a_home(monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/lib/state")
+    assert str(Settings.from_env({}).state) == "/var/lib/state/lightllm-otel"
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert str(Settings.from_env({}).state) == "/home/somebody/.local/state/lightllm-otel"
+    monkeypatch.setattr("lightllm_otel.settings.os.path.expanduser", lambda path: path)
+    assert str(Settings.from_env({}).state).endswith("/state")
+    assert Settings.from_env({"LIGHTLLM_OTEL_STATE": "/elsewhere"}).state.parts == ("/", "elsewhere")

@@ -199,5 +199,10 @@ class Group:
 
 
 def _distinct(*columns: np.ndarray) -> list[Any]:
-    """The distinct rows of these columns of small integers."""
-    return [tuple(map(int, row)) for row in np.unique(np.stack(columns, axis=1).astype(int), axis=0)]
+    """The distinct rows of these columns of small integers (codes and buckets: below 1024, none negative)."""
+    packed = np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        packed = packed << 10 | column.astype(np.int64)
+    found = np.unique(packed)
+    shifts = range(10 * (len(columns) - 1), -1, -10)
+    return list(zip(*((found >> shift & 1023).tolist() for shift in shifts)))

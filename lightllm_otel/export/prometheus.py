@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Union
+from typing import Any
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -24,11 +24,8 @@ from lightllm_otel.aggregate.histogram import Histogram
 from lightllm_otel.export import metrics
 from lightllm_otel.export.hardware import Hardware
 from lightllm_otel.export.link import UNKNOWN, GroupLink, Ports
-from lightllm_otel.vocabulary import IdleReason, Implementation, Level, Mode, Operator, Phase, Scope, Site
-
-Value = Union[float, Histogram, None]
-Row = tuple[tuple[str, ...], Value]
-"""Label values in the order of the metric's table row, and the value; None for infos."""
+from lightllm_otel.export.rows import Row, of_collectives, of_hardware
+from lightllm_otel.vocabulary import IdleReason, Level, Mode, Operator, Phase
 
 
 class GroupCollector(Collector):
@@ -50,9 +47,13 @@ class GroupCollector(Collector):
 
     def _rows(self) -> dict[str, list[Row]]:
         return {
-            **self._measured(), **self._compared(), **self._now_in_flight(), **self._described(), **self._gpus(),
+            **self._measured(),
+            **of_collectives(self._group.collectives),
+            **self._now_in_flight(),
+            **self._described(),
+            **of_hardware(self._hardware),
             **self._self(),
-        }  # fmt: skip
+        }
 
     def _measured(self) -> dict[str, list[Row]]:
         group = self._group
@@ -92,36 +93,6 @@ class GroupCollector(Collector):
                 if reason != IdleReason.NONE.code
             ],
         }
-
-    def _compared(self) -> dict[str, list[Row]]:
-        """Collectives, over the ranks of the group."""
-        found, name = self._group.collectives, "lightllm_gpu_collective"
-        stable = [(at, window.stability) for at, window in sorted(found.windows.items())]
-        return {
-            f"{name}_transfer_seconds": [(_at(*at), histogram) for at, histogram in sorted(found.transfer.items())],
-            f"{name}_wait_seconds": [(_at(*at), histogram) for at, histogram in sorted(found.wait.items())],
-            f"{name}_rank_wait_seconds_total": [
-                ((*_at(site, phase), str(rank)), waited)
-                for (site, phase, rank), waited in sorted(found.wait_seconds.items())
-            ],
-            f"{name}_last_arrivals_total": [
-                ((*_at(site, phase), str(rank)), times)
-                for (site, phase, rank), times in sorted(found.last_arrivals.items())
-            ],
-            f"{name}_payload_bytes_total": [
-                ((Operator.of(operator).value, *_at(site, phase), Implementation.of(how).value), amount)
-                for (operator, site, phase, how), amount in sorted(found.payload_bytes.items())
-            ],
-            f"{name}_bus_bytes_total": [(_at(*at), amount) for at, amount in sorted(found.bus_bytes.items())],
-            f"{name}_variation_ratio": [(_at(*at), each.variation) for at, each in stable if each is not None],
-            f"{name}_tail_ratio": [(_at(*at), each.tail) for at, each in stable if each is not None],
-            f"{name}_local_minimum_seconds_total": [
-                ((*_at(*at), Scope.NODE.value), seconds) for at, seconds in sorted(found.local_seconds.items())
-            ],
-            f"{name}_local_calls_total": [
-                ((*_at(*at), Scope.NODE.value), calls) for at, calls in sorted(found.local_calls.items())
-            ],
-        }  # fmt: skip
 
     def _now_in_flight(self) -> dict[str, list[Row]]:
         ranks = [(str(number), rank) for number, rank in sorted(self._group.ranks.items()) if rank.header is not None]
@@ -169,23 +140,6 @@ class GroupCollector(Collector):
             path,
         )
 
-    def _gpus(self) -> dict[str, list[Row]]:
-        states = [(str(rank), state) for rank, state in sorted(self._hardware.states.items())]
-        clocks = [((rank, "sm"), state.sm_hertz) for rank, state in states]
-        clocks += [((rank, "memory"), state.memory_hertz) for rank, state in states]
-        errors = [((rank, "nvlink"), state.nvlink_errors) for rank, state in states]
-        errors += [((rank, "pcie"), state.pcie_errors) for rank, state in states]
-        return {
-            "lightllm_gpu_clock_hertz": [*clocks],
-            "lightllm_gpu_temperature_celsius": [((rank,), state.celsius) for rank, state in states],
-            "lightllm_gpu_power_watts": [((rank,), state.watts) for rank, state in states],
-            "lightllm_gpu_throttled_seconds_total": [
-                ((str(rank), reason.value), seconds)
-                for (rank, reason), seconds in sorted(self._hardware.throttled.items())
-            ],
-            "lightllm_gpu_link_errors_total": [*errors],
-        }
-
     def _peaks(self) -> dict[str, list[Row]]:
         """What the hardware could do; nothing of a GPU that is not in the table."""
         gpu = self._group.analytic.gpu
@@ -221,10 +175,6 @@ class GroupCollector(Collector):
         values = {mode: max((float(h[name]) for h in headers), default=0.0)
                   for mode, name in ((Mode.EAGER, eager), (Mode.GRAPH, graph))}  # fmt: skip
         return [((mode.value,), value) for mode, value in values.items() if mode is Mode.EAGER or value]
-
-
-def _at(site: int, phase: int) -> tuple[str, str]:
-    return Site.of(site).value, Phase.of(phase).value
 
 
 def _by_operator(sums: Mapping[tuple[int, int], float]) -> list[Row]:

@@ -80,7 +80,10 @@ class Transport:
     @functools.cached_property
     def torch(self) -> Implementation:
         """torch's backend for tensors on the GPU (``nccl``, or ``cpu:gloo,cuda:nccl``); asked once."""
-        name = self._backend()
+        try:
+            name = self._backend()
+        except (RuntimeError, ValueError):  # a label is no reason to stop measuring
+            return Implementation.UNKNOWN
         known = (Implementation.NCCL, Implementation.GLOO)
         return next((each for each in known if each.value in name), Implementation.UNKNOWN)
 

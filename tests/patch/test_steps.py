@@ -86,6 +86,13 @@ def test_a_collective_says_who_moved_the_data(serve, custom, implementation):
     assert not intervals["implementation"][intervals["operator"] == Operator.FFN.code].any()
 
 
+def test_a_backend_that_cannot_be_asked_is_unknown():
+    def ask():
+        raise ValueError("no process group")
+
+    assert Transport(ask).torch is Implementation.UNKNOWN
+
+
 @pytest.mark.parametrize(
     ("backend", "known"), [("nccl", "nccl"), ("cpu:gloo,cuda:nccl", "nccl"), ("gloo", "gloo"), ("mpi", "unknown")]
 )
