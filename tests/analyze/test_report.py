@@ -1,6 +1,7 @@
 """The report on a run: exact sums from hand-made records, honest gaps, one page that needs nothing else."""
 
 import json
+import random
 import re
 
 import numpy as np
@@ -216,6 +217,31 @@ class TestRuns:
         with pytest.raises(BadRecording, match=said) as refusal:
             load(path)
         assert "\n" not in str(refusal.value)
+
+    def test_whatever_bytes_are_damaged_there_is_a_report_or_one_sentence(self, tmp_path):
+        path = simulated.write(tmp_path, steps=8, ranks=2)
+        files = [path / "rank-0.records", path / "manifest.json"]
+        whole = [file.read_bytes() for file in files]
+        chance, refusals = random.Random(0), []
+        for _ in range(150):
+            for file, content in zip(files, whole):
+                damaged = bytearray(content)
+                for _ in range(chance.choice((0, 1, 3, 20))):
+                    damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+                file.write_bytes(bytes(damaged[: chance.choice((len(damaged), chance.randrange(len(damaged))))]))
+            try:
+                run = load(path)
+            except BadRecording as refusal:
+                refusals.append(str(refusal))
+            else:
+                render(report(run), "damaged")
+        assert 0 < len(refusals) < 150
+        assert [refusal for refusal in refusals if "\n" in refusal] == []
+
+    def test_a_manifest_that_lacks_what_it_must_say_is_one_sentence(self, tmp_path):
+        path = simulated.write(tmp_path, steps=4, facts={"tp": "many"})
+        with pytest.raises(BadRecording, match="does not say of rank 0 what it must"):
+            load(path)
 
     def test_an_operator_of_a_newer_version_is_no_traceback(self, tmp_path):
         writer = RecordingWriter(tmp_path, "test", 1 << 20)
