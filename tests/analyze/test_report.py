@@ -74,6 +74,12 @@ class TestOperators:
         assert ffn.busy == pytest.approx(ffn.bytes_per_second / 4.8e12)
         assert ffn.ideal_seconds == pytest.approx(ffn.busy * 2e-3)
 
+    def test_steps_that_no_such_gpu_can_make_are_said_to_be_mistaken(self, tmp_path):
+        run = write(tmp_path, [[decode((Operator.FFN, 2e-4))]])
+        assert any("shorter than the GPU could make them" in note for note in report(run)["notes"])
+        slow = write(tmp_path / "slow", [[decode((Operator.FFN, 2e-2))]])
+        assert not any("shorter" in note for note in report(slow)["notes"])
+
     def test_without_a_shape_or_a_gpu_nothing_is_made_up(self, tmp_path):
         run = write(tmp_path, [[decode((Operator.FFN, 1e-3))]], {"config": {}, "gpu_name": "NVIDIA X1"})
         data = report(run)
@@ -159,6 +165,7 @@ class TestPictures:
         (found,) = pictures.collectives(run, Phase.DECODE, Mode.GRAPH)
         assert (found["operator"], found["site"]) == ("all_reduce", "ffn")
         assert sum(found["counts"]) == found["calls"] == 10 * 4 * 2
+        assert len(found["counts"]) <= pictures.MOST_BINS + 2
         assert found["edges"][0] <= found["p1"] <= found["p50"] <= found["p99"] <= found["edges"][-1]
 
     def test_the_timeline_is_bounded(self, tmp_path):
