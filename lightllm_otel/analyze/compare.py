@@ -15,7 +15,7 @@ import numpy as np
 
 from lightllm_otel.analyze import expected
 from lightllm_otel.analyze.baseline import Side
-from lightllm_otel.analyze.strata import Match, match
+from lightllm_otel.analyze.strata import PER_OCTAVE, Match, match
 from lightllm_otel.analyze.student import Difference, holm, welch
 from lightllm_otel.theory.shape import Shape
 from lightllm_otel.vocabulary import Mode, Operator, Phase
@@ -36,8 +36,8 @@ class Row:
     """Seconds per step of one rank, at the same sizes on both sides. ``change``: second / first - 1.
 
     ``interval`` (of the change), ``p`` (Holm's, over all rows) and ``detectable`` (the smallest change that would be found
-    four times in five) are None with too few repeats; ``expected``: the theoretical second / first. ``weight``: the
-    difference in seconds, as a share of the first one's step.
+    four times in five, were it the only one) are None with too few repeats; ``expected``: the theoretical second / first.
+    ``weight``: the difference in seconds, as a share of the first one's step.
     """
 
     phase: str
@@ -50,6 +50,7 @@ class Row:
     detectable: float | None
     expected: float | None
     weight: float
+    difference: Difference | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def change(self) -> float:
@@ -96,11 +97,23 @@ def compare(first: Side, second: Side, shape: Shape | None = None) -> Comparison
             f"{first.name} and {second.name} have no sampled steps of the same phase, mode, batch and context"
             + "".join(f"; {note}" for note in notes[-3:])
         )
-    if judged:
-        adjusted = holm([row.p if row.p is not None else 1.0 for row in rows])
-        rows = [dataclasses.replace(row, p=p) for row, p in zip(rows, adjusted)]
+    rows = _judged(rows)
     rows.sort(key=lambda row: (row.operator != STEP, -abs(row.weight)))
     return Comparison(first, second, tuple(rows), tuple(notes))
+
+
+def _judged(rows: list[Row]) -> list[Row]:
+    """With p values for all of them together, and what they could have found: Holm's first step takes an error of 1/rows."""
+    found = [row for row in rows if row.difference is not None and row.p is not None]
+    adjusted = dict(zip(map(id, found), holm([row.p for row in found if row.p is not None])))
+    least = ERROR / max(len(found), 1)
+    return [
+        dataclasses.replace(
+            row, p=adjusted[id(row)], detectable=max(LEAST_EFFECT, math.exp(row.difference.detectable(least, POWER)) - 1)
+        )
+        if row.difference is not None else row
+        for row in rows
+    ]  # fmt: skip
 
 
 def _check(first: Side, second: Side) -> None:
@@ -158,6 +171,10 @@ def _kind(
         notes.append(
             f"{kind}: only {100 * matched.coverage:.0f} % of the sampled steps have a counterpart of their size"
         )
+    if matched.width > 1 / PER_OCTAVE:
+        notes.append(
+            f"{kind}: sizes within {matched.width:g} octaves are taken as alike, because few occur in all repeats"
+        )
     return _rows(first, second, matched, phase, mode, judged, shape), notes
 
 
@@ -182,14 +199,13 @@ def _row(
 ) -> Row:  # fmt: skip
     found = _logarithmic(first, second) if judged else None
     one, two = (math.exp(float(np.log(values).mean())) for values in (first, second))
-    interval = p = detectable = None
+    interval = p = None
     if found is not None:
         low, high = found.interval(1 - ERROR)
         interval, p = (math.exp(low) - 1, math.exp(high) - 1), found.p
-        detectable = max(LEAST_EFFECT, math.exp(found.detectable(ERROR, POWER)) - 1)
     return Row(
-        phase.value, mode.value, name, one, two, interval, p, detectable, theory,
-        (two - one) / whole if name != STEP else two / one - 1,
+        phase.value, mode.value, name, one, two, interval, p, None, theory,
+        (two - one) / whole if name != STEP else two / one - 1, found,
     )  # fmt: skip
 
 

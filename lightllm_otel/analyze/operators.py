@@ -54,10 +54,12 @@ def spent(run: Run, phase: Phase, mode: Mode, on: Machine) -> list[Spent]:
     of_steps = [steps for steps in (per_step(repeat, phase, mode) for repeat in run.repeats) if len(steps)]
     if not of_steps:
         return []
-    low, high = resampling.shares(of_steps)
     sums = Sums.of(run, phase, mode)
     loads = _loads(run, phase, mode, on)
     whole, count = sums.seconds.sum(), sum(map(len, of_steps))
+    if whole <= 0:
+        return []
+    low, high = resampling.shares(of_steps)
     found = []
     for operator in Operator:
         code = operator.code

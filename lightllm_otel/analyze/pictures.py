@@ -9,7 +9,7 @@ import numpy as np
 from lightllm_otel.analyze.runs import Run
 from lightllm_otel.vocabulary import COLLECTIVES, Mode, Operator, Phase, Site
 
-BINS_PER_OCTAVE = 4
+BINS, MOST_BINS = 24, 160  # between the first and the last percentile, and over all
 MOST_POINTS = 600
 
 
@@ -39,7 +39,7 @@ def layers(run: Run, phase: Phase, mode: Mode) -> dict[str, Any] | None:
 
 
 def collectives(run: Run, phase: Phase, mode: Mode) -> list[dict[str, Any]]:
-    """How long single calls take, per operator and site: counts over bins of a quarter of an octave, and quantiles."""
+    """How long single calls take, per operator and site: counts over bins of equal ratio, and quantiles."""
     found = []
     for operator in COLLECTIVES:
         parts = []
@@ -58,14 +58,18 @@ def collectives(run: Run, phase: Phase, mode: Mode) -> list[dict[str, Any]]:
 
 def _distribution(calls: np.ndarray) -> dict[str, Any]:
     seconds = np.maximum(calls["seconds"].astype(float), 1e-8)
-    bins = np.floor(BINS_PER_OCTAVE * np.log2(seconds)).astype(int)
+    quantiles = np.quantile(seconds, [0.01, 0.5, 0.99])
+    octaves = np.log2(seconds)
+    per_octave = min(
+        BINS / max(float(np.log2(quantiles[2] / quantiles[0])), 0.1), MOST_BINS / max(float(np.ptp(octaves)), 0.1)
+    )
+    bins = np.floor(per_octave * octaves).astype(int)
     first = int(bins.min())
     counts = np.bincount(bins - first)
-    quantiles = np.quantile(seconds, [0.01, 0.5, 0.99])
     return {
         "calls": len(calls),
         "payload_bytes": float(np.median(calls["payload_bytes"])),
-        "edges": _rounded(2.0 ** (np.arange(first, first + len(counts) + 1) / BINS_PER_OCTAVE)),
+        "edges": _rounded(2.0 ** (np.arange(first, first + len(counts) + 1) / per_octave)),
         "counts": counts.tolist(),
         "p1": float(quantiles[0]), "p50": float(quantiles[1]), "p99": float(quantiles[2]), "max": float(seconds.max()),
     }  # fmt: skip

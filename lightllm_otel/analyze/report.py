@@ -78,6 +78,12 @@ def _notes(run: Run, on: Machine, kinds: list[tuple[Phase, Mode]]) -> list[str]:
     for phase, mode in kinds:
         if not any(repeat.chosen(phase, mode, sampled=True).any() for repeat in run.repeats):
             notes.append(f"{phase} · {mode}: no step was sampled, so there are whole-step times only")
+        used = utilisation(run, phase, mode, on)
+        if used.mfu is not None and used.mbu is not None and max(used.mfu, used.mbu) > 1:
+            notes.append(
+                f"{phase} · {mode}: the steps are shorter than the GPU could make them, so the model, the data type or "
+                "the GPU is not what it is taken for; give --model or --gpu"
+            )
     return notes
 
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from lightllm_otel.export.recording import MANIFEST, BadRecording, read_recording
 from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import Label, Mode, Operator, Phase
+from lightllm_otel.vocabulary import IdleReason, Label, Mode, Operator, Phase, Site
 
 BENCH = "bench.json"  # beside the repeats of a benchmark: what it ran on
+_MOST_LAYERS = 4096
 SAME = ("model", "config", "gpu_name", "tp", "dtype")  # what all repeats of a run have in common
 
 
@@ -141,16 +142,28 @@ def _read(path: Path) -> Repeat:
         path, recording.facts, np.concatenate(steps), np.concatenate(ranks), np.concatenate(intervals),
         np.concatenate(of), recording.torn,
     )  # fmt: skip
+    _check_facts(repeat)
     _check_codes(repeat)
+    _check_numbers(repeat)
     if not (repeat.steps["tokens"] > 0).any():
         raise BadRecording(f"{path} has health checks only, no step of a request; record a run with requests in it")
     return repeat
+
+
+def _check_facts(repeat: Repeat) -> None:
+    for rank, facts in repeat.facts.items():
+        ranks = facts.get("tp", 1) if isinstance(facts, dict) else None
+        if not isinstance(ranks, int) or ranks < 1:
+            raise BadRecording(
+                f"{repeat.path / MANIFEST} is damaged: it does not say of rank {rank} what it must; record the run again"
+            )
 
 
 def _check_codes(repeat: Repeat) -> None:
     """Codes are only ever appended, so one that is not known was written by a newer version."""
     kinds: tuple[tuple[type[Label], np.ndarray], ...] = (
         (Phase, repeat.steps["phase"]), (Mode, repeat.steps["mode"]), (Operator, repeat.intervals["operator"]),
+        (Site, repeat.intervals["site"]), (IdleReason, repeat.steps["idle_reason"]),
     )  # fmt: skip
     for label, codes in kinds:
         if len(codes) and int(codes.max()) >= len(label):
@@ -158,6 +171,17 @@ def _check_codes(repeat: Repeat) -> None:
                 f"{repeat.path} has a {label.__name__.lower()} with code {int(codes.max())}, which this version does "
                 "not know; use the lightllm-otel that wrote it"
             )
+
+
+def _check_numbers(repeat: Repeat) -> None:
+    """No process of ours writes such times, so the file was damaged."""
+    steps, intervals = repeat.steps, repeat.intervals
+    columns = [steps[name] for name in ("seconds", "wall_time", "idle_seconds")] + [intervals["seconds"]]
+    # A day is longer than any step, and the year 2100 later than any recording: what lies beyond are other bytes.
+    limits = (86_400.0, 4.1e9, 4.1e9, 86_400.0)
+    sound = all(bool((np.isfinite(column) & (np.abs(column) < limit)).all()) for column, limit in zip(columns, limits))
+    if not sound or (steps["seconds"] <= 0).any() or (intervals["layer"] >= _MOST_LAYERS).any():
+        raise BadRecording(f"{repeat.path} is damaged: it has times or layers that cannot be; record the run again")
 
 
 def _check_same(repeats: tuple[Repeat, ...]) -> None:

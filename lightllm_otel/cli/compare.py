@@ -10,7 +10,7 @@ from typing import Any
 
 from lightllm_otel.analyze import baseline, gates
 from lightllm_otel.analyze.baseline import Side
-from lightllm_otel.analyze.compare import ERROR, LEAST_EFFECT, CannotCompare, Comparison
+from lightllm_otel.analyze.compare import ERROR, LEAST_EFFECT, CannotCompare, Comparison, Row
 from lightllm_otel.analyze.compare import compare as compare_sides
 from lightllm_otel.cli import inputs
 from lightllm_otel.cli.units import duration, interval, percent, signed
@@ -63,7 +63,7 @@ def as_json(first: Side, comparisons: list[Comparison], met: list[str]) -> dict[
                 "second": _side(each.second),
                 "notes": each.notes,
                 "rows": [
-                    {**dataclasses.asdict(row), "change": row.change, "speed_up": row.first / row.second,
+                    {**_without_difference(row), "change": row.change, "speed_up": row.first / row.second,
                      "verdict": row.verdict}
                     for row in each.rows
                 ],
@@ -72,6 +72,11 @@ def as_json(first: Side, comparisons: list[Comparison], met: list[str]) -> dict[
         ],
         "failed": met,
     }  # fmt: skip
+
+
+def _without_difference(row: Row) -> dict[str, Any]:
+    """What follows from it is in the other fields."""
+    return {name: value for name, value in dataclasses.asdict(row).items() if name != "difference"}
 
 
 def _side(side: Side) -> dict[str, Any]:

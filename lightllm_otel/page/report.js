@@ -140,7 +140,7 @@ function drawRoofline(data) {
   const { flops: peak, memory_bytes_per_second: bandwidth, ridge_flops_per_byte: ridge } = data.machine;
   const width = 980, height = 380, left = 70, bottom = height - 40;
   const lowX = Math.min(0.5, ...points.map((each) => each.flops_per_byte)) / 1.5, highX = Math.max(ridge * 10, ...points.map((each) => each.flops_per_byte * 2));
-  const lowY = Math.min(...points.map((each) => each.flops_per_second)) / 2, highY = peak * 2;
+  const lowY = Math.min(...points.map((each) => each.flops_per_second)) / 2, highY = Math.max(peak, ...points.map((each) => each.flops_per_second)) * 2;
   const x = logarithmic(lowX, highX, left, width - 20), y = logarithmic(lowY, highY, bottom, 14);
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Roofline" });
   for (const at of decades(lowX, highX)) svg.append(element("line", { class: "grid", x1: x(at), x2: x(at), y1: 14, y2: bottom }), label(x(at), bottom + 16, at, "middle", true));

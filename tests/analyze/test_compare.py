@@ -87,6 +87,18 @@ class TestFinding:
         assert found.p < ERROR
         assert found.verdict == "no difference found"
 
+    def test_what_is_said_to_be_detectable_is_found_four_times_in_five(self):
+        generator = np.random.default_rng(12)
+        options = {"steps": 24, "layers": 2, "run_noise": 0.01}
+        known = [row(compare(side("a", tables(generator, **options)), side("b", tables(generator, **options))), Operator.FFN)
+                 for _ in range(20)]  # fmt: skip
+        detectable = float(np.median([each.detectable for each in known]))
+        found = 0
+        for _ in range(60):
+            second = side("b", tables(generator, **options, slower={Operator.FFN: 1 + detectable}))
+            found += row(compare(side("a", tables(generator, **options)), second), Operator.FFN).verdict == "slower"
+        assert 0.65 < found / 60 < 0.95
+
     def test_rows_stand_in_the_order_of_what_they_cost_the_step(self):
         generator = np.random.default_rng(2)
         first = side("a", tables(generator, run_noise=0.001))

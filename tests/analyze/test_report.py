@@ -1,6 +1,7 @@
 """The report on a run: exact sums from hand-made records, honest gaps, one page that needs nothing else."""
 
 import json
+import random
 import re
 
 import numpy as np
@@ -72,6 +73,12 @@ class TestOperators:
         assert ffn.bound == "memory"
         assert ffn.busy == pytest.approx(ffn.bytes_per_second / 4.8e12)
         assert ffn.ideal_seconds == pytest.approx(ffn.busy * 2e-3)
+
+    def test_steps_that_no_such_gpu_can_make_are_said_to_be_mistaken(self, tmp_path):
+        run = write(tmp_path, [[decode((Operator.FFN, 2e-4))]])
+        assert any("shorter than the GPU could make them" in note for note in report(run)["notes"])
+        slow = write(tmp_path / "slow", [[decode((Operator.FFN, 2e-2))]])
+        assert not any("shorter" in note for note in report(slow)["notes"])
 
     def test_without_a_shape_or_a_gpu_nothing_is_made_up(self, tmp_path):
         run = write(tmp_path, [[decode((Operator.FFN, 1e-3))]], {"config": {}, "gpu_name": "NVIDIA X1"})
@@ -158,6 +165,7 @@ class TestPictures:
         (found,) = pictures.collectives(run, Phase.DECODE, Mode.GRAPH)
         assert (found["operator"], found["site"]) == ("all_reduce", "ffn")
         assert sum(found["counts"]) == found["calls"] == 10 * 4 * 2
+        assert len(found["counts"]) <= pictures.MOST_BINS + 2
         assert found["edges"][0] <= found["p1"] <= found["p50"] <= found["p99"] <= found["edges"][-1]
 
     def test_the_timeline_is_bounded(self, tmp_path):
@@ -216,6 +224,31 @@ class TestRuns:
         with pytest.raises(BadRecording, match=said) as refusal:
             load(path)
         assert "\n" not in str(refusal.value)
+
+    def test_whatever_bytes_are_damaged_there_is_a_report_or_one_sentence(self, tmp_path):
+        path = simulated.write(tmp_path, steps=8, ranks=2)
+        files = [path / "rank-0.records", path / "manifest.json"]
+        whole = [file.read_bytes() for file in files]
+        chance, refusals = random.Random(0), []
+        for _ in range(150):
+            for file, content in zip(files, whole):
+                damaged = bytearray(content)
+                for _ in range(chance.choice((0, 1, 3, 20))):
+                    damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+                file.write_bytes(bytes(damaged[: chance.choice((len(damaged), chance.randrange(len(damaged))))]))
+            try:
+                run = load(path)
+            except BadRecording as refusal:
+                refusals.append(str(refusal))
+            else:
+                render(report(run), "damaged")
+        assert 0 < len(refusals) < 150
+        assert [refusal for refusal in refusals if "\n" in refusal] == []
+
+    def test_a_manifest_that_lacks_what_it_must_say_is_one_sentence(self, tmp_path):
+        path = simulated.write(tmp_path, steps=4, facts={"tp": "many"})
+        with pytest.raises(BadRecording, match="does not say of rank 0 what it must"):
+            load(path)
 
     def test_an_operator_of_a_newer_version_is_no_traceback(self, tmp_path):
         writer = RecordingWriter(tmp_path, "test", 1 << 20)

@@ -1,0 +1,111 @@
+"""``bench`` and ``capture``: what cannot be done is one sentence; nothing of them needs a GPU or LightLLM to say so."""
+
+import json
+
+import pytest
+
+from lightllm_otel import cli
+from lightllm_otel.cli.kernels import NoTrace, capture
+from lightllm_otel.cli.progress import Progress
+from lightllm_otel.ring import errand
+
+
+@pytest.fixture(autouse=True)
+def own_folder(monkeypatch, tmp_path):
+    """No command of a test sees servers of this machine."""
+    monkeypatch.setenv("LIGHTLLM_OTEL_DIR", str(tmp_path / "dir"))
+    monkeypatch.setattr("lightllm_otel.cli.scrape.os.getuid", lambda: 4_000_000)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--static"], "give --model-dir"),
+        (["--model-dir", "."], "give --url of a running server, or --static"),
+        (
+            ["--model-dir", ".", "--static", "--url", "http://127.0.0.1:1"],
+            "give --url of a running server, or --static",
+        ),
+        (["--model-dir", ".", "--url", "http://127.0.0.1:1", "--ab", "A=1", ""], "so it goes with --static"),
+        (["--model-dir", ".", "--static", "--ab", "A", "B=1"], "NAME=VALUE"),
+        (["--model-dir", ".", "--static", "--repeats", "0"], "--repeats 0"),
+        (["--model-dir", "nothing here", "--url", "http://127.0.0.1:1"], "is not a folder"),
+    ],
+)
+def test_bench_refuses_in_one_sentence(capsys, tmp_path, words, said):
+    if said == "is not a folder":
+        pytest.importorskip("transformers", reason="transformers is not installed here")
+    assert cli.main(["bench", *words, "--out", str(tmp_path / "out")]) == 1
+    problem = capsys.readouterr().err
+    assert said in problem
+    assert len([line for line in problem.splitlines() if "lightllm-otel bench" in line]) == 1
+    assert "Traceback" not in problem
+
+
+@pytest.mark.parametrize("words", [[], ["--kernels"]])
+def test_capture_without_a_server_says_so(capsys, tmp_path, words):
+    assert cli.main(["capture", *words, "--out", str(tmp_path)]) == 1
+    assert "no server with the plugin runs here" in capsys.readouterr().err
+
+
+def test_a_rank_that_does_not_answer_is_given_up_and_the_errand_withdrawn(tmp_path):
+    with pytest.raises(NoTrace, match="send it requests meanwhile"):
+        capture(tmp_path, tmp_path / "trace.json", 0.1, 0.2)
+    assert not (tmp_path / errand.ASKED).exists()
+
+
+def test_what_the_rank_says_of_its_failure_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "lightllm_otel.cli.kernels.errand.ask",
+        lambda folder, asked: errand.answer(folder, {"ok": False, "text": "no room"}),
+    )
+    with pytest.raises(NoTrace, match="the server could not: no room"):
+        capture(tmp_path, tmp_path / "trace.json", 0.1, 1.0)
+
+
+def test_an_errand_is_taken_once(tmp_path):
+    errand.ask(tmp_path, {"path": "/x", "seconds": 1})
+    assert errand.take(tmp_path) == {"path": "/x", "seconds": 1}
+    assert errand.take(tmp_path) is None
+
+
+class TestProgress:
+    class Stream:
+        def __init__(self, moves):
+            self.moves, self.text = moves, ""
+
+        def isatty(self):
+            return self.moves
+
+        def write(self, text):
+            self.text += text
+
+        def flush(self):
+            pass
+
+    def test_a_terminal_has_one_line_that_moves(self):
+        stream = self.Stream(True)
+        with Progress(2, stream) as progress:
+            progress.step("100 tokens/s", 3.0)
+            progress.step("101 tokens/s", 3.0)
+        assert stream.text.count("\n") == 1
+        assert "1/2 100 tokens/s, about 3 s left" in stream.text
+
+    def test_elsewhere_every_step_has_a_line(self):
+        stream = self.Stream(False)
+        with Progress(2, stream) as progress:
+            progress.step("100 tokens/s", 3.0)
+            progress.note("something")
+        assert [line[-len("note: something") :] for line in stream.text.splitlines()][-1] == "note: something"
+        assert len(stream.text.splitlines()) == 3
+
+
+@pytest.mark.parametrize("command", ["report", "compare", "bench", "capture", "plan", "calibrate", "theory"])
+def test_every_analysis_has_json(command):
+    parser = next(action for action in cli.parser()._actions if action.dest == "command").choices[command]
+    assert any("--json" in action.option_strings for action in parser._actions)
+
+
+def test_json_of_all_is_one_document(capsys):
+    assert cli.main(["plan", "--model", "llama2-7b", "--machine", "H200:1:4", "--json"]) == 0
+    json.loads(capsys.readouterr().out)
