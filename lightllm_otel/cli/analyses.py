@@ -36,6 +36,8 @@ def add(commands: Any) -> None:
         "compare", help="runs against the first of them, operator by operator, with intervals"
     )
     compare.add_argument("runs", nargs="+", metavar="RUN", help=_RUN + "; or a saved baseline")
+    compare.add_argument("--repeats", action="store_true",
+                         help="all are repeats of the same: do they agree? exit status 3 where an operator does not")  # fmt: skip
     compare.add_argument("--model", help=_MODEL)
     compare.add_argument("--fail-if", action="append", default=[], metavar="OPERATOR:PHASE:+PERCENT%",
                          help="exit status 3 when the change is surely larger: all_reduce:decode:+5%%")  # fmt: skip

@@ -13,6 +13,7 @@ from lightllm_otel.analyze.baseline import Side
 from lightllm_otel.analyze.compare import ERROR, LEAST_EFFECT, CannotCompare, Comparison, Row
 from lightllm_otel.analyze.compare import compare as compare_sides
 from lightllm_otel.cli import inputs
+from lightllm_otel.cli.repeats import compare_repeats
 from lightllm_otel.cli.units import duration, interval, percent, signed
 from lightllm_otel.export.recording import BadRecording
 
@@ -23,6 +24,8 @@ VERSION = 1
 def compare(given: argparse.Namespace) -> int:
     """Exit status 1 and one sentence for what cannot be compared, 3 where a condition of ``--fail-if`` is met."""
     try:
+        if given.repeats:
+            return compare_repeats(given.runs, given.json)
         conditions = [gates.parse(text) for text in given.fail_if]
         shape = inputs.model(given.model)
         first, *others = (inputs.side(name) for name in given.runs)

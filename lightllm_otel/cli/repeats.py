@@ -1,0 +1,86 @@
+"""``lightllm-otel compare --repeats RUN…``: do repeats of the same agree, and if not, which operator is it?"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from lightllm_otel.analyze.calls import calls_of, usual_batch
+from lightllm_otel.analyze.compare import CannotCompare
+from lightllm_otel.analyze.runs import Repeat
+from lightllm_otel.analyze.stability import LEAST_RUNS, Trust, trust
+from lightllm_otel.cli import inputs
+from lightllm_otel.cli.units import percent
+from lightllm_otel.vocabulary import Mode, Phase
+
+UNSTABLE_STATUS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """``batch``: of the steps that were looked at."""
+
+    phase: Phase
+    mode: Mode
+    batch: int
+    trust: Trust
+
+
+def compare_repeats(names: Sequence[str], as_json: bool) -> int:
+    """Exit status 3 where some operator differs from run to run. Raises BadRecording and CannotCompare."""
+    runs = [inputs.run(name) for name in names]
+    repeats = [repeat for run in runs for repeat in run.repeats]
+    if len(repeats) < LEAST_RUNS:
+        raise CannotCompare(
+            f"--repeats needs at least {LEAST_RUNS} recordings of the same load, there are {len(repeats)}; "
+            "lightllm-otel bench makes five"
+        )
+    kinds = [
+        Kind(phase, mode, batch, trust([calls_of(each, phase, mode, batch) for each in repeats]))
+        for phase, mode in dict.fromkeys(kind for run in runs for kind in run.kinds())
+        if (batch := usual_batch(repeats, phase, mode))
+    ]
+    if not any(kind.trust.operators for kind in kinds):
+        raise CannotCompare(
+            "hardly any step of these recordings has its operators, so nothing can be said; record more of them, with a smaller "
+            "LIGHTLLM_OTEL_SAMPLE_EVERY or lightllm-otel bench --every 1"
+        )
+    print(json.dumps(described(repeats, kinds), indent=1) if as_json else render(repeats, kinds))
+    return UNSTABLE_STATUS if any(kind.trust.blame for kind in kinds) else 0
+
+
+def described(repeats: Sequence[Repeat], kinds: Sequence[Kind]) -> dict[str, Any]:
+    return {
+        "kind": "repeats", "version": 1, "repeats": [str(each.path) for each in repeats],
+        "kinds": [
+            {
+                "phase": kind.phase.value, "mode": kind.mode.value, "batch": kind.batch, "trusted": kind.trust.trusted,
+                "blame": kind.trust.blame, "sentence": kind.trust.sentence,
+                "operators": {
+                    name: {**dataclasses.asdict(each), "differs": each.differs}
+                    for name, each in kind.trust.operators.items()
+                },
+            }
+            for kind in kinds
+        ],
+    }  # fmt: skip
+
+
+def render(repeats: Sequence[Repeat], kinds: Sequence[Kind]) -> str:
+    """A table for each phase and mode, what differs most first."""
+    parts = []
+    for kind in kinds:
+        lines = [
+            f"{kind.phase.value} · {kind.mode.value}, batch {kind.batch}, {len(repeats)} runs: {kind.trust.sentence}", "",
+            f"  {'':<16}{'between runs':>14}{'inside a run':>14}{'p99/median':>12}  verdict",
+        ]  # fmt: skip
+        ordered = sorted(kind.trust.operators.items(), key=lambda item: (-item[1].differs, -item[1].between))
+        lines += [
+            f"  {name:<16}{percent(each.between, 2):>14}{percent(each.inside, 2):>14}{each.tail:>12.2f}"
+            f"  {'differs' if each.differs else 'agrees'}"
+            for name, each in ordered
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
