@@ -54,6 +54,13 @@ def parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--seconds", type=float, help="end by itself after so long")
     demo.add_argument("--port", type=int, help="default: the first free port of 9464–9479")
+    demo.add_argument(
+        "--fleet",
+        action="store_true",
+        help="three simulated servers instead, one of them with a slow link, one with a slow GPU",
+    )
+    demo.add_argument("--prometheus", nargs="?", type=int, const=9090, metavar="PORT",
+                      help="with --fleet: start a Prometheus that scrapes them (default: 9090)")  # fmt: skip
     demo.add_argument("--speed", type=float, default=1.0, help="how much faster than it was")
 
     exporter = commands.add_parser("exporter", help="the process that serves /metrics (servers start it themselves)")
@@ -130,6 +137,10 @@ def _theory(given: argparse.Namespace) -> int:
 
 
 def _demo(given: argparse.Namespace) -> int:
+    if given.fleet:
+        from lightllm_otel.cli.fleet import fleet
+
+        return fleet(given.seconds, given.port, given.prometheus)
     from lightllm_otel.cli.demo import demo
 
     return demo(given.recording, given.seconds, given.port, given.speed)
