@@ -23,6 +23,7 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 from grafana.table import BARS, HEATMAP, LINES, STACK, STAT, TABLE, Panel, Query
 
 DATASOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
+TIMES = "suffix:×"  # of a ratio
 # What a table's frames bring along and nobody reads.
 NOISE = ("Time", "__name__", "job")
 
@@ -69,8 +70,12 @@ def _lines(row: Panel) -> timeseries.Panel:
     made.tooltip(common.VizTooltipOptions().mode(models.TooltipDisplayMode.MULTI).sort(models.SortOrder.DESCENDING))
     if row.logarithmic:
         made.scale_distribution(common.ScaleDistributionConfig().type(models.ScaleDistribution.LOG).log(10))
+    elif row.unit == TIMES:  # around 1, but noise of a thousandth shall not fill the panel
+        made.axis_soft_min(0.9).axis_soft_max(1.1)
     else:
         made.axis_soft_min(0)
+        if row.unit == "cps":  # mostly errors: 0 shall not look like something of a hundred
+            made.axis_soft_max(1)
     if row.highest is not None:
         made.max(row.highest)
     return made.line_width(1).show_points(models.VisibilityMode.AUTO).span_nulls(False)
@@ -101,10 +106,15 @@ def _table(row: Panel) -> table.Panel:
     """One line per set of labels; the value of each query is a column of its legend's name."""
     names = {f"Value #{string.ascii_uppercase[at]}": query.legend for at, query in enumerate(row.queries)}
     names["Value"] = row.queries[0].legend
-    made = table.Panel()
+    made = table.Panel().min_width(90)
+    made.override_by_regexp(
+        ".*", [DynamicConfigValue(id_val="noValue", value="–")]
+    )  # one cell; else it is the whole table's
     if len(row.queries) > 1:
         made.with_transformation(DataTransformerConfig(id_val="merge", options={}))
     hidden = dict.fromkeys(NOISE, True)
+    if row.queries[0].legend == "known":  # an info: its labels are what is to be seen
+        hidden["Value"] = True
     organize = {"excludeByName": hidden, "renameByName": names, "indexByName": {}}
     made.with_transformation(DataTransformerConfig(id_val="organize", options=organize))
     for column, unit in row.units:

@@ -44,16 +44,16 @@ COMMUNICATION = Board(
                   "Mean of what a rank's collective took beyond its transfer (lightllm_gpu_collective_wait_seconds). Rises while transfer"
                   " does not: a rank is late. The embedding's is mostly the wait for the host's wake-up.",
                   (Query(mean(W), "{{site}} {{phase}}"),), empty=NONE),
-            Panel("What collectives cost a GPU", STACK, "suffix: s/s",
+            Panel("What collectives cost a GPU", STACK, "suffix:s/s",
                   "Seconds a second in sampled steps, mean of the ranks: transfer and waiting"
                   " (lightllm_gpu_collective_transfer_seconds, lightllm_gpu_collective_wait_seconds).",
                   (Query(f"sum by (phase) (rate({T}_sum{{$PHASES}}[RATE]))", "transfer {{phase}}"),
                    Query(f"sum by (phase) (rate({W}_sum{{$PHASES}}[RATE])) / on () group_left count(lightllm_gpu_step_number{{$SERVER}})"
                          " * on () group_left count(lightllm_server_info{$SERVER})", "waiting {{phase}}")), empty=NONE),
-            Panel("Transfers by time", HEATMAP, "s",
-                  "Collectives of sampled steps by their transfer (lightllm_gpu_collective_transfer_seconds). One band per size of"
+            Panel("Transfers by time, decode", HEATMAP, "s",
+                  "Collectives of sampled decode steps by their transfer (lightllm_gpu_collective_transfer_seconds). One band per size of"
                   " payload is normal; a band that splits is a link that is sometimes slow.",
-                  (Query(f"sum by (le) (increase({T}_bucket{{$PHASES}}[RATE]))", "{{le}}"),), empty=NONE),
+                  (Query(f'sum by (le) (increase({T}_bucket{{$SERVER,phase="decode"}}[RATE]))', "{{le}}"),), empty=NONE),
         )),
         ("Who is late", (
             Panel("Came last", LINES, "percentunit",
@@ -62,7 +62,7 @@ COMMUNICATION = Board(
                   (Query("sum by (instance, rank) (rate(lightllm_gpu_collective_last_arrivals_total{$RANKS}[RATE])) / on (instance) group_left"
                          " sum by (instance) (rate(lightllm_gpu_collective_last_arrivals_total{$SERVER}[RATE]))",
                          "{{instance}} rank {{rank}}"),), empty="No rank was late beyond the noise", highest=1.0),
-            Panel("Waited", LINES, "suffix: s/s",
+            Panel("Waited", LINES, "suffix:s/s",
                   "Seconds a second that each rank waited in collectives of sampled steps, above the noise"
                   " (lightllm_gpu_collective_rank_wait_seconds_total). The straggler waits least: it is waited for.",
                   (Query(per_rank("lightllm_gpu_collective_rank_wait_seconds_total"), "{{instance}} rank {{rank}}"),), empty=NONE),
@@ -95,7 +95,7 @@ COMMUNICATION = Board(
                   " (lightllm_gpu_collective_variation_ratio). A rise without a slower mean: something interferes now and then.",
                   (Query("max by (instance, site, phase) (lightllm_gpu_collective_variation_ratio{$PHASES})",
                          "{{instance}} {{site}} {{phase}}"),), empty=NONE),
-            Panel("Tail of the transfer", LINES, "suffix: ×",
+            Panel("Tail of the transfer", LINES, "suffix:×",
                   "99th percentile by median of the same transfers (lightllm_gpu_collective_tail_ratio).",
                   (Query("max by (instance, site, phase) (lightllm_gpu_collective_tail_ratio{$PHASES})",
                          "{{instance}} {{site}} {{phase}}"),), empty=NONE),

@@ -44,10 +44,10 @@ FLEET = Board(
                   "Exporters that Prometheus could not scrape (up is 0). Their servers may be well: only our view is gone.",
                   (Query('sum(up{job=~"$job",instance=~"$instance"} == bool 0)'),), 6, 4, empty="Nothing is scraped",
                   steps=((1, "red"),)),
-            Panel("Generated tokens", STAT, "suffix: tok/s",
+            Panel("Generated tokens", STAT, "suffix:tok/s",
                   "New tokens of decode steps a second, all servers together (lightllm_gpu_step_tokens_total).",
                   (Query('sum(rate(lightllm_gpu_step_tokens_total{$SERVER,phase="decode"}[RATE]))'),), 6, 4),
-            Panel("Worst against its peers", STAT, "suffix: ×",
+            Panel("Worst against its peers", STAT, "suffix:×",
                   "Longest mean decode step of a server by the median of its peers (lightllm_gpu_step_duration_seconds). 1 is the"
                   " median; look at the requests in a step below before you blame the machine.",
                   (Query(f"max({AGAINST_PEERS})"),), 6, 4, steps=((1.1, "orange"), (1.25, "red"))),
@@ -62,17 +62,17 @@ FLEET = Board(
                   (Query(AGAINST_PEERS, "against peers"), Query(SLOWDOWN, "against expectation"), Query(STEP, "decode step"),
                    Query(REQUESTS, "requests in a step"), Query(TOKENS, "tokens"), Query(ALL_REDUCE, "transfer"),
                    Query(IDLE, "host")),
-                  24, 10, units=(("against peers", "suffix: ×"), ("against expectation", "suffix: ×"), ("decode step", "s"),
-                                 ("requests in a step", "short"), ("tokens", "suffix: tok/s"), ("transfer", "s"),
+                  24, 10, units=(("against peers", "suffix:×"), ("against expectation", "suffix:×"), ("decode step", "s"),
+                                 ("requests in a step", "short"), ("tokens", "suffix:tok/s"), ("transfer", "s"),
                                  ("host", "percentunit")),
                   sort="against peers"),
         )),
         ("Since when", (
-            Panel("Decode step against the median of the peers", LINES, "suffix: ×",
+            Panel("Decode step against the median of the peers", LINES, "suffix:×",
                   "Mean decode step of each server by its peers' median (lightllm_gpu_step_duration_seconds). One line that leaves the"
                   " others is one server; all together never move here, because the median moves with them.",
                   (Query(AGAINST_PEERS, "{{instance}}"),), 12, 9),
-            Panel("Slower than expected", LINES, "suffix: ×",
+            Panel("Slower than expected", LINES, "suffix:×",
                   "Seconds of sampled operators by what they were expected to take at the same load"
                   " (lightllm_gpu_operator_compared_seconds_total by lightllm_gpu_operator_expected_seconds_total). All lines rising"
                   " together is a release or a driver, one line is a machine.",
@@ -81,7 +81,7 @@ FLEET = Board(
                   "Mean of the fastest rank's time in a collective (lightllm_gpu_collective_transfer_seconds): what moving the data"
                   " takes, apart from waiting. Compare servers of the same model, GPU and tp.",
                   (Query(ALL_REDUCE, "{{instance}}"),), 12, 8, empty="No collectives: no server has more than one rank"),
-            Panel("Generated tokens by server", LINES, "suffix: tok/s",
+            Panel("Generated tokens by server", LINES, "suffix:tok/s",
                   "New tokens of decode steps a second (lightllm_gpu_step_tokens_total). A slow server with few tokens has little"
                   " to do; one with as many as the others holds its users up.",
                   (Query(TOKENS, "{{instance}}"),), 12, 8),

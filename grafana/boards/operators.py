@@ -11,8 +11,21 @@ MEAN = f"sum by ({BY}) (rate({D}_sum{ONE}[RATE])) / sum by ({BY}) (rate({D}_coun
 ESTIMATED = f"rate(lightllm_gpu_operator_estimated_seconds_total{ONE}[RATE])"
 
 
+COMPUTING = 'operator!~"all_.*|reduce_.*|gap"'
+
+
 def quantile(q: str) -> str:
     return f"histogram_quantile({q}, sum by (le, {BY}) (rate({D}_bucket{ONE}[RATE])))"
+
+
+def calls(phase: str) -> Panel:
+    """Phases have bounds of their own, so their buckets cannot be added up."""
+    return Panel(
+        f"Calls by time, {phase}", HEATMAP, "s",
+        f"Calls of the chosen operators in sampled {phase} steps by their time (lightllm_gpu_operator_duration_seconds). Choose one"
+        " operator above: two bands are two kinds of calls (sizes, graph and eager), a smear upwards is a tail.",
+        (Query(f'sum by (le) (increase({D}_bucket{{$SERVER,phase="{phase}",operator=~"$operator"}}[RATE]))', "{{le}}"),), 12, 9,
+    )  # fmt: skip
 
 
 OPERATORS = Board(
@@ -32,9 +45,9 @@ OPERATORS = Board(
                          f" (rate({D}_count{ONE}[RATE]))", "mean"),
                    Query(f"histogram_quantile(0.5, sum by (le, operator, phase) (rate({D}_bucket{ONE}[RATE])))", "median"),
                    Query(f"histogram_quantile(0.99, sum by (le, operator, phase) (rate({D}_bucket{ONE}[RATE])))", "p99")),
-                  24, 12, units=(("share", "percentunit"), ("GPU time", "suffix: s/s"), ("mean", "s"), ("median", "s"), ("p99", "s")),
+                  24, 12, units=(("share", "percentunit"), ("GPU time", "suffix:s/s"), ("mean", "s"), ("median", "s"), ("p99", "s")),
                   sort="share"),
-            Panel("GPU time", STACK, "suffix: s/s",
+            Panel("GPU time", STACK, "suffix:s/s",
                   "Seconds of GPU time a second, over all ranks and all steps (lightllm_gpu_operator_estimated_seconds_total). The"
                   " height of the stack is how many GPUs are busy.",
                   (Query(f"sum by (operator, phase) ({ESTIMATED})", "{{operator}} {{phase}}"),), 24, 9),
@@ -49,14 +62,12 @@ OPERATORS = Board(
                   (Query(quantile("0.99"), "{{operator}} {{phase}} {{mode}}", exemplars=True),), 12, 10, logarithmic=True),
             Panel("Median", LINES, "s",
                   "From buckets of factor 2 (lightllm_gpu_operator_duration_seconds): half of the calls are shorter.",
-                  (Query(quantile("0.5"), "{{operator}} {{phase}} {{mode}}"),), 12, 9, logarithmic=True),
-            Panel("Calls by time", HEATMAP, "s",
-                  "Calls of the chosen operators in sampled steps by their time (lightllm_gpu_operator_duration_seconds). Choose one"
-                  " operator above: two bands are two kinds of calls (sizes, graph and eager), a smear upwards is a tail.",
-                  (Query(f"sum by (le) (increase({D}_bucket{ONE}[RATE]))", "{{le}}"),), 12, 9),
+                  (Query(quantile("0.5"), "{{operator}} {{phase}} {{mode}}"),), 24, 9, logarithmic=True),
+            calls("decode"),
+            calls("prefill"),
         )),
         ("Slower than usual", (
-            Panel("Slower than expected", LINES, "suffix: ×",
+            Panel("Slower than expected", LINES, "suffix:×",
                   "Seconds in sampled steps by what was expected at the same batch and context"
                   " (lightllm_gpu_operator_compared_seconds_total by lightllm_gpu_operator_expected_seconds_total). 1 is as it was when"
                   " the expectation was learned; load does not move it.",
@@ -70,7 +81,7 @@ OPERATORS = Board(
                   (Query(f"sum by (operator, phase) (rate(lightllm_gpu_operator_starved_seconds_total{ONE}[RATE]))"
                          f" / sum by (operator, phase) (rate(lightllm_gpu_operator_seconds_total{ONE}[RATE]))",
                          "{{operator}} {{phase}}"),), 12, 9, empty="No eager steps were sampled"),
-            Panel("Ranks against each other", LINES, "suffix: ×",
+            Panel("Ranks against each other", LINES, "suffix:×",
                   "Time of each rank in computing operators by the mean of the ranks of its server"
                   " (lightllm_gpu_operator_seconds_total without collectives, whose time is mostly waiting). A rank above 1 is the one"
                   " that the others wait for.",
@@ -78,10 +89,10 @@ OPERATORS = Board(
                          ' / on (instance) group_left avg by (instance) (sum by (instance, rank)'
                          ' (rate(lightllm_gpu_operator_seconds_total{$SERVER,operator!~"all_.*|reduce_.*|gap"}[RATE])))',
                          "{{instance}} rank {{rank}}"),), 12, 9),
-            Panel("Time per rank", BARS, "suffix: s/s",
-                  "Seconds a second of the chosen operators in sampled steps by rank (lightllm_gpu_operator_seconds_total).",
-                  (Query('sum by (instance, rank) (rate(lightllm_gpu_operator_seconds_total{$RANKS,phase=~"$phase",'
-                         'operator=~"$operator"}[RATE]))', "{{instance}} rank {{rank}}"),), 12, 9),
+            Panel("Computing per rank", BARS, "suffix:s/s",
+                  "Seconds a second of the chosen computing operators in sampled steps by rank (lightllm_gpu_operator_seconds_total).",
+                  (Query("sum by (instance, rank) (rate(lightllm_gpu_operator_seconds_total{$RANKS,phase=~\"$phase\","
+                         f'{COMPUTING},operator=~"$operator"}}[RATE]))', "{{instance}} rank {{rank}}"),), 12, 9),
         )),
     ),
     (PHASE, Variable("operator", "Operator",

@@ -38,14 +38,14 @@ OVERVIEW = Board(
                   "How long the step that is now on a GPU has been there (lightllm_gpu_step_in_flight_seconds). Seconds mean that a"
                   " rank is stuck: lightllm-otel doctor --stuck on that machine says which.",
                   (Query("max(lightllm_gpu_step_in_flight_seconds{$RANKS})"),), 4, 4, steps=((5, "orange"), (30, "red"))),
-            Panel("Generated tokens", STAT, "suffix: tok/s", "New tokens of decode steps a second (lightllm_gpu_step_tokens_total).",
+            Panel("Generated tokens", STAT, "suffix:tok/s", "New tokens of decode steps a second (lightllm_gpu_step_tokens_total).",
                   (Query('sum(rate(lightllm_gpu_step_tokens_total{$SERVER,phase="decode"}[RATE]))'),), 4, 4),
             Panel("Decode step", STAT, "s",
                   "Mean GPU time of a decode step (lightllm_gpu_step_duration_seconds): with the prefills and pauses between two"
                   " of them, the time between two tokens of a request.",
                   (Query(f'sum(rate({STEP_SUM}{{$SERVER,phase="decode"}}[RATE]))'
                          f' / sum(rate({STEP_COUNT}{{$SERVER,phase="decode"}}[RATE]))'),), 4, 4),
-            Panel("Slower than expected", STAT, "suffix: ×",
+            Panel("Slower than expected", STAT, "suffix:×",
                   "Seconds of sampled operators by what they were expected to take at the same load"
                   " (lightllm_gpu_operator_compared_seconds_total by lightllm_gpu_operator_expected_seconds_total). 1 is as always.",
                   (Query("sum(rate(lightllm_gpu_operator_compared_seconds_total{$SERVER}[RATE]))"
@@ -58,7 +58,7 @@ OVERVIEW = Board(
                   steps=((10, "orange"), (60, "red"))),
         )),
         ("Tokens and steps", (
-            Panel("Tokens", LINES, "suffix: tok/s",
+            Panel("Tokens", LINES, "suffix:tok/s",
                   "New tokens a second by phase (lightllm_gpu_step_tokens_total): prompts in prefill, answers in decode. Health"
                   " checks and padding are not counted.",
                   (Query("sum by (phase) (rate(lightllm_gpu_step_tokens_total{$SERVER}[RATE]))", "{{phase}}"),)),

@@ -34,7 +34,7 @@ PLUGIN = Board(
                   "Share of a model thread's time that is spent in the plugin (lightllm_otel_hook_seconds_total by ranks).",
                   (Query("sum by (instance) (rate(lightllm_otel_hook_seconds_total{$SERVER}[RATE]))"
                          " / count by (instance) (lightllm_gpu_step_number{$SERVER})", "{{instance}}"),)),
-            Panel("A sampled graph step against its neighbours", LINES, "suffix: ×",
+            Panel("A sampled graph step against its neighbours", LINES, "suffix:×",
                   "Time of a decode step with the instrumented twin by its plain neighbours of the same batch"
                   " (lightllm_otel_distortion_ratio). 1.01 at one step in 64 costs 1 % of 1/64.",
                   (Query("max by (instance) (lightllm_otel_distortion_ratio{$SERVER})", "{{instance}}"),),
@@ -62,11 +62,11 @@ PLUGIN = Board(
             Panel("Operators found", TABLE, "short",
                   "1: found in the model and timed on every rank; 0: not (lightllm_otel_slot_installed). Not every model has every"
                   " operator.",
-                  (Query("min by (instance, operator) (lightllm_otel_slot_installed{$SERVER})", "found"),), 8, 10),
+                  (Query("min by (instance, operator) (lightllm_otel_slot_installed{$SERVER})", "found"),), 24, 8),
             Panel("Who runs what", TABLE, "short",
                   "Model, GPU, parallelism, link, level and versions of each server (lightllm_server_info).",
                   (Query("max by (instance, model, gpu, tp, dp, dtype, link, scope, level, clock, lightllm, torch, cuda, plugin)"
-                         " (lightllm_server_info{$SERVER})", "known"),), 16, 10, empty="No server is scraped"),
+                         " (lightllm_server_info{$SERVER})", "known"),), 24, 6, empty="No server is scraped"),
         )),
         ("How exact", (
             Panel("Step of the GPU clock", LINES, "s",

@@ -32,7 +32,7 @@ ROOFLINE = Board(
     "Achieved FLOP/s and bytes/s of each operator against what one GPU could do, and which of the two bounds it.",
     (
         ("What one GPU could do, by its data sheet", (
-            Panel("FLOP/s", STAT, "suffix: FLOP/s", "Dense 16-bit tensor FLOP/s of one GPU (lightllm_gpu_peak_flops).",
+            Panel("FLOP/s", STAT, "flops", "Dense 16-bit tensor FLOP/s of one GPU (lightllm_gpu_peak_flops).",
                   (Query("max(lightllm_gpu_peak_flops{$SERVER})"),), 6, 4, empty=UNKNOWN),
             Panel("Memory", STAT, "Bps", "Memory bandwidth of one GPU (lightllm_gpu_peak_memory_bytes_per_second).",
                   (Query("max(lightllm_gpu_peak_memory_bytes_per_second{$SERVER})"),), 6, 4, empty=UNKNOWN),
@@ -41,7 +41,7 @@ ROOFLINE = Board(
                   " (lightllm_gpu_peak_link_bytes_per_second).",
                   (Query("max by (link) (lightllm_gpu_peak_link_bytes_per_second{$SERVER})", "{{link}}"),), 6, 4,
                   empty="One rank, or a link that NVML does not tell"),
-            Panel("Ridge", STAT, "suffix: FLOP/byte",
+            Panel("Ridge", STAT, "suffix:FLOP/byte",
                   "lightllm_gpu_peak_flops by lightllm_gpu_peak_memory_bytes_per_second. Operators with fewer operations per byte are bound by memory, others by compute.",
                   (Query(f"max({RIDGE})"),), 6, 4, empty=UNKNOWN),
         )),
@@ -67,8 +67,8 @@ ROOFLINE = Board(
                    Query(f"{BYTES} / {SECONDS}", "bytes/s"), Query(f"{OF_BYTES}", "of peak bytes/s"),
                    Query(f"{FLOPS} / {BYTES} / on (job, instance) group_left {PER_GPU}", "intensity by ridge")),
                   24, 12, empty=UNKNOWN,
-                  units=(("FLOP/s", "suffix: FLOP/s"), ("of peak FLOP/s", "percentunit"), ("bytes/s", "Bps"),
-                         ("of peak bytes/s", "percentunit"), ("intensity by ridge", "suffix: ×")), sort="of peak bytes/s"),
+                  units=(("FLOP/s", "flops"), ("of peak FLOP/s", "percentunit"), ("bytes/s", "Bps"),
+                         ("of peak bytes/s", "percentunit"), ("intensity by ridge", "suffix:×")), sort="of peak bytes/s"),
             Panel("Of the peak FLOP/s", BARS, "percentunit",
                   "Achieved FLOP/s of each operator by the peak (lightllm_gpu_operator_flops_total). Matters for those that compute"
                   " bounds: prefill's matrices.",

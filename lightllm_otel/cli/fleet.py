@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
 import sys
 import tempfile
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from lightllm_otel import __version__
-from lightllm_otel.cli.prometheus import Prometheus
+from lightllm_otel.cli.prometheus import NoPrometheus, Prometheus
 from lightllm_otel.export.exporter import Exporter
 from lightllm_otel.export.hardware import State
 from lightllm_otel.export.link import GroupLink, Ports
@@ -58,7 +59,7 @@ class Fault:
     slow: float = 1.0
 
 
-FLEET = (Fault(), Fault(link=1.25, after=90.0), Fault(rank=2, slow=1.12))
+FLEET = (Fault(), Fault(link=1.25, after=90.0), Fault(rank=2, slow=1.25))
 
 
 class Plan:
@@ -87,7 +88,8 @@ class Plan:
                 row["implementation"] = (
                     Implementation.CUSTOM.code if phase is Phase.DECODE else Implementation.NCCL.code
                 )
-                row["payload_bytes"] = batch.tokens * model.hidden * 2
+                sizes = {place: size for place, size, _ in known.work.payloads} if known is not None else {}
+                row["payload_bytes"] = int(sizes.get(site, 0))
             elif each is Operator.RESIDUAL:
                 row["occurrence"] = 0
         codes = [each.code for each in COLLECTIVES]
@@ -212,6 +214,7 @@ def _facts(rank: int, seed: int) -> dict[str, object]:
 
 def fleet(seconds: float | None, port: int | None, prometheus_port: int | None) -> int:
     """Until Ctrl-C, or for ``seconds``. ``prometheus_port``: where a real Prometheus scrapes them; None for none."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # and not without ending Prometheus
     with tempfile.TemporaryDirectory(prefix="lightllm-otel-fleet-") as directory:
         at = Path(directory)
         settings = dataclasses.replace(Settings.from_env({}), directory=at, record=None, state=None, nvml=False)
@@ -229,17 +232,14 @@ def fleet(seconds: float | None, port: int | None, prometheus_port: int | None) 
                   + "\n".join(f"  http://{address}/metrics" for address in open_ones), flush=True)  # fmt: skip
             if prometheus_port is not None:
                 prometheus = Prometheus.start(at, open_ones, prometheus_port)
-                if prometheus is None:
-                    print(
-                        "lightllm-otel demo: there is no prometheus in PATH; Debian's package is called prometheus",
-                        file=sys.stderr,
-                    )
-                    return 1
                 print(f"Prometheus: {prometheus.url}", flush=True)
             while seconds is None or time.monotonic() - started < seconds:
                 for server in servers:
                     server.advance(time.monotonic() - started)
                 time.sleep(0.1)
+        except NoPrometheus as problem:
+            print(f"lightllm-otel demo: {problem}", file=sys.stderr)
+            return 1
         except KeyboardInterrupt:
             print()
         finally:
@@ -247,4 +247,5 @@ def fleet(seconds: float | None, port: int | None, prometheus_port: int | None) 
                 prometheus.stop()
             for server in servers:
                 server.close()
+            signal.signal(signal.SIGTERM, before)
     return 0

@@ -8,7 +8,7 @@ import pytest
 from dashboards import ALL, FOLDER, PATHS, ROOT, load, panels
 
 DASHBOARDS = [load(path) for path in PATHS]
-UNITS = {"short", "s", "Bps", "percentunit", "cps", "hertz", "celsius", "watt"}  # of Grafana's own ids
+UNITS = {"short", "s", "Bps", "percentunit", "cps", "hertz", "celsius", "watt", "flops"}  # of Grafana's own ids
 each_dashboard = pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda dashboard: dashboard["uid"])
 each_panel = pytest.mark.parametrize(
     "panel", [panel for dashboard in DASHBOARDS for panel in panels(dashboard)], ids=lambda panel: panel["title"]
@@ -120,7 +120,7 @@ class TestPanel:
         defaults = panel["fieldConfig"]["defaults"]
         units = [defaults["unit"]]
         units += [p["value"] for o in panel["fieldConfig"]["overrides"] for p in o["properties"] if p["id"] == "unit"]
-        assert [unit for unit in units if unit not in UNITS and not unit.startswith("suffix: ")] == []
+        assert [unit for unit in units if unit not in UNITS and not unit.startswith("suffix:")] == []
         assert len(defaults["noValue"]) > 5
 
     def test_it_asks_the_chosen_data_source_something(self, panel):

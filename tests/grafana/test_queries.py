@@ -99,6 +99,16 @@ class TestQuery:
         assert counts == rated
 
 
+@each_target
+def test_buckets_of_different_phases_are_not_added_up(target):
+    """They have bounds of their own, so the sum would not even be cumulative."""
+    for node in inside(promql.parse(target.expr)):
+        if isinstance(node, promql.AggregateExpr) and node.modifier is not None and "le" in node.modifier.labels:
+            phased = [each for each in selectors(node) if "phase" in labels_of(each.name)]
+            fixed = [{m.name for m in each.matchers.matchers if m.op == promql.MatchOp.Equal} for each in phased]
+            assert "phase" in node.modifier.labels or all("phase" in names for names in fixed)
+
+
 def is_counter(name):
     metric = BY_NAME.get(name)
     return (metric is not None and metric.kind == COUNTER) or name.endswith(("_bucket", "_sum", "_count"))
