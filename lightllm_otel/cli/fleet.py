@@ -158,7 +158,7 @@ class Server:
             plan = self._plans[phase, requests] = Plan(
                 phase, requests, 1 if decode else PROMPT, 1600 if decode else PROMPT
             )
-        sampled = not decode or self._number % SAMPLE_EVERY == 0
+        sampled = not decode or self._random.random() < 1 / SAMPLE_EVERY  # no stride: ranks take turns by number
         link = self._fault.link if self._clock > self._fault.after else 1.0
         times = plan.seconds(self._random, self._fault, link, 0.02)
         whole = float(times.sum(axis=1).max()) * 1.004
