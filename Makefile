@@ -38,10 +38,14 @@ fmt: venv  ## format, and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+dashboards: venv  ## grafana/dashboards from grafana/boards, and what Kubernetes needs of them and the rules
+	$(BIN)/python grafana/build.py
+	$(BIN)/python deploy/kubernetes/generate.py
+
 wheel: venv  ## dist/lightllm_otel-*.whl
 	$(BIN)/python -m build --wheel
 
 clean:  ## remove everything that the targets made
 	rm -rf .venv .cache dist build
 
-.PHONY: help venv demo test lint fmt wheel clean
+.PHONY: help venv demo test lint fmt dashboards wheel clean

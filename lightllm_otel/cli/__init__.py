@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lightllm_otel import __version__
-from lightllm_otel.cli import analyses
+from lightllm_otel.cli import analyses, grafana
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,7 +54,16 @@ def parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--seconds", type=float, help="end by itself after so long")
     demo.add_argument("--port", type=int, help="default: the first free port of 9464–9479")
+    demo.add_argument(
+        "--fleet",
+        action="store_true",
+        help="three simulated servers instead, one of them with a slow link, one with a slow GPU",
+    )
+    demo.add_argument("--prometheus", nargs="?", type=int, const=9090, metavar="PORT",
+                      help="with --fleet: start a Prometheus that scrapes them (default: 9090)")  # fmt: skip
     demo.add_argument("--speed", type=float, default=1.0, help="how much faster than it was")
+
+    grafana.add(commands)
 
     exporter = commands.add_parser("exporter", help="the process that serves /metrics (servers start it themselves)")
     exporter.add_argument("--folder", type=Path, required=True, help="the group's folder below LIGHTLLM_OTEL_DIR")
@@ -130,6 +139,10 @@ def _theory(given: argparse.Namespace) -> int:
 
 
 def _demo(given: argparse.Namespace) -> int:
+    if given.fleet:
+        from lightllm_otel.cli.fleet import fleet
+
+        return fleet(given.seconds, given.port, given.prometheus)
     from lightllm_otel.cli.demo import demo
 
     return demo(given.recording, given.seconds, given.port, given.speed)
@@ -146,5 +159,5 @@ def _doctor(given: argparse.Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run, "doctor": _doctor, "top": _top, "ctl": _ctl, "theory": _theory, "demo": _demo, "exporter": _exporter,
-    **analyses.COMMANDS,
+    "grafana": grafana.grafana, **analyses.COMMANDS,
 }  # fmt: skip

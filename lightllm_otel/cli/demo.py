@@ -18,6 +18,7 @@ from lightllm_otel.export.recording import BadRecording, Recording, read_recordi
 from lightllm_otel.ring.folder import group_folder, ring_path
 from lightllm_otel.ring.writer import RingWriter
 from lightllm_otel.settings import Settings
+from lightllm_otel.vocabulary import Level
 
 PACKAGED = Path(__file__).resolve().parents[1] / "recordings"
 DEFAULT = "h200-llama-7b-tp1"
@@ -33,6 +34,7 @@ class Replay:
         self._rings = {rank: RingWriter(ring_path(folder, rank), 4) for rank in recording.cells}
         for rank, ring in self._rings.items():
             ring.describe(recording.facts[rank])
+            ring.header["level"] = Level.OPERATORS.code
         self._steps = sorted(
             ((float(step["wall_time"]), rank, step, intervals) for rank in recording.cells
              for step, intervals in recording.steps(rank)),

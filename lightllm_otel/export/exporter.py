@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
@@ -21,8 +21,8 @@ from lightllm_otel.aggregate.group import Group
 from lightllm_otel.export import discovery, nvml
 from lightllm_otel.export.baseline import Baseline
 from lightllm_otel.export.control import Controller, ControlServer
-from lightllm_otel.export.hardware import Hardware
-from lightllm_otel.export.link import link
+from lightllm_otel.export.hardware import Hardware, State
+from lightllm_otel.export.link import GroupLink, link
 from lightllm_otel.export.prometheus import GroupCollector
 from lightllm_otel.export.recording import RecordingWriter
 from lightllm_otel.export.server import MetricsServer, NoFreePort
@@ -63,6 +63,7 @@ class Exporter:
         self._refused: set[tuple[str, int]] = set()
         self._baseline = Baseline(self.group.expectation, settings.state, settings.baseline)
         self._hardware = Hardware()
+        self._pretended: dict[int, State] = {}
         self._collector = GroupCollector(self.group, self._hardware)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self._collector)
@@ -146,7 +147,17 @@ class Exporter:
         if self.server is not None:
             self.server.close()
 
+    def pretend(self, link: GroupLink, states: Mapping[int, State]) -> None:
+        """For a replay: the link and the state of GPUs that are not here, as they were or are supposed to be."""
+        self._collector.link = link
+        self._hardware.states.update(states)
+        self._pretended = dict(states)
+
     def _look_at_gpus(self) -> None:
+        if self._pretended:
+            self._hardware.keep(self._pretended, self._now())
+            return
+
         buses = {
             number: str(rank.facts["pci_bus_id"])
             for number, rank in self.group.ranks.items()

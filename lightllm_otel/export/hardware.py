@@ -81,13 +81,20 @@ class Hardware:
         """``buses``: PCI address of each rank's GPU; ``now``: monotonic seconds."""
         if self._last is not None and now - self._last < EVERY_SECONDS:
             return
-        passed = 0.0 if self._last is None else min(now - self._last, _MOST_SECONDS)
-        self._last = now
+        states = {}
         for rank, bus in buses.items():
             gpu = nvml.gpu(bus)
             if gpu is None:
                 self.states.pop(rank, None)
                 continue
-            self.states[rank] = state = read(nvml, gpu)
+            states[rank] = read(nvml, gpu)
+        self.keep(states, now)
+
+    def keep(self, states: Mapping[int, State], now: float) -> None:
+        """The states as they are at ``now``; what held a clock down has done so since the last time."""
+        passed = 0.0 if self._last is None else min(now - self._last, _MOST_SECONDS)
+        self._last = now
+        for rank, state in states.items():
+            self.states[rank] = state
             for reason in Throttle:
                 self.throttled[rank, reason] += passed if reason in state.throttled else 0.0

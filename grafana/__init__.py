@@ -1,0 +1,1 @@
+"""Dashboards of lightllm-otel as code; for development, not installed."""

@@ -1,0 +1,146 @@
+"""Every query parses, asks for what there is, and gets an answer with the labels that its legend shows."""
+
+import shutil
+import subprocess
+
+import promql_parser as promql
+import pytest
+from dashboards import ALL, PATHS, VALUES, load, substituted
+
+from lightllm_otel.export.metrics import BY_NAME, COUNTER, HISTOGRAM, METRICS
+
+# What our metrics carry beside their own labels, and what is not ours.
+SCRAPED = {"job", "instance"}
+FOREIGN = {
+    "up": set(), "scrape_samples_scraped": set(),
+    "DCGM_FI_PROF_NVLINK_TX_BYTES": {"UUID"}, "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE": {"UUID"}, "lightllm_queue_size": set(),
+    "lightllm_request_first_token_duration_bucket": {"le"}, "lightllm_request_mean_time_per_token_duration_bucket": {"le"},
+}  # fmt: skip
+NOT_SHOWN: dict[str, str] = {}
+"""Metrics of ours that no dashboard uses, with the reason."""
+
+each_target = pytest.mark.parametrize("target", ALL, ids=str)
+
+
+def labels_of(name):
+    """Labels of a series by its name; None for a series that does not exist."""
+    if name in FOREIGN:
+        return FOREIGN[name] | SCRAPED
+    for suffix in ("_bucket", "_sum", "_count"):
+        metric = BY_NAME.get(name.removesuffix(suffix))
+        if name.endswith(suffix) and metric is not None and metric.kind == HISTOGRAM:
+            return {*metric.labels} | SCRAPED | ({"le"} if suffix == "_bucket" else set())
+    metric = BY_NAME.get(name)
+    return {*metric.labels} | SCRAPED if metric is not None and metric.kind != HISTOGRAM else None
+
+
+def inside(node):
+    """The node and all below it."""
+    yield node
+    below = [getattr(node, name, None) for name in ("lhs", "rhs", "expr", "vector_selector", "param")]
+    for child in (*below, *getattr(node, "args", ())):
+        if child is not None:
+            yield from inside(child)
+
+
+def selectors(node):
+    return [each for each in inside(node) if isinstance(each, promql.VectorSelector)]
+
+
+def possible(node):
+    """Labels that a series of the result can have."""
+    if isinstance(node, promql.VectorSelector):
+        return labels_of(node.name) or set()
+    if isinstance(node, promql.AggregateExpr):
+        below, modifier = possible(node.expr), node.modifier
+        assert modifier is None or {*modifier.labels} <= below, f"{node}: no { ({*modifier.labels} - below) } there"
+        return {*modifier.labels} if modifier is not None else set()
+    if isinstance(node, promql.Call):
+        sets = [possible(each) for each in node.args]
+        made = {str(node.args[1]).strip('"')} if node.func.name == "label_replace" else set()
+        gone = {"le"} if node.func.name == "histogram_quantile" else set()
+        empty = node.func.name == "scalar"
+        return set() if empty else set().union(*sets) - gone | made
+    if isinstance(node, promql.BinaryExpr):
+        left, right = possible(node.lhs), possible(node.rhs)
+        if node.modifier is not None and node.modifier.matching is not None:
+            assert {*node.modifier.matching.labels} <= left & right, f"{node} matches on labels that one side has not"
+        if node.modifier is not None and node.modifier.group_labels is not None:
+            return left | {*node.modifier.group_labels}
+        return left or right
+    for name in ("expr", "vector_selector"):
+        if getattr(node, name, None) is not None:
+            return possible(getattr(node, name))
+    return set()
+
+
+@each_target
+class TestQuery:
+    def test_it_parses_and_asks_only_for_series_and_labels_that_there_are(self, target):
+        parsed = promql.parse(target.expr)
+        for selector in selectors(parsed):
+            known = labels_of(selector.name)
+            assert known is not None, f"there is no {selector.name}"
+            assert {matcher.name for matcher in selector.matchers.matchers} <= known
+
+    def test_its_legend_shows_labels_that_the_result_has(self, target):
+        assert target.legend <= possible(promql.parse(target.expr))
+
+    def test_counters_are_shown_as_rates(self, target):
+        """And what is not a counter never is one."""
+        parsed = promql.parse(target.expr)
+        rated = {
+            selector.name
+            for node in inside(parsed)
+            if isinstance(node, promql.Call) and node.func.name in ("rate", "increase")
+            for selector in selectors(node)
+        }
+        counts = {name for name in (s.name for s in selectors(parsed)) if is_counter(name)}
+        assert counts == rated
+
+
+@each_target
+def test_buckets_of_different_phases_are_not_added_up(target):
+    """They have bounds of their own, so the sum would not even be cumulative."""
+    for node in inside(promql.parse(target.expr)):
+        if isinstance(node, promql.AggregateExpr) and node.modifier is not None and "le" in node.modifier.labels:
+            phased = [each for each in selectors(node) if "phase" in labels_of(each.name)]
+            fixed = [{m.name for m in each.matchers.matchers if m.op == promql.MatchOp.Equal} for each in phased]
+            assert "phase" in node.modifier.labels or all("phase" in names for names in fixed)
+
+
+def is_counter(name):
+    metric = BY_NAME.get(name)
+    return (metric is not None and metric.kind == COUNTER) or name.endswith(("_bucket", "_sum", "_count"))
+
+
+def test_every_metric_is_on_a_dashboard_or_has_a_reason_not_to_be():
+    used = {selector.name for target in ALL for selector in selectors(promql.parse(target.expr))}
+    shown = {name.removesuffix(suffix) for name in used for suffix in ("", "_bucket", "_sum", "_count")}
+    assert {metric.name for metric in METRICS} - shown == set(NOT_SHOWN)
+
+
+def test_variables_ask_for_labels_that_their_metrics_have():
+    for path in PATHS:
+        for variable in load(path)["templating"]["list"]:
+            if variable["type"] == "query":
+                inner, _, label = variable["query"].removeprefix("label_values(").removesuffix(")").rpartition(", ")
+                (selector,) = selectors(promql.parse(substituted(inner)))
+                assert label in labels_of(selector.name), variable["name"]
+            if variable["name"] != "datasource":
+                assert f"${variable['name']}" in VALUES
+
+
+def test_promtool_reads_every_query(tmp_path):
+    """As rules: Prometheus' own parser and type checker."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian: prometheus)")
+    rules = "groups:\n- name: dashboards\n  rules:\n"
+    for number, target in enumerate(ALL):
+        rules += f"  - record: query:{number}\n    expr: '{target.expr}'\n"
+    path = tmp_path / "queries.yml"
+    path.write_text(rules)
+    done = subprocess.run([promtool, "check", "rules", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(ALL)} rules found" in done.stdout
