@@ -23,6 +23,7 @@ from lightllm_otel.export.baseline import Baseline
 from lightllm_otel.export.control import Controller, ControlServer
 from lightllm_otel.export.hardware import Hardware
 from lightllm_otel.export.link import link
+from lightllm_otel.export.live import Live
 from lightllm_otel.export.prometheus import GroupCollector
 from lightllm_otel.export.recording import RecordingWriter
 from lightllm_otel.export.server import MetricsServer, NoFreePort
@@ -63,6 +64,7 @@ class Exporter:
         self._refused: set[tuple[str, int]] = set()
         self._baseline = Baseline(self.group.expectation, settings.state, settings.baseline)
         self._hardware = Hardware()
+        self._live = Live(self.group)
         self._collector = GroupCollector(self.group, self._hardware)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self._collector)
@@ -114,6 +116,7 @@ class Exporter:
                     self._record.append(rank_of(path), cells)
         self._look_at_gpus()
         self.group.settle()
+        self._live.poll(self._now())
         if self.group.complete:
             self._baseline.begin(self.group.facts(), self._collector.link.name)
         self._baseline.save(self._now())
@@ -143,6 +146,7 @@ class Exporter:
         (self._folder / POSITIONS).unlink(missing_ok=True)
         if self._record is not None:
             self._record.close()
+        self._live.feed.close()
         if self.server is not None:
             self.server.close()
 
@@ -217,7 +221,7 @@ class Exporter:
         first = self._next_port == 0.0
         self._next_port = self._now() + PORT_RETRY_SECONDS
         try:
-            self.server = MetricsServer(self._registry, self._settings.host, self._settings.port)
+            self.server = MetricsServer(self._registry, self._settings.host, self._settings.port, self._live.feed)
         except NoFreePort as error:
             if first:
                 log.error("%s. Tried again every %.0f s; nothing is lost but old data", error, PORT_RETRY_SECONDS)
