@@ -245,7 +245,7 @@ def start_line(group: Group, address: str) -> str:
     facts, slots = group.facts(), group.slots()
     missing = [operator for operator, found in slots.items() if not found]
     parts = [
-        f"lightllm-otel {__version__}: http://{address}/metrics",
+        f"lightllm-otel {__version__}: http://{address}/metrics, live page http://{address}/",
         f"{len(slots) - len(missing)} operators, missing: {', '.join(missing) or 'none'}",
         f"level {facts.get('level')}, 1 decode step in {facts.get('sample_every')}",
         f"CUDA graphs: {graphs_line(facts.get('graphs') or {})}",

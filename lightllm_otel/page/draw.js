@@ -31,22 +31,25 @@ function become(old, fresh) {
 // A stream of newer data, and what a reader is told of it. Nobody looks: nothing is asked for.
 class Watch {
   constructor(url, show) {
-    Object.assign(this, { url, show, source: null, data: null, received: 0, paused: false, ended: false, retry: 0 });
+    Object.assign(this, { url, show, source: null, data: null, received: 0, opened: 0, failed: false, paused: false, ended: false, retry: 0 });
     document.addEventListener("visibilitychange", () => (document.hidden ? this.close() : this.open()));
   }
   open() {
-    if (this.paused || this.source) return;
+    if (this.paused || this.source || document.hidden) return;
     clearTimeout(this.retry);
+    this.opened = performance.now();
+    this.failed = false;
     this.source = new EventSource(this.url);
     this.source.onmessage = (event) => {
       this.data = JSON.parse(event.data);
       this.received = performance.now();
-      this.ended = false;
+      this.ended = this.failed = false;
       this.show();
     };
     this.source.addEventListener("ended", () => { this.ended = true; this.show(); });
     // A refusal (as many are watching as may) ends a source for good, a lost connection does not.
     this.source.onerror = () => {
+      this.failed = true;
       if (this.source && this.source.readyState === EventSource.CLOSED) {
         this.close();
         this.retry = setTimeout(() => this.open(), 5000);
@@ -71,8 +74,8 @@ class Watch {
     if (this.paused) return "paused";
     if (this.ended) return "ended";
     const open = this.source && this.source.readyState === EventSource.OPEN;
-    if (!open) return this.data ? "lost" : "connecting";
-    if (!this.data) return "connecting";
+    if (!open && (this.failed || performance.now() - this.opened > 5000)) return "lost";
+    if (!open || !this.data) return "connecting";
     return this.age > 5 ? "stale" : "live";
   }
 }

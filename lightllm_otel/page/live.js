@@ -2,7 +2,7 @@
 
 function drawLive(main, data) {
   if (!data.version || !data.phases.length) {
-    main.append(element("h1", {}, data.name || "LightLLM"), data.version ? factsLine(data) : "", drawWaiting(data));
+    main.append(element("h1", {}, data.name || "LightLLM"), data.version ? factsLine(data) : "", data.version ? drawStuck(data) : "", drawWaiting(data));
     if (data.version) main.append(drawHealth(data));
     return;
   }
@@ -18,8 +18,10 @@ function factsLine(data) {
 }
 
 function drawWaiting(data) {
-  const text = data.version ? "No steps yet. Send the server a request; this page follows." : "Waiting for the exporter.";
-  return element("p", { class: "empty" }, t(text));
+  const last = data.version ? data.freshness.last_step : null;
+  const text = !data.version ? t("Waiting for the exporter.") : last === null ? t("No steps yet. Send the server a request; this page follows.")
+    : t("No steps in the last hour. The last one began {ago}.", { ago: ago(last) });
+  return element("p", { class: "empty" }, text);
 }
 
 function drawStuck(data) {
@@ -53,7 +55,7 @@ function drawLoad(data) {
     const load = data.load[name], whole = LOAD.reduce((sum, [each]) => sum + load[each], 0);
     if (!whole) continue;
     body.append(element("p", { class: "bar" }, windowName(data, name)),
-      drawStack(t("What the GPUs did"), shown.map(([each, words]) => ({ name: t(words), short: t(words), value: load[each] / whole, text: percent(load[each] / whole), fill: `var(--${each})`, light: each === "no_requests" || each === "host" }))));
+      drawStack(t("What the GPUs did"), shown.map(([each, words]) => ({ name: t(words), short: t(words), value: load[each] / whole, text: percent(load[each] / whole), fill: `var(--${each})` }))));
   }
   body.append(loadLegend(data, shown));
   if (data.load.minutes.length > 1) body.append(drawMinutes(data, shown));
@@ -85,7 +87,7 @@ function drawMinutes(data, shown) {
     }
   });
   svg.append(element("line", { class: "axis", x1: left, x2: width, y1: bottom, y2: bottom }));
-  for (const at of [60, 45, 30, 15, 0]) svg.append(label(at === 60 ? left : width - at * cell, height - 4, at ? t("{time} ago", { time: `${at} min` }) : t("now"), at === 60 ? "start" : at ? "middle" : "end", true));
+  for (const at of width < 600 ? [60, 30, 0] : [60, 45, 30, 15, 0]) svg.append(label(at === 60 ? left : width - at * cell, height - 4, at ? t("{time} ago", { time: `${at} min` }) : t("now"), at === 60 ? "start" : at ? "middle" : "end", true));
   return element("div", { class: "hour" }, element("p", { class: "bar" }, t("The last hour, minute by minute")), svg);
 }
 
@@ -110,7 +112,7 @@ function drawDecodeOf(data, phase) {
       ? "Whole steps only: the CUDA graphs have no instrumented twins{reason}." : "No sampled step in the last hour: whole steps only.", { reason }))];
   }
   const whole = phase.operators.reduce((sum, each) => sum + Math.max(each.seconds_per_step, 0), 0);
-  const parts = phase.operators.map((each) => ({ name: each.operator, value: each.seconds_per_step / whole, text: `${seconds(each.seconds_per_step)}, ${percent(each.share)}`, fill: colour(each.operator), light: each.operator === "gap" }));
+  const parts = phase.operators.map((each) => ({ name: each.operator, value: each.seconds_per_step / whole, text: `${seconds(each.seconds_per_step)}, ${percent(each.share)}`, fill: colour(each.operator) }));
   return [head, cards,
     figure(t("An average sampled step"), `${seconds(whole)} · ${windowName(data, phase.of)}`, drawStack(t("An average sampled step"), parts, 44),
       scroll(t("Operators"), liveTable(phase.operators))),
@@ -177,7 +179,7 @@ function drawSlow(step, usual, most) {
   const words = operators.slice(0, 3).map(([name, took]) => `${name} ${seconds(took)}`);
   if (extra && extra[1] > 0.02 * step.seconds) words.push(t("most above its mean: {operator}, by {time}", { operator: extra[0], time: seconds(extra[1]) }));
   return element("li", {}, element("p", { class: "bar" }, element("b", {}, seconds(step.seconds)), ` ${facts.filter(Boolean).join(" · ")}`),
-    drawStack(t("step {step}", { step: step.number }), operators.map(([name, took]) => ({ name, value: Math.max(took, 0) / most, text: seconds(took), fill: colour(name), light: name === "gap" })), 22, halfWidth()),
+    drawStack(t("step {step}", { step: step.number }), operators.map(([name, took]) => ({ name, value: Math.max(took, 0) / most, text: seconds(took), fill: colour(name) })), 22, halfWidth()),
     element("p", { class: "legend" }, words.join(" · ")));
 }
 

@@ -67,7 +67,15 @@ function table(heads, rows) {
     element("tr", {}, cells.map((cell) => element("td", {}, cell))))));
 }
 
-// Parts of a whole side by side: {name, short, value (of 1), text, fill, light}.
+// Black or white, whichever can be read on a colour of the style sheet.
+function inkOn(fill) {
+  const name = /--[\w-]+/.exec(fill)[0];
+  const hex = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const [red, green, blue] = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16) / 255).map((each) => (each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "#000000" : "#ffffff";
+}
+
+// Parts of a whole side by side: {name, short, value (of 1), text, fill}.
 function drawStack(title, parts, height, room) {
   const width = room || fullWidth(), tall = height || 30;
   const words = parts.filter((each) => each.value > 0).map((each) => `${each.name} ${each.text}`).join("; ");
@@ -77,7 +85,7 @@ function drawStack(title, parts, height, room) {
     const wide = Math.max(each.value, 0) * width;
     if (wide > 0) svg.append(element("rect", { x: at, y: 0, width: Math.max(wide - 1, 0.3), height: tall, rx: wide > 6 ? 2 : 0, fill: each.fill }, tip(`${each.name}: ${each.text}`)));
     const name = each.short || each.name;
-    if (wide > 8 * name.length + 16) svg.append(element("text", { x: at + 8, y: tall / 2 + 4, class: each.light ? null : "on" }, name));
+    if (wide > 8 * name.length + 16) svg.append(element("text", { x: at + 8, y: tall / 2 + 4, class: "on", style: `fill:${inkOn(each.fill)}` }, name));
     at += wide;
   }
   return svg;

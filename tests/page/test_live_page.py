@@ -7,12 +7,22 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import browser
+import numpy as np
 import pytest
+import records
+from prometheus_client import CollectorRegistry
 
+from lightllm_otel.aggregate.group import Group
 from lightllm_otel.cli import main as command
+from lightllm_otel.export.feed import Feed
+from lightllm_otel.export.live import Live
+from lightllm_otel.export.server import MetricsServer
+from lightllm_otel.ring import layout
+from lightllm_otel.vocabulary import Mode, Phase
 
 ROOT = Path(__file__).resolve().parents[2]
 AXE = ROOT / ".cache" / "npm" / "node_modules" / "axe-core" / "axe.min.js"
@@ -22,12 +32,16 @@ AGREED = {"moderate", "minor"}
 pytestmark = pytest.mark.skipif(browser.EXECUTABLE is None, reason="no Chromium here")
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @contextlib.contextmanager
 def replay(*words):
     """``(address, process)`` of ``lightllm-otel demo``."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "lightllm_otel", "demo", "--port", str(port), *words],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -133,6 +147,79 @@ def test_on_a_phone_nothing_is_cut_off_and_words_keep_their_size(page, two_ranks
         "[...document.querySelectorAll('svg text')].map((each) => each.getBoundingClientRect().height)"
     )
     assert min(sizes) >= 10
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_on_bars_can_be_read(page, two_ranks, scheme):
+    """axe-core does not look at words inside of pictures."""
+    page.look(scheme=scheme)
+    page.go(two_ranks)
+    page.wait(
+        "document.querySelector('#ranks ~ figure svg text.on') && document.querySelector('#slow ~ * svg text.on')"
+    )
+    ratios = page.evaluate("""(() => {
+      const linear = (each) => (each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4);
+      const light = (colour) => {
+        const [red, green, blue] = colour.match(/[0-9.]+/g).map((each) => linear(each / 255));
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue; };
+      return [...document.querySelectorAll("svg text.on")].map((text) => {
+        const pair = [text, text.previousElementSibling].map((each) => light(getComputedStyle(each).fill)).sort((a, b) => b - a);
+        return (pair[0] + 0.05) / (pair[1] + 0.05); });
+    })()""")
+    assert len(ratios) > 5
+    assert min(ratios) >= 4.5
+
+
+class TestEmptyStates:
+    """What there is to see before there is anything, and where something cannot be."""
+
+    @pytest.fixture
+    def told(self, page):
+        """A page, and a way to tell it what it is to show."""
+        feed = Feed()
+        server = MetricsServer(CollectorRegistry(), "127.0.0.1", free_port(), feed)
+        page.go(f"http://{server.address}/")
+        assert "Waiting for the exporter" in page.evaluate("document.querySelector('main').innerText")
+        page.wait("document.body.dataset.state === 'connecting'")
+
+        def tell(*steps, header=None, **facts):
+            group = Group()
+            group.know(0, {**records.FACTS, **facts})
+            group.ranks[0].header = header
+            live = Live(group)
+            live.poll(0.0)
+            if steps:
+                group.consume(0, records.cells(*steps))
+            feed.publish(json.dumps(live.data(5.0)).encode())
+            page.wait("document.body.dataset.state === 'live'")
+            return page.evaluate("document.querySelector('main').innerText")
+
+        yield tell
+        assert page.problems == []
+        server.close()
+
+    def test_a_server_without_requests_yet(self, told):
+        assert "No steps yet. Send the server a request" in told()
+
+    def test_graphs_without_twins_have_whole_steps_and_the_reason(self, told):
+        said = told(records.step(mode=Mode.GRAPH), graphs={"state": "off", "reason": "outputs differed"})
+        assert "no instrumented twins (outputs differed)" in said
+        assert "1 s\na step, all steps" in said
+
+    def test_two_ranks_of_which_no_step_was_compared(self, told):
+        assert "No step has been compared over the ranks yet" in told(records.step(), tp=2)
+
+    def test_ranks_on_other_hosts(self, told):
+        assert "The group spans hosts" in told(records.step(), tp=2, nodes=2)
+
+    def test_prefill_alone(self, told):
+        assert "No decode step in the last hour" in told(records.step(phase=Phase.PREFILL))
+
+    def test_a_rank_that_is_stuck_is_named_at_the_top(self, told):
+        header = np.zeros(1, layout.HEADER)[0]
+        header["in_flight"], header["in_flight_since"], header["in_flight_number"] = 1, time.time() - 42, 7
+        assert "Rank 0 has been in step 7 for 42" in told(records.step(), header=header)
+        assert "Rank 0 has been in step 7 for 42" in told(header=header)
 
 
 def test_all_of_it_can_be_had_with_the_keyboard(page, two_ranks):
