@@ -29,7 +29,7 @@ demo: venv  ## a real LightLLM server and where its GPU time goes (DEMO_SECONDS=
 AXE := .cache/npm/node_modules/axe-core/axe.min.js
 $(AXE):
 	@mkdir -p .cache/npm
-	npm install --silent --no-save --no-package-lock --ignore-scripts --prefix .cache/npm axe-core@4.14.1
+	npm install --silent --no-save --no-package-lock --ignore-scripts --fetch-retries 1 --prefix .cache/npm axe-core@4.14.1
 
 axe: $(AXE)
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from browser import Browser  # noqa: E402
 
 PICTURES = ROOT / "docs" / "pictures"
-WIDTH, HEIGHT = 1140, 1440
+WIDTH, HEIGHT = 1140, 1394
 SHOTS = {"live-light": ("en-US", "light"), "live-dark": ("en-US", "dark"), "live-zh": ("zh-CN", "light")}
 
 

@@ -116,13 +116,13 @@ class Exporter:
                     self._record.append(rank_of(path), cells)
         self._look_at_gpus()
         self.group.settle()
-        self._live.poll(self._now())
         if self.group.complete:
             self._baseline.begin(self.group.facts(), self._collector.link.name)
         self._baseline.save(self._now())
         if read_something:
             self._keep_positions()
         self._announce()
+        self._live.poll(self._now())  # last: whatever fails in a page's figures has kept nothing else from being done
 
     def over(self) -> bool:
         """Whether all ranks have been gone for a while, or none ever came."""

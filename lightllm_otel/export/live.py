@@ -7,6 +7,7 @@ report. It is made once a second while somebody watches, and not at all otherwis
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -226,7 +227,7 @@ class Live:
         }
 
 
-def _load(sums: Sums, whole: float) -> dict[str, float]:
+def _load(sums: Sums, whole: float) -> dict[str, float | None]:
     """Seconds of all ranks by what their GPUs did in ``whole`` seconds of all ranks.
 
     A step brings the idle time before it along, however long that was, so lack of requests is what the others leave.
@@ -273,7 +274,10 @@ def _operators(kind: int, phase: int, sums: Sums, hour: Sums) -> list[dict[str, 
     return sorted(rows, key=lambda row: -float(row["seconds_per_step"] or 0.0))
 
 
-def _rounded(value: float) -> float:
+def _rounded(value: float) -> float | None:
+    """Four digits; None, which is shown as a dash, for what is no number."""
+    if not math.isfinite(value):
+        return None
     return float(f"{value:.4g}") if abs(value) < 1e4 else round(value, 1)
 
 

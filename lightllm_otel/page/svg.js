@@ -85,7 +85,8 @@ function drawStack(title, parts, height, room) {
     const wide = Math.max(each.value, 0) * width;
     if (wide > 0) svg.append(element("rect", { x: at, y: 0, width: Math.max(wide - 1, 0.3), height: tall, rx: wide > 6 ? 2 : 0, fill: each.fill }, tip(`${each.name}: ${each.text}`)));
     const name = each.short || each.name;
-    if (wide > 8 * name.length + 16) svg.append(element("text", { x: at + 8, y: tall / 2 + 4, class: "on", style: `fill:${inkOn(each.fill)}` }, name));
+    const needed = [...name].reduce((sum, each) => sum + (each > "\u2e7f" ? 13 : 8), 16); // Chinese is twice as wide
+    if (wide > needed) svg.append(element("text", { x: at + 8, y: tall / 2 + 4, class: "on", style: `fill:${inkOn(each.fill)}` }, name));
     at += wide;
   }
   return svg;

@@ -138,6 +138,15 @@ def test_a_step_that_does_not_end_is_seen():
     assert data["cost"]["errors"] == {"ring": 3}
 
 
+def test_a_time_that_is_no_number_is_a_dash_and_does_not_end_the_page():
+    group = group_of(1)
+    live = live_of(group)
+    group.consume(0, decode(0, ffn=float("nan")))
+    data = live.data(10.0)
+    json.dumps(data, allow_nan=False)
+    assert {row["seconds_per_call"] for row in data["phases"][0]["operators"] if row["operator"] == "ffn"} == {None}
+
+
 def test_slow_steps_have_their_age_and_operators():
     group = group_of(1)
     live = live_of(group)
