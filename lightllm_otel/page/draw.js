@@ -93,7 +93,7 @@ function start() {
   const pause = element("button", { type: "button", id: "pause" }), language = element("button", { type: "button", id: "language" });
   pause.onclick = () => watch.pause();
   language.onclick = () => { speak(LANGUAGE === "zh" ? "en" : "zh"); drawn = null; show(); };
-  header.append(element("p", {}, element("b", {}, "lightllm-otel"), state, age), element("nav", {}, watch ? pause : null, language));
+  header.append(element("p", {}, element("b", {}, "lightllm-otel"), state, age), element("div", { class: "tools" }, watch ? pause : null, language));
   let drawn = null, width = 0;
 
   function set(node, text) { if (node.textContent !== text) node.textContent = text; }
