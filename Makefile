@@ -25,7 +25,16 @@ venv: .venv/package.stamp  ## .venv with LightLLM 0.0.1 and this package, editab
 demo: venv  ## a real LightLLM server and where its GPU time goes (DEMO_SECONDS=30 ends by itself)
 	$(BIN)/python deploy/demo/demo.py
 
+# What looks for faults that keep people from reading the page; the tests that need it skip without npm.
+AXE := .cache/npm/node_modules/axe-core/axe.min.js
+$(AXE):
+	@mkdir -p .cache/npm
+	npm install --silent --no-save --no-package-lock --ignore-scripts --fetch-retries 1 --prefix .cache/npm axe-core@4.14.1
+
+axe: $(AXE)
+
 test: lint  ## all tests; LIGHTLLM_SRC=… adds the ones with a LightLLM checkout
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory axe || echo 'could not get axe-core'; fi
 	$(BIN)/python -m pytest $(PYTEST)
 
 lint: venv  ## ruff, mypy, and which folder may import which
@@ -48,4 +57,4 @@ wheel: venv  ## dist/lightllm_otel-*.whl
 clean:  ## remove everything that the targets made
 	rm -rf .venv .cache dist build
 
-.PHONY: help venv demo test lint fmt dashboards wheel clean
+.PHONY: help venv demo axe test lint fmt dashboards wheel clean

@@ -15,6 +15,7 @@ from lightllm_otel.aggregate.estimate import Estimate, batch_bucket
 from lightllm_otel.aggregate.expectation import Expectation
 from lightllm_otel.aggregate.histogram import STEP_BOUNDS, Histogram, operator_bounds
 from lightllm_otel.aggregate.matching import Matched, Matching
+from lightllm_otel.aggregate.recent import Recent
 from lightllm_otel.ring import layout
 from lightllm_otel.vocabulary import DropReason, Mode, Operator, Stage, Whole
 
@@ -65,6 +66,7 @@ class Group:
         self.analytic = Analytic()
         self.collectives = Collectives()
         self.expectation = Expectation()
+        self.recent = Recent()
         self.matching = Matching(self._matched)
 
     def know(self, rank: int, facts: dict[str, Any]) -> None:
@@ -99,6 +101,7 @@ class Group:
             intervals = np.concatenate([intervals for _, intervals in sampled])
             self._add_intervals(rank, headers[of_step], intervals)
             self.expectation.add(rank, headers, of_step, intervals)
+            self.recent.add_sampled(rank, headers, of_step, intervals, rank == min(self.ranks))
         self.estimate.attribute()
 
     def _add_steps(self, rank: int, steps: np.ndarray) -> None:
@@ -112,6 +115,7 @@ class Group:
                 self.tokens[phase] += int(chosen["tokens"].sum())
                 self.requests[phase] += int(chosen["requests"].sum())
         self.distortion.add(steps)
+        self.recent.add(rank, steps)
         if rank == min(self.ranks):
             self.analytic.add(steps)
         for (reason,) in _distinct(steps["idle_reason"]):

@@ -39,7 +39,7 @@ def png(page: str, path: Path, height: int = 4000) -> None:
 
 def svgs(page: str, folder: Path) -> list[Path]:
     """Every picture as a file of its own, in the page's style, light or dark as its viewer likes. Raises NoBrowser, OSError."""
-    drawn = _run(page, "--dump-dom")
+    drawn = _run(page, "--dump-dom", f"--window-size={WIDTH},1000")
     folder.mkdir(parents=True, exist_ok=True)
     style = (FOLDER / "style.css").read_text()
     paths: list[Path] = []

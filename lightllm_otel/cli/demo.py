@@ -34,7 +34,7 @@ class Replay:
         self._rings = {rank: RingWriter(ring_path(folder, rank), 4) for rank in recording.cells}
         for rank, ring in self._rings.items():
             ring.describe(recording.facts[rank])
-            ring.header["level"] = Level.OPERATORS.code
+            ring.header["level"] = Level(recording.facts[rank].get("level", Level.OPERATORS)).code
         self._steps = sorted(
             ((float(step["wall_time"]), rank, step, intervals) for rank in recording.cells
              for step, intervals in recording.steps(rank)),
@@ -93,8 +93,10 @@ def play(replay: Replay, exporter: Exporter, recording: Recording, seconds: floa
         return 1  # the exporter has said which ports it tried
     address = f"http://{exporter.server.address}/metrics"
     facts = next(iter(recording.facts.values()))
+    page = address.rpartition("/")[0]
     print(f"Replaying {recording.path.name}: {facts.get('model')} on {facts.get('gpu_name')}, tp {facts.get('tp')}, "
-          f"LightLLM {facts.get('lightllm')}.\nMetrics: {address}\nLive table: lightllm-otel top --url {address}\n"
+          f"LightLLM {facts.get('lightllm')}.\nLive page: {page}/\nMetrics: {address}\n"
+          f"Live table: lightllm-otel top --url {address}\n"
           + ("Ctrl-C ends it." if seconds is None else f"Ends after {seconds:g} s."), flush=True)  # fmt: skip
     try:
         while seconds is None or time.monotonic() - started < seconds:

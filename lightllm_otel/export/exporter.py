@@ -23,6 +23,7 @@ from lightllm_otel.export.baseline import Baseline
 from lightllm_otel.export.control import Controller, ControlServer
 from lightllm_otel.export.hardware import Hardware, State
 from lightllm_otel.export.link import GroupLink, link
+from lightllm_otel.export.live import Live
 from lightllm_otel.export.prometheus import GroupCollector
 from lightllm_otel.export.recording import RecordingWriter
 from lightllm_otel.export.server import MetricsServer, NoFreePort
@@ -64,6 +65,7 @@ class Exporter:
         self._baseline = Baseline(self.group.expectation, settings.state, settings.baseline)
         self._hardware = Hardware()
         self._pretended: dict[int, State] = {}
+        self._live = Live(self.group)
         self._collector = GroupCollector(self.group, self._hardware)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self._collector)
@@ -121,6 +123,7 @@ class Exporter:
         if read_something:
             self._keep_positions()
         self._announce()
+        self._live.poll(self._now())  # last: whatever fails in a page's figures has kept nothing else from being done
 
     def over(self) -> bool:
         """Whether all ranks have been gone for a while, or none ever came."""
@@ -144,6 +147,7 @@ class Exporter:
         (self._folder / POSITIONS).unlink(missing_ok=True)
         if self._record is not None:
             self._record.close()
+        self._live.feed.close()
         if self.server is not None:
             self.server.close()
 
@@ -228,7 +232,7 @@ class Exporter:
         first = self._next_port == 0.0
         self._next_port = self._now() + PORT_RETRY_SECONDS
         try:
-            self.server = MetricsServer(self._registry, self._settings.host, self._settings.port)
+            self.server = MetricsServer(self._registry, self._settings.host, self._settings.port, self._live.feed)
         except NoFreePort as error:
             if first:
                 log.error("%s. Tried again every %.0f s; nothing is lost but old data", error, PORT_RETRY_SECONDS)
@@ -252,7 +256,7 @@ def start_line(group: Group, address: str) -> str:
     facts, slots = group.facts(), group.slots()
     missing = [operator for operator, found in slots.items() if not found]
     parts = [
-        f"lightllm-otel {__version__}: http://{address}/metrics",
+        f"lightllm-otel {__version__}: http://{address}/metrics, live page http://{address}/",
         f"{len(slots) - len(missing)} operators, missing: {', '.join(missing) or 'none'}",
         f"level {facts.get('level')}, 1 decode step in {facts.get('sample_every')}",
         f"CUDA graphs: {graphs_line(facts.get('graphs') or {})}",

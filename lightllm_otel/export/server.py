@@ -1,50 +1,169 @@
-"""The exporter's HTTP side: ``/metrics`` in the format the scraper asks for, and a page that says where to look."""
+"""The exporter's HTTP side: ``/metrics`` in the format the scraper asks for, and the live page with its events."""
 
 from __future__ import annotations
 
+import functools
+import ipaddress
+import json
+import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from lightllm_otel import page
+from lightllm_otel.export.feed import Feed, Full
+from lightllm_otel.guard import log
+
 FIRST_PORT, LAST_PORT = 9464, 9479
-PAGE = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>lightllm-otel</title>
-<h1>lightllm-otel</h1><p>GPU time of every operator of a LightLLM server.</p>
-<ul><li><a href="/metrics">/metrics</a>: for Prometheus</li>
-<li><code>lightllm-otel top</code>: the same as a live table in a terminal</li></ul></html>
-"""
-Answer = Callable[[str, list[tuple[str, str]]], Any]
+PATIENCE_SECONDS = 15.0  # a peer that neither sends nor takes anything for so long is let go
+SILENCE_SECONDS = 5.0  # an event stream says that it lives at least so often, and notices who has left
+RETRY_MILLISECONDS = 3000
+TITLE = "LightLLM · GPU time, live"
+JSON, PLAIN, HTML = "application/json", "text/plain; charset=utf-8", "text/html; charset=utf-8"
+# Of a page that nobody else is to read, frame or guess the type of.
+SAFE = (
+    ("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "DENY"), ("Referrer-Policy", "no-referrer"),
+    ("Cross-Origin-Resource-Policy", "same-origin"), ("Cache-Control", "no-store"),
+)  # fmt: skip
 
 
 class NoFreePort(OSError):
     """Every port that may be used is taken; the message says what to do."""
 
 
-class _Server(ThreadingMixIn, WSGIServer):
+class _Server(ThreadingMixIn, HTTPServer):
     daemon_threads = True
     # Newer Pythons let HTTP servers share a port; two exporters must not both believe that they have it.
     allow_reuse_port = False
+    request_queue_size = 32
+
+    def __init__(self, address: tuple[str, int], registry: CollectorRegistry, feed: Feed) -> None:
+        self.registry, self.feed = registry, feed
+        self.guarded = _is_loopback(address[0])
+        super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
         """Not HTTPServer's, which looks its own host name up: that takes seconds where there is no DNS."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-        self.setup_environ()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Peers that leave are no news; anything else is ours, and must not end up as a traceback in the server's log."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            log.error("a request from %s failed: %r", client_address, error)
 
 
-class _Quiet(WSGIRequestHandler):
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    server_version, sys_version = "lightllm-otel", ""
+    timeout = PATIENCE_SECONDS
+
     def log_message(self, format: str, *args: Any) -> None:
         """A scrape every few seconds is no news."""
 
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if self.server.guarded and not _is_loopback(_host_name(self.headers.get("Host", ""))):
+            # Some page's own name, pointed at this machine, would otherwise read what is served to this machine only.
+            self._text(421, "ask for localhost or 127.0.0.1; LIGHTLLM_OTEL_HOST makes this reachable by other names\n")
+        elif path == "/metrics":
+            encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+            self._answer(200, content_type, encode(self.server.registry))
+        elif path == "/":
+            self._answer(200, HTML, live_page(), [("Content-Security-Policy", page.policy(live=True)), *SAFE])
+        elif path in ("/events", "/live.json", "/frozen.html"):
+            self._watch(path)
+        else:
+            self._text(404, "there is / and /metrics\n")
+
+    do_HEAD = do_GET  # noqa: N815 - http.server looks for this name, and those below
+
+    def _refuse(self) -> None:
+        self._answer(405, PLAIN, b"this is for reading only\n", [("Allow", "GET, HEAD"), *SAFE])
+
+    do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _refuse  # noqa: N815
+
+    def _watch(self, path: str) -> None:
+        # Another site's page could not read the events, but take the places of those who may.
+        if self.headers.get("Sec-Fetch-Site") == "cross-site":
+            self._text(403, "not for pages of other sites\n")
+            return
+        if self.command == "HEAD":
+            self._answer(200, "text/event-stream" if path == "/events" else JSON, b"", SAFE)
+            return
+        try:
+            with self.server.feed.listening() as serial:
+                self._stream(serial) if path == "/events" else self._once(path, serial)
+        except Full:
+            self._text(503, "as many are watching as may; close a page\n")
+
+    def _once(self, path: str, serial: int) -> None:
+        text = self.server.feed.after(serial, SILENCE_SECONDS).text
+        if text is None:
+            self._text(503, "the exporter has not read anything for a while; lightllm-otel doctor\n")
+        elif path == "/live.json":
+            self._answer(200, JSON, text, SAFE)
+        else:
+            frozen = page.render(json.loads(text), TITLE)
+            self._answer(200, HTML, frozen.encode(), [("Content-Security-Policy", page.policy(live=False)), *SAFE])
+
+    def _stream(self, serial: int) -> None:
+        self._head(200, "text/event-stream", SAFE)
+        self.wfile.write(b"retry: %d\n\n" % RETRY_MILLISECONDS)
+        while not self.server.feed.closed:
+            shown = self.server.feed.after(serial, SILENCE_SECONDS)
+            serial = shown.serial
+            self.wfile.write(b": nothing new\n\n" if shown.text is None else b"data: " + shown.text + b"\n\n")
+        self.wfile.write(b"event: ended\ndata: {}\n\n")
+
+    def _text(self, status: int, text: str) -> None:
+        self._answer(status, PLAIN, text.encode(), SAFE)
+
+    def _answer(self, status: int, kind: str, body: bytes, more: Iterable[tuple[str, str]] = ()) -> None:
+        self._head(status, kind, [("Content-Length", str(len(body))), *more])
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _head(self, status: int, kind: str, more: Iterable[tuple[str, str]]) -> None:
+        self.send_response(status)
+        for name, value in (("Content-Type", kind), *more):
+            self.send_header(name, value)
+        self.end_headers()
+
+
+@functools.cache
+def live_page() -> bytes:
+    """The page before its first event."""
+    return page.render({"kind": "live", "events": "/events"}, TITLE, live=True).encode()
+
+
+def _host_name(header: str) -> str:
+    """``[::1]:9464`` and ``localhost:9464`` without their ports. No header at all is no browser's, and may pass."""
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.rpartition(":")[0] if ":" in header else header or "localhost"
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower().rstrip(".") == "localhost" or host.lower().endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
 
 class MetricsServer:
-    """Serves ``registry`` on the first free port of 9464–9479, or on ``port``. Raises NoFreePort."""
+    """Serves ``registry`` and ``feed`` on the first free port of 9464–9479, or on ``port``. Raises NoFreePort."""
 
-    def __init__(self, registry: CollectorRegistry, host: str, port: int | None) -> None:
+    def __init__(self, registry: CollectorRegistry, host: str, port: int | None, feed: Feed | None = None) -> None:
+        self._feed = feed or Feed()
         self._registry = registry
         ports = [port] if port else range(FIRST_PORT, LAST_PORT + 1)
         self._server = self._bind(host, ports)
@@ -56,28 +175,13 @@ class MetricsServer:
         last: OSError | None = None
         for number in ports:
             try:
-                server = _Server((host, number), _Quiet)
+                return _Server((host, number), self._registry, self._feed)
             except OSError as error:
                 last = error
-                continue
-            server.set_app(self._answer)
-            return server
         raise NoFreePort(
             f"no address for /metrics: {host} port {', '.join(map(str, ports))}: {last}. "
             "Set LIGHTLLM_OTEL_PORT to a free port (or LIGHTLLM_OTEL_HOST to an address of this machine)"
         ) from last
-
-    def _answer(self, environ: dict[str, Any], start: Answer) -> list[bytes]:
-        path = environ.get("PATH_INFO", "/")
-        if path == "/metrics":
-            encode, content_type = choose_encoder(environ.get("HTTP_ACCEPT", ""))
-            start("200 OK", [("Content-Type", content_type)])
-            return [encode(self._registry)]
-        if path == "/":
-            start("200 OK", [("Content-Type", "text/html; charset=utf-8")])
-            return [PAGE]
-        start("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
-        return [b"there is / and /metrics\n"]
 
     @property
     def address(self) -> str:
@@ -86,5 +190,6 @@ class MetricsServer:
         return f"{host}:{self.port}"
 
     def close(self) -> None:
+        self._feed.close()
         self._server.shutdown()
         self._server.server_close()

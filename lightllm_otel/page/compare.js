@@ -14,7 +14,7 @@ const verdictColour = (row) => ({ slower: "var(--slower)", faster: "var(--faster
 
 function drawChanges(rows) {
   const shown = rows.filter((row) => row.operator === "step" || Math.abs(row.weight) > 1e-4).slice(0, 24);
-  const row = 24, left = 190, right = 130, width = 980, height = shown.length * row + 26;
+  const row = 24, left = 190, right = 130, width = Math.max(fullWidth(), 560), height = shown.length * row + 26;
   const ends = shown.flatMap((each) => [...(each.interval || [each.change]), each.change, 0]);
   const reach = Math.max(Math.abs(Math.min(...ends)), Math.abs(Math.max(...ends)), 0.02) * 1.05;
   const x = linear(-reach, reach, left, width - right);
@@ -45,5 +45,5 @@ function drawComparisonTable(comparison, first) {
     row.p === null ? "–" : row.p < 0.001 ? "< 0.001" : row.p.toFixed(3), percent(row.detectable), element("span", { class: row.verdict }, row.verdict),
   ]);
   return figure("Operators", "seconds per step of one rank; what matters most for the step first",
-    table(["operator", first, comparison.second.name, "change", "95 %", "theory", "p (Holm)", "detectable", ""], rows));
+    scroll("Operators", table(["operator", first, comparison.second.name, "change", "95 %", "theory", "p (Holm)", "detectable", ""], rows)));
 }
