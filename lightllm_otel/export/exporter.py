@@ -10,9 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Protocol
 
 from prometheus_client import CollectorRegistry
 
@@ -23,6 +23,7 @@ from lightllm_otel.export.baseline import Baseline
 from lightllm_otel.export.control import Controller, ControlServer
 from lightllm_otel.export.hardware import Hardware
 from lightllm_otel.export.link import link
+from lightllm_otel.export.outbound import NoSuchExporter, load
 from lightllm_otel.export.prometheus import GroupCollector
 from lightllm_otel.export.recording import RecordingWriter
 from lightllm_otel.export.server import MetricsServer, NoFreePort
@@ -30,6 +31,8 @@ from lightllm_otel.guard import log, log_to_stderr
 from lightllm_otel.ring.folder import LOCK_NAME, PROCESS_NAME, RING_PATTERN, FileLock, is_locked, rank_of
 from lightllm_otel.ring.reader import RingReader
 from lightllm_otel.settings import Settings
+from lightllm_otel.standard import Standard
+from lightllm_otel.vocabulary import Signal
 
 POLL_SECONDS = 0.2
 LIVENESS_SECONDS = 1.0
@@ -38,6 +41,14 @@ FIRST_RANK_SECONDS = 60.0
 PORT_RETRY_SECONDS = 10.0
 POSITIONS = "positions.json"
 LOG_NAME = "exporter.log"
+
+
+class Push(Protocol):
+    """Something that hands over by itself what is known."""
+
+    def poll(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Exporter:
@@ -50,6 +61,7 @@ class Exporter:
         now: Callable[[], float] = time.monotonic,
         detached: bool = False,
         load_nvml: Callable[[], Optional[nvml.Nvml]] = nvml.load,
+        standard: Standard = Standard(),  # noqa: B008 - it is frozen
     ) -> None:
         self.group = Group()
         self.server: MetricsServer | None = None
@@ -67,6 +79,8 @@ class Exporter:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self._collector)
         self._record: RecordingWriter | None = None
+        self._standard = standard
+        self._pushes = self._outward()
         self._last_alive = now()
         self._had_rank = False
         self._next_liveness = 0.0
@@ -89,6 +103,19 @@ class Exporter:
                     log.exception("a poll failed and the next one is tried: %r", error)
             time.sleep(POLL_SECONDS)
         self.close()
+
+    def _outward(self) -> list[Push]:
+        """What goes to receivers by itself; OpenTelemetry's SDK is imported only if something does."""
+        for problem in self._standard.problems:
+            log.error(problem)
+        pushes: list[Push] = []
+        if receivers := loaded(Signal.METRICS, self._standard.metrics):
+            from lightllm_otel.export.push import MetricsPush
+
+            pushes.append(
+                MetricsPush(receivers, self._standard, self.group, self._collector, self._folder.name, self._now)
+            )
+        return pushes
 
     def _listen(self) -> None:
         try:
@@ -120,6 +147,8 @@ class Exporter:
         if read_something:
             self._keep_positions()
         self._announce()
+        for push in self._pushes:
+            push.poll()
 
     def over(self) -> bool:
         """Whether all ranks have been gone for a while, or none ever came."""
@@ -136,6 +165,8 @@ class Exporter:
         if self._control is not None:
             self._control.close()
         self._baseline.save(math.inf)
+        for push in self._pushes:
+            push.close()
         discovery.withdraw(self._folder)
         for path in self._folder.glob(RING_PATTERN):
             if not is_locked(path):
@@ -237,6 +268,19 @@ class Exporter:
             let_go_of_stderr(self._folder)
 
 
+def loaded(signal: Signal, names: Iterable[str]) -> list[Any]:
+    """The SDK's exporters of these names; one line in the log for each that there is not, or that cannot be made."""
+    found = []
+    for name in names:
+        try:
+            found.append(load(signal, name))
+        except NoSuchExporter as error:
+            log.error("%s over OTLP are off: %s", signal, error)
+        except Exception as error:  # noqa: BLE001 - a receiver's own settings may be wrong in any way
+            log.error("%s over OTLP are off: %s could not be made: %r", signal, name, error)
+    return found
+
+
 def start_line(group: Group, address: str) -> str:
     facts, slots = group.facts(), group.slots()
     missing = [operator for operator, found in slots.items() if not found]
@@ -300,7 +344,7 @@ def main(folder: Path, settings: Settings, detached: bool) -> int:
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         os.nice(5)
-    exporter = Exporter(folder, settings, detached=detached)
+    exporter = Exporter(folder, settings, detached=detached, standard=Standard.from_env(os.environ))
     try:
         exporter.run()
     except SystemExit:
