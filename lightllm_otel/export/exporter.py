@@ -27,12 +27,15 @@ from lightllm_otel.export.outbound import NoSuchExporter, load
 from lightllm_otel.export.prometheus import GroupCollector
 from lightllm_otel.export.recording import RecordingWriter
 from lightllm_otel.export.server import MetricsServer, NoFreePort
+from lightllm_otel.export.traces import TraceBook
 from lightllm_otel.guard import log, log_to_stderr
+from lightllm_otel.ring import notes
 from lightllm_otel.ring.folder import LOCK_NAME, PROCESS_NAME, RING_PATTERN, FileLock, is_locked, rank_of
+from lightllm_otel.ring.notes import NotesReader
 from lightllm_otel.ring.reader import RingReader
 from lightllm_otel.settings import Settings
 from lightllm_otel.standard import Standard
-from lightllm_otel.vocabulary import Signal
+from lightllm_otel.vocabulary import Signal, SpanDrop
 
 POLL_SECONDS = 0.2
 LIVENESS_SECONDS = 1.0
@@ -80,6 +83,8 @@ class Exporter:
         self._registry.register(self._collector)
         self._record: RecordingWriter | None = None
         self._standard = standard
+        self._book: TraceBook | None = None
+        self._notes = NotesFolder(folder)
         self._pushes = self._outward()
         self._last_alive = now()
         self._had_rank = False
@@ -115,6 +120,14 @@ class Exporter:
             pushes.append(
                 MetricsPush(receivers, self._standard, self.group, self._collector, self._folder.name, self._now)
             )
+        if receivers := loaded(Signal.TRACES, self._standard.traces):
+            from lightllm_otel.export.spans import SpanPush
+
+            outbound = self._collector.outbound
+            self._book = TraceBook(self._standard, self.group, outbound)
+            pushes.append(
+                SpanPush(receivers, self._standard, self.group, self._book, outbound, self._folder.name, self._now)
+            )
         return pushes
 
     def _listen(self) -> None:
@@ -139,6 +152,11 @@ class Exporter:
                 self.group.consume(rank_of(path), cells)
                 if self._record is not None:
                     self._record.append(rank_of(path), cells)
+                if self._book is not None and rank_of(path) == min(self.group.ranks):
+                    self._book.steps(cells, self._now())
+        if self._book is not None:  # after the rings: who ran in a step is noted before, or at once
+            self._book.notes(self._notes.read(), self._now())
+            self._collector.outbound.dropped[SpanDrop.OVERWRITTEN] = self._notes.lost
         self._look_at_gpus()
         self.group.settle()
         if self.group.complete:
@@ -168,7 +186,7 @@ class Exporter:
         for push in self._pushes:
             push.close()
         discovery.withdraw(self._folder)
-        for path in self._folder.glob(RING_PATTERN):
+        for path in (*self._folder.glob(RING_PATTERN), *self._folder.glob(notes.PATTERN)):
             if not is_locked(path):
                 path.unlink(missing_ok=True)
         (self._folder / POSITIONS).unlink(missing_ok=True)
@@ -209,6 +227,8 @@ class Exporter:
         if reader is not None:
             self.group.consume(rank, reader.read())  # what the old process wrote last
             self.group.restarted(rank)
+            if self._book is not None and rank == min(self.group.ranks):
+                self._book.restarted()
         self._readers[rank] = successor
         return successor
 
@@ -266,6 +286,35 @@ class Exporter:
             log.info(start_line(self.group, self.server.address))
         if self._detached:
             let_go_of_stderr(self._folder)
+
+
+class NotesFolder:
+    """Reads the notes of every process of the server. ``lost``: how often one was quicker than we are."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._readers: dict[Path, NotesReader | None] = {}
+
+    def read(self) -> list[Any]:
+        found = []
+        for path in sorted(self._folder.glob(notes.PATTERN)):
+            if path not in self._readers:
+                self._readers[path] = self._reader(path)
+            reader = self._readers[path]
+            if reader is not None:
+                found += reader.read()
+        return found
+
+    def _reader(self, path: Path) -> NotesReader | None:
+        try:
+            return NotesReader(path)
+        except (OSError, ValueError) as error:
+            log.error("%s", error)
+            return None
+
+    @property
+    def lost(self) -> int:
+        return sum(reader.lost for reader in self._readers.values() if reader is not None)
 
 
 def loaded(signal: Signal, names: Iterable[str]) -> list[Any]:
