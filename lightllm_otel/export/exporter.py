@@ -42,6 +42,7 @@ LIVENESS_SECONDS = 1.0
 LINGER_SECONDS = 10.0  # after the last rank: time for one more scrape
 FIRST_RANK_SECONDS = 60.0
 PORT_RETRY_SECONDS = 10.0
+READS_OF_THE_DEAD = 50  # polls after which files of processes that are gone are removed
 POSITIONS = "positions.json"
 LOG_NAME = "exporter.log"
 
@@ -292,17 +293,28 @@ class NotesFolder:
     """Reads the notes of every process of the server. ``lost``: how often one was quicker than we are."""
 
     def __init__(self, folder: Path) -> None:
+        self.lost = 0
         self._folder = folder
         self._readers: dict[Path, NotesReader | None] = {}
+        self._reads = 0
 
     def read(self) -> list[Any]:
         found = []
+        self._reads += 1
         for path in sorted(self._folder.glob(notes.PATTERN)):
             if path not in self._readers:
                 self._readers[path] = self._reader(path)
             reader = self._readers[path]
-            if reader is not None:
-                found += reader.read()
+            if reader is None:
+                continue
+            over = self._reads % READS_OF_THE_DEAD == 0 and not is_locked(path)  # before its last notes are read
+            lost = reader.lost
+            found += reader.read()
+            self.lost += reader.lost - lost
+            if over:  # HTTP workers come and go, each with a file of its own
+                path.unlink(missing_ok=True)
+                del self._readers[path]
+                reader.close()
         return found
 
     def _reader(self, path: Path) -> NotesReader | None:
@@ -311,10 +323,6 @@ class NotesFolder:
         except (OSError, ValueError) as error:
             log.error("%s", error)
             return None
-
-    @property
-    def lost(self) -> int:
-        return sum(reader.lost for reader in self._readers.values() if reader is not None)
 
 
 def loaded(signal: Signal, names: Iterable[str]) -> list[Any]:

@@ -8,6 +8,7 @@ import pytest
 import records
 
 from lightllm_otel.aggregate.group import Group
+from lightllm_otel.export import exporter as exporter_module
 from lightllm_otel.export import traces
 from lightllm_otel.export.exporter import Exporter
 from lightllm_otel.export.outbound import Outbound
@@ -380,6 +381,23 @@ def test_notes_that_were_overwritten_are_counted(exporting, receiver, now):
         notes.write("x" * (200 << 10))
     exporter.poll()
     assert exporter._collector.outbound.dropped[SpanDrop.OVERWRITTEN] == 1
+
+
+def test_files_of_processes_that_are_gone_are_read_and_removed(exporting, receiver, now, monkeypatch):
+    exporter, _, notes = exporting(receiver)
+    held = {notes.path}
+    monkeypatch.setattr(exporter_module, "is_locked", lambda path: path in held)
+    notes.write(end())
+    for _ in range(exporter_module.READS_OF_THE_DEAD):
+        exporter.poll()
+    assert notes.path.exists()
+    held.clear()
+    notes.write(end(16))
+    for _ in range(exporter_module.READS_OF_THE_DEAD):
+        exporter.poll()
+    assert not notes.path.exists()
+    exporter.close()
+    receiver.wait(lambda r: len([span for span in r.spans() if span.kind == 2]) == 2)
 
 
 def test_a_file_that_holds_no_notes_is_named_and_the_others_are_read(exporting, receiver, now, caplog):
