@@ -4,6 +4,8 @@
 
 Two servers run beside each other, both with the plugin, one of them with traces; each round of requests goes to one of them.
 In every block each case has one round, in an order that changes from block to block, so a machine that drifts does not decide.
+Two servers differ by themselves, so there are also rounds of the traced server in which no request is traced: against those
+`throughput_loss_percent_within` compares.
 A third server writes down LightLLM's own list of requests in each step; the links of its step spans are checked against it.
 The receiver is this process's: it keeps the bytes, and reads them when all is over.
 """
@@ -36,7 +38,8 @@ from server import Server
 
 Rows = list[dict[str, Any]]
 SHARES = (1, 10, 100)  # percent of the requests
-PLAIN = 0  # on the server that has no traces
+NONE = 0  # on the server that has traces
+PLAIN = -1  # on the server that has none
 LAUNCHER = [sys.executable, "-m", "lightllm_otel", "run", "--"]
 FLAGS = ["--max_total_token_num", "24000", "--mem_fraction", "0.2"]
 SPAN_DELAY_MS = "1000"
@@ -209,12 +212,12 @@ def links(spans: Iterable[Mapping[str, Any]], lists: list[list[int]]) -> dict[st
     return {"steps": len(steps), "right": right}
 
 
-def loss(rows: Iterable[Mapping[str, Any]], share: int) -> dict[str, Any]:
+def loss(rows: Iterable[Mapping[str, Any]], share: int, against: int = PLAIN) -> dict[str, Any]:
     """Percent of the tokens per second that are lost with so many percent traced, over blocks, with an interval."""
     blocks: dict[int, dict[int, float]] = defaultdict(dict)
     for row in rows:
         blocks[row["block"]][row["share_percent"]] = row["tokens_per_second"]
-    pairs = np.array([(block[PLAIN], block[share]) for block in blocks.values() if {PLAIN, share} <= set(block)])
+    pairs = np.array([(block[against], block[share]) for block in blocks.values() if {against, share} <= set(block)])
     if not len(pairs):
         return {"throughput_loss_percent": None, "blocks": 0}
     lost = 100 * (1 - pairs[:, 1] / pairs[:, 0])
@@ -232,9 +235,12 @@ def summarise(rows: Rows) -> dict[str, Any]:
     (traces,) = [row for row in rows if row["kind"] == "traces"]
     (checked,) = [row for row in rows if row["kind"] == "links"]
     losses = {str(share): loss(rounds, share) for share in SHARES}
+    within = {str(share): loss(rounds, share, NONE) for share in SHARES}
     return {
         "throughput_loss_percent": {share: each["throughput_loss_percent"] for share, each in losses.items()},
         "throughput_loss_percent_ci95": {share: each.get("ci95") for share, each in losses.items()},
+        "throughput_loss_percent_within": {share: each["throughput_loss_percent"] for share, each in within.items()},
+        "throughput_loss_percent_within_ci95": {share: each.get("ci95") for share, each in within.items()},
         "blocks": min(each["blocks"] for each in losses.values()),
         "target_percent_at_10": TARGET_PERCENT,
         "complete_traces_percent": round(100 * traces["complete"] / max(traces["traced"], 1), 3),
@@ -285,7 +291,7 @@ def own_figures(folder: Path) -> dict[str, float]:
 
 def measure(arguments: argparse.Namespace, model: Path, work: Path, keep: Callable[[dict[str, Any]], None]) -> None:
     size = (arguments.requests, arguments.input, arguments.output)
-    cases = (PLAIN, *SHARES)
+    cases = (PLAIN, NONE, *SHARES)
     receiver = Receiver()
     parents: list[str] = []
     with (
@@ -300,10 +306,10 @@ def measure(arguments: argparse.Namespace, model: Path, work: Path, keep: Callab
         for block in range(arguments.rounds):
             order = np.random.default_rng(block).permutation(cases).tolist()
             for share in order:
-                row = load((traced if share else plain).port, number, share, size)
+                row = load((plain if share == PLAIN else traced).port, number, max(share, 0), size)
                 number += 1
                 parents += row.pop("parents")
-                keep({"kind": "round", "block": block, **row})
+                keep({"kind": "round", "block": block, **row, "share_percent": share})
         say(f"{arguments.rounds} blocks")
         time.sleep(SETTLE_SECONDS)
         figures = own_figures(work / "traced")
@@ -327,7 +333,7 @@ def check_links(arguments: argparse.Namespace, model: Path, work: Path, keep: Ca
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--rounds", type=int, default=24, help="blocks of four rounds")
+    made.add_argument("--rounds", type=int, default=24, help="blocks of five rounds")
     made.add_argument("--requests", type=int, default=50)
     made.add_argument("--input", type=int, default=256)
     made.add_argument("--output", type=int, default=128)

@@ -66,7 +66,7 @@ def test_a_known_loss_is_found_within_its_interval():
     random, rows = np.random.default_rng(3), []
     for block in range(40):
         speed = 1000 * (1 + 0.05 * random.standard_normal())  # the machine drifts
-        for share, lost in ((0, 0.0), (1, 0.0), (10, 0.4), (100, 3.0)):
+        for share, lost in ((-1, 0.0), (0, 0.1), (1, 0.0), (10, 0.4), (100, 3.0)):
             noisy = speed * (1 - lost / 100) * (1 + 0.002 * random.standard_normal())
             rows.append({"block": block, "share_percent": share, "tokens_per_second": noisy})
     for share, lost in ((1, 0.0), (10, 0.4), (100, 3.0)):
@@ -82,22 +82,14 @@ def test_without_rounds_nothing_is_claimed():
 
 
 def test_the_summary_has_what_is_asked_for():
+    speeds = {-1: 100.0, 0: 100.0, 1: 99.99, 10: 99.9, 100: 99.0}
     rows = [
-        {"kind": "round", "block": 0, "share_percent": share, "tokens_per_second": 100.0 - share / 100}
-        for share in (0, 1, 10, 100)
+        {"kind": "round", "block": 0, "share_percent": share, "tokens_per_second": v} for share, v in speeds.items()
     ]
-    rows.append(
-        {
-            "kind": "traces",
-            "traced": 200,
-            "found": 200,
-            "complete": 199,
-            "foreign": 0,
-            "errors": 0.0,
-            "spans_dropped": 0.0,
-        }
-    )
+    counts = {"traced": 200, "found": 200, "complete": 199, "foreign": 0}
+    rows.append({"kind": "traces", **counts, "errors": 0.0, "spans_dropped": 0.0})
     rows.append({"kind": "links", "steps": 50, "right": 50})
     summary = tracing.summarise(rows)
     assert summary["throughput_loss_percent"] == {"1": 0.01, "10": 0.1, "100": 1.0}
+    assert summary["throughput_loss_percent_within"] == summary["throughput_loss_percent"]
     assert (summary["complete_traces_percent"], summary["right_step_links_percent"]) == (99.5, 100.0)
