@@ -11,7 +11,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lightllm_otel.export.metrics import METRICS  # noqa: E402
+from lightllm_otel.export.metrics import METRICS, Metric  # noqa: E402
 from lightllm_otel.settings import PREFIX, SETTINGS  # noqa: E402
 
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
@@ -20,9 +20,14 @@ COLUMNS = ("OLD, eager, prefill", "OLD, eager, decode", "NEW, eager, prefill", "
 
 
 def metrics() -> str:
-    rows = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
-    rows += [f"| `{m.name}` | {m.kind} | {', '.join(m.labels)} | {m.help} |" for m in METRICS]
+    rows = ["| metric | over OTLP | kind | labels | meaning |", "|---|---|---|---|---|"]
+    rows += [f"| `{m.name}` | {over_otlp(m)} | {m.kind} | {', '.join(m.labels)} | {m.help} |" for m in METRICS]
     return "\n".join(rows)
+
+
+def over_otlp(metric: Metric) -> str:
+    """Its name and unit there."""
+    return f"`{metric.otlp}`" + (f", {metric.unit}" if metric.unit else "")
 
 
 def settings() -> str:

@@ -153,3 +153,21 @@ class Unmatched(Label):
     LATE = "late"
     RESTARTED = "restarted"
     DIFFERENT = "different"
+
+
+class Signal(Label):
+    """What is handed to a receiver of OpenTelemetry's protocol."""
+
+    METRICS = "metrics"
+    TRACES = "traces"
+
+
+class SpanDrop(Label):
+    """Why spans did not reach the receiver: more than we make in a second, a queue that is full, a receiver that did not take
+    them, or notes of requests and steps that were overwritten before they were read.
+    """
+
+    RATE = "rate"
+    QUEUE = "queue"
+    RECEIVER = "receiver"
+    OVERWRITTEN = "overwritten"

@@ -437,3 +437,98 @@ def _module(**names):
     module = types.ModuleType("fake")
     vars(module).update(names)
     return module
+
+
+class FinishStatus:
+    def __init__(self, reason=None):
+        self.reason = reason
+
+    def is_finished(self):
+        return self.reason is not None
+
+    def get_finish_reason(self):
+        return self.reason
+
+
+class SamplingParams:
+    """What HTTP endpoints make of a request's parameters."""
+
+    def __init__(self, max_new_tokens=4):
+        self.max_new_tokens, self.best_of, self.temperature, self.top_p, self.top_k = max_new_tokens, 1, 1.0, 1.0, -1
+        self.stop_sequences = "a secret of the caller's"
+        self.group_request_id = -1
+
+
+class HttpRequest:
+    def __init__(self, path="/generate", **headers):
+        self.headers = headers
+        self.url = types.SimpleNamespace(path=path, hostname="server.example")
+
+
+HTTP_ARGS = types.SimpleNamespace(
+    nccl_host="127.0.0.1", nccl_port=28765, dp=1, nnodes=1, port=8080, model_dir="/models/fake", model_name="default_model_name"
+)  # fmt: skip
+
+
+def make_http(old=False, submit=None, tick=lambda: None):
+    """LightLLM's HTTP side: tokenises, gives a request its number, hands it on, and yields what comes back.
+
+    ``submit(number, prompt tokens, sampling_params)`` → an iterable of finish reasons, one for each token, None until the
+    last; an exception among them is raised. ``tick`` is called where time passes.
+    """
+
+    async def answer(number, prompt_ids, sampling_params, log):
+        try:
+            for reason in (submit or _four_tokens)(number, prompt_ids, sampling_params):
+                tick()
+                if isinstance(reason, BaseException):
+                    raise reason
+                yield number, "an answer", {"prompt_tokens": len(prompt_ids)}, FinishStatus(reason)
+        finally:
+            tick()
+            log.append(("closed", number))
+
+    class ReqStatus:
+        def __init__(self, req_id, multimodal_params):
+            self.req_id = req_id
+
+    class NewManager:
+        def __init__(self):
+            self.args, self.log, self._next = HTTP_ARGS, [], 0
+
+        async def _encode(self, prompt, multimodal_params, sampling_params):
+            if prompt == "too long":
+                raise ValueError("the prompt is too long: a secret")
+            tick()
+            return list(prompt)
+
+        async def generate(self, prompt, sampling_params, multimodal_params, request, is_health_req=False):
+            self.log.append(("began", prompt))
+            if not is_health_req:
+                self._next += 8
+                sampling_params.group_request_id = self._next
+            number = sampling_params.group_request_id
+            prompt_ids = await self._encode(prompt, multimodal_params, sampling_params)
+            async for item in answer(number, prompt_ids, sampling_params, self.log):
+                yield item
+
+    class OldManager:
+        def __init__(self):
+            self.args, self.log = HTTP_ARGS, []
+
+        async def generate(self, prompt, sampling_params, group_request_id, multimodal_params, request=None):
+            self.log.append(("began", prompt))
+            if prompt == "too long":
+                raise ValueError("the prompt is too long: a secret")
+            tick()
+            module.ReqStatus(group_request_id, multimodal_params)
+            async for item in answer(group_request_id, list(prompt), sampling_params, self.log):
+                yield item
+
+    manager = OldManager if old else NewManager
+    module = _module(HttpServerManager=manager, ReqStatus=ReqStatus)
+    return module
+
+
+def _four_tokens(number, prompt_ids, sampling_params):
+    return [None, None, None, "length"]

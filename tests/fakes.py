@@ -199,6 +199,7 @@ class FakeSession:
         self.ledger, self.live = Ledger(), Ledger()
         self.lane = Lane()
         self.group_class = None
+        self.notes = None
         self.timer = self.forwards = None
         self.slots = {}
         self.model = None

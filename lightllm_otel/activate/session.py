@@ -25,11 +25,14 @@ from lightllm_otel.patch.identity import Identity, describe_host, describe_model
 from lightllm_otel.patch.kernels import Kernels
 from lightllm_otel.patch.lane import Lane
 from lightllm_otel.patch.ledger import Ledger
+from lightllm_otel.patch.stepnotes import StepNotes
 from lightllm_otel.patch.twins import Twins
 from lightllm_otel.ring import control
 from lightllm_otel.ring.folder import group_folder, group_key, ring_path
+from lightllm_otel.ring.notes import NotesWriter
 from lightllm_otel.ring.writer import RingWriter
 from lightllm_otel.settings import Settings
+from lightllm_otel.standard import Standard
 from lightllm_otel.vocabulary import Level, Operator, Stage
 
 # Per layer: seven operators, their two leads, two collectives; twice that for families with more, and pairs.
@@ -55,6 +58,8 @@ class ServerSession:
         self.lane = Lane()
         self.slots_ledger = Ledger()
         self.group_class: Any = None
+        self.standard = Standard.from_env(os.environ)
+        self.notes: StepNotes | None = None
         self._settings = settings
         self._model: weakref.ref[Any] | None = None
         self._drafts = 0
@@ -66,6 +71,10 @@ class ServerSession:
         self.listener = control.Listener(None, None)
         self._next_housekeeping = 0.0
         self._kernels: Kernels | None = None
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings
 
     # While the server starts -----------------------------------------------------------------------------------------
 
@@ -140,6 +149,9 @@ class ServerSession:
         self.timer = timer
         if identity.rank == 0 and self._folder is not None:
             self._kernels = Kernels(self._folder, self.guard)
+            if self.standard.traces:
+                with self.guard(Stage.RING):  # without them there are steps without requests
+                    self.notes = StepNotes(NotesWriter(self._folder / f"rank-{os.getpid()}.notes"))
         self.housekeep()
 
     def _describe(self, ring: RingWriter, timer: Timer) -> None:
@@ -155,12 +167,16 @@ class ServerSession:
             "started": time.time(),
             "rank": identity.rank, "tp": identity.tp, "dp_rank": identity.dp_rank, "dp": identity.dp,
             "node_rank": identity.node_rank, "nodes": identity.nodes,
+            "start_latency": self._start_latency(),
             "clock": clock.source, "clock_detail": getattr(clock, "detail", ""),
             "level": self._settings.level.value, "sample_every": self._settings.sample_every,
             "slots": self._slots, "implementations": self._implementations, "drafts": self._drafts,
             "graphs": self.twins.facts() if self.twins is not None else {"state": "off", "reason": "level steps"},
             **describe_model(model), **describe_host(),
         }  # fmt: skip
+
+    def _start_latency(self) -> float:
+        return self._prepared[2].harvest.calibration.start_latency if self._prepared is not None else 0.0
 
     # In a step -------------------------------------------------------------------------------------------------------
 

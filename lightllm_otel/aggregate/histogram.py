@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from lightllm_otel.vocabulary import Phase
@@ -33,13 +35,31 @@ def collective_bounds(phase: int) -> np.ndarray:
     return COLLECTIVE_DECODE_BOUNDS if phase == Phase.DECODE.code else COLLECTIVE_PREFILL_BOUNDS
 
 
+@dataclasses.dataclass(frozen=True)
+class Exemplar:
+    """One observation that a trace has more to say of. ``wall_time``: Unix seconds."""
+
+    value: float
+    wall_time: float
+    trace_id: int
+    span_id: int
+
+
 class Histogram:
-    """``counts``: observations per bucket, the last one above all bounds, shape (bounds + 1,); ``total``: their sum."""
+    """``counts``: observations per bucket, the last one above all bounds, shape (bounds + 1,); ``total``: their sum.
+
+    ``exemplars``: the last one of each bucket that has had one.
+    """
 
     def __init__(self, bounds: np.ndarray) -> None:
         self.bounds = bounds
         self.counts = np.zeros(len(bounds) + 1, np.int64)
         self.total = 0.0
+        self.exemplars: dict[int, Exemplar] = {}
+
+    def show(self, exemplar: Exemplar) -> None:
+        """An observation that was counted has a trace."""
+        self.exemplars[int(np.searchsorted(self.bounds, exemplar.value, side="left"))] = exemplar
 
     def observe(self, seconds: np.ndarray) -> None:
         """An observation equal to a bound belongs to its bucket, as Prometheus has it."""

@@ -10,9 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Protocol
 
 from prometheus_client import CollectorRegistry
 
@@ -24,21 +24,36 @@ from lightllm_otel.export.control import Controller, ControlServer
 from lightllm_otel.export.hardware import Hardware, State
 from lightllm_otel.export.link import GroupLink, link
 from lightllm_otel.export.live import Live
+from lightllm_otel.export.outbound import NoSuchExporter, load
 from lightllm_otel.export.prometheus import GroupCollector
 from lightllm_otel.export.recording import RecordingWriter
 from lightllm_otel.export.server import MetricsServer, NoFreePort
+from lightllm_otel.export.traces import TraceBook
 from lightllm_otel.guard import log, log_to_stderr
+from lightllm_otel.ring import notes
 from lightllm_otel.ring.folder import LOCK_NAME, PROCESS_NAME, RING_PATTERN, FileLock, is_locked, rank_of
+from lightllm_otel.ring.notes import NotesReader
 from lightllm_otel.ring.reader import RingReader
 from lightllm_otel.settings import Settings
+from lightllm_otel.standard import Standard
+from lightllm_otel.vocabulary import Signal, SpanDrop
 
 POLL_SECONDS = 0.2
 LIVENESS_SECONDS = 1.0
 LINGER_SECONDS = 10.0  # after the last rank: time for one more scrape
 FIRST_RANK_SECONDS = 60.0
 PORT_RETRY_SECONDS = 10.0
+READS_OF_THE_DEAD = 50  # polls after which files of processes that are gone are removed
 POSITIONS = "positions.json"
 LOG_NAME = "exporter.log"
+
+
+class Push(Protocol):
+    """Something that hands over by itself what is known."""
+
+    def poll(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Exporter:
@@ -51,6 +66,7 @@ class Exporter:
         now: Callable[[], float] = time.monotonic,
         detached: bool = False,
         load_nvml: Callable[[], Optional[nvml.Nvml]] = nvml.load,
+        standard: Standard = Standard(),  # noqa: B008 - it is frozen
     ) -> None:
         self.group = Group()
         self.server: MetricsServer | None = None
@@ -70,6 +86,10 @@ class Exporter:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self._collector)
         self._record: RecordingWriter | None = None
+        self._standard = standard
+        self._book: TraceBook | None = None
+        self._notes = NotesFolder(folder)
+        self._pushes = self._outward()
         self._last_alive = now()
         self._had_rank = False
         self._next_liveness = 0.0
@@ -93,6 +113,27 @@ class Exporter:
             time.sleep(POLL_SECONDS)
         self.close()
 
+    def _outward(self) -> list[Push]:
+        """What goes to receivers by itself; OpenTelemetry's SDK is imported only if something does."""
+        for problem in self._standard.problems:
+            log.error(problem)
+        pushes: list[Push] = []
+        if receivers := loaded(Signal.METRICS, self._standard.metrics):
+            from lightllm_otel.export.push import MetricsPush
+
+            pushes.append(
+                MetricsPush(receivers, self._standard, self.group, self._collector, self._folder.name, self._now)
+            )
+        if receivers := loaded(Signal.TRACES, self._standard.traces):
+            from lightllm_otel.export.spans import SpanPush
+
+            outbound = self._collector.outbound
+            self._book = TraceBook(self._standard, self.group, outbound)
+            pushes.append(
+                SpanPush(receivers, self._standard, self.group, self._book, outbound, self._folder.name, self._now)
+            )
+        return pushes
+
     def _listen(self) -> None:
         try:
             self._control = ControlServer(self._folder, Controller(self._folder, self.group))
@@ -115,6 +156,11 @@ class Exporter:
                 self.group.consume(rank_of(path), cells)
                 if self._record is not None:
                     self._record.append(rank_of(path), cells)
+                if self._book is not None and rank_of(path) == min(self.group.ranks):
+                    self._book.steps(cells, self._now())
+        if self._book is not None:  # after the rings: who ran in a step is noted before, or at once
+            self._book.notes(self._notes.read(), self._now())
+            self._collector.outbound.dropped[SpanDrop.OVERWRITTEN] = self._notes.lost
         self._look_at_gpus()
         self.group.settle()
         if self.group.complete:
@@ -123,6 +169,8 @@ class Exporter:
         if read_something:
             self._keep_positions()
         self._announce()
+        for push in self._pushes:
+            push.poll()
         self._live.poll(self._now())  # last: whatever fails in a page's figures has kept nothing else from being done
 
     def over(self) -> bool:
@@ -140,8 +188,10 @@ class Exporter:
         if self._control is not None:
             self._control.close()
         self._baseline.save(math.inf)
+        for push in self._pushes:
+            push.close()
         discovery.withdraw(self._folder)
-        for path in self._folder.glob(RING_PATTERN):
+        for path in (*self._folder.glob(RING_PATTERN), *self._folder.glob(notes.PATTERN)):
             if not is_locked(path):
                 path.unlink(missing_ok=True)
         (self._folder / POSITIONS).unlink(missing_ok=True)
@@ -193,6 +243,8 @@ class Exporter:
         if reader is not None:
             self.group.consume(rank, reader.read())  # what the old process wrote last
             self.group.restarted(rank)
+            if self._book is not None and rank == min(self.group.ranks):
+                self._book.restarted()
         self._readers[rank] = successor
         return successor
 
@@ -250,6 +302,55 @@ class Exporter:
             log.info(start_line(self.group, self.server.address))
         if self._detached:
             let_go_of_stderr(self._folder)
+
+
+class NotesFolder:
+    """Reads the notes of every process of the server. ``lost``: how often one was quicker than we are."""
+
+    def __init__(self, folder: Path) -> None:
+        self.lost = 0
+        self._folder = folder
+        self._readers: dict[Path, NotesReader | None] = {}
+        self._reads = 0
+
+    def read(self) -> list[Any]:
+        found = []
+        self._reads += 1
+        for path in sorted(self._folder.glob(notes.PATTERN)):
+            if path not in self._readers:
+                self._readers[path] = self._reader(path)
+            reader = self._readers[path]
+            if reader is None:
+                continue
+            over = self._reads % READS_OF_THE_DEAD == 0 and not is_locked(path)  # before its last notes are read
+            lost = reader.lost
+            found += reader.read()
+            self.lost += reader.lost - lost
+            if over:  # HTTP workers come and go, each with a file of its own
+                path.unlink(missing_ok=True)
+                del self._readers[path]
+                reader.close()
+        return found
+
+    def _reader(self, path: Path) -> NotesReader | None:
+        try:
+            return NotesReader(path)
+        except (OSError, ValueError) as error:
+            log.error("%s", error)
+            return None
+
+
+def loaded(signal: Signal, names: Iterable[str]) -> list[Any]:
+    """The SDK's exporters of these names; one line in the log for each that there is not, or that cannot be made."""
+    found = []
+    for name in names:
+        try:
+            found.append(load(signal, name))
+        except NoSuchExporter as error:
+            log.error("%s over OTLP are off: %s", signal, error)
+        except Exception as error:  # noqa: BLE001 - a receiver's own settings may be wrong in any way
+            log.error("%s over OTLP are off: %s could not be made: %r", signal, name, error)
+    return found
 
 
 def start_line(group: Group, address: str) -> str:
@@ -315,7 +416,7 @@ def main(folder: Path, settings: Settings, detached: bool) -> int:
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         os.nice(5)
-    exporter = Exporter(folder, settings, detached=detached)
+    exporter = Exporter(folder, settings, detached=detached, standard=Standard.from_env(os.environ))
     try:
         exporter.run()
     except SystemExit:

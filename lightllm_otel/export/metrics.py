@@ -1,4 +1,6 @@
-"""The table of all metrics: name, kind, labels, help. Exporters, documentation and dashboards derive from it."""
+"""The table of all metrics: name, kind, labels, help, and what they are called over OTLP. Exporters, documentation and
+dashboards derive from it.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,33 @@ class Metric:
     labels: tuple[str, ...]
     help: str
 
+    @property
+    def unit(self) -> str:
+        """As OpenTelemetry has it (UCUM); empty for what is counted."""
+        return next((unit for suffix, unit in UNITS if self._base.endswith(suffix)), "")
+
+    @property
+    def otlp(self) -> str:
+        """The name over OTLP. A receiver that translates to Prometheus' names, as collectors do, gets ``name`` again."""
+        base = self._base
+        base = next((base[: -len(suffix)] for suffix, _ in UNITS if base.endswith(suffix)), base)
+        space = next((space for space in NAMESPACES if base.startswith(f"{space}_")), "lightllm")
+        return f"{space.replace('_', '.')}.{base[len(space) + 1 :]}"
+
+    @property
+    def _base(self) -> str:
+        return self.name[: -len("_total")] if self.kind == COUNTER else self.name
+
+
+# The longer one first, where one ends like another.
+UNITS = (
+    ("_bytes_per_second", "By/s"), ("_seconds", "s"), ("_bytes", "By"), ("_ratio", "1"), ("_hertz", "Hz"), ("_celsius", "Cel"),
+    ("_watts", "W"),
+)  # fmt: skip
+NAMESPACES = (
+    "lightllm_gpu_operator", "lightllm_gpu_step", "lightllm_gpu_collective", "lightllm_gpu_peak", "lightllm_gpu",
+    "lightllm_otel", "lightllm_server",
+)  # fmt: skip
 
 METRICS = (
     Metric("lightllm_gpu_operator_duration_seconds", HISTOGRAM, ("operator", "phase", "mode"),
@@ -114,6 +143,11 @@ METRICS = (
            "The step of the GPU clock that is used in steps of this mode."),
     Metric("lightllm_otel_boundary_cost_seconds", GAUGE, ("mode",),
            "GPU time that a boundary adds to the interval that it ends; subtracted."),
+    Metric("lightllm_otel_export_errors_total", COUNTER, (),
+           "Batches of metrics or spans that no receiver took: it refused them, was gone, or was too slow; the log says which. "
+           "Only where the OTEL_* variables ask for a receiver."),
+    Metric("lightllm_otel_spans_dropped_total", COUNTER, ("reason",),
+           "Spans, or notes for them, that were lost; reasons that have occurred."),
     Metric("lightllm_otel_data_age_seconds", GAUGE, (), "Age of the oldest step that is not counted yet; 0 when all are."),
 )  # fmt: skip
 BY_NAME = {metric.name: metric for metric in METRICS}

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from prometheus_client import samples
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -20,32 +21,37 @@ from prometheus_client.registry import Collector
 from lightllm_otel import __version__
 from lightllm_otel.aggregate.collectives import noise_seconds
 from lightllm_otel.aggregate.group import Group, Rank
-from lightllm_otel.aggregate.histogram import Histogram
+from lightllm_otel.aggregate.histogram import Exemplar, Histogram
 from lightllm_otel.export import metrics
 from lightllm_otel.export.hardware import Hardware
 from lightllm_otel.export.link import UNKNOWN, GroupLink, Ports
+from lightllm_otel.export.outbound import Outbound
 from lightllm_otel.export.rows import Row, of_collectives, of_hardware
 from lightllm_otel.vocabulary import IdleReason, Level, Mode, Operator, Phase
 
 
 class GroupCollector(Collector):
-    """Shows ``group`` and the ``hardware`` of its ranks; ``link`` is how its GPUs are connected, as the exporter found out."""
+    """Shows ``group`` and the ``hardware`` of its ranks; ``link`` is how its GPUs are connected, as the exporter found out;
+    ``outbound`` what became of all that was handed to a receiver.
+    """
 
     def __init__(self, group: Group, hardware: Hardware | None = None, now: Callable[[], float] = time.time) -> None:
         self._hardware = hardware or Hardware()
         self.link = GroupLink(UNKNOWN, UNKNOWN)
+        self.outbound = Outbound()
         self._group = group
         self._now = now
 
     def collect(self) -> Iterator[Family]:
-        rows = self._rows()
+        rows = self.rows()
         for metric in metrics.METRICS:
             yield family(metric, rows[metric.name])
 
     def describe(self) -> Iterable[Family]:
         return ()  # registering must not collect
 
-    def _rows(self) -> dict[str, list[Row]]:
+    def rows(self) -> dict[str, list[Row]]:
+        """The values of every metric of the table, by its name."""
         return {
             **self._measured(),
             **of_collectives(self._group.collectives),
@@ -166,6 +172,8 @@ class GroupCollector(Collector):
             ],
             "lightllm_otel_graph_twins": [((), group.twins())],
             "lightllm_otel_distortion_ratio": [((), ratio)] if (ratio := group.distortion.ratio) is not None else [],
+            "lightllm_otel_export_errors_total": [((), sum(self.outbound.errors.values()))],
+            "lightllm_otel_spans_dropped_total": [((r.value,), n) for r, n in self.outbound.dropped.items() if n],
             "lightllm_otel_data_age_seconds": [((), group.data_age(self._now()))],
         }
 
@@ -190,6 +198,18 @@ def group_level(group: Group) -> str:
     return Level.of(int(headers[0]["level"])).value if headers else ""
 
 
+def buckets(histogram: Histogram) -> list[Any]:
+    """``(le, count)`` pairs, with an exemplar where there is one; only OpenMetrics shows it."""
+    shown = histogram.exemplars
+    pairs = enumerate(histogram.cumulative())
+    return [(*pair, _exemplar(shown[at])) if at in shown else pair for at, pair in pairs]
+
+
+def _exemplar(exemplar: Exemplar) -> Any:
+    labels = {"trace_id": f"{exemplar.trace_id:032x}", "span_id": f"{exemplar.span_id:016x}"}
+    return samples.Exemplar(labels, exemplar.value, exemplar.wall_time)
+
+
 def family(metric: metrics.Metric, rows: Iterable[Row]) -> Family:
     """One row of the table with its values, as prometheus_client has it."""
     if metric.kind == metrics.INFO:
@@ -201,7 +221,7 @@ def family(metric: metrics.Metric, rows: Iterable[Row]) -> Family:
         histogram = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
         for labels, value in rows:
             if isinstance(value, Histogram):
-                histogram.add_metric(labels, value.cumulative(), value.total)
+                histogram.add_metric(labels, buckets(value), value.total)
         return histogram
     kind = CounterMetricFamily if metric.kind == metrics.COUNTER else GaugeMetricFamily
     plain = kind(metric.name, metric.help, labels=metric.labels)

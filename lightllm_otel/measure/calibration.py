@@ -19,6 +19,7 @@ PAIRS = 10
 MOST_COST = 5e-6
 MOST_SPREAD = 0.3e-6
 _BUSY_SECONDS = 2e-3
+LATENCY_TRIES = 17
 _PATIENCE_SECONDS = 0.5
 
 
@@ -26,12 +27,14 @@ _PATIENCE_SECONDS = 0.5
 class Calibration:
     """Seconds. ``quantum``: the clock's step. ``boundary_cost``: an interval in which nothing happens, on the GPU.
 
-    ``record_cost``: the CPU's time to record one boundary.
+    ``record_cost``: the CPU's time to record one boundary. ``start_latency``: the longest that a GPU with nothing to do took
+    to pass a boundary, as the host saw it: so far a step's start on the wall may be wrong.
     """
 
     quantum: float = 0.0
     boundary_cost: float = 0.0
     record_cost: float = 0.0
+    start_latency: float = 0.0
 
 
 def calibrate(clock: Clock) -> Calibration:
@@ -51,7 +54,22 @@ def calibrate(clock: Clock) -> Calibration:
         if time.perf_counter() > deadline:
             return Calibration(record_cost=record_cost)
     intervals = clock.intervals(handles)
-    return Calibration(quantum_of(intervals), float(np.median(intervals)), record_cost)
+    return Calibration(quantum_of(intervals), float(np.median(intervals)), record_cost, latency_of(clock, deadline))
+
+
+def latency_of(clock: Clock, deadline: float) -> float:
+    """The longest time from the host's return from a recording until it sees the idle GPU past it, over some tries."""
+    (handle,) = clock.handles(1)
+    stream = clock.stream()
+    longest = 0.0
+    for attempt in range(LATENCY_TRIES):
+        clock.record(handle, stream)
+        began = time.perf_counter()
+        while not clock.done(handle) and time.perf_counter() < deadline:
+            pass
+        if attempt:  # the first one warms up
+            longest = max(longest, time.perf_counter() - began)
+    return longest
 
 
 def quantum_of_stamps(stamps: Stamps, graphs: Graphs) -> float:

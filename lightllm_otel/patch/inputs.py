@@ -78,3 +78,9 @@ def reader(name: str, parameters: Mapping[str, Any]) -> Reader:
 ENTRY_POINTS = ("forward", "splitfuse_forward", "microbatch_overlap_prefill", "microbatch_overlap_decode")
 # Two batches interleave on one stream there: the step can be timed, its operators cannot.
 WHOLE_STEP_ONLY = ("microbatch_overlap_prefill", "microbatch_overlap_decode")
+
+
+def new_tokens(request: Any) -> int:
+    """How many tokens of this request the prefill computes; both versions still have the old length while sampling."""
+    length = request.get_chuncked_input_token_len if hasattr(request, "get_chuncked_input_token_len") else None
+    return int((length() if length else len(request.input_token_ids)) - request.cur_kv_len)

@@ -14,5 +14,6 @@ SEAMS = {
     f"{_BACKEND}.base_backend": "patch_backend",
     f"{_MODEL}.model_rpc": "patch_rpc",
     "lightllm.server.health_monitor.manager": "patch_health",
+    "lightllm.server.httpserver.manager": "patch_http",
 }
 """Module → function of ``patch.seams``, called with the module and the process's session."""

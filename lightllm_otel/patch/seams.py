@@ -16,10 +16,12 @@ from lightllm_otel.guard import Guard
 from lightllm_otel.measure.forwards import Forwards
 from lightllm_otel.measure.step import Step
 from lightllm_otel.measure.timer import Timer
+from lightllm_otel.patch import requests
 from lightllm_otel.patch.health import without_exporters
-from lightllm_otel.patch.inputs import ENTRY_POINTS, WHOLE_STEP_ONLY, reader
+from lightllm_otel.patch.inputs import ENTRY_POINTS, WHOLE_STEP_ONLY, new_tokens, reader
 from lightllm_otel.patch.lane import Lane, lean
 from lightllm_otel.patch.ledger import Ledger
+from lightllm_otel.patch.stepnotes import StepNotes
 from lightllm_otel.patch.twins import Twins
 from lightllm_otel.ring.control import Listener
 from lightllm_otel.vocabulary import Stage, Whole
@@ -31,7 +33,7 @@ class Session(Protocol):
     """What the seams talk to: one per model process.
 
     ``forwards`` is None until the model serves, ``timer`` also while live control says off. ``ledger`` holds what stays
-    for the life of the process, ``live`` what live control can take away.
+    for the life of the process, ``live`` what live control can take away. ``notes``: None unless there are traces.
     """
 
     timer: Optional[Timer]
@@ -42,6 +44,7 @@ class Session(Protocol):
     guard: Guard
     ledger: Ledger
     live: Ledger
+    notes: Optional[StepNotes]
 
     group_class: Any
 
@@ -296,12 +299,26 @@ def sampled(host: Host, session: Session) -> Host:
         try:
             return host(logits, reqs, *args, **kwargs)
         finally:
+            noted = due = False
             with measure:
                 if step is not None:
+                    if session.notes is not None:
+                        noted, due = StepNotes.wanted(step, reqs), step.marking is not None
                     timer.leave_sampling(step)
                 session.housekeep()
+            if noted and step is not None:
+                note(session, step, reqs, due)
 
     return sample
+
+
+def note(session: Session, step: Step, reqs: Any, due: bool) -> None:
+    """Who ran in the step; ``due``: its operators are timed. The first failure is the last attempt."""
+    notes, session.notes = session.notes, None
+    with session.guard(Stage.RING):
+        if notes is not None:
+            notes.step(step, reqs, due)
+        session.notes = notes
 
 
 def count(step: Step, requests: Any) -> None:
@@ -323,12 +340,6 @@ def count(step: Step, requests: Any) -> None:
 
 def is_health_check(number: Any) -> bool:
     return isinstance(number, int) and number < 0
-
-
-def new_tokens(request: Any) -> int:
-    """How many tokens of this request the prefill computes; both versions still have the old length while sampling."""
-    length = request.get_chuncked_input_token_len if hasattr(request, "get_chuncked_input_token_len") else None
-    return int((length() if length else len(request.input_token_ids)) - request.cur_kv_len)
 
 
 def patch_rpc(module: ModuleType, session: Session) -> None:
@@ -408,3 +419,8 @@ def patch_health(module: ModuleType, session: Session) -> None:
     """
     if hasattr(module, "get_all_cared_pids"):  # OLD watches the address only
         session.ledger.replace(module, "get_all_cared_pids", lambda host: without_exporters(host, session.guard))
+
+
+def patch_http(module: ModuleType, session: requests.Session) -> None:
+    """Requests come in here; they are watched where somebody asks for traces."""
+    requests.patch_http(module, session)

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import nvml_answers
 import pytest
-import records
+from groups import full_group
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
@@ -15,66 +15,17 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from lightllm_otel.aggregate.group import Group
+from lightllm_otel.aggregate.histogram import Exemplar
 from lightllm_otel.export.hardware import Hardware
 from lightllm_otel.export.link import link
 from lightllm_otel.export.metrics import COUNTER, HISTOGRAM, INFO, METRICS
 from lightllm_otel.export.nvml import Nvml
 from lightllm_otel.export.prometheus import GroupCollector
 from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import COLLECTIVES, IdleReason, Implementation, Mode, Operator, Phase, Site
-
-COMBINATIONS = ((Phase.PREFILL, Mode.EAGER), (Phase.DECODE, Mode.EAGER), (Phase.DECODE, Mode.GRAPH))
+from lightllm_otel.vocabulary import COLLECTIVES, Operator, SpanDrop
 
 
-# With LightLLM's tensor-parallel prefill of sequence parts (tpsp) there are the most: each site's, by two libraries.
-CALLS = (
-    (0, Site.EMBEDDING), (1, Site.ATTENTION), (2, Site.ATTENTION), (1, Site.FFN), (2, Site.FFN), (1, Site.LM_HEAD),
-)  # fmt: skip
-
-
-def all_calls(ranks, rank):
-    """Each collective by each library, so often that its stability is known; the last rank comes last."""
-    intervals = np.zeros(2 * 16 * len(CALLS), layout.INTERVAL)
-    for at, (operator, site) in enumerate(CALLS * 32):
-        intervals[at]["operator"], intervals[at]["site"] = COLLECTIVES[operator].code, site.code
-        intervals[at]["implementation"] = (Implementation.NCCL, Implementation.CUSTOM)[at // len(CALLS) % 2].code
-    intervals["seconds"], intervals["payload_bytes"] = 1e-4 if rank == ranks - 1 else 2e-4, 1 << 20
-    return intervals
-
-
-def full_group(ranks=8, nodes=1):
-    """Everything that can occur, on every rank. With ``nodes`` > 1 of that many hosts, this is one."""
-    group = Group()
-    for rank in range(ranks):
-        group.know(rank, {**records.FACTS, "tp": ranks * nodes, "nodes": nodes, "gpu_uuid": f"GPU-{rank}"})
-    calls = [(operator, 1e-4, layout.STARVED) for operator in Operator]
-    twin = records.step(Phase.DECODE, Mode.GRAPH, 0.011, calls)
-    plain = records.step(Phase.DECODE, Mode.GRAPH, 0.010)
-    for rank in range(ranks):
-        group.consume(rank, records.cells(plain, twin, plain))
-        steps = [
-            records.step(phase, mode, 0.01, calls, idle_reason=reason, idle_seconds=0.1)
-            for phase, mode in COMBINATIONS
-            for reason in (IdleReason.HOST, IdleReason.NO_REQUESTS)
-        ]
-        group.consume(rank, records.cells(*steps))
-        matched = [
-            records.with_collectives(number, all_calls(ranks, rank), phase, mode)
-            for number, (phase, mode) in enumerate((COMBINATIONS[0], COMBINATIONS[2]), start=1)
-        ]
-        group.consume(rank, records.cells(*matched))
-        header = np.zeros(1, layout.HEADER)[0]
-        header["stamp_quantum"], header["stamp_cost"] = 32e-9, 0.3e-6
-        group.ranks[rank].header = header
-    group.settle()
-    for operator in set(Operator) - {Operator.GAP}:
-        for phase in (Phase.PREFILL, Phase.DECODE):
-            key = (operator.code, phase.code)
-            group.expectation.compared[key], group.expectation.expected[key] = 1.05, 1.0
-    return group
-
-
-def registry_of(group):
+def registry_of(group, lost=0):
     registry = CollectorRegistry(auto_describe=False)
     machine, hardware = nvml_answers.h200(8), Hardware()
     for gpu in machine.gpus:
@@ -82,6 +33,7 @@ def registry_of(group):
     hardware.poll(Nvml(machine), {rank: machine.bus(rank) for rank in range(8)}, 0.0)
     collector = GroupCollector(group, hardware, now=lambda: 100.0)
     collector.link = link(machine.facts(), Nvml(machine))
+    collector.outbound.dropped[SpanDrop.QUEUE] = lost
     registry.register(collector)
     return registry
 
@@ -93,8 +45,8 @@ def registry():
 
 @pytest.fixture
 def registries(registry):
-    """Of a group on one host, and of one that spans hosts."""
-    return registry, registry_of(full_group(nodes=2))
+    """Of a group on one host, and of one that spans hosts and has lost a span."""
+    return registry, registry_of(full_group(nodes=2), lost=1)
 
 
 def samples(families):
@@ -118,7 +70,7 @@ def test_both_formats_say_the_same(registry):
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_every_metric_of_the_table_is_there_with_its_labels_and_help(registries, metric):
     names = {COUNTER: metric.name, HISTOGRAM: metric.name + "_count", INFO: metric.name}
-    text = generate_latest(registries["_local_" in metric.name]).decode()
+    text = generate_latest(registries["_local_" in metric.name or "spans_" in metric.name]).decode()
     found = [s for s in samples(text_string_to_metric_families(text)) if s.name == names.get(metric.kind, metric.name)]
     assert found
     assert {*found[0].labels} == {*metric.labels}
@@ -141,6 +93,20 @@ def test_promtool_has_no_complaint(registry):
         ["promtool", "check", "metrics"], input=generate_latest(registry), capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_an_exemplar_is_in_openmetrics_beside_its_bucket_and_nowhere_else():
+    group = full_group(ranks=1)
+    (histogram,) = [h for (phase, mode), h in group.step_histograms.items() if (phase, mode) == (1, 1)]
+    histogram.show(Exemplar(0.01, 1e9, 0xABC, 0xDEF))
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(GroupCollector(group))
+    found = [s for s in samples(parse_openmetrics(generate_openmetrics(registry).decode())) if s.exemplar]
+    (sample,) = found
+    assert (sample.labels["le"], sample.labels["phase"], sample.labels["mode"]) == ("0.016384", "decode", "graph")
+    assert sample.exemplar.labels == {"trace_id": f"{0xABC:032x}", "span_id": f"{0xDEF:016x}"}
+    assert (sample.exemplar.value, float(sample.exemplar.timestamp)) == (0.01, 1e9)
+    assert b"trace_id" not in generate_latest(registry)
 
 
 def test_an_empty_group_can_be_scraped():

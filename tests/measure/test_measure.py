@@ -175,7 +175,7 @@ def test_calibration_gives_up_on_a_gpu_that_does_not_answer():
 
 
 def test_calibration_takes_the_median_interval():
-    ticks = iter(np.cumsum([2.0] * 70).tolist())
+    ticks = iter(np.cumsum([2.0] * 100).tolist())
     calibration = calibrate(HostClock(lambda: next(ticks)))
     assert calibration.boundary_cost == 2.0
     assert calibration.quantum == 2.0

@@ -178,6 +178,9 @@ def _no_settings_of_the_developer() -> Iterator[None]:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     subprocess.run([sys.executable, str(DEMO / "checkpoint.py"), str(folder)], check=True, capture_output=True)
+    tokenizer = folder / "tokenizer_config.json"
+    chat = {"chat_template": "{% for message in messages %}{{ message['content'] }}{% endfor %}"}
+    tokenizer.write_text(json.dumps({**json.loads(tokenizer.read_text()), **chat}))
     return folder
 
 

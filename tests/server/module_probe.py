@@ -20,7 +20,7 @@ def watch(folder: Path) -> None:
             if "lightllm_otel" in name
         }
         host = sorted({name.partition(".")[0] for name in list(sys.modules)} & {"lightllm", "torch"})
-        report = {"argv": sys.argv, "ours": ours, "host": host}
+        report = {"argv": sys.argv, "ours": ours, "host": host, "sdk": "opentelemetry.sdk" in sys.modules}
         partial = folder / f"{os.getpid()}.part"
         with contextlib.suppress(OSError):  # a process that detaches itself closes the files of all its threads
             partial.write_text(json.dumps(report))

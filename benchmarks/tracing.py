@@ -1,0 +1,364 @@
+"""What traces cost and whether they are complete: 50 streaming requests at a time, of which 1, 10 or 100 % are traced.
+
+    python benchmarks/tracing.py [--rounds N] [--requests N] [--cpu] [--out FOLDER]
+
+Two servers run beside each other, both with the plugin, one of them with traces; each round of requests goes to one of them.
+In every block each case has one round, in an order that changes from block to block, so a machine that drifts does not decide.
+Two servers differ by themselves, so there are also rounds of the traced server in which no request is traced: against those
+`throughput_loss_percent_within` compares.
+A third server writes down LightLLM's own list of requests in each step; the links of its step spans are checked against it.
+The receiver is this process's: it keeps the bytes, and reads them when all is over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import http.client
+import http.server
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import fixed_batch
+import numpy as np
+import outcome
+from workers import DEMO, HERE, checkpoint_of, say
+
+sys.path.insert(0, str(DEMO))
+
+from server import Server
+
+Rows = list[dict[str, Any]]
+SHARES = (1, 10, 100)  # percent of the requests
+NONE = 0  # on the server that has traces
+PLAIN = -1  # on the server that has none
+LAUNCHER = [sys.executable, "-m", "lightllm_otel", "run", "--"]
+FLAGS = ["--max_total_token_num", "24000", "--mem_fraction", "0.2"]
+SPAN_DELAY_MS = "1000"
+SETTLE_SECONDS = 5.0
+MOST_DIFFERENCE = 0.01  # of a request's span, between it and its children
+TARGET_PERCENT = 0.5  # at 10 % traced
+RESAMPLES = 4000
+PARTS = {"lightllm.tokenise", "lightllm.queue", "lightllm.prefill", "lightllm.decode", "lightllm.tail"}
+
+
+# Receiver --------------------------------------------------------------------------------------------------------------
+
+
+class Receiver:
+    """Takes everything, and reads nothing before it is asked to."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        receiver = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.path == "/v1/traces":
+                    receiver.bodies.append(body)
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *words: Any) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @property
+    def environ(self) -> dict[str, str]:
+        port = self._server.server_address[1]
+        return {
+            "OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
+            "OTEL_TRACES_SAMPLER": "parentbased_always_off", "OTEL_METRICS_EXPORTER": "none",
+            "OTEL_BSP_SCHEDULE_DELAY": SPAN_DELAY_MS, "OTEL_BSP_MAX_QUEUE_SIZE": "65536",
+        }  # fmt: skip
+
+    def spans(self) -> list[dict[str, Any]]:
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+        return [
+            read(span)
+            for body in self.bodies
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+
+def read(span: Any) -> dict[str, Any]:
+    """A span as plain values, with the attributes that are looked at."""
+    wanted = ("lightllm.request.id", "lightllm.step.number", "lightllm.phase")
+    attributes = {each.key: each.value for each in span.attributes if each.key in wanted}
+    return {
+        "name": span.name, "trace": span.trace_id.hex(), "span": span.span_id.hex(), "parent": span.parent_span_id.hex(),
+        "start": span.start_time_unix_nano, "end": span.end_time_unix_nano, "server": span.kind == 2,
+        "links": [link.span_id.hex() for link in span.links],
+        "request": attributes["lightllm.request.id"].string_value if "lightllm.request.id" in attributes else None,
+        "step": attributes["lightllm.step.number"].int_value if "lightllm.step.number" in attributes else None,
+    }  # fmt: skip
+
+
+# Load ------------------------------------------------------------------------------------------------------------------
+
+
+def parent_of(round_number: int, request: int) -> str:
+    """The caller's span: of which request it is can be read off."""
+    return f"{round_number + 1:08x}{request + 1:08x}"
+
+
+def header(round_number: int, request: int, traced: bool) -> str:
+    return f"00-{round_number + 1:016x}{request + 1:016x}-{parent_of(round_number, request)}-{'01' if traced else '00'}"
+
+
+def is_traced(round_number: int, request: int, requests: int, share: int) -> bool:
+    """So many percent of all requests, evenly over rounds that have fewer than a hundred."""
+    at = round_number * requests + request
+    return (at + 1) * share // 100 > at * share // 100
+
+
+def stream(port: int, text: str, tokens: int, traceparent: str) -> tuple[int, float]:
+    """``(tokens, when the last one arrived)``."""
+    parameters = {"max_new_tokens": tokens, "do_sample": False, "ignore_eos": True}
+    body = json.dumps({"inputs": text, "parameters": parameters})
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+    try:
+        connection.request(
+            "POST", "/generate_stream", body, {"Content-Type": "application/json", "traceparent": traceparent}
+        )
+        count = sum(line.startswith(b"data:") for line in connection.getresponse())
+        return count, time.perf_counter()
+    finally:
+        connection.close()
+
+
+def load(port: int, round_number: int, share: int, size: tuple[int, int, int]) -> dict[str, Any]:
+    """One round; prompts that nobody has asked before."""
+    requests, input_tokens, output_tokens = size
+    texts = fixed_batch.prompts(requests, input_tokens, round_number * requests)
+    traced = [is_traced(round_number, request, requests, share) for request in range(requests)]
+
+    def ask(request: int) -> tuple[int, float]:
+        return stream(port, texts[request], output_tokens, header(round_number, request, traced[request]))
+
+    with concurrent.futures.ThreadPoolExecutor(requests) as pool:
+        began = time.perf_counter()
+        answers = list(pool.map(ask, range(requests)))
+    seconds = max(last for _, last in answers) - began
+    tokens = sum(count for count, _ in answers)
+    return {
+        "round": round_number, "share_percent": share, "tokens": tokens, "seconds": round(seconds, 5),
+        "tokens_per_second": round(tokens / seconds, 2), "traced": sum(traced),
+        "parents": [parent_of(round_number, request) for request in range(requests) if traced[request]],
+    }  # fmt: skip
+
+
+# What came of it -------------------------------------------------------------------------------------------------------
+
+
+def complete(request: Mapping[str, Any], parts: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a request has all of its parts, one after the other, which add up to it."""
+    ordered = sorted(parts, key=lambda part: part["start"])
+    whole = request["end"] - request["start"]
+    return (
+        {part["name"] for part in ordered} == PARTS
+        and all(before["end"] == after["start"] for before, after in zip(ordered, ordered[1:]))
+        and abs(sum(part["end"] - part["start"] for part in ordered) - whole) <= MOST_DIFFERENCE * whole
+    )
+
+
+def completeness(spans: Iterable[Mapping[str, Any]], parents: Iterable[str]) -> dict[str, int]:
+    """Of the requests that were traced: how many have a trace, under the caller's span, and how many a complete one."""
+    children: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    servers: dict[str, Mapping[str, Any]] = {}
+    for span in spans:
+        children[span["parent"]].append(span)
+        if span["server"]:
+            servers[span["parent"]] = span
+    wanted = list(parents)
+    found = [servers[parent] for parent in wanted if parent in servers]
+    whole = [request for request in found if complete(request, children[request["span"]])]
+    return {
+        "traced": len(wanted),
+        "found": len(found),
+        "complete": len(whole),
+        "foreign": len(set(servers) - set(wanted)),
+    }
+
+
+def links(spans: Iterable[Mapping[str, Any]], lists: list[list[int]]) -> dict[str, int]:
+    """Step spans against LightLLM's own list of requests in each step; the n-th line is step n."""
+    every = list(spans)
+    numbers = {span["span"]: int(span["request"]) for span in every if span["server"]}
+    steps = [span for span in every if span["step"] is not None and span["name"].startswith("lightllm.step ")]
+    right = 0
+    for step in steps:
+        linked = {numbers[link] for link in step["links"] if link in numbers}
+        listed = set(lists[step["step"]]) if step["step"] < len(lists) else set()
+        right += len(linked) == len(step["links"]) and linked == listed & set(numbers.values())
+    return {"steps": len(steps), "right": right}
+
+
+def loss(rows: Iterable[Mapping[str, Any]], share: int, against: int = PLAIN) -> dict[str, Any]:
+    """Percent of the tokens per second that are lost with so many percent traced, over blocks, with an interval."""
+    blocks: dict[int, dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        blocks[row["block"]][row["share_percent"]] = row["tokens_per_second"]
+    pairs = np.array([(block[against], block[share]) for block in blocks.values() if {against, share} <= set(block)])
+    if not len(pairs):
+        return {"throughput_loss_percent": None, "blocks": 0}
+    lost = 100 * (1 - pairs[:, 1] / pairs[:, 0])
+    random = np.random.default_rng(0)
+    drawn = lost[random.integers(0, len(lost), (RESAMPLES, len(lost)))].mean(axis=1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return {
+        "throughput_loss_percent": round(float(lost.mean()), 3), "ci95": [round(float(low), 3), round(float(high), 3)],
+        "blocks": len(lost),
+    }  # fmt: skip
+
+
+def summarise(rows: Rows) -> dict[str, Any]:
+    rounds = [row for row in rows if row["kind"] == "round"]
+    (traces,) = [row for row in rows if row["kind"] == "traces"]
+    (checked,) = [row for row in rows if row["kind"] == "links"]
+    losses = {str(share): loss(rounds, share) for share in SHARES}
+    within = {str(share): loss(rounds, share, NONE) for share in SHARES}
+    return {
+        "throughput_loss_percent": {share: each["throughput_loss_percent"] for share, each in losses.items()},
+        "throughput_loss_percent_ci95": {share: each.get("ci95") for share, each in losses.items()},
+        "throughput_loss_percent_within": {share: each["throughput_loss_percent"] for share, each in within.items()},
+        "throughput_loss_percent_within_ci95": {share: each.get("ci95") for share, each in within.items()},
+        "blocks": min(each["blocks"] for each in losses.values()),
+        "target_percent_at_10": TARGET_PERCENT,
+        "complete_traces_percent": round(100 * traces["complete"] / max(traces["traced"], 1), 3),
+        "traced_requests": traces["traced"],
+        "right_step_links_percent": round(100 * checked["right"] / max(checked["steps"], 1), 3),
+        "checked_steps": checked["steps"],
+        "errors": traces["errors"], "spans_dropped": traces["spans_dropped"],
+    }  # fmt: skip
+
+
+# The servers -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def serving(arguments: argparse.Namespace, model: Path, folder: Path, environ: Mapping[str, str]) -> Iterator[Server]:
+    folder.mkdir(parents=True)
+    env = {"LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_DIR": str(folder / "run"), "DISABLE_GPU_TENSOR_CACHE": "1", **environ}
+    server = Server(
+        model, "new", cpu=arguments.cpu, source=arguments.source, env=env, arguments=[] if arguments.cpu else FLAGS,
+        launcher=LAUNCHER, log=folder / "server.log", start_timeout=300,
+    )  # fmt: skip
+    with server:
+        yield server
+
+
+def own_figures(folder: Path) -> dict[str, float]:
+    """The plugin's errors and lost spans, of the exporter of this folder."""
+    import urllib.request
+
+    from prometheus_client.parser import text_string_to_metric_families
+
+    from lightllm_otel.export import discovery
+
+    found = {
+        "lightllm_otel_errors_total": 0.0,
+        "lightllm_otel_export_errors_total": 0.0,
+        "lightllm_otel_spans_dropped_total": 0.0,
+    }
+    for address in discovery.targets(folder / "run").values():
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name in found:
+                    found[sample.name] += sample.value
+    return found
+
+
+def measure(arguments: argparse.Namespace, model: Path, work: Path, keep: Callable[[dict[str, Any]], None]) -> None:
+    size = (arguments.requests, arguments.input, arguments.output)
+    cases = (PLAIN, NONE, *SHARES)
+    receiver = Receiver()
+    parents: list[str] = []
+    with (
+        serving(arguments, model, work / "plain", {}) as plain,
+        serving(arguments, model, work / "traced", receiver.environ) as traced,
+    ):
+        say("both servers are healthy")
+        number = 0
+        for server in (plain, traced):  # kernels are compiled and tuned in the first batches
+            load(server.port, number, 0, size)
+            number += 1
+        for block in range(arguments.rounds):
+            order = np.random.default_rng(block).permutation(cases).tolist()
+            for share in order:
+                row = load((plain if share == PLAIN else traced).port, number, max(share, 0), size)
+                number += 1
+                parents += row.pop("parents")
+                keep({"kind": "round", "block": block, **row, "share_percent": share})
+        say(f"{arguments.rounds} blocks")
+        time.sleep(SETTLE_SECONDS)
+        figures = own_figures(work / "traced")
+    keep({
+        "kind": "traces", **completeness(receiver.spans(), parents),
+        "errors": figures["lightllm_otel_errors_total"] + figures["lightllm_otel_export_errors_total"],
+        "spans_dropped": figures["lightllm_otel_spans_dropped_total"],
+    })  # fmt: skip
+
+
+def check_links(arguments: argparse.Namespace, model: Path, work: Path, keep: Callable[[dict[str, Any]], None]) -> None:
+    receiver, lists = Receiver(), work / "steps.jsonl"
+    environ = {
+        **receiver.environ, "LIGHTLLM_OTEL_SAMPLE_EVERY": "8", "STEP_LISTS": str(lists), "PYTHONPATH": str(HERE / "step_lists"),
+    }  # fmt: skip
+    with serving(arguments, model, work / "checked", environ) as server:
+        load(server.port, 0, 100, (arguments.requests, arguments.input, arguments.output))
+        time.sleep(SETTLE_SECONDS)
+    keep({"kind": "links", **links(receiver.spans(), [json.loads(line) for line in lists.read_text().splitlines()])})
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--rounds", type=int, default=24, help="blocks of five rounds")
+    made.add_argument("--requests", type=int, default=50)
+    made.add_argument("--input", type=int, default=256)
+    made.add_argument("--output", type=int, default=128)
+    made.add_argument("--shape", default="llama-7b")
+    made.add_argument("--cpu", action="store_true", help="a tiny model on the CPU: a try, no measurement")
+    made.add_argument("--source", type=Path, help="checkout of the current LightLLM")
+    made.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "lightllm-otel-tracing")
+    made.add_argument("--out", type=Path, default=outcome.RESULTS)
+    return made
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    if arguments.cpu:
+        arguments.shape = "tiny"
+    rows: Rows = []
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    model = checkpoint_of(arguments.work, arguments.shape, arguments.cpu)
+    with tempfile.TemporaryDirectory(dir=arguments.work) as work:
+        measure(arguments, model, Path(work), rows.append)
+        check_links(arguments, model, Path(work), rows.append)
+    summary = summarise(rows)
+    print(json.dumps(summary, indent=1), outcome.write("tracing", summary, rows, arguments.out), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

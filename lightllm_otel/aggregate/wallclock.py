@@ -1,0 +1,44 @@
+"""When steps began on the GPU, on the host's wall clock, and how far that may be wrong.
+
+A GPU has no wall clock, and asking one takes a synchronisation. But a GPU that had nothing to do passes a step's first event
+as soon as it is recorded, and the host looked at its clock right then: such a step ties both clocks together anew, so their
+drift never adds up. A step whose predecessor was still running when it was launched follows it, by what the GPU's own events say
+lay between the two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+WAITED_SECONDS = 20e-6  # a step that was launched behind a running one follows it within some microseconds
+DRIFT = 50e-6  # seconds per second, between the clocks of a host and a GPU; quartz is good for less
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Unix seconds, and how far they may be wrong."""
+
+    seconds: float
+    error: float
+
+
+class WallClock:
+    """Of one rank. ``latency``: what it calibrated at its start; the larger, the coarser."""
+
+    def __init__(self, latency: float = 0.0) -> None:
+        self.latency = latency
+        self._last: tuple[Start, float, int] | None = None
+
+    def start(self, step: Any) -> Start:
+        """``step``: the next record (``STEP``) of the rank, in the order in which they were written."""
+        entered, idle = float(step["wall_time"]), float(step["idle_seconds"])
+        found = Start(entered, self.latency)
+        if self._last is not None and idle <= WAITED_SECONDS and int(step["number"]) == self._last[2] + 1:
+            before, seconds, _ = self._last
+            follows = before.seconds + seconds + idle
+            # It cannot have begun before it was launched; where it seems to, launching is the better witness.
+            if follows > entered:
+                found = Start(follows, before.error + DRIFT * (seconds + idle))
+        self._last = (found, float(step["seconds"]), int(step["number"]))
+        return found

@@ -1,0 +1,59 @@
+"""When steps began on the GPU, by the host's clock, against a GPU whose true times are known."""
+
+import numpy as np
+import pytest
+import records
+
+from lightllm_otel.aggregate.wallclock import DRIFT, WallClock
+from lightllm_otel.ring import layout
+
+LATENCY = 8e-6
+
+
+def step(number, entered, seconds, idle):
+    record, _ = records.step(number=number, seconds=seconds, wall_time=entered, idle_seconds=idle)
+    return np.frombuffer(record, layout.STEP)[0]
+
+
+def test_a_step_that_the_gpu_waited_for_began_when_it_was_launched():
+    clock = WallClock(LATENCY)
+    clock.start(step(0, 1000.0, 0.01, 0.0))
+    assert clock.start(step(1, 1000.5, 0.01, 0.49)).seconds == 1000.5
+    assert clock.start(step(2, 1000.6, 0.01, 0.09)).error == LATENCY
+
+
+def test_a_step_that_waited_for_the_gpu_follows_its_predecessor():
+    clock = WallClock(LATENCY)
+    clock.start(step(0, 1000.0, 0.010, 0.0))
+    found = clock.start(step(1, 1000.002, 0.010, 2e-6))
+    assert found.seconds == pytest.approx(1000.010002, abs=1e-9)
+    assert found.error == pytest.approx(LATENCY + DRIFT * 0.010002)
+
+
+def test_a_chain_ends_where_a_step_is_missing():
+    clock = WallClock(LATENCY)
+    clock.start(step(0, 1000.0, 0.010, 0.0))
+    assert clock.start(step(2, 1000.030, 0.010, 2e-6)).seconds == 1000.030
+
+
+def test_no_step_begins_before_it_was_launched():
+    clock = WallClock(LATENCY)
+    clock.start(step(0, 1000.0, 0.010, 0.0))
+    assert clock.start(step(1, 1000.5, 0.010, 2e-6)).seconds == 1000.5
+
+
+@pytest.mark.parametrize("drift", [0.0, 20e-6, -20e-6])
+def test_true_starts_lie_within_the_stated_error(drift):
+    """A GPU whose clock goes wrong by ``drift``, and a host that is ahead of it now and then."""
+    random = np.random.default_rng(1)
+    clock = WallClock(LATENCY)
+    end, entered = 0.0, 1000.0
+    for number in range(2000):
+        seconds = float(random.uniform(1e-3, 20e-3))
+        entered = max(entered, end - float(random.choice([0.0, 3e-3])))
+        began = max(entered + float(random.uniform(0.0, LATENCY)), end + 2e-6)
+        idle = began - end if number else 0.0
+        found = clock.start(step(number, entered, seconds * (1 + drift), idle * (1 + drift)))
+        assert abs(found.seconds - began) <= found.error + 1e-7, number  # and what a double has left of Unix time
+        end = began + seconds
+        entered = end + float(random.choice([0.0, 1e-3, 0.1]))

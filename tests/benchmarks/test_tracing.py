@@ -1,0 +1,95 @@
+"""From rounds and spans to what is claimed: on made-up ones, where the answer is known."""
+
+import numpy as np
+import pytest
+import tracing
+
+S = 10**9
+
+
+def request(parent="a", span="r", start=0, end=8, parts=(0, 1, 2, 4, 7, 8), number=8):
+    names = ("tokenise", "queue", "prefill", "decode", "tail")
+    whole = {"name": "text_completion m", "span": span, "parent": parent, "server": True, "start": start * S, "end": end * S,
+             "links": [], "request": str(number), "step": None}  # fmt: skip
+    made = [
+        {"name": f"lightllm.{name}", "span": f"{span}{at}", "parent": span, "server": False, "start": parts[at] * S,
+         "end": parts[at + 1] * S, "links": [], "request": None, "step": None}
+        for at, name in enumerate(names)
+    ]  # fmt: skip
+    return [whole, *made]
+
+
+def step(number, *linked):
+    return {"name": "lightllm.step decode", "span": f"s{number}", "parent": "", "server": False, "start": 0, "end": S,
+            "links": list(linked), "request": None, "step": number}  # fmt: skip
+
+
+@pytest.mark.parametrize("share", [1, 10, 100])
+def test_so_many_percent_of_the_requests_are_traced(share):
+    traced = [tracing.is_traced(number, at, 50, share) for number in range(20) for at in range(50)]
+    assert sum(traced) == 10 * share
+
+
+def test_every_request_has_a_traceparent_of_its_own():
+    headers = [tracing.header(number, at, True) for number in range(10) for at in range(50)]
+    assert len({header.split("-")[1] for header in headers}) == 500
+    assert {tuple(map(len, header.split("-"))) for header in headers} == {(2, 32, 16, 2)}
+    assert tracing.header(3, 4, False).endswith(f"-{tracing.parent_of(3, 4)}-00")
+
+
+def test_a_complete_trace_has_all_parts_and_they_add_up():
+    assert tracing.completeness(request(), ["a"]) == {"traced": 1, "found": 1, "complete": 1, "foreign": 0}
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [request()[:-1], request(end=9), [*request()[:3], *request(parts=(0, 1, 3, 4, 7, 8))[3:]]],
+    ids=["a part is missing", "parts are shorter", "parts have a gap"],
+)
+def test_a_trace_that_is_not_complete_is_noticed(spans):
+    assert tracing.completeness(spans, ["a"])["complete"] == 0
+
+
+def test_a_trace_under_nobodys_span_and_one_that_is_missing_are_noticed():
+    assert tracing.completeness(request(parent="x"), ["a"]) == {"traced": 1, "found": 0, "complete": 0, "foreign": 1}
+
+
+def test_links_are_those_of_lightllms_own_lists():
+    spans = [*request("a", "r1", number=8), *request("b", "r2", number=16)]
+    lists = [[8], [8, 16], [16, 24]]
+    assert tracing.links([*spans, step(1, "r1", "r2"), step(2, "r2")], lists) == {"steps": 2, "right": 2}
+    wrong = [step(0, "r1", "r2"), step(1, "r1"), step(2, "r1"), step(9, "r1"), step(1, "r1", "r2", "nobody's")]
+    assert tracing.links([*spans, *wrong], lists) == {"steps": 5, "right": 0}
+
+
+def test_a_known_loss_is_found_within_its_interval():
+    random, rows = np.random.default_rng(3), []
+    for block in range(40):
+        speed = 1000 * (1 + 0.05 * random.standard_normal())  # the machine drifts
+        for share, lost in ((-1, 0.0), (0, 0.1), (1, 0.0), (10, 0.4), (100, 3.0)):
+            noisy = speed * (1 - lost / 100) * (1 + 0.002 * random.standard_normal())
+            rows.append({"block": block, "share_percent": share, "tokens_per_second": noisy})
+    for share, lost in ((1, 0.0), (10, 0.4), (100, 3.0)):
+        found = tracing.loss(rows, share)
+        low, high = found["ci95"]
+        assert low <= lost <= high
+        assert high - low < 0.3
+        assert found["blocks"] == 40
+
+
+def test_without_rounds_nothing_is_claimed():
+    assert tracing.loss([], 10) == {"throughput_loss_percent": None, "blocks": 0}
+
+
+def test_the_summary_has_what_is_asked_for():
+    speeds = {-1: 100.0, 0: 100.0, 1: 99.99, 10: 99.9, 100: 99.0}
+    rows = [
+        {"kind": "round", "block": 0, "share_percent": share, "tokens_per_second": v} for share, v in speeds.items()
+    ]
+    counts = {"traced": 200, "found": 200, "complete": 199, "foreign": 0}
+    rows.append({"kind": "traces", **counts, "errors": 0.0, "spans_dropped": 0.0})
+    rows.append({"kind": "links", "steps": 50, "right": 50})
+    summary = tracing.summarise(rows)
+    assert summary["throughput_loss_percent"] == {"1": 0.01, "10": 0.1, "100": 1.0}
+    assert summary["throughput_loss_percent_within"] == summary["throughput_loss_percent"]
+    assert (summary["complete_traces_percent"], summary["right_step_links_percent"]) == (99.5, 100.0)
