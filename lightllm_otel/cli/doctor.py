@@ -228,6 +228,9 @@ def exporter(folder: Path, url: str | None, remote: bool) -> list[Finding]:
         return [Finding(WRONG, "exporter", str(problem), "restart it: kill its process, the server starts another")]
     age = scrape.value("lightllm_otel_data_age_seconds")
     findings = [Finding(OK, "exporter", f"{url}, oldest unread step {age:.1f} s")]
+    if refused := scrape.value("lightllm_otel_export_errors_total"):
+        findings.append(Finding(WRONG, "otlp", f"{refused:.0f} batches did not arrive; why: {folder / 'exporter.log'}",
+                                "look at the collector, or at OTEL_EXPORTER_OTLP_ENDPOINT"))  # fmt: skip
     late = verdict(scrape)
     findings += [Finding(NOTE, "ranks", late)] if late else []
     if url.split("//")[1].startswith(("127.", "localhost", "[::1]")):

@@ -299,14 +299,13 @@ def sampled(host: Host, session: Session) -> Host:
         try:
             return host(logits, reqs, *args, **kwargs)
         finally:
-            noted = due = False
+            due = False
             with measure:
                 if step is not None:
-                    if session.notes is not None:
-                        noted, due = StepNotes.wanted(step, reqs), step.marking is not None
+                    due = step.marking is not None
                     timer.leave_sampling(step)
                 session.housekeep()
-            if noted and step is not None:
+            if step is not None and session.notes is not None:
                 note(session, step, reqs, due)
 
     return sample
@@ -316,7 +315,7 @@ def note(session: Session, step: Step, reqs: Any, due: bool) -> None:
     """Who ran in the step; ``due``: its operators are timed. The first failure is the last attempt."""
     notes, session.notes = session.notes, None
     with session.guard(Stage.RING):
-        if notes is not None:
+        if notes is not None and (due or StepNotes.begins(step, reqs)):
             notes.step(step, reqs, due)
         session.notes = notes
 

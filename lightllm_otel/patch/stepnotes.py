@@ -19,17 +19,18 @@ class StepNotes:
         self._writer = writer
 
     @staticmethod
-    def wanted(step: Step, requests: Sequence[Any]) -> bool:
-        """Steps whose operators are timed; and those that begin requests, since chunks of a prompt are its request's own
-        spans. NEW begins a request with a decode step where all of its prompt but one token is cached; LightLLM appends, so
-        the last request of a batch is the newest.
+    def begins(step: Step, requests: Sequence[Any]) -> bool:
+        """Whether prompts are computed in the step: chunks of a prompt are its request's own spans.
+
+        NEW begins a request with a decode step where all of its prompt but one token is cached; LightLLM appends, so the
+        last request of a batch is the newest.
         """
-        if step.marking is not None or step.work.phase is not Phase.DECODE:
-            return True
-        return bool(requests) and _is_new(requests[-1])
+        return step.work.phase is not Phase.DECODE or (bool(requests) and _is_new(requests[-1]))
 
     def step(self, step: Step, requests: Sequence[Any], sampled: bool) -> None:
-        """``requests``: what LightLLM sampled for, as it gave it. LightLLM's health checks are left out."""
+        """``requests``: what LightLLM sampled for, as it gave it; its health checks are left out. ``sampled``: whether the
+        step's operators are timed; otherwise only those are noted that begin in it.
+        """
         prefill = step.work.phase is not Phase.DECODE
         if not prefill and not sampled:
             requests = list(itertools.takewhile(_is_new, reversed(requests)))
@@ -56,6 +57,8 @@ def _entry(request: Any, prefill: bool) -> list[Any] | None:
         number = getattr(request, "req_id", None)
     if number is None or (isinstance(number, int) and number < 0):
         return None
+    if not hasattr(request, "cur_kv_len"):  # OLD's beam search and diverse mode pass groups of requests
+        return [number]
     if prefill:
         return [number, int(request.cur_kv_len), new_tokens(request)]
     return [number, int(request.cur_kv_len), 1] if _is_new(request) else [number]

@@ -19,7 +19,7 @@ from lightllm_otel.export.recording import RecordingWriter
 from lightllm_otel.ring.folder import FileLock, group_folder, ring_path
 from lightllm_otel.ring.writer import RingWriter
 from lightllm_otel.settings import Settings
-from lightllm_otel.vocabulary import Operator
+from lightllm_otel.vocabulary import Operator, Signal
 
 # Nothing of the host may be needed by a replay.
 WITHOUT_HOST = (
@@ -176,6 +176,16 @@ def test_doctor_looks_at_the_running_server(
     monkeypatch.setattr(doctor_module, "is_locked", lambda path: path.suffix == ".ring" or exporter_lives)
     assert cli.main(["doctor", "--json", *(["--remote"] if remote else [])]) == status
     assert any(sentence in what for _, _, what in findings(capsys))
+
+
+def test_doctor_says_that_a_receiver_takes_nothing(serving, hooked, monkeypatch, capsys):
+    exporter, ring = serving
+    ring.describe(records.FACTS)
+    monkeypatch.setattr(doctor_module, "is_locked", lambda path: True)
+    exporter._collector.outbound.errors[Signal.METRICS] = 3
+    assert cli.main(["doctor", "--json"]) == 1
+    (what,) = [what for _, about, what in findings(capsys) if about == "otlp"]
+    assert what.startswith("3 batches did not arrive")
 
 
 def test_quantiles_are_interpolated_as_prometheus_does():

@@ -21,10 +21,11 @@ def pins() -> list[Requirement]:
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="LightLLM's numpy 1.25.1 has no wheels for this Python")
-def test_installing_ours_changes_no_pin(wheel: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("extra", ["", "[otlp]", "[otlp-grpc]"])
+def test_installing_ours_changes_no_pin(wheel: Path, tmp_path: Path, extra: str) -> None:
     report = tmp_path / "report.json"
     command = [sys.executable, "-I", "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
-    command += ["--only-binary", ":all:", "--report", str(report), "--constraint", str(PINS), str(wheel)]
+    command += ["--only-binary", ":all:", "--report", str(report), "--constraint", str(PINS), f"{wheel}{extra}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "Failed to establish a new connection" in done.stderr or "Temporary failure in name" in done.stderr:
         pytest.skip("no package index can be reached")

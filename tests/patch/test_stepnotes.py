@@ -84,6 +84,15 @@ def test_answers_to_one_prompt_are_one_request(noting):
     assert [note["r"] for note in kept] == [[[8], [8]]]
 
 
+def test_groups_of_requests_are_noted_without_their_tokens(noting):
+    """OLD's beam search samples for groups."""
+    group = type("InferReqGroup", (), {"group_req_id": 8, "r_id": 8})()
+    _, session, rpc, kept = noting(every=1)
+    run(rpc, (ModelInput(1, 64, True, tokens=64), [group]), (ModelInput(1, 8, False), [group]))
+    assert [note["r"] for note in kept] == [[[8]], [[8]]]
+    assert sum(session.guard.errors) == 0
+
+
 def test_a_step_is_noted_when_its_work_is_launched(noting):
     host, session, rpc, _ = noting(every=1)
     seen = []
