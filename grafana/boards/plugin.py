@@ -59,6 +59,13 @@ PLUGIN = Board(
                   (Query("max by (instance) (lightllm_otel_graph_twins{$SERVER})", "{{instance}}"),), 8),
             Panel("Errors by stage", LINES, "cps", "Failures of the plugin a second (lightllm_otel_errors_total).",
                   (Query(by("stage", "lightllm_otel_errors_total"), "{{instance}} {{stage}}"),), 8),
+            Panel("Not taken by a receiver", LINES, "cps",
+                  "Batches a second of metrics or spans that an OTLP receiver did not take (lightllm_otel_export_errors_total).",
+                  (Query("sum by (instance) (rate(lightllm_otel_export_errors_total{$SERVER}[RATE]))", "{{instance}}"),), 12),
+            Panel("Spans dropped", LINES, "cps",
+                  "Spans a second that were not sent, by reason (lightllm_otel_spans_dropped_total).",
+                  (Query(by("reason", "lightllm_otel_spans_dropped_total"), "{{instance}} {{reason}}"),), 12,
+                  empty="No span was dropped"),
             Panel("Operators found", TABLE, "short",
                   "1: found in the model and timed on every rank; 0: not (lightllm_otel_slot_installed). Not every model has every"
                   " operator.",

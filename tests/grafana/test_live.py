@@ -21,11 +21,13 @@ from lightllm_otel.cli.prometheus import Prometheus
 NEEDS_LIGHTLLM = "LightLLM's own /metrics"
 NEEDS_DCGM = "dcgm-exporter"
 NEEDS_HOSTS = "a group that spans hosts"
+NEEDS_RECEIVER = "a receiver of spans that takes none"
 ELSEWHERE = {
     "overview: To the first token A": NEEDS_LIGHTLLM, "overview: To the first token B": NEEDS_LIGHTLLM,
     "overview: Per further token A": NEEDS_LIGHTLLM, "overview: Per further token B": NEEDS_LIGHTLLM,
     "overview: Waiting requests A": NEEDS_LIGHTLLM,
     "communication: NVLink traffic A": NEEDS_DCGM, "communication: Tensor cores busy A": NEEDS_DCGM,
+    "plugin: Spans dropped A": NEEDS_RECEIVER,
     "communication: Of a group that spans hosts: minimum on this host A": NEEDS_HOSTS,
 }  # fmt: skip
 DEADLINE = 150.0
@@ -42,6 +44,7 @@ def composed(count):
     at = '{site="ffn",phase="decode",scope="node"}'
     lines.append(f"lightllm_gpu_collective_local_minimum_seconds_total{at} {count * 1e-4}")
     lines.append(f"lightllm_gpu_collective_local_calls_total{at} {count}")
+    lines.append(f'lightllm_otel_spans_dropped_total{{reason="receiver"}} {count}')
     return "\n".join(lines) + "\n"
 
 
