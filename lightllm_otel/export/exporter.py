@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,6 +41,11 @@ POSITIONS = "positions.json"
 LOG_NAME = "exporter.log"
 
 
+def server_name(folder: Path, settings: Settings) -> str:
+    """What the server of this group's folder is called: stays the same over restarts on the same machine."""
+    return settings.server or f"{socket.gethostname()}/{folder.name}"
+
+
 class Exporter:
     """Polls the rings of ``folder``. Everything that takes time is given by ``now`` (monotonic seconds)."""
 
@@ -63,7 +69,7 @@ class Exporter:
         self._refused: set[tuple[str, int]] = set()
         self._baseline = Baseline(self.group.expectation, settings.state, settings.baseline)
         self._hardware = Hardware()
-        self._collector = GroupCollector(self.group, self._hardware)
+        self._collector = GroupCollector(self.group, self._hardware, server=server_name(folder, settings))
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self._collector)
         self._record: RecordingWriter | None = None

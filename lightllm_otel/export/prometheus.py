@@ -32,12 +32,18 @@ Row = tuple[tuple[str, ...], Value]
 
 
 class GroupCollector(Collector):
-    """Shows ``group`` and the ``hardware`` of its ranks; ``link`` is how its GPUs are connected, as the exporter found out."""
+    """Shows ``group`` and the ``hardware`` of its ranks; ``link`` is how its GPUs are connected, as the exporter found out.
 
-    def __init__(self, group: Group, hardware: Hardware | None = None, now: Callable[[], float] = time.time) -> None:
+    ``server``: the name that it goes by.
+    """
+
+    def __init__(
+        self, group: Group, hardware: Hardware | None = None, now: Callable[[], float] = time.time, server: str = ""
+    ) -> None:
         self._hardware = hardware or Hardware()
         self.link = GroupLink(UNKNOWN, UNKNOWN)
         self._group = group
+        self._server = server
         self._now = now
 
     def collect(self) -> Iterator[Family]:
@@ -138,6 +144,7 @@ class GroupCollector(Collector):
         facts = self._group.facts()
         known = {
             **facts,
+            "server": self._server,
             "gpu": facts.get("gpu_name", ""),
             "link": self.link.name,
             "plugin": facts.get("plugin", __version__),
