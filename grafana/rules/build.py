@@ -12,11 +12,11 @@ import yaml
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER))
 
-from alerts import ALERTS, Alert  # noqa: E402
+from table import ALERTS, Alert  # noqa: E402
 
 RUNBOOKS = "docs/runbooks"  # below this repository's address, where --runbooks says no other
 STUCK_INTERVAL = "15s"
-HEADER = "# Made by grafana/rules/build.py from grafana/rules/alerts.py. What each is for: docs/alerts.md.\n"
+HEADER = "# Made by grafana/rules/build.py from grafana/rules/table.py. What each is for: docs/alerts.md.\n"
 
 # Parts of a description that query Prometheus when the alert is evaluated.
 _OF_SERVER = "{server=%q,model=%q}"
