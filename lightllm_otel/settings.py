@@ -109,6 +109,9 @@ SETTINGS = (
             "Where the exporter listens; 0.0.0.0 for a Prometheus on another machine."),
     Setting("PORT", "port", "", lambda text: _port(text) if text else None, "a port from 1 to 65535", "",
             "The exporter's port; empty means the first free one of 9464–9479."),
+    Setting("SERVER", "server", "", str, "a name", "",
+            "The server's name in metrics and alerts; empty means HOST/GROUP. Set one that outlives a roll-out where host "
+            "names do not: in Kubernetes the name of the node."),
     Setting("DIR", "directory", "", lambda text: _path(text or default_directory()), "a folder", "",
             "Rings, locks and Prometheus' discovery files; empty means /dev/shm/lightllm-otel-UID."),
     Setting("RING_MIB", "ring_mib", "4", _positive, "a whole number of at least 1", "MiB",
@@ -140,6 +143,7 @@ class Settings:
     graph_batch_sizes: frozenset[int]
     host: str
     port: int | None
+    server: str
     directory: Path
     ring_mib: int
     nvml: bool

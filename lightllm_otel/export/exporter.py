@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -56,6 +57,11 @@ class Push(Protocol):
     def close(self) -> None: ...
 
 
+def server_name(folder: Path, settings: Settings) -> str:
+    """What the server of this group's folder is called: stays the same over restarts on the same machine."""
+    return settings.server or f"{socket.gethostname()}/{folder.name}"
+
+
 class Exporter:
     """Polls the rings of ``folder``. Everything that takes time is given by ``now`` (monotonic seconds)."""
 
@@ -82,7 +88,7 @@ class Exporter:
         self._hardware = Hardware()
         self._pretended: dict[int, State] = {}
         self._live = Live(self.group)
-        self._collector = GroupCollector(self.group, self._hardware)
+        self._collector = GroupCollector(self.group, self._hardware, server=server_name(folder, settings))
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self._collector)
         self._record: RecordingWriter | None = None

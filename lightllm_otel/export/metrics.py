@@ -108,9 +108,9 @@ METRICS = (
            "Bandwidth of one GPU on the link that the ranks share, both directions together: what NVML counts of it "
            "times what its generation carries."),
     Metric("lightllm_server_info", INFO,
-           ("model", "gpu", "tp", "dp", "dp_rank", "dtype", "link", "scope", "level", "clock", "lightllm",
+           ("server", "model", "gpu", "tp", "dp", "dp_rank", "dtype", "link", "scope", "level", "clock", "lightllm",
             "torch", "cuda", "plugin"),
-           "What is served, on what, and by which versions."),
+           "What is served, under which name (LIGHTLLM_OTEL_SERVER), on what, and by which versions."),
     Metric("lightllm_gpu_info", INFO, ("rank", "uuid", "name", "nvlink", "pcie", "path"),
            "Which GPU a rank uses; its NVLinks into the group and its PCI Express (generation x number), and the longest way to "
            "another GPU of the group: PIX, PXB, PHB, NODE or SYS, as nvidia-smi topo has it."),

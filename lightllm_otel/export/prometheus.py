@@ -32,14 +32,17 @@ from lightllm_otel.vocabulary import IdleReason, Level, Mode, Operator, Phase
 
 class GroupCollector(Collector):
     """Shows ``group`` and the ``hardware`` of its ranks; ``link`` is how its GPUs are connected, as the exporter found out;
-    ``outbound`` what became of all that was handed to a receiver.
+    ``outbound`` what became of all that was handed to a receiver; ``server`` the name that it goes by.
     """
 
-    def __init__(self, group: Group, hardware: Hardware | None = None, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, group: Group, hardware: Hardware | None = None, now: Callable[[], float] = time.time, server: str = ""
+    ) -> None:
         self._hardware = hardware or Hardware()
         self.link = GroupLink(UNKNOWN, UNKNOWN)
         self.outbound = Outbound()
         self._group = group
+        self._server = server
         self._now = now
 
     def collect(self) -> Iterator[Family]:
@@ -115,6 +118,7 @@ class GroupCollector(Collector):
         facts = self._group.facts()
         known = {
             **facts,
+            "server": self._server,
             "gpu": facts.get("gpu_name", ""),
             "link": self.link.name,
             "plugin": facts.get("plugin", __version__),

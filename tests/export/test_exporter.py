@@ -82,6 +82,14 @@ def test_what_the_ranks_wrote_is_served(folder, start):
     assert "lightllm_server_info{" in text
 
 
+@pytest.mark.parametrize("given", ["", "rack 4"])
+def test_a_server_is_called_as_it_is_told_or_by_host_and_group(folder, start, given):
+    rank_of_a_server(folder)
+    exporter = start(server=given)
+    exporter.poll()
+    assert f'server="{given or f"{socket.gethostname()}/{folder.name}"}"' in scrape(exporter)
+
+
 def test_openmetrics_is_served_to_whoever_asks_for_it(folder, start):
     exporter = start()
     exporter.poll()

@@ -1,0 +1,108 @@
+"""Writes alerts.yml from the table of alerts: ``python grafana/rules/build.py [--runbooks URL]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER))
+
+from table import ALERTS, Alert  # noqa: E402
+
+RUNBOOKS = "docs/runbooks"  # below this repository's address, where --runbooks says no other
+STUCK_INTERVAL = "15s"
+HEADER = "# Made by grafana/rules/build.py from grafana/rules/table.py. What each is for: docs/alerts.md.\n"
+
+# Parts of a description that query Prometheus when the alert is evaluated.
+_OF_SERVER = "{server=%q,model=%q}"
+_WHO = " $labels.server $labels.model"
+LATE = (
+    '{{ range query (printf "topk(1, lightllm:last_arrivals_share:ratio10m'
+    '{server=%q,model=%q,phase=~\\"decode|prefill\\"})"' + _WHO + ") }} "
+    "Last to arrive: rank {{ .Labels.rank }}, in {{ .Value | humanizePercentage }} of the collectives with a wait.{{ end }}"
+    '{{ range query (printf "lightllm:collective_wait_share:ratio10m' + _OF_SERVER + '"' + _WHO + ") }} "
+    "Of a collective's time in {{ .Labels.phase }} {{ .Value | humanizePercentage }} is waiting, the rest transfer.{{ end }}"
+)
+GPUS = (
+    ' GPU{{{{ range query (printf "lightllm_gpu_info{rank} * on (job, instance) group_left (server) '
+    'lightllm:server{{server=%q,model=%q}}"{which} $labels.server $labels.model) }}}} '
+    "{{{{ .Labels.rank }}}}: {{{{ .Labels.uuid }}}}{{{{ end }}}}."
+)
+SINCE = (
+    '{{ with query (printf "min(ALERTS_FOR_STATE{alertname=\\"NAME\\",server=%q,model=%q})"' + _WHO + ") }}"
+    " Since {{ . | first | value | humanizeTimestamp }}.{{ end }}"
+)
+VERSIONS = (
+    '{{ with query (printf "group by (lightllm, torch, cuda, plugin) (last_over_time(lightllm_server_info'
+    + _OF_SERVER
+    + '[1d]))"'
+    + _WHO
+    + ") }} Versions of the last day:{{ range . }} lightllm {{ .Labels.lightllm }}, torch {{ .Labels.torch }}, "
+    "CUDA {{ .Labels.cuda }}, plugin {{ .Labels.plugin }};{{ end }}{{ end }}"
+)
+
+
+def description(alert: Alert) -> str:
+    """Server, what, who was late, GPU, since when, versions, effect on users, first action."""
+    gpus = GPUS.format(rank="{{rank=%q}}".format() if alert.rank else "", which=" $labels.rank" if alert.rank else "")
+    return (
+        "{{ $labels.server }} ({{ $labels.model }}, {{ $labels.gpu }}, TP {{ $labels.tp }}): "
+        + alert.what.strip()
+        + (LATE if alert.late else "")
+        + gpus
+        + SINCE.replace("NAME", alert.name)
+        + VERSIONS
+        + f" For users: {alert.effect} First: {alert.action}"
+    )
+
+
+def rule(alert: Alert, runbooks: str) -> dict[str, Any]:
+    made: dict[str, Any] = {"alert": alert.name, "expr": alert.expr, "for": alert.lasts, "keep_firing_for": alert.keeps}
+    for key in ("for", "keep_firing_for"):
+        if made[key] == "0s":
+            del made[key]
+    made["labels"] = {"severity": alert.severity, **({"window": alert.window} if alert.window else {})}
+    made["annotations"] = {
+        "summary": alert.summary,
+        "description": description(alert),
+        "runbook_url": f"{runbooks}/{alert.name}.md",
+    }
+    return made
+
+
+def rules(runbooks: str = RUNBOOKS) -> dict[str, Any]:
+    """As Prometheus reads it. What must be seen within a minute is looked at more often."""
+    quick = [alert for alert in ALERTS if alert.lasts == "0s"]
+    return {
+        "groups": [
+            {
+                "name": "lightllm-stuck",
+                "interval": STUCK_INTERVAL,
+                "rules": [rule(alert, runbooks) for alert in quick],
+            },
+            {
+                "name": "lightllm-alerts",
+                "interval": "30s",
+                "rules": [rule(alert, runbooks) for alert in ALERTS if alert not in quick],
+            },
+        ]
+    }
+
+
+def text(runbooks: str = RUNBOOKS) -> str:
+    return HEADER + yaml.safe_dump(rules(runbooks), sort_keys=False, width=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runbooks", default=RUNBOOKS, help="where the runbooks can be read")
+    (FOLDER / "alerts.yml").write_text(text(parser.parse_args().runbooks))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""What the rules of Prometheus say about series that a person can follow: one fault at a time, and none."""
+
+import dataclasses
+import re
+import subprocess
+from pathlib import Path
+
+import build
+import promtool as under_test
+import pytest
+import table
+import yaml
+
+from lightllm_otel.export.metrics import HISTOGRAM, METRICS
+
+ROOT = Path(__file__).resolve().parents[2]
+RULES = ROOT / "grafana" / "rules"
+RUNBOOKS = ROOT / "docs" / "runbooks"
+LABELS = 'job="lightllm-otel",instance="{pod}"'
+INFO = ('lightllm_server_info{{{labels},server="{server}",model="llama",gpu="H200",tp="2",level="operators",lightllm="{version}",'
+        'torch="2",cuda="13",plugin="1"}}')  # fmt: skip
+GPU = 'lightllm_gpu_info{{{labels},rank="{rank}",uuid="GPU-{server}-{rank}",name="H200"}}'
+RANKS = (0, 1)
+
+
+@dataclasses.dataclass
+class Server:
+    """Two ranks in a steady state. Counters grow by ``base`` a minute; ``changed`` gives series another rate from
+    minute ``at`` on. With ``deploy`` the pod is replaced at that minute by one of another name and version.
+    """
+
+    name: str = "node-1"
+    at: int = 0
+    minutes: int = 300
+    changed: dict = dataclasses.field(default_factory=dict)
+    gauges: dict = dataclasses.field(default_factory=dict)
+    deploy: int = 0
+
+    def base(self):
+        rates = {
+            'lightllm_gpu_step_duration_seconds_sum{phase="decode"}': 50,
+            'lightllm_gpu_step_duration_seconds_count{phase="decode"}': 6000,
+            'lightllm_gpu_step_requests_total{phase="decode"}': 90000, "lightllm_otel_steps_sampled_total": 90,
+            'lightllm_otel_records_dropped_total{reason="overwritten"}': 0, 'lightllm_otel_errors_total{stage="measure"}': 0,
+            'lightllm_gpu_idle_seconds_total{reason="host",rank="0"}': 1,
+            'lightllm_gpu_collective_transfer_seconds_sum{site="ffn",phase="decode"}': 0.06,
+            'lightllm_gpu_collective_transfer_seconds_count{site="ffn",phase="decode"}': 3000,
+            'lightllm_gpu_collective_wait_seconds_sum{site="ffn",phase="decode"}': 0.006,
+            'lightllm_gpu_collective_wait_seconds_count{site="ffn",phase="decode"}': 6000,
+            'lightllm_gpu_collective_last_arrivals_total{site="ffn",phase="decode",rank="0"}': 100,
+            'lightllm_gpu_collective_last_arrivals_total{site="ffn",phase="decode",rank="1"}': 100,
+            'lightllm_gpu_collective_bus_bytes_total{site="ffn",phase="prefill"}': 2e9,
+            'lightllm_gpu_collective_payload_bytes_total{operator="all_reduce",site="ffn",phase="prefill"}': 2e9,
+            'lightllm_gpu_collective_transfer_seconds_sum{site="ffn",phase="prefill"}': 0.01,
+            'lightllm_gpu_collective_transfer_seconds_count{site="ffn",phase="prefill"}': 100,
+            'lightllm_gpu_operator_memory_bytes_total{operator="ffn",phase="decode"}': 9e13,
+            'lightllm_gpu_operator_estimated_seconds_total{operator="ffn",phase="decode"}': 50,
+        }  # fmt: skip
+        for operator, seconds in (("ffn", 0.6), ("all_reduce", 0.2)):
+            for kind in ("compared", "expected"):
+                rates[f'lightllm_gpu_operator_{kind}_seconds_total{{operator="{operator}",phase="decode"}}'] = seconds
+        return rates
+
+    def steady(self):
+        return {
+            'lightllm_gpu_step_in_flight_seconds{rank="0"}': 0.01, 'lightllm_gpu_step_in_flight_seconds{rank="1"}': 0.01,
+            'lightllm_gpu_step_number{rank="0"}': 900, 'lightllm_gpu_step_number{rank="1"}': 901,
+            'lightllm_gpu_collective_tail_ratio{site="ffn",phase="decode"}': 1.5, "lightllm_otel_data_age_seconds": 0,
+            "lightllm_otel_distortion_ratio": 1.01, 'lightllm_otel_slot_installed{operator="ffn"}': 1,
+            'lightllm_gpu_peak_link_bytes_per_second{link="nvlink4x18"}': 9e11,
+        }  # fmt: skip
+
+    def series(self):
+        parts = [(0, self.deploy or self.minutes), *([(self.deploy, self.minutes)] if self.deploy else [])]
+        for number, (begin, end) in enumerate(parts):
+            pod = LABELS.format(pod=f"{self.name}-{number}:9464")
+            before, after = (f"_x{2 * begin} " if begin else ""), (" stale" if end < self.minutes else "")
+            yield INFO.format(labels=pod, server=self.name, version=number), f"{before}1x{2 * (end - begin)}{after}"
+            for rank in RANKS:
+                yield GPU.format(labels=pod, rank=rank, server=self.name), f"{before}1x{2 * (end - begin)}{after}"
+            for name, usual in {**self.base(), **self.steady()}.items():
+                grows = name in self.base()
+                later = {**self.changed, **self.gauges}.get(name, usual)
+                values, total = [], 0.0
+                for half in range(2 * begin, 2 * end):
+                    now = later if half >= 2 * self.at else usual
+                    total = total + now / 2 if grows else now
+                    values.append(f"{total:g}" if grows else f"{now:g}")
+                labelled = f"{name[:-1]},{pod}}}" if name.endswith("}") else f"{name}{{{pod}}}"
+                yield labelled, before + " ".join(values) + after
+
+
+COMPARED = 'lightllm_gpu_operator_compared_seconds_total{{operator="{}",phase="decode"}}'.format
+SLOW = {COMPARED("all_reduce"): 0.25}
+LATE = {
+    'lightllm_gpu_collective_last_arrivals_total{site="ffn",phase="decode",rank="1"}': 2900,
+    'lightllm_gpu_collective_wait_seconds_sum{site="ffn",phase="decode"}': 0.03,
+}
+PERIOD = 'lightllm_gpu_step_duration_seconds_sum{phase="decode"}'
+
+
+def fired(tool, tmp_path, servers, minutes):
+    """Alerts (name → labels) that fire at each of these minutes; and what promtool said."""
+    lines = ["rule_files:", *(f"- {RULES / name}" for name in under_test.FILES), "evaluation_interval: 30s"]
+    lines += [
+        "group_eval_order:",
+        *(f"- {name}" for name in under_test.GROUPS),
+        "tests:",
+        "- interval: 30s",
+        "  input_series:",
+    ]
+    for server in servers:
+        for series, values in server.series():
+            lines += [f"  - series: '{series}'", f"    values: '{values}'"]
+    lines.append("  promql_expr_test:")
+    for minute in minutes:
+        lines += [f"  - expr: '{under_test.FIRING}'", f"    eval_time: {minute}m"]
+    path = tmp_path / "test.yml"
+    path.write_text("\n".join(lines) + "\n")
+    answer = subprocess.run([tool, "test", "rules", str(path)], capture_output=True, text=True, check=False)
+    found = under_test.parse(answer.stdout + answer.stderr)
+    return [{labels["alertname"]: labels for at, labels in found if at == 60 * minute} for minute in minutes]
+
+
+CASES = {
+    "LightLLMStepStuck": ({}, {'lightllm_gpu_step_in_flight_seconds{rank="0"}': 21}, 1),
+    "LightLLMAllReduceSlower": (SLOW, {}, 8),
+    "LightLLMAllReduceAboveExpectation": (SLOW, {}, 100),
+    "LightLLMDecodeSlow": ({COMPARED("ffn"): 0.9, PERIOD: 70}, {}, 20),
+    "LightLLMRankLate": (LATE, {}, 15),
+    "LightLLMAllReduceUnstable": ({}, {'lightllm_gpu_collective_tail_ratio{site="ffn",phase="decode"}': 4}, 20),
+    "LightLLMLinkSlow": ({'lightllm_gpu_collective_transfer_seconds_sum{site="ffn",phase="prefill"}': 0.05}, {}, 60),
+    "LightLLMOperatorShareShifted": ({COMPARED("ffn"): 1.2}, {}, 90),
+    "LightLLMPluginNotSampling": ({"lightllm_otel_steps_sampled_total": 0}, {}, 40),
+    "LightLLMPluginDrops": ({'lightllm_otel_records_dropped_total{reason="overwritten"}': 5}, {}, 40),
+    "LightLLMPluginSlotMissing": ({}, {'lightllm_otel_slot_installed{operator="ffn"}': 0}, 20),
+    "LightLLMPluginDistorts": ({}, {"lightllm_otel_distortion_ratio": 1.2}, 40),
+}
+BEGINS = 30  # minutes; without history the expectation is all there is
+HISTORY = 210  # minutes after which there is a usual
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_fault_fires_its_alert_and_its_absence_does_not(promtool, tmp_path, name):
+    changed, gauges, after = CASES[name]
+    server = Server(at=BEGINS, changed=changed, gauges=gauges, minutes=BEGINS + after + 1)
+    before, then = fired(promtool, tmp_path, [server], [BEGINS - 1, BEGINS + after])
+    assert before == {}
+    assert name in then
+    assert (then[name]["server"], then[name]["gpu"], then[name]["tp"]) == ("node-1", "H200", "2")
+    assert "instance" not in then[name]
+
+
+def test_what_is_usual_is_learned_from_the_day(promtool, tmp_path):
+    """A server that has always been 20 % above its expectation is not slower than it was; 25 % on top are."""
+    server = Server(at=HISTORY, minutes=HISTORY + 9, changed={COMPARED("all_reduce"): 0.3})
+    server.base = lambda: {**Server.base(server), COMPARED("all_reduce"): 0.24}
+    before, then = fired(promtool, tmp_path, [server], [HISTORY - 1, HISTORY + 8])
+    assert "LightLLMAllReduceSlower" not in before
+    assert "LightLLMAllReduceAboveExpectation" in before
+    assert "LightLLMAllReduceSlower" in then
+
+
+def test_a_late_rank_is_named(promtool, tmp_path):
+    [then] = fired(promtool, tmp_path, [Server(at=BEGINS, changed=LATE, minutes=BEGINS + 16)], [BEGINS + 15])
+    assert then["LightLLMRankLate"]["rank"] == "1"
+
+
+@pytest.mark.parametrize(
+    "changed", [{COMPARED("ffn"): 0.9}, {PERIOD: 70}], ids=["not felt", "not slower than expected"]
+)
+def test_nobody_is_woken_by_half_of_a_symptom(promtool, tmp_path, changed):
+    [then] = fired(promtool, tmp_path, [Server(at=HISTORY, changed=changed, minutes=HISTORY + 31)], [HISTORY + 30])
+    assert "LightLLMDecodeSlow" not in then
+
+
+def test_more_load_is_no_slowdown(promtool, tmp_path):
+    server = Server(at=BEGINS, minutes=BEGINS + 101)
+    server.changed = {name: 3 * rate for name, rate in server.base().items()}
+    assert fired(promtool, tmp_path, [server], [BEGINS + 10, BEGINS + 100]) == [{}, {}]
+
+
+def test_a_deploy_with_new_pod_names_fires_nothing_and_hides_nothing(promtool, tmp_path):
+    quiet = Server(deploy=60, minutes=90)
+    slow = Server("node-2", deploy=60, at=65, changed=SLOW, minutes=90)
+    [after, later] = fired(promtool, tmp_path, [quiet, slow], [63, 80])
+    assert after == {}
+    assert {labels["server"] for labels in later.values()} == {"node-2"}
+    assert "LightLLMAllReduceSlower" in later
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        (
+            {'lightllm_gpu_collective_transfer_seconds_sum{site="ffn",phase="decode"}': 0.09},
+            "LightLLMAllReduceSlowerThanPeers",
+        ),
+        (
+            {'lightllm_gpu_operator_memory_bytes_total{operator="ffn",phase="decode"}': 6e13},
+            "LightLLMServerSlowerThanPeers",
+        ),
+    ],
+    ids=["all_reduce", "decode"],
+)
+def test_a_server_worse_than_its_peers_is_found_without_history(promtool, tmp_path, changed, name):
+    peers = [Server(f"node-{number}", minutes=30) for number in range(2)]
+    alike, other = [
+        fired(promtool, tmp_path, [*peers, Server("bad", minutes=30, changed={**changed, **load})], [25])[0]
+        for load in ({}, {'lightllm_gpu_step_requests_total{phase="decode"}': 9000})
+    ]
+    assert alike[name]["server"] == "bad"
+    assert name not in other, "at another load they are no peers"
+
+
+def test_a_server_that_is_gone_is_missed(promtool, tmp_path):
+    gone, stays = Server(minutes=60, deploy=0), Server("node-2", minutes=100)
+    then = fired(promtool, tmp_path, [gone, stays], [80])[0]
+    assert then["LightLLMPluginNoData"]["server"] == "node-1"
+
+
+DESCRIBED = (
+    "node-1 (llama, H200, TP 2): the others wait for rank 1",
+    "1: GPU-node-1-1.",
+    "Since 1970-01-01 00:",
+    "lightllm 0,",
+    "lightllm 1,",
+    "For users: the whole group",
+    "First: clock",
+    "docs/runbooks/LightLLMRankLate.md",
+)
+
+
+def test_the_description_names_server_rank_gpu_versions_effect_and_action(promtool, tmp_path):
+    """promtool prints the annotations of an alert that it was told not to expect."""
+    server = Server(at=BEGINS, changed=LATE, deploy=20, minutes=BEGINS + 16)
+    lines = ["rule_files:", *(f"- {RULES / name}" for name in under_test.FILES), "evaluation_interval: 30s"]
+    lines += [
+        "group_eval_order:",
+        *(f"- {name}" for name in under_test.GROUPS),
+        "tests:",
+        "- interval: 30s",
+        "  input_series:",
+    ]
+    for series, values in server.series():
+        lines += [f"  - series: '{series}'", f"    values: '{values}'"]
+    lines += ["  alert_rule_test:", f"  - eval_time: {BEGINS + 15}m", "    alertname: LightLLMRankLate"]
+    path = tmp_path / "test.yml"
+    path.write_text("\n".join(lines) + "\n")
+    said = subprocess.run([promtool, "test", "rules", str(path)], capture_output=True, text=True, check=False)
+    text = said.stdout + said.stderr
+    for part in DESCRIBED:
+        assert part in text
+    assert "GPU-node-1-0" not in text
+    assert "error" not in text.lower().replace("link_errors", "")
+
+
+@pytest.mark.parametrize("name", under_test.FILES)
+def test_prometheus_accepts_the_files(promtool, name):
+    answer = subprocess.run(
+        [promtool, "check", "rules", str(RULES / name)], capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_alerts_are_what_the_table_says():
+    """Else run: python grafana/rules/build.py"""
+    assert (RULES / "alerts.yml").read_text() == build.text()
+
+
+def rules():
+    files = [yaml.safe_load((RULES / name).read_text()) for name in under_test.FILES]
+    return [rule for file in files for group in file["groups"] for rule in group["rules"]]
+
+
+def test_every_group_is_evaluated_in_the_order_of_the_tests():
+    files = [yaml.safe_load((RULES / name).read_text()) for name in under_test.FILES]
+    assert tuple(group["name"] for file in files for group in file["groups"]) == under_test.GROUPS
+
+
+def test_rules_use_metrics_that_exist():
+    known = {rule["record"] for rule in rules() if "record" in rule}
+    for metric in METRICS:
+        known |= {f"{metric.name}_{end}" for end in ("sum", "count")} if metric.kind == HISTOGRAM else {metric.name}
+    for rule in rules():
+        used = set(
+            re.findall(r"\blightllm[_:][\w:]+", rule["expr"] + rule.get("annotations", {}).get("description", ""))
+        )
+        assert {name for name in used if not name.startswith("lightllm_group")} <= known, rule
+
+
+def test_no_alert_has_the_address_of_a_pod():
+    for rule in rules():
+        if "alert" in rule:
+            assert not re.search(r"by \([^)]*instance", rule["expr"])
+
+
+@pytest.mark.parametrize("alert", table.ALERTS, ids=lambda alert: alert.name + alert.window)
+class TestEveryAlert:
+    def test_has_a_runbook(self, alert):
+        text = (RUNBOOKS / f"{alert.name}.md").read_text()
+        assert text.startswith(f"# {alert.name}\n")
+        assert re.findall(r"^## (.*)", text, re.MULTILINE) == [
+            "Meaning",
+            "Effect on users",
+            "What to do",
+            "When it is wrong",
+        ]
+
+    def test_pages_only_for_a_symptom(self, alert):
+        assert (alert.severity == table.CRITICAL) == (alert.name in ("LightLLMStepStuck", "LightLLMDecodeSlow"))
+
+    def test_has_a_test_of_its_own(self, alert):
+        assert alert.name in Path(__file__).read_text()
+
+
+def test_no_runbook_is_left_over():
+    assert {path.stem for path in RUNBOOKS.glob("*.md")} == {alert.name for alert in table.ALERTS}
