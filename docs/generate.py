@@ -150,6 +150,29 @@ def targets() -> str:
     return "\n".join(rows)
 
 
+def alerts() -> str:
+    """What the alerts were to find within which time, and what came of it."""
+    found = result("alerts")["summary"]
+    aims, by_size = {"5": 60, "10": 15, "25": 5}, found["minutes_to_detect_by_size"]
+    lines = [
+        (f"all_reduce slower by {percent} %: worst of {by_size[percent]['episodes']} episodes, minutes",
+         aim, f"{found['minutes_to_detect'][percent]:.1f}", found["minutes_to_detect"][percent] <= aim)
+        for percent, aim in aims.items()
+    ]  # fmt: skip
+    stuck, false, right = found["stuck_minutes"], found["false_alarms_per_month"], found["right_rank_percent"]
+    tickets = f"{found['false_tickets_per_month']:.2f}"
+    lines += [
+        (f"a stuck step: worst of {found['stuck_steps']}, minutes", 1, f"{stuck:.2f}", stuck <= 1),
+        (f"false pages a month and server, of {found['simulated_months']} months", 1, f"{false:.2f}", false < 1),
+        ("false tickets a month and server (no aim was set)", "", tickets, None),
+        ("the late rank named, %, at least", 95, f"{right:.1f}", right >= 95),
+    ]  # fmt: skip
+    rows = ["| | aim, at most | found | |", "|---|---|---|---|"]
+    said = {True: "met", False: "**missed**", None: ""}
+    rows += [f"| {name} | {aim} | {value} | {said[met]} |" for name, aim, value, met in lines]
+    return "\n".join(rows)
+
+
 def result(name: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return content
@@ -163,6 +186,7 @@ BLOCKS = {
     "accuracy": accuracy,
     "cost": cost,
     "targets": targets,
+    "alerts": alerts,
 }
 
 
