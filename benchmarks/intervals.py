@@ -12,9 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from lightllm_otel.analyze.student import welch
+import outcome  # noqa: E402
+
+from lightllm_otel.analyze.student import welch  # noqa: E402
 
 RUNS, STEPS, TRIALS, DRAWS = 5, 64, 2000, 400
 RUN_NOISE, STEP_NOISE = 0.01, 0.03
@@ -49,6 +52,10 @@ def main() -> None:
         wrong["bootstrap, runs then steps"] += not low <= 0 <= high
         low, high = welch(one.reshape(-1), two.reshape(-1)).interval(0.95)
         wrong["Welch, steps"] += not low <= 0 <= high
+    summary = {name: {"called_different_percent": round(100 * count / TRIALS, 2)} for name, count in wrong.items()}
+    rows = [{"name": name, "called_different": count, "trials": TRIALS, "runs": RUNS, "steps": STEPS,
+             "run_noise": RUN_NOISE, "step_noise": STEP_NOISE} for name, count in wrong.items()]  # fmt: skip
+    outcome.write("intervals", summary, rows)
     for name, count in wrong.items():
         print(f"{name:<28} {100 * count / TRIALS:5.1f} % of equal runs called different; stated: 5 %")
 

@@ -89,9 +89,8 @@ class Timer:
         self._no_requests = True
         self._current: Step | None = None
         self._entered: Step | None = None
-        self._marked = (
-            0  # of the pending steps: those whose operators are timed, with events that are soon wanted again
-        )
+        # Of the pending steps: those whose operators are timed, with events that are soon wanted again.
+        self._marked = 0
         self._sampled_steps = 0
         self._hook_seconds = 0.0
         self._dropped = [0] * len(DropReason)

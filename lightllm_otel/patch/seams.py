@@ -244,7 +244,9 @@ def _replaying(host: Host, session: Session) -> Host:
     @functools.wraps(host)
     def _replay(self: Any, input_ids: Any, infer_state: Any) -> Any:
         forwards = session.forwards
-        if forwards is None or not forwards.decode_due:
+        if forwards is None:
+            return host(self, input_ids, infer_state)
+        if not forwards.decode_due:
             lane.replayed = input_ids  # of what size, that can be asked when the GPU has its work
             return host(self, input_ids, infer_state)
         batch, twins, timer = input_ids.shape[0], session.twins, session.timer
