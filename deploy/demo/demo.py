@@ -57,6 +57,7 @@ def main() -> int:
         say("\n" + table(read(f"http://{address}/metrics")))
         say(INTERPRETED + "\n" if on_cpu else "")
         say(f"server     {server.url}  (POST /generate)")
+        say(f"live page  http://{address}/")
         say(f"metrics    http://{address}/metrics")
         say(f"Prometheus file_sd_configs: files: ['{folder}/targets/*.json']")
         say(f"next       LIGHTLLM_OTEL_DIR={folder} lightllm-otel top    (or: doctor)")
