@@ -248,6 +248,17 @@ class TestKubernetes:
                 assert monitor["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
                 assert {each["port"] for each in monitor["spec"]["podMetricsEndpoints"]} <= ports
 
+    def test_servers_are_called_after_their_node_which_a_roll_out_does_not_change(self):
+        for pod in (each["spec"]["template"] for each in OBJECTS if "template" in each.get("spec", {})):
+            (exporter,) = [
+                each for each in pod["spec"]["containers"] if "otel-metrics" in {port["name"] for port in each["ports"]}
+            ]
+            names = [each["name"] for each in exporter["env"]]
+            values = {each["name"]: each for each in exporter["env"]}
+            assert values["NODE_NAME"]["valueFrom"] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
+            assert values["LIGHTLLM_OTEL_SERVER"]["value"].startswith("$(NODE_NAME)/")
+            assert names.index("NODE_NAME") < names.index("LIGHTLLM_OTEL_SERVER"), "else it is not put in"
+
     def test_volumes_of_the_examples_are_declared(self):
         for pod in (each["spec"]["template"]["spec"] for each in OBJECTS if "template" in each.get("spec", {})):
             named = {volume["name"] for volume in pod["volumes"]}
