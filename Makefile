@@ -49,6 +49,7 @@ fmt: venv  ## format, and fix what can be fixed
 
 dashboards: venv  ## grafana/dashboards from grafana/boards, and what Kubernetes needs of them and the rules
 	$(BIN)/python grafana/build.py
+	$(BIN)/python grafana/rules/build.py
 	$(BIN)/python deploy/kubernetes/generate.py
 
 wheel: venv  ## dist/lightllm_otel-*.whl

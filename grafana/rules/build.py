@@ -1,8 +1,13 @@
-"""Writes alerts.yml from the table of alerts: ``python grafana/rules/build.py [--runbooks URL]``."""
+"""Writes alerts.yml from the table of alerts: ``python grafana/rules/build.py [--runbooks URL]``.
+
+Where runbooks can be read is what ``--runbooks`` says, else ``Runbooks`` among pyproject.toml's ``[project.urls]``, else the
+place in the repository whose address is ``Repository`` there. Without any of them a link is only a path in this repository.
+"""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +19,8 @@ sys.path.insert(0, str(FOLDER))
 
 from table import ALERTS, Alert  # noqa: E402
 
-RUNBOOKS = "docs/runbooks"  # below this repository's address, where --runbooks says no other
+PROJECT = FOLDER.parents[1] / "pyproject.toml"
+RUNBOOKS = "docs/runbooks"
 STUCK_INTERVAL = "15s"
 HEADER = "# Made by grafana/rules/build.py from grafana/rules/table.py. What each is for: docs/alerts.md.\n"
 
@@ -29,9 +35,9 @@ LATE = (
     "Of a collective's time in {{ .Labels.phase }} {{ .Value | humanizePercentage }} is waiting, the rest transfer.{{ end }}"
 )
 GPUS = (
-    ' GPU{{{{ range query (printf "lightllm_gpu_info{rank} * on (job, instance) group_left (server) '
-    'lightllm:server{{server=%q,model=%q}}"{which} $labels.server $labels.model) }}}} '
-    "{{{{ .Labels.rank }}}}: {{{{ .Labels.uuid }}}}{{{{ end }}}}."
+    '{{{{ with query (printf "lightllm_gpu_info{rank} * on (job, instance) group_left (server) '
+    'lightllm:server{{server=%q,model=%q}}"{which} $labels.server $labels.model) }}}} GPU{{{{ range . }}}} '
+    "{{{{ .Labels.rank }}}}: {{{{ .Labels.uuid }}}}{{{{ end }}}}.{{{{ end }}}}"
 )
 SINCE = (
     '{{ with query (printf "min(ALERTS_FOR_STATE{alertname=\\"NAME\\",server=%q,model=%q})"' + _WHO + ") }}"
@@ -75,7 +81,16 @@ def rule(alert: Alert, runbooks: str) -> dict[str, Any]:
     return made
 
 
-def rules(runbooks: str = RUNBOOKS) -> dict[str, Any]:
+def place(project: str) -> str:
+    """Where the runbooks can be read, by the text of pyproject.toml (Python 3.9 reads no TOML)."""
+    section = re.search(r"^\[project\.urls\]$(.*?)(?=^\[|\Z)", project, re.MULTILINE | re.DOTALL)
+    urls = dict(re.findall(r'^"?(\w+)"? = "([^"]+)"', section[1], re.MULTILINE)) if section else {}
+    if "Runbooks" in urls:
+        return urls["Runbooks"].rstrip("/")
+    return f"{urls['Repository'].rstrip('/')}/blob/main/{RUNBOOKS}" if "Repository" in urls else RUNBOOKS
+
+
+def rules(runbooks: str) -> dict[str, Any]:
     """As Prometheus reads it. What must be seen within a minute is looked at more often."""
     quick = [alert for alert in ALERTS if alert.lasts == "0s"]
     return {
@@ -94,13 +109,14 @@ def rules(runbooks: str = RUNBOOKS) -> dict[str, Any]:
     }
 
 
-def text(runbooks: str = RUNBOOKS) -> str:
-    return HEADER + yaml.safe_dump(rules(runbooks), sort_keys=False, width=120)
+def text(runbooks: str | None = None) -> str:
+    made = rules(place(PROJECT.read_text()) if runbooks is None else runbooks.rstrip("/"))
+    return HEADER + yaml.safe_dump(made, sort_keys=False, width=120)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runbooks", default=RUNBOOKS, help="where the runbooks can be read")
+    parser.add_argument("--runbooks", metavar="URL", help="where the runbooks can be read")
     (FOLDER / "alerts.yml").write_text(text(parser.parse_args().runbooks))
 
 

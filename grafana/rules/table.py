@@ -119,7 +119,8 @@ ALERTS = (
     Alert(
         name="LightLLMAllReduceUnstable", severity=WARNING, lasts="15m",
         expr="lightllm:collective_tail:ratio > 3 and lightllm:collective_tail:ratio > 2 * "
-             "(lightllm:collective_tail_ratio:median1d or 0 * lightllm:collective_tail:ratio + 1.5)",
+             "(lightllm:collective_tail_ratio:median1d or 0 * lightllm:collective_tail:ratio + 1.5) "
+             "and on (server, model, gpu, tp, phase) lightllm:collective_transfer_seconds:mean10m",
         summary="The slowest collectives take many times their median",
         what="the 99th percentile of the transfers of {{ $labels.site }} in {{ $labels.phase }} is {{ $value | humanize }} times "
              "their median.",
@@ -164,15 +165,17 @@ ALERTS = (
     ),
     Alert(
         name="LightLLMPluginNoData", severity=WARNING, lasts="10m", keeps="0s",
-        expr=f"group by ({SERVER}) (lightllm:server offset 30m) unless group by ({SERVER}) (lightllm:server)",
-        summary="A server that was there half an hour ago gives no data",
+        expr=f"(group by ({SERVER}) (lightllm:server offset 30m) or group by ({SERVER}) "
+             f"(last_over_time(lightllm:server[1d]) and on (job, instance) up == 0)) unless group by ({SERVER}) (lightllm:server)",
+        summary="A server that was there gives no data",
         what="nothing has been scraped from it for ten minutes.",
         effect="none from the plugin; but nobody is watching this server now.",
-        action="if the server was taken away, nothing. Else `lightllm-otel doctor` on its host, and Prometheus' targets page.",
+        action="if the server was taken away, nothing: the alert ends after half an hour. Else `lightllm-otel doctor` on its host, and Prometheus' targets page.",
     ),
     Alert(
         name="LightLLMPluginNotSampling", severity=WARNING, lasts="15m",
-        expr=f"(sum by ({SERVER}) (rate(lightllm_gpu_step_duration_seconds_count[10m]) * {JOIN}) > 0 "
+        expr=f"(sum by ({SERVER}) (rate(lightllm_gpu_step_duration_seconds_count[10m]) * {JOIN}) > "
+             f"0.5 * count by ({SERVER}) ({on_server('lightllm_gpu_step_number')}) "
              f"unless sum by ({SERVER}) (rate(lightllm_otel_steps_sampled_total[10m]) * {JOIN}) > 0 "
              f'unless on ({SERVER}) lightllm_server_info{{level="steps"}}) '
              f"or max by ({SERVER}) ({on_server('lightllm_otel_data_age_seconds')}) > 60",
@@ -185,7 +188,8 @@ ALERTS = (
         name="LightLLMPluginDrops", severity=WARNING, lasts="15m",
         expr=f'sum by ({SERVER}) (increase(lightllm_otel_records_dropped_total{{reason!="control"}}[30m]) * {JOIN}) > '
              f"0.01 * sum by ({SERVER}) (increase(lightllm_otel_steps_sampled_total[30m]) * {JOIN}) "
-             f"or sum by ({SERVER}) (increase(lightllm_otel_errors_total[30m]) * {JOIN}) > 0",
+             f"or sum by ({SERVER}) ((increase(lightllm_otel_errors_total[30m]) > 0 or lightllm_otel_errors_total > 0 "
+             f"unless lightllm_otel_errors_total offset 30m) * {JOIN}) > 0",
         summary="The plugin loses steps or has failed in a part",
         what="{{ $value | humanize }} records or errors in half an hour.",
         effect="none for users; figures of this server may lack something.",

@@ -219,6 +219,69 @@ def test_a_server_that_is_gone_is_missed(promtool, tmp_path):
     assert then["LightLLMPluginNoData"]["server"] == "node-1"
 
 
+def test_a_server_whose_target_is_still_known_is_missed_until_it_is_back(promtool, tmp_path):
+    gone, stays = Server(minutes=60), Server("node-2", minutes=200)
+    series = list(gone.series())
+    up = f"up{{{LABELS.format(pod='node-1-0:9464')}}}"
+    gone.series = lambda: [*((name, f"{values} stale") for name, values in series), (up, "1x119 0x280")]
+    early, later = fired(promtool, tmp_path, [gone, stays], [64, 180])
+    assert "LightLLMPluginNoData" not in early
+    assert later["LightLLMPluginNoData"]["server"] == "node-1"
+
+
+def test_a_failure_before_the_first_scrape_is_a_ticket(promtool, tmp_path):
+    server = Server(minutes=60)
+    steady = server.steady()
+    server.base = lambda: {k: v for k, v in Server.base(server).items() if "errors_total" not in k}
+    server.steady = lambda: {**steady, 'lightllm_otel_errors_total{stage="patch"}': 1}
+    then, later = fired(promtool, tmp_path, [server], [18, 55])
+    assert "LightLLMPluginDrops" in then
+    assert "LightLLMPluginDrops" not in later, "it is on record; nothing has failed since"
+
+
+def test_a_trickle_of_steps_may_have_none_sampled(promtool, tmp_path):
+    few = {
+        'lightllm_gpu_step_duration_seconds_count{phase="decode"}': 30,
+        "lightllm_otel_steps_sampled_total": 0,
+    }
+    [then] = fired(promtool, tmp_path, [Server(minutes=60, changed=few)], [55])
+    assert "LightLLMPluginNotSampling" not in then
+
+
+def test_an_old_tail_without_traffic_is_no_ticket(promtool, tmp_path):
+    server = Server(at=BEGINS, minutes=BEGINS + 41)
+    server.changed = dict.fromkeys(server.base(), 0)
+    server.gauges = {'lightllm_gpu_collective_tail_ratio{site="ffn",phase="decode"}': 4}
+    [then] = fired(promtool, tmp_path, [server], [BEGINS + 40])
+    assert then == {}
+
+
+class TestRunbooks:
+    """Where the links lead."""
+
+    def test_pyproject_says_it(self):
+        assert (
+            build.place('[project.urls]\nRunbooks = "https://wiki/r/"\nRepository = "https://git/p"\n')
+            == "https://wiki/r"
+        )
+        assert (
+            build.place('[project.urls]\nRepository = "https://git/p"\n[tool.x]\n')
+            == "https://git/p/blob/main/docs/runbooks"
+        )
+        assert build.place('[project]\nname = "x"\n[tool.x]\nRunbooks = "no"\n') == "docs/runbooks"
+
+    def test_every_alert_has_it(self):
+        made = yaml.safe_load(build.text("https://wiki/r/"))
+        alerts = [rule for group in made["groups"] for rule in group["rules"]]
+        assert {rule["annotations"]["runbook_url"] for rule in alerts} == {
+            f"https://wiki/r/{alert.name}.md" for alert in table.ALERTS
+        }
+
+    def test_the_line_without_tools_finds_every_link(self):
+        text = (RULES / "alerts.yml").read_text()
+        assert text.count("runbook_url: ") == text.count(f"runbook_url: {build.place(build.PROJECT.read_text())}/")
+
+
 DESCRIBED = (
     "node-1 (llama, H200, TP 2): the others wait for rank 1",
     "1: GPU-node-1-1.",
