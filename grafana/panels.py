@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from typing import Any
 
-from grafana_foundation_sdk.builders import bargauge, common, heatmap, stat, table, timeseries
+from grafana_foundation_sdk.builders import bargauge, common, heatmap, stat, table, timeseries, xychart
 from grafana_foundation_sdk.builders import dashboard as board
 from grafana_foundation_sdk.builders.prometheus import Dataquery
 from grafana_foundation_sdk.models import common as models
@@ -20,7 +20,7 @@ from grafana_foundation_sdk.models.dashboard import (
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from grafana.table import BARS, HEATMAP, LINES, STACK, STAT, TABLE, Panel, Query
+from grafana.table import BARS, HEATMAP, LINES, SCATTER, STACK, STAT, TABLE, Panel, Query
 
 DATASOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 TIMES = "suffix:×"  # of a ratio
@@ -42,7 +42,7 @@ def panel(row: Panel, number: int) -> Any:
 
 def _target(row: Panel, query: Query, ref: str) -> Dataquery:
     target = Dataquery().expr(query.promql).legend_format(query.legend or "__auto").ref_id(ref).datasource(DATASOURCE)
-    if row.kind == TABLE:
+    if row.kind in (TABLE, SCATTER):
         return target.format(PromQueryFormat.TABLE).instant()
     if row.kind in (STAT, BARS):
         return target.instant()
@@ -104,7 +104,7 @@ def _heatmap(row: Panel) -> heatmap.Panel:
 
 def _table(row: Panel) -> table.Panel:
     """One line per set of labels; the value of each query is a column of its legend's name."""
-    names = {f"Value #{string.ascii_uppercase[at]}": query.legend for at, query in enumerate(row.queries)}
+    names = _columns(row)
     names["Value"] = row.queries[0].legend
     made = table.Panel().min_width(90)
     made.override_by_regexp(
@@ -124,9 +124,49 @@ def _table(row: Panel) -> table.Panel:
     return made.override_by_name("instance", [DynamicConfigValue(id_val="links", value=[_to_overview()])])
 
 
+def _columns(row: Panel) -> dict[str, str]:
+    return {f"Value #{string.ascii_uppercase[at]}": query.legend for at, query in enumerate(row.queries)}
+
+
+class _Scatter(xychart.Panel):  # type: ignore[misc]
+    """With the options of Grafana 10, which 11.1 and later turn into their own; they know them by the missing version."""
+
+    def __init__(self, across: str, series: list[str]) -> None:
+        super().__init__()
+        self._across, self._series = across, series
+
+    def build(self) -> Any:
+        made = super().build()
+        *points, roof = self._series
+        looks = [(name, colour, 10) for name, colour in zip(points, ("blue", "orange"))] + [(roof, "text", 4)]
+        made.options = {
+            "seriesMapping": "manual", "dims": {},
+            "series": [
+                {"frame": 0, "x": self._across, "y": name, "pointColor": {"fixed": colour}, "pointSize": {"fixed": size}}
+                for name, colour, size in looks
+            ],
+            "legend": {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": []},
+            "tooltip": {"mode": "single", "sort": "none"},
+        }  # fmt: skip
+        return made
+
+
+def _scatter(row: Panel) -> xychart.Panel:
+    across, *series = [query.legend for query in row.queries]
+    made = _Scatter(across, series)
+    made.scale_distribution(common.ScaleDistributionConfig().type(models.ScaleDistribution.LOG).log(10))
+    made.with_transformation(DataTransformerConfig(id_val="merge", options={}))
+    organize = {"excludeByName": dict.fromkeys(NOISE, True), "renameByName": _columns(row), "indexByName": {}}
+    made.with_transformation(DataTransformerConfig(id_val="organize", options=organize))
+    for column, unit in row.units:
+        made.override_by_name(column, [DynamicConfigValue(id_val="unit", value=unit)])
+    return made
+
+
 def _to_overview() -> dict[str, Any]:
     url = "/d/lightllm-otel-overview?${datasource:queryparam}&${job:queryparam}&${__url_time_range}"
     return {"title": "Overview of this server", "url": url + "&var-instance=${__value.raw}"}
 
 
-MAKE = {STAT: _stat, LINES: _lines, STACK: _stack, BARS: _bars, HEATMAP: _heatmap, TABLE: _table}
+MAKE = {STAT: _stat, LINES: _lines, STACK: _stack, BARS: _bars, HEATMAP: _heatmap, TABLE: _table,
+        SCATTER: _scatter}  # fmt: skip

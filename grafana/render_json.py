@@ -56,5 +56,7 @@ def _variable(variable: Variable) -> builders.QueryVariable | builders.CustomVar
     made.datasource(panels.DATASOURCE).refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
     made.sort(VariableSort.NATURAL_ASC).multi(variable.multi).include_all(variable.multi).description(variable.text)
     if variable.multi:
-        made.all_value(".+").current(VariableOption(selected=True, text=["All"], value=["$__all"]))
+        made.current(VariableOption(selected=True, text=["All"], value=["$__all"]))
+        if not variable.listed:
+            made.all_value(".+")
     return made

@@ -16,6 +16,7 @@ TOKENS = {
 
 # How a panel looks.
 STAT, LINES, STACK, BARS, HEATMAP, TABLE = "stat", "lines", "stack", "bars", "heatmap", "table"
+SCATTER = "scatter"  # the first query is x, each further one a series of points; both axes are logarithmic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,10 @@ class Panel:
 
 @dataclasses.dataclass(frozen=True)
 class Variable:
-    """``query``: of Prometheus' label values; or ``choices``, fixed ones."""
+    """``query``: of Prometheus' label values; or ``choices``, fixed ones.
+
+    ``listed``: All means all that were found, instead of anything: what another variable left out stays out.
+    """
 
     name: str
     label: str
@@ -66,6 +70,7 @@ class Variable:
     choices: tuple[str, ...] = ()
     multi: bool = True
     text: str = ""
+    listed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +90,7 @@ INFO = 'lightllm_server_info{job=~"$job",model=~"$model"}'
 VARIABLES = (
     Variable("job", "Job", "label_values(lightllm_server_info, job)", text="Prometheus' scrape job"),
     Variable("model", "Model", 'label_values(lightllm_server_info{job=~"$job"}, model)', text="limits the instances"),
-    Variable("instance", "Instance", f"label_values({INFO}, instance)", text="the exporter of one server"),
+    Variable("instance", "Instance", f"label_values({INFO}, instance)", text="the exporter of one server", listed=True),
     Variable(
         "rank", "Rank", 'label_values(lightllm_gpu_step_number{job=~"$job",instance=~"$instance"}, rank)',
         text="a GPU of a server; where a metric has ranks",

@@ -45,11 +45,12 @@ COMMUNICATION = Board(
                   " does not: a rank is late. The embedding's is mostly the wait for the host's wake-up.",
                   (Query(mean(W), "{{site}} {{phase}}"),), empty=NONE),
             Panel("What collectives cost a GPU", STACK, "suffix:s/s",
-                  "Seconds a second in sampled steps, mean of the ranks: transfer and waiting"
+                  "Seconds a second in sampled steps, mean of the chosen servers and their ranks: transfer and waiting"
                   " (lightllm_gpu_collective_transfer_seconds, lightllm_gpu_collective_wait_seconds).",
-                  (Query(f"sum by (phase) (rate({T}_sum{{$PHASES}}[RATE]))", "transfer {{phase}}"),
-                   Query(f"sum by (phase) (rate({W}_sum{{$PHASES}}[RATE])) / on () group_left count(lightllm_gpu_step_number{{$SERVER}})"
-                         " * on () group_left count(lightllm_server_info{$SERVER})", "waiting {{phase}}")), empty=NONE),
+                  (Query(f"sum by (phase) (rate({T}_sum{{$PHASES}}[RATE])) / on () group_left count(lightllm_server_info{{$SERVER}})",
+                         "transfer {{phase}}"),
+                   Query(f"sum by (phase) (rate({W}_sum{{$PHASES}}[RATE])) / on () group_left count(lightllm_gpu_step_number{{$SERVER}})",
+                         "waiting {{phase}}")), empty=NONE),
             Panel("Transfers by time, decode", HEATMAP, "s",
                   "Collectives of sampled decode steps by their transfer (lightllm_gpu_collective_transfer_seconds). One band per size of"
                   " payload is normal; a band that splits is a link that is sometimes slow.",

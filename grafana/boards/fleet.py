@@ -11,7 +11,7 @@ STEP = (
     ' / sum by (job, instance) (rate(lightllm_gpu_step_duration_seconds_count{$SERVER,phase="decode"}[RATE]))'
 )
 # The same with the labels that say who is a peer.
-KNOWN = f"({STEP}) * on (job, instance) group_left ({PEERS}) {WHO}"
+KNOWN = f"({STEP}) * on (job, instance) group_left (server, {PEERS}) {WHO}"
 AGAINST_PEERS = f"({KNOWN}) / on ({PEERS}) group_left quantile by ({PEERS}) (0.5, {KNOWN})"
 SLOWDOWN = (
     "sum by (job, instance) (rate(lightllm_gpu_operator_compared_seconds_total{$SERVER}[RATE]))"
@@ -41,8 +41,10 @@ FLEET = Board(
             Panel("Servers", STAT, "short", "Servers that say who they are (lightllm_server_info).",
                   (Query("count(lightllm_server_info{$SERVER})"),), 6, 4, empty="No server is scraped"),
             Panel("Not answering", STAT, "short",
-                  "Exporters that Prometheus could not scrape (up is 0). Their servers may be well: only our view is gone.",
-                  (Query('sum(up{job=~"$job",instance=~"$instance"} == bool 0)'),), 6, 4, empty="Nothing is scraped",
+                  "Exporters that Prometheus could not scrape (up is 0), of those that said who they are in this time range"
+                  " (lightllm_server_info). Their servers may be well: only our view is gone.",
+                  (Query('sum(up{job=~"$job",instance=~"$instance"} == bool 0 and on (job, instance)'
+                         " last_over_time(lightllm_server_info{$SERVER}[$__range]))"),), 6, 4, empty="Nothing is scraped",
                   steps=((1, "red"),)),
             Panel("Generated tokens", STAT, "suffix:tok/s",
                   "New tokens of decode steps a second, all servers together (lightllm_gpu_step_tokens_total).",

@@ -25,8 +25,9 @@ PLUGIN = Board(
             Panel("Age of the data", STAT, "s", "Age of the oldest step that is not counted yet (lightllm_otel_data_age_seconds).",
                   (Query("max(lightllm_otel_data_age_seconds{$SERVER})"),), 6, 4, empty="No exporter answers", steps=((10, "orange"),)),
             Panel("Series of the largest server", STAT, "short",
-                  "Samples of one scrape (scrape_samples_scraped, Prometheus' own). At most 2,000 for eight ranks.",
-                  (Query('max(scrape_samples_scraped{job=~"$job",instance=~"$instance"})'),), 6, 4, empty="Nothing is scraped",
+                  "Samples of one scrape (scrape_samples_scraped, Prometheus' own) of those that have lightllm_server_info. At most 2,000"
+                  " for eight ranks.",
+                  (Query('max(scrape_samples_scraped{job=~"$job",instance=~"$instance"} and on (job, instance) lightllm_server_info{$SERVER})'),), 6, 4, empty="Nothing is scraped",
                   steps=((2001, "orange"),)),
         )),
         ("What it costs", (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grafana.table import BARS, LINES, PHASE, STAT, TABLE, Board, Panel, Query
+from grafana.table import BARS, LINES, PHASE, SCATTER, STAT, TABLE, Board, Panel, Query
 
 AT = "job, instance, operator, phase"
 SECONDS = f"sum by ({AT}) (rate(lightllm_gpu_operator_estimated_seconds_total{{$PHASES}}[RATE]))"
@@ -14,7 +14,16 @@ OF_FLOPS = f"{FLOPS} / {SECONDS} / on (job, instance) group_left {PEAK_FLOPS}"
 OF_BYTES = f"{BYTES} / {SECONDS} / on (job, instance) group_left {PEAK_BYTES}"
 RIDGE = f"{PEAK_FLOPS} / {PEAK_BYTES}"
 PER_GPU = f"max by (job, instance) ({RIDGE})"
+INTENSITY = f"({FLOPS} / {BYTES} > 0)"
+ROOF = (
+    f"({INTENSITY} * on (job, instance) group_left {PEAK_BYTES} < on (job, instance) group_left {PEAK_FLOPS}"
+    f" or 0 * {INTENSITY} + on (job, instance) group_left {PEAK_FLOPS})"
+)
 UNKNOWN = "The model's shape or the GPU is not known to the plugin"
+
+
+def achieved(phases: str) -> str:
+    return f"{FLOPS} / {SECONDS} > 0".replace("{$PHASES}", f"{{$PHASES,{phases}}}")
 
 
 def utilisation(metric: str, peak: str) -> str:
@@ -58,6 +67,15 @@ ROOFLINE = Board(
                   12, 9, empty=UNKNOWN),
         )),
         ("Each operator", (
+            Panel("Roofline", SCATTER, "flops",
+                  "A point for each operator and phase: FLOP/s achieved on one GPU (lightllm_gpu_operator_flops_total by"
+                  " lightllm_gpu_operator_estimated_seconds_total) against its operations per byte (by"
+                  " lightllm_gpu_operator_memory_bytes_total), both axes logarithmic. Straight above it, small: the roof at that intensity,"
+                  " the lesser of lightllm_gpu_peak_flops and intensity times lightllm_gpu_peak_memory_bytes_per_second. Where the roof"
+                  " rises memory bounds, where it is flat compute; the distance is the room. Point at one to see which operator it is.",
+                  (Query(INTENSITY, "operations per byte"), Query(achieved('phase!="decode"'), "prefill"),
+                   Query(achieved('phase="decode"'), "decode"), Query(ROOF, "roof")),
+                  24, 14, empty=UNKNOWN, units=(("operations per byte", "suffix:FLOP/byte"),)),
             Panel("What bounds each operator", TABLE, "short",
                   "FLOP/s and bytes/s: achieved on one GPU (lightllm_gpu_operator_flops_total and"
                   " lightllm_gpu_operator_memory_bytes_total by lightllm_gpu_operator_estimated_seconds_total). Intensity by ridge: above 1"

@@ -166,11 +166,13 @@ ALERTS = (
     Alert(
         name="LightLLMPluginNoData", severity=WARNING, lasts="10m", keeps="0s",
         expr=f"(group by ({SERVER}) (lightllm:server offset 30m) or group by ({SERVER}) "
-             f"(last_over_time(lightllm:server[1d]) and on (job, instance) up == 0)) unless group by ({SERVER}) (lightllm:server)",
+             "(last_over_time(lightllm:server[1d]) and on (job, instance) up == 0)) "
+             f"unless group by ({SERVER}) (lightllm:server)",
         summary="A server that was there gives no data",
         what="nothing has been scraped from it for ten minutes.",
         effect="none from the plugin; but nobody is watching this server now.",
-        action="if the server was taken away, nothing: the alert ends after half an hour. Else `lightllm-otel doctor` on its host, and Prometheus' targets page.",
+        action="if the server was taken away, nothing: the alert ends within half an hour. Else `lightllm-otel doctor` on its "
+               "host, and Prometheus' targets page.",
     ),
     Alert(
         name="LightLLMPluginNotSampling", severity=WARNING, lasts="15m",
