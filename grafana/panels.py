@@ -128,7 +128,7 @@ def _columns(row: Panel) -> dict[str, str]:
     return {f"Value #{string.ascii_uppercase[at]}": query.legend for at, query in enumerate(row.queries)}
 
 
-class _Scatter(xychart.Panel):  # type: ignore[misc]
+class _Scatter(xychart.Panel):
     """With the options of Grafana 10, which 11.1 and later turn into their own; they know them by the missing version."""
 
     def __init__(self, across: str, series: list[str]) -> None:

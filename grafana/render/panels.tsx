@@ -1,5 +1,5 @@
 // Draws a dashboard's panels from query results, with Grafana's own components where it exports them (@grafana/ui): panel frame, lines,
-// stacks, single values, bars, tables. Heatmaps it does not export; those are drawn here.
+// stacks, single values, bars, tables. Heatmaps and scatter plots it does not export; those are drawn here.
 // By require: their ES modules import CommonJS packages in a way that a bundler does not follow.
 require("uplot/dist/uPlot.min.css");
 const React = require("react");
@@ -93,7 +93,37 @@ function heatmap(panel: any, grid: any, width: number, height: number) {
   </svg>;
 }
 
-const DRAW: any = { timeseries: lines, stat, bargauge: bars, table, heatmap };
+function scatter(panel: any, series: any[], width: number, height: number) {
+  const left = 74, bottom = 34, top = 8, right = 90, points = series.flatMap((each) => each.points);
+  const decades = (values: number[]) => [Math.floor(Math.log10(Math.min(...values))), Math.ceil(Math.log10(Math.max(...values)))];
+  const [xs, ys] = [decades(points.map((each) => each.x)), decades(points.map((each) => each.y))];
+  const x = (value: number) => left + (width - left - right) * (Math.log10(value) - xs[0]) / (xs[1] - xs[0] || 1);
+  const y = (value: number) => height - bottom - (height - bottom - top) * (Math.log10(value) - ys[0]) / (ys[1] - ys[0] || 1);
+  const every = ([low, high]: number[]) => Array.from({ length: high - low + 1 }, (_, at) => 10 ** (low + at));
+  const unit = getDisplayProcessor({ field: { type: FieldType.number, config: { unit: panel.fieldConfig.defaults.unit } } as any, theme });
+  const text = { fill: theme.colors.text.secondary, fontSize: 11, fontFamily: theme.typography.fontFamily };
+  const named: number[][] = []; // where names stand, so that no two do at one place
+  const free = (px: number, py: number) => {
+    while (named.some(([ox, oy]) => Math.abs(ox - px) < 110 && Math.abs(oy - py) < 12)) py += 12;
+    named.push([px, py]);
+    return py;
+  };
+  return <svg width={width} height={height}>
+    {every(xs).map((value) => <g key={value}><line x1={x(value)} x2={x(value)} y1={top} y2={height - bottom} stroke={theme.colors.border.weak} />
+      <text {...text} x={x(value)} y={height - bottom + 14} textAnchor="middle">{String(Number(value.toPrecision(1)))}</text></g>)}
+    {every(ys).map((value) => <g key={value}><line x1={left} x2={width - right} y1={y(value)} y2={y(value)} stroke={theme.colors.border.weak} />
+      <text {...text} x={left - 6} y={y(value) + 4} textAnchor="end">{unit(value).text}{unit(value).suffix}</text></g>)}
+    {series.map((each) => each.points.map((point: any, at: number) => <circle key={each.name + at} cx={x(point.x)} cy={y(point.y)} r={each.size / 2}
+      fill={each.colour === "text" ? theme.colors.text.primary : theme.visualization.getColorByName(each.colour)} fillOpacity={0.8} />))}
+    {series.filter((each) => each.colour !== "text").map((each) => each.points.map((point: any, at: number) =>
+      <text key={each.name + at} {...text} x={x(point.x) + 8} y={free(x(point.x) + 8, y(point.y) + 4)}>{point.name}</text>))}
+    {series.map((each, at) => <text key={each.name} {...text} x={left + 90 * at} y={height - 4}
+      fill={each.colour === "text" ? theme.colors.text.primary : theme.visualization.getColorByName(each.colour)}>{`● ${each.name}`}</text>)}
+    <text {...text} x={width - right} y={height - 4} textAnchor="end">{series.length && panel.options.series[0].x}</text>
+  </svg>;
+}
+
+const DRAW: any = { timeseries: lines, stat, bargauge: bars, table, heatmap, xychart: scatter };
 
 function body(panel: any, width: number, height: number) {
   const answer = answers[panel.id];

@@ -114,6 +114,8 @@ class Asked:
         kind = panel["type"]
         if kind == "table":
             return self._table(panel)
+        if kind == "xychart":
+            return self._points(panel)
         instant = kind in ("stat", "bargauge")
         series = [each for target in panel["targets"] for each in self._series(target, instant)]
         return _grid(series) if kind == "heatmap" and series else series
@@ -133,23 +135,46 @@ class Asked:
             )
         return found
 
-    def _table(self, panel: dict[str, Any]) -> Any:
+    def _points(self, panel: dict[str, Any]) -> Any:
+        """Of each series its looks and where its points are, with what they are called."""
+        made = []
+        lines = self._merged(panel)
+        for series in panel["options"]["series"]:
+            x, y = series["x"], series["y"]
+            points = [
+                {"x": line[x], "y": line[y], "name": f"{line['operator']} {line['phase']}"}
+                for line in lines
+                if line.get(x, 0) > 0 and line.get(y, 0) > 0  # not NaN either
+            ]
+            made.append(
+                {
+                    "name": y,
+                    "colour": series["pointColor"]["fixed"],
+                    "size": series["pointSize"]["fixed"],
+                    "points": points,
+                }
+            )
+        return made if any(each["points"] for each in made) else None
+
+    def _merged(self, panel: dict[str, Any]) -> list[dict[str, Any]]:
+        """As Grafana merges frames: rows with the same labels; ours join on what all of them have."""
         rows: dict[tuple[tuple[str, str], ...], dict[str, float]] = {}
         for target in panel["targets"]:
             for each in self._ask(target, instant=True):
                 labels = tuple(sorted((k, v) for k, v in each["metric"].items() if k not in ("__name__", "job")))
                 rows.setdefault(labels, {})[target["legendFormat"]] = float(each["value"][1])
-        values = [target["legendFormat"] for target in panel["targets"]]
-        # As Grafana merges frames: rows with the same labels; ours join on what all of them have.
         shared = set.intersection(*({name for name, _ in labels} for labels in rows)) if rows else set()
         merged: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
         for labels, row in rows.items():
             key = tuple(pair for pair in labels if pair[0] in shared)
             merged.setdefault(key, {}).update({**dict(labels), **row})
-        names = sorted({name for row in merged.values() for name in row} - set(values))
-        lines = [
-            [*(row.get(name, "") for name in names), *(row.get(name) for name in values)] for row in merged.values()
-        ]
+        return list(merged.values())
+
+    def _table(self, panel: dict[str, Any]) -> Any:
+        merged = self._merged(panel)
+        values = [target["legendFormat"] for target in panel["targets"]]
+        names = sorted({name for row in merged for name in row} - set(values))
+        lines = [[*(row.get(name, "") for name in names), *(row.get(name) for name in values)] for row in merged]
         order = panel["options"].get("sortBy") or []
         columns = names + values
         if order:

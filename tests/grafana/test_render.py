@@ -54,6 +54,23 @@ def test_a_table_has_a_row_for_what_the_queries_share_sorted_as_the_panel_says(r
     assert table["rows"] == [["two", "m", 2.0, 2.0], ["one", "m", 1.0, 1.0]]
 
 
+def test_a_scatter_plot_has_the_points_that_both_axes_can_show(render):
+    def answer(what, words):
+        values = {"X": ("2", "0", "3"), "Y": ("5", "6", "NaN")}[words["query"]]
+        return [
+            {"metric": {"operator": name, "phase": "decode"}, "value": [0, value]} for name, value in zip("abc", values)
+        ]
+
+    looks = {"pointColor": {"fixed": "blue"}, "pointSize": {"fixed": 10}}
+    panel = {
+        "type": "xychart", "options": {"series": [{"x": "across", "y": "up", **looks}]},
+        "targets": [{"expr": "X", "legendFormat": "across"}, {"expr": "Y", "legendFormat": "up"}],
+    }  # fmt: skip
+    (series,) = asked(render, answer).panel(panel)
+    assert (series["name"], series["colour"], series["size"]) == ("up", "blue", 10)
+    assert series["points"] == [{"x": 2.0, "y": 5.0, "name": "a decode"}]
+
+
 def test_no_variable_of_grafana_is_left_in_a_query(render):
     queries = []
 
