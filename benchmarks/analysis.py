@@ -415,18 +415,19 @@ def speed(work: Path, steps: int, rounds: int = 3) -> Rows:
     sys.path.insert(0, str(ROOT / "tests"))
     import simulated
 
-    from lightllm_otel import cli
-
     one, two = (simulated.write(work / name, seed=seed, steps=steps, layers=32) for seed, name in enumerate("ab"))
+    records = {path: load(path).records for path in (one, two)}
     rows: Rows = []
     for _ in range(rounds):
-        for name, words in (("report", [one]), ("compare", [one, two])):
+        for name, paths in (("report", [one]), ("compare", [one, two])):
+            words = [name, *map(str, paths), "--html", str(work / f"{name}.html"), "--json"]
             began, cpu_began = time.perf_counter(), time.process_time()
             with contextlib.redirect_stdout(io.StringIO()):
-                cli.main([name, *map(str, words), "--html", str(work / f"{name}.html"), "--json"])
+                command(words)
+            seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
             rows.append({
-                "kind": "speed", "command": name, "records": [load(path).records for path in words],
-                "seconds": round(time.perf_counter() - began, 4), "cpu_seconds": round(time.process_time() - cpu_began, 4),
+                "kind": "speed", "command": name, "records": [records[path] for path in paths],
+                "seconds": round(seconds, 4), "cpu_seconds": round(cpu_seconds, 4),
             })  # fmt: skip
     return rows
 
@@ -600,6 +601,15 @@ def run_part(arguments: argparse.Namespace, part: str) -> Rows:
     return [{"part": part, **row} for row in rows]
 
 
+def together(merged: Sequence[dict[str, Any]], parts: Sequence[str]) -> Rows:
+    """Rows of earlier files; the last that has a part counts for it, and none for a part that is measured now."""
+    of_part: dict[str, Rows] = {}
+    for earlier in merged:
+        found = {row["part"] for row in earlier["rows"] if "part" in row}
+        of_part |= {part: [row for row in earlier["rows"] if row.get("part") == part] for part in found}
+    return [row for part in PARTS if part not in parts for row in of_part.get(part, [])]
+
+
 def write_page(run: Run, path: Path) -> None:
     """As ``report --html`` does, under a name that says what it is."""
     data = {**report(run), "name": "LLaMA-7B's shape, static, batch 20, 1024 in, 1024 out"}
@@ -647,7 +657,7 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     merged = [json.loads(path.read_text()) for path in arguments.merge]
     parts = () if arguments.nothing else tuple(arguments.part or PARTS)
-    rows = [row for earlier in merged for row in earlier["rows"] if "part" in row and row["part"] not in parts]
+    rows = together(merged, parts)
     if set(parts) & {*BENCHES, "same"}:
         words = [__file__, "--child", "checkpoint", *common(arguments)]
         if problem := workers.run(words, arguments.cpu, arguments.limit, [ROOT]):

@@ -114,3 +114,12 @@ def test_the_speed_is_the_median_of_the_commands(tmp_path):
     assert summary["seconds_report_1m"] > 0
     assert summary["seconds_compare_1m"] > 0
     assert {row["command"] for row in rows} == {"report", "compare"}
+
+
+def test_of_merged_files_the_last_counts_for_a_part():
+    first, second = (
+        {"rows": [{"merged": {}}, *({"part": part, "kind": "took", "seconds": at} for part in parts)]}
+        for at, parts in enumerate((("same", "speed", "tp2"), ("speed",)))
+    )
+    kept = {row["part"]: row["seconds"] for row in analysis.together([first, second], ("tp2",))}
+    assert kept == {"same": 0, "speed": 1}
