@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,13 +72,13 @@ class Later:
         return self._make()
 
 
-def patch_layers(later: Later) -> None:
+def patch_layers(later: Later, slots: Sequence[str] = SLOTS) -> None:
     """Before LightLLM is imported. The plugin wraps the instances' slots around this, so the delay is the operator's."""
     import wrapt
 
     def patch(module: Any) -> None:
         owner = module.LlamaTransformerLayerInfer
-        for name in SLOTS:
+        for name in slots:
             setattr(owner, name, slowed(getattr(owner, name), later))
 
     wrapt.register_post_import_hook(patch, LAYER)

@@ -29,25 +29,26 @@ def say(what: str) -> None:
     print(f"[{time.perf_counter() - BEGAN:6.1f} s] {what}", flush=True)
 
 
-def environment(cpu: bool) -> dict[str, str]:
-    """Of a child. With CPU, torch takes it for a GPU."""
+def environment(cpu: bool, first: Sequence[Path] = (), version: str = "new") -> dict[str, str]:
+    """Of a child. With CPU, torch takes it for a GPU. ``first``: folders before all others on its path."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("LIGHTLLM_OTEL")}
     # CUPTI stays loaded once it is: taking it down and up again is not safe with graphs that exist already.
     environ |= {"DISABLE_CUPTI_LAZY_REINIT": "1", "TEARDOWN_CUPTI": "0", "TOKENIZERS_PARALLELISM": "false"}
     environ.setdefault("LOADWORKER", "8")
-    folders = []
+    folders = list(map(str, first))
     if importlib.util.find_spec("torchvision") is None:  # LightLLM imports it; text needs none of it
         folders.append(str(DEMO / "stand_in"))
     if cpu:
         folders.append(str(DEMO / "cpu"))
-        environ |= {"LIGHTLLM_ON_CPU": "new", "OMP_NUM_THREADS": "1"}
+        environ |= {"LIGHTLLM_ON_CPU": version, "OMP_NUM_THREADS": "1"}
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*folders, environ.get("PYTHONPATH", "")]))
     return environ
 
 
-def run(command: Sequence[str], cpu: bool, limit: float) -> str:
+def run(command: Sequence[str], cpu: bool, limit: float, first: Sequence[Path] = (), version: str = "new") -> str:
     """Run a child to its end; a sentence when that was not a good one. It ends with what it has started itself."""
-    process = subprocess.Popen([sys.executable, *command], env=environment(cpu), start_new_session=True)
+    environ = environment(cpu, first, version)
+    process = subprocess.Popen([sys.executable, *command], env=environ, start_new_session=True)
     try:
         status = process.wait(limit)
     except BaseException as error:

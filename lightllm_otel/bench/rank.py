@@ -39,6 +39,7 @@ def _arguments() -> argparse.Namespace:
         parser.add_argument(f"--{number}", type=int, required=True)
     parser.add_argument("--data-type", default=None)
     parser.add_argument("--graphs", action="store_true")
+    parser.add_argument("--share-gpu", action="store_true")
     return parser.parse_args()
 
 
@@ -54,12 +55,16 @@ def _model(given: argparse.Namespace) -> Any:
         from lightllm_otel.bench import static_new
 
         more = ["--data_type", given.data_type] if given.data_type else []
+        if given.share_gpu:  # every rank is a node of its own, and all nodes are this host
+            more += ["--nnodes", str(given.tp), "--node_rank", str(given.rank), "--disable_custom_allreduce"]
         return static_new.StaticModel(
             given.model_dir, None, max(total, length + static_new.SPARE) + static_new.SPARE, given.batch_size, given.graphs,
             given.tp, given.rank, given.nccl_port, max_length=length, graph_batches=[given.batch_size],
             arguments=[*more, "--batch_max_tokens", str(given.batch_size * given.input_len),
                        "--running_max_req_size", str(given.batch_size)],
         )  # fmt: skip
+    if given.share_gpu:
+        sys.exit("LightLLM 0.0.1 cannot share a GPU among ranks: it knows of one host only")
     from lightllm_otel.bench import static_old
 
     return static_old.StaticModel(

@@ -34,12 +34,15 @@ class RankFailed(RuntimeError):
 
 def repeat(
     plan: Plan, model_dir: Path, tp: int, number: int, out: Path, changes: Mapping[str, str] | None = None,
-    data_type: str | None = None, graphs: bool = True,
+    data_type: str | None = None, graphs: bool = True, share_gpu: bool = False,
 ) -> Outcome:  # fmt: skip
-    """Start all ranks, run the batch, end them. ``changes``: of their environment. Raises RankFailed."""
+    """Start all ranks, run the batch, end them. ``changes``: of their environment; ``share_gpu``: all ranks on one GPU.
+
+    Raises RankFailed.
+    """
     with _temporary() as directory:
         ranks = [
-            Rank(plan, model_dir, tp, rank, port, number, directory, changes or {}, data_type, graphs)
+            Rank(plan, model_dir, tp, rank, port, number, directory, changes or {}, data_type, graphs, share_gpu)
             for port in [_free_port()]
             for rank in range(tp)
         ]
@@ -104,7 +107,7 @@ class Rank:
 
     def __init__(
         self, plan: Plan, model_dir: Path, tp: int, rank: int, port: int, number: int, directory: Path,
-        changes: Mapping[str, str], data_type: str | None, graphs: bool,
+        changes: Mapping[str, str], data_type: str | None, graphs: bool, share_gpu: bool,
     ) -> None:  # fmt: skip
         self._command = [
             sys.executable, "-m", "lightllm_otel", "run", "--", sys.executable, "-m", "lightllm_otel.bench.rank",
@@ -112,11 +115,16 @@ class Rank:
             "--batch-size", str(plan.batch_size), "--input-len", str(plan.input_len), "--output-len", str(plan.output_len),
             "--warmup", str(plan.warmup), "--seed", str(1000 + number),
             *(["--graphs"] if graphs else []), *(["--data-type", data_type] if data_type else []),
+            *(["--share-gpu"] if share_gpu else []),
         ]  # fmt: skip
         own = {
             "LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_DIR": str(directory),
             "LIGHTLLM_OTEL_SAMPLE_EVERY": str(plan.every or DEFAULT_EVERY), "TOKENIZERS_PARALLELISM": "false",
         }  # fmt: skip
+        if share_gpu:  # NCCL refuses two ranks of one host on one GPU: each is a host of its own, joined by sockets
+            own |= {
+                "NCCL_HOSTID": f"node{rank}", "NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1",
+            }  # fmt: skip
         self._environment = {**os.environ, **own, **changes}
         self._log = directory / f"rank-{rank}.log"
         self._number = rank

@@ -103,6 +103,9 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument("--every", type=int, metavar="N", help="time the operators of one decode step in N meanwhile")
     bench.add_argument("--data-type", help="as LightLLM's --data_type, with --static")
     bench.add_argument("--no-graphs", action="store_true", help="without CUDA graphs, with --static")
+    bench.add_argument(
+        "--share-gpu", action="store_true", help="all ranks of --tp on one GPU, joined by sockets: slow, to try it out"
+    )
     bench.add_argument("--ab", nargs=2, metavar="ENV", help="two environments, turn about: 'A=1 B=2' ''")
     bench.add_argument("--out", type=Path, metavar="FOLDER", help="default: bench- and the time")
     bench.add_argument("--json", action="store_true")

@@ -90,10 +90,22 @@ def _static(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tupl
 
         def once(number: int, change: dict[str, str] = change, folder: Path = folder) -> Outcome:
             return static.repeat(
-                plan, given.model_dir, given.tp, number, folder, change, given.data_type, not given.no_graphs
-            )
+                plan, given.model_dir, given.tp, number, folder, change, given.data_type, not given.no_graphs,
+                given.share_gpu,
+            )  # fmt: skip
 
-        sides[folder] = once, Manifest(folder, "static", plan, tp=given.tp, graphs=not given.no_graphs, changes=change)
+        sides[folder] = (
+            once,
+            Manifest(
+                folder,
+                "static",
+                plan,
+                tp=given.tp,
+                graphs=not given.no_graphs,
+                share_gpu=given.share_gpu,
+                changes=change,
+            ),
+        )
     return sides
 
 
