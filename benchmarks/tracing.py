@@ -294,10 +294,15 @@ def measure(arguments: argparse.Namespace, model: Path, work: Path, keep: Callab
     cases = (PLAIN, NONE, *SHARES)
     receiver = Receiver()
     parents: list[str] = []
-    with (
-        serving(arguments, model, work / "plain", {}) as plain,
-        serving(arguments, model, work / "traced", receiver.environ) as traced,
-    ):
+    with contextlib.ExitStack() as stack:
+        environs: dict[str, Mapping[str, str]] = {"plain": {}, "traced": receiver.environ}
+        # Side by side: a start takes longer than all rounds of a case.
+        with concurrent.futures.ThreadPoolExecutor(len(environs)) as pool:
+            starts = [
+                pool.submit(stack.enter_context, serving(arguments, model, work / name, environs[name]))
+                for name in environs
+            ]
+        plain, traced = (start.result() for start in starts)
         say("both servers are healthy")
         number = 0
         for server in (plain, traced):  # kernels are compiled and tuned in the first batches
