@@ -10,8 +10,7 @@ For each tensor parallelism the ranks are processes that run the same passes (ra
 
 - shares: operators in prefill and in decode (CUDA graphs), all steps sampled.
 - slow (two ranks, or one for each GPU): each rank in turn waits 5, 10 and 20 ms in two of its operators, before both
-  all_reduce of a layer; in CUDA graphs and without. Passes without a delay lie between them. rank.py says why the batch
-  is a large one.
+  all_reduce of a layer; in CUDA graphs and without. Passes without a delay lie between them.
 - bandwidth: CUDA events of the benchmark's own around the same all_reduce, and nccl-tests' formula written out here.
 
 The records are matched and split by the exporter's own code.

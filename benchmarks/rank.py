@@ -28,31 +28,22 @@ OWN_PREFILLS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """``delays``: in milliseconds; ``steps``: decode steps of a pass.
-
-    Passes with a slow rank have a batch of their own, ``slow_batch`` prompts of ``slow_input`` tokens. Ranks that share a
-    GPU finish an all_reduce at the end of a time slice, wherever in one they began: what takes two slices moves by up to
-    one of them with the delay. A large payload takes some twenty.
-    """
+    """``delays``: in milliseconds; ``steps``: decode steps of a pass."""
 
     batch: int = 8
     input_tokens: int = 256
-    slow_batch: int = 4096
-    slow_input: int = 2
     prefills: int = 3
-    steps: int = 6
+    steps: int = 12
     share_steps: int = 24
     delays: tuple[float, ...] = (5.0, 10.0, 20.0)
 
 
-TINY = Sizes(batch=2, input_tokens=24, slow_batch=4, slow_input=6, prefills=2, steps=3, share_steps=3, delays=(20.0,))
+TINY = Sizes(batch=2, input_tokens=24, prefills=2, steps=3, share_steps=3, delays=(20.0,))
 
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """``slow``: the rank that is delayed, by ``delay_ms`` in each slot; ``kind``: what it is for; ``own``: times itself too;
-    ``large``: the batch is that of passes with a slow rank, from here on.
-    """
+    """``slow``: the rank that is delayed, by ``delay_ms`` in each slot; ``kind``: what it is for; ``own``: times itself too."""
 
     kind: str
     mode: str
@@ -60,7 +51,6 @@ class Pass:
     slow: int = NOBODY
     delay_ms: float = 0.0
     own: bool = False
-    large: bool = False
 
 
 def passes(sizes: Sizes, tp: int, graphs: bool, inject: bool) -> list[Pass]:
@@ -72,8 +62,6 @@ def passes(sizes: Sizes, tp: int, graphs: bool, inject: bool) -> list[Pass]:
     if inject:
         made.append(Pass("bandwidth", PREFILL, OWN_PREFILLS, own=True))
     made += [Pass("warm", decode, 3), Pass("share", decode, sizes.share_steps)]
-    if inject:
-        made.append(Pass("warm", PREFILL, 1, large=True))
     for mode in [GRAPH, EAGER] if graphs and inject else [EAGER] if inject else []:
         plain = Pass("plain", mode, sizes.steps)
         made += [Pass("warm", mode, 2), plain]
@@ -151,16 +139,13 @@ class Rank:
 
         longest = CPU_MAX_LENGTH if self.cpu else MAX_LENGTH
         steps = sum(each.steps for each in self.passes if each.mode != PREFILL) + SPARE_STEPS
-        batches = {self._sizes.batch: self._sizes.input_tokens}
-        if self._inject:
-            batches[self._sizes.slow_batch] = self._sizes.slow_input
-        room = max(longest + SPARE, *(batch * (tokens + steps) for batch, tokens in batches.items()))
-        words = ["--running_max_req_size", str(max(batches)), *(["--data_type", "float32"] if self.cpu else [])]
+        room = max(self._sizes.batch * (self._sizes.input_tokens + steps), longest + SPARE)
+        words = ["--data_type", "float32"] if self.cpu else []
         if arguments.one_gpu:  # every rank is a node of its own, and all nodes are this host
             words += ["--nnodes", str(self.tp), "--node_rank", str(self.rank), "--disable_custom_allreduce"]
         return StaticModel(
-            model_dir, arguments.source, room, max(batches), not self.cpu, tp=self.tp, rank=self.rank,
-            nccl_port=arguments.nccl_port, max_length=longest, graph_batches=sorted(batches), arguments=words,
+            model_dir, arguments.source, room, self._sizes.batch, not self.cpu, tp=self.tp, rank=self.rank,
+            nccl_port=arguments.nccl_port, max_length=longest, graph_batches=[self._sizes.batch], arguments=words,
         )  # fmt: skip
 
     @property
@@ -200,9 +185,7 @@ class Rank:
             return
         if self.model.tokens:
             self.model.release()
-        sizes = self._sizes
-        prompts = (sizes.slow_batch, sizes.slow_input) if each.large else (sizes.batch, sizes.input_tokens)
-        self.model.prefill(*prompts, seed)
+        self.model.prefill(self._sizes.batch, self._sizes.input_tokens, seed)
 
     def _settle(self) -> None:
         if not self.cpu:

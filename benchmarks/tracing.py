@@ -1,6 +1,6 @@
 """What traces cost and whether they are complete: 50 streaming requests at a time, of which 1, 10 or 100 % are traced.
 
-    python benchmarks/tracing.py [--rounds N] [--requests N] [--cpu] [--out FOLDER]
+    python benchmarks/tracing.py [--rounds N] [--seconds N] [--requests N] [--cpu] [--out FOLDER]
 
 Two servers run beside each other, both with the plugin, one of them with traces; each round of requests goes to one of them.
 In every block each case has one round, in an order that changes from block to block, so a machine that drifts does not decide.
@@ -308,14 +308,17 @@ def measure(arguments: argparse.Namespace, model: Path, work: Path, keep: Callab
         for server in (plain, traced):  # kernels are compiled and tuned in the first batches
             load(server.port, number, 0, size)
             number += 1
+        began = time.perf_counter()
         for block in range(arguments.rounds):
+            if time.perf_counter() - began > arguments.seconds:
+                break
             order = np.random.default_rng(block).permutation(cases).tolist()
             for share in order:
                 row = load((plain if share == PLAIN else traced).port, number, max(share, 0), size)
                 number += 1
                 parents += row.pop("parents")
                 keep({"kind": "round", "block": block, **row, "share_percent": share})
-        say(f"{arguments.rounds} blocks")
+            say(f"block {block} is done")
         time.sleep(SETTLE_SECONDS)
         figures = own_figures(work / "traced")
     keep({
@@ -339,6 +342,7 @@ def check_links(arguments: argparse.Namespace, model: Path, work: Path, keep: Ca
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--rounds", type=int, default=24, help="blocks of five rounds")
+    made.add_argument("--seconds", type=float, default=600.0, help="no block begins later than that after the first")
     made.add_argument("--requests", type=int, default=50)
     made.add_argument("--input", type=int, default=256)
     made.add_argument("--output", type=int, default=128)
