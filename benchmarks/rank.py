@@ -125,11 +125,15 @@ class OwnTimes:
 
 
 class Rank:
-    """``arguments``: of collectives.py's child."""
+    """``arguments``: of the benchmark's child; ``made``: the passes; ``words``: more of LightLLM's command line."""
 
-    def __init__(self, arguments: argparse.Namespace, sizes: Sizes, model_dir: Path, inject: bool) -> None:
+    def __init__(
+        self, arguments: argparse.Namespace, sizes: Sizes, made: Sequence[Pass], model_dir: Path, inject: bool,
+        words: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.rank, self.tp, self.cpu, self.folder = arguments.rank, arguments.tp, arguments.cpu, arguments.folder
-        self._sizes, self._inject = sizes, inject
+        self._sizes, self._inject, self._words = sizes, inject, words
+        self._prompt = 0
         self._later = Later(Sleep if self.cpu else Spin)
         self._own = OwnTimes(self.cpu)
         os.environ |= {
@@ -142,7 +146,7 @@ class Rank:
         from lightllm_otel.activate import bootstrap
 
         self._hooks: Any = bootstrap.activate()
-        self.passes = passes(sizes, self.tp, not self.cpu, inject)
+        self.passes = made
         self.model = self._build(arguments, model_dir)
         say(f"rank {self.rank} of {self.tp} is there; twins {self.session.twins.facts()}")
 
@@ -156,6 +160,7 @@ class Rank:
             batches[self._sizes.slow_batch] = self._sizes.slow_input
         room = max(longest + SPARE, *(batch * (tokens + steps) for batch, tokens in batches.items()))
         words = ["--running_max_req_size", str(max(batches)), *(["--data_type", "float32"] if self.cpu else [])]
+        words += self._words
         if arguments.one_gpu:  # every rank is a node of its own, and all nodes are this host
             words += ["--nnodes", str(self.tp), "--node_rank", str(self.rank), "--disable_custom_allreduce"]
         return StaticModel(
@@ -167,20 +172,39 @@ class Rank:
     def session(self) -> Any:
         return self._hooks.session()
 
-    def run(self) -> None:
-        done = []
+    def run(self, go_on: Callable[[list[dict[str, Any]]], bool] = lambda done: True) -> bool:
+        """All passes, or until ``go_on`` says no after one. Leaves what there is; whether all were run."""
+        done: list[dict[str, Any]] = []
         for number, each in enumerate(self.passes):
             delay = each.delay_ms * 1e-3 if each.slow == self.rank else 0.0
             if self._inject:
                 self._later.real.set(delay)
-            first = self.session.forwards.completed
+            first, context = self.session.forwards.completed, self.context
             with self._as(each):
                 for step in range(each.steps):
                     self._step(each, number * 100 + step)
             self._settle()
-            done.append({**dataclasses.asdict(each), "first": first, "last": self.session.forwards.completed - 1})
+            done.append({**dataclasses.asdict(each), "first": first, "last": self.session.forwards.completed - 1,
+                         "context": context})  # fmt: skip
+            if not go_on(done):
+                break
         say(f"rank {self.rank}: {len(done)} passes")
         self._leave(done)
+        return len(done) == len(self.passes)
+
+    @property
+    def context(self) -> int:
+        """Tokens of a request before the next step."""
+        return self._prompt + len(self.model.tokens[0]) if self.model.tokens else 0
+
+    def cells(self) -> np.ndarray:
+        """What the plugin has written so far."""
+        return self._reader().read()
+
+    def _reader(self) -> Any:
+        from lightllm_otel.ring.reader import RingReader
+
+        return RingReader(next((self.folder / "otel").glob(f"*/rank-{self.rank}.ring")))
 
     @contextlib.contextmanager
     def _as(self, each: Pass) -> Any:
@@ -202,6 +226,7 @@ class Rank:
             self.model.release()
         sizes = self._sizes
         prompts = (sizes.slow_batch, sizes.slow_input) if each.large else (sizes.batch, sizes.input_tokens)
+        self._prompt = prompts[1]
         self.model.prefill(*prompts, seed)
 
     def _settle(self) -> None:
@@ -213,9 +238,7 @@ class Rank:
         self._own.collect()
 
     def _leave(self, done: Sequence[dict[str, Any]]) -> None:
-        from lightllm_otel.ring.reader import RingReader
-
-        reader = RingReader(next((self.folder / "otel").glob(f"*/rank-{self.rank}.ring")))
+        reader = self._reader()
         np.save(self.folder / f"rank-{self.rank}.npy", reader.read())
         header = reader.header
         clocks = ("clock_quantum", "boundary_cost", "stamp_quantum", "stamp_cost")
@@ -227,7 +250,5 @@ class Rank:
         (self.folder / f"rank-{self.rank}.json").write_text(json.dumps(content))
 
 
-def run(arguments: argparse.Namespace, model_dir: Path, inject: bool, end: Callable[[], None] = lambda: None) -> None:
-    rank = Rank(arguments, TINY if arguments.cpu else Sizes(), model_dir, inject)
-    rank.run()
-    end()
+def run(arguments: argparse.Namespace, model_dir: Path, sizes: Sizes, made: Sequence[Pass], inject: bool) -> None:
+    Rank(arguments, sizes, made, model_dir, inject).run()
