@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -257,11 +257,24 @@ def child(arguments: argparse.Namespace) -> None:
         return
     import rank
 
-    rank.run(arguments, model, arguments.inject)
+    sizes = rank.TINY if arguments.cpu else rank.Sizes()
+    made = rank.passes(sizes, arguments.tp, not arguments.cpu, arguments.inject)
+    rank.run(arguments, model, sizes, made, arguments.inject)
 
 
-def run_group(arguments: argparse.Namespace, tp: int, gpus: int, inject: bool) -> Rows:
-    """Rows of one group; also those of one that did not come to its end, and why."""
+def left_rows(folder: Path, tp: int) -> Rows:
+    return rows_of(Run.read(folder, tp), tp)
+
+
+def run_group(
+    arguments: argparse.Namespace, tp: int, gpus: int, inject: bool, script: str = __file__, words: Sequence[str] = (),
+    more: Mapping[str, str] | None = None, read: Callable[[Path, int], Rows] = left_rows,
+) -> Rows:  # fmt: skip
+    """Rows of one group; also those of one that did not come to its end, and why.
+
+    ``script``: whose child each rank is, with ``words`` besides; ``more``: of their environment; ``read``: rows from what
+    they left.
+    """
     folder = Path(tempfile.mkdtemp(prefix=f"tp{tp}-", dir=arguments.work))
     one_gpu = gpus < tp and tp > 1
     processes = []
@@ -269,7 +282,7 @@ def run_group(arguments: argparse.Namespace, tp: int, gpus: int, inject: bool) -
         for rank in range(tp):
             command = [
                 sys.executable,
-                __file__,
+                script,
                 "--child",
                 "rank",
                 "--tp",
@@ -280,7 +293,8 @@ def run_group(arguments: argparse.Namespace, tp: int, gpus: int, inject: bool) -
                 str(folder),
             ]
             command += common(arguments) + (["--one-gpu"] if one_gpu else []) + (["--inject"] if inject else [])
-            environ = workers.environment(arguments.cpu)
+            command += words
+            environ = workers.environment(arguments.cpu) | (more or {})
             if one_gpu:
                 environ |= {"NCCL_HOSTID": f"node{rank}", "NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo",
                             "NCCL_IB_DISABLE": "1"}  # fmt: skip
@@ -295,7 +309,7 @@ def run_group(arguments: argparse.Namespace, tp: int, gpus: int, inject: bool) -
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     try:
-        rows = rows_of(Run.read(folder, tp), tp)
+        rows = read(folder, tp)
     except (OSError, ValueError) as error:
         rows = []
         problem = problem or repr(error)

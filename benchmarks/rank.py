@@ -28,22 +28,31 @@ OWN_PREFILLS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """``delays``: in milliseconds; ``steps``: decode steps of a pass."""
+    """``delays``: in milliseconds; ``steps``: decode steps of a pass.
+
+    Passes with a slow rank have a batch of their own, ``slow_batch`` prompts of ``slow_input`` tokens. Ranks that share a
+    GPU finish an all_reduce at the end of a time slice, wherever in one they began: what takes two slices moves by up to
+    one of them with the delay.
+    """
 
     batch: int = 8
     input_tokens: int = 256
+    slow_batch: int = 8
+    slow_input: int = 256
     prefills: int = 3
     steps: int = 12
     share_steps: int = 24
     delays: tuple[float, ...] = (5.0, 10.0, 20.0)
 
 
-TINY = Sizes(batch=2, input_tokens=24, prefills=2, steps=3, share_steps=3, delays=(20.0,))
+TINY = Sizes(batch=2, input_tokens=24, slow_batch=4, slow_input=6, prefills=2, steps=3, share_steps=3, delays=(20.0,))
 
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """``slow``: the rank that is delayed, by ``delay_ms`` in each slot; ``kind``: what it is for; ``own``: times itself too."""
+    """``slow``: the rank that is delayed, by ``delay_ms`` in each slot; ``kind``: what it is for; ``own``: times itself too;
+    ``large``: the batch is that of passes with a slow rank, from here on.
+    """
 
     kind: str
     mode: str
@@ -51,6 +60,7 @@ class Pass:
     slow: int = NOBODY
     delay_ms: float = 0.0
     own: bool = False
+    large: bool = False
 
 
 def passes(sizes: Sizes, tp: int, graphs: bool, inject: bool) -> list[Pass]:
@@ -62,6 +72,8 @@ def passes(sizes: Sizes, tp: int, graphs: bool, inject: bool) -> list[Pass]:
     if inject:
         made.append(Pass("bandwidth", PREFILL, OWN_PREFILLS, own=True))
     made += [Pass("warm", decode, 3), Pass("share", decode, sizes.share_steps)]
+    if inject:
+        made.append(Pass("warm", PREFILL, 1, large=True))
     for mode in [GRAPH, EAGER] if graphs and inject else [EAGER] if inject else []:
         plain = Pass("plain", mode, sizes.steps)
         made += [Pass("warm", mode, 2), plain]
@@ -113,11 +125,15 @@ class OwnTimes:
 
 
 class Rank:
-    """``arguments``: of collectives.py's child."""
+    """``arguments``: of the benchmark's child; ``made``: the passes; ``words``: more of LightLLM's command line."""
 
-    def __init__(self, arguments: argparse.Namespace, sizes: Sizes, model_dir: Path, inject: bool) -> None:
+    def __init__(
+        self, arguments: argparse.Namespace, sizes: Sizes, made: Sequence[Pass], model_dir: Path, inject: bool,
+        words: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.rank, self.tp, self.cpu, self.folder = arguments.rank, arguments.tp, arguments.cpu, arguments.folder
-        self._sizes, self._inject = sizes, inject
+        self._sizes, self._inject, self._words = sizes, inject, words
+        self._prompt = 0
         self._later = Later(Sleep if self.cpu else Spin)
         self._own = OwnTimes(self.cpu)
         os.environ |= {
@@ -130,7 +146,7 @@ class Rank:
         from lightllm_otel.activate import bootstrap
 
         self._hooks: Any = bootstrap.activate()
-        self.passes = passes(sizes, self.tp, not self.cpu, inject)
+        self.passes = made
         self.model = self._build(arguments, model_dir)
         say(f"rank {self.rank} of {self.tp} is there; twins {self.session.twins.facts()}")
 
@@ -139,33 +155,56 @@ class Rank:
 
         longest = CPU_MAX_LENGTH if self.cpu else MAX_LENGTH
         steps = sum(each.steps for each in self.passes if each.mode != PREFILL) + SPARE_STEPS
-        room = max(self._sizes.batch * (self._sizes.input_tokens + steps), longest + SPARE)
-        words = ["--data_type", "float32"] if self.cpu else []
+        batches = {self._sizes.batch: self._sizes.input_tokens}
+        if self._inject:
+            batches[self._sizes.slow_batch] = self._sizes.slow_input
+        room = max(longest + SPARE, *(batch * (tokens + steps) for batch, tokens in batches.items()))
+        words = ["--running_max_req_size", str(max(batches)), *(["--data_type", "float32"] if self.cpu else [])]
+        words += self._words
         if arguments.one_gpu:  # every rank is a node of its own, and all nodes are this host
             words += ["--nnodes", str(self.tp), "--node_rank", str(self.rank), "--disable_custom_allreduce"]
         return StaticModel(
-            model_dir, arguments.source, room, self._sizes.batch, not self.cpu, tp=self.tp, rank=self.rank,
-            nccl_port=arguments.nccl_port, max_length=longest, graph_batches=[self._sizes.batch], arguments=words,
+            model_dir, arguments.source, room, max(batches), not self.cpu, tp=self.tp, rank=self.rank,
+            nccl_port=arguments.nccl_port, max_length=longest, graph_batches=sorted(batches), arguments=words,
         )  # fmt: skip
 
     @property
     def session(self) -> Any:
         return self._hooks.session()
 
-    def run(self) -> None:
-        done = []
+    def run(self, go_on: Callable[[list[dict[str, Any]]], bool] = lambda done: True) -> bool:
+        """All passes, or until ``go_on`` says no after one. Leaves what there is; whether all were run."""
+        done: list[dict[str, Any]] = []
         for number, each in enumerate(self.passes):
             delay = each.delay_ms * 1e-3 if each.slow == self.rank else 0.0
             if self._inject:
                 self._later.real.set(delay)
-            first = self.session.forwards.completed
+            first, context = self.session.forwards.completed, self.context
             with self._as(each):
                 for step in range(each.steps):
                     self._step(each, number * 100 + step)
             self._settle()
-            done.append({**dataclasses.asdict(each), "first": first, "last": self.session.forwards.completed - 1})
+            done.append({**dataclasses.asdict(each), "first": first, "last": self.session.forwards.completed - 1,
+                         "context": context})  # fmt: skip
+            if not go_on(done):
+                break
         say(f"rank {self.rank}: {len(done)} passes")
         self._leave(done)
+        return len(done) == len(self.passes)
+
+    @property
+    def context(self) -> int:
+        """Tokens of a request before the next step."""
+        return self._prompt + len(self.model.tokens[0]) if self.model.tokens else 0
+
+    def cells(self) -> np.ndarray:
+        """What the plugin has written so far."""
+        return self._reader().read()
+
+    def _reader(self) -> Any:
+        from lightllm_otel.ring.reader import RingReader
+
+        return RingReader(next((self.folder / "otel").glob(f"*/rank-{self.rank}.ring")))
 
     @contextlib.contextmanager
     def _as(self, each: Pass) -> Any:
@@ -185,7 +224,10 @@ class Rank:
             return
         if self.model.tokens:
             self.model.release()
-        self.model.prefill(self._sizes.batch, self._sizes.input_tokens, seed)
+        sizes = self._sizes
+        prompts = (sizes.slow_batch, sizes.slow_input) if each.large else (sizes.batch, sizes.input_tokens)
+        self._prompt = prompts[1]
+        self.model.prefill(*prompts, seed)
 
     def _settle(self) -> None:
         if not self.cpu:
@@ -196,9 +238,7 @@ class Rank:
         self._own.collect()
 
     def _leave(self, done: Sequence[dict[str, Any]]) -> None:
-        from lightllm_otel.ring.reader import RingReader
-
-        reader = RingReader(next((self.folder / "otel").glob(f"*/rank-{self.rank}.ring")))
+        reader = self._reader()
         np.save(self.folder / f"rank-{self.rank}.npy", reader.read())
         header = reader.header
         clocks = ("clock_quantum", "boundary_cost", "stamp_quantum", "stamp_cost")
@@ -210,7 +250,5 @@ class Rank:
         (self.folder / f"rank-{self.rank}.json").write_text(json.dumps(content))
 
 
-def run(arguments: argparse.Namespace, model_dir: Path, inject: bool, end: Callable[[], None] = lambda: None) -> None:
-    rank = Rank(arguments, TINY if arguments.cpu else Sizes(), model_dir, inject)
-    rank.run()
-    end()
+def run(arguments: argparse.Namespace, model_dir: Path, sizes: Sizes, made: Sequence[Pass], inject: bool) -> None:
+    Rank(arguments, sizes, made, model_dir, inject).run()

@@ -1,0 +1,220 @@
+"""NVLink against PCI Express: the same two ranks over one and over the other, and through LightLLM's own all_reduce.
+
+    python benchmarks/links.py --source CHECKOUT --out benchmarks/results
+
+LLaMA-7B's shape, fp16, TP 2, 64 requests of 1024 tokens: what the original analysis compared. Needs two GPUs joined by
+NVLink, lightllm-otel with CuPy in this Python, LightLLM's packages and a checkout of the current LightLLM. Where there is
+one GPU, both ranks share it, and no figure means what it should.
+
+Each variant is one build of the model, two processes (variants.py):
+
+- nccl_nvlink: NCCL over NVLink, without multicast.
+- nccl_pcie: the same without peer access. NCCL then goes through the host's memory, so over both GPUs' PCI Express.
+- custom: LightLLM's own all_reduce. It needs sgl_kernel (of vllm too it can take it) and NVLink, and is for payloads
+  below 8 MiB: decode's. Whether it ran, the plugin's records say: ``implementation``. If not, the variant is not available.
+
+All 64 prompts are one forward of 65,536 tokens. Alerts are evaluated from the rows, where there is promtool:
+
+    python benchmarks/links.py --nothing --merge links.json --out benchmarks/results
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "deploy" / "demo")]
+
+import collectives  # noqa: E402
+import hours  # noqa: E402
+import outcome  # noqa: E402
+import promtool  # noqa: E402
+import rank  # noqa: E402
+import variants  # noqa: E402
+import workers  # noqa: E402
+from pairing import Schedule  # noqa: E402
+from variants import Plan, Rows, Variant  # noqa: E402
+
+from lightllm_otel.theory import gpus, links  # noqa: E402
+from lightllm_otel.vocabulary import Implementation  # noqa: E402
+
+SHAPE = "llama-7b"
+TP = 2
+NVLINK, PCIE, CUSTOM = "nccl_nvlink", "nccl_pcie", "custom"
+NCCL = {"NCCL_NVLS_ENABLE": "0", "NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT,P2P,SHM"}
+VARIANTS = {
+    NVLINK: Variant(("--disable_custom_allreduce",), NCCL),
+    PCIE: Variant(("--disable_custom_allreduce",), {**NCCL, "NCCL_P2P_DISABLE": "1"}),
+    CUSTOM: Variant((), NCCL, needs=Implementation.CUSTOM),
+}
+# One step more than is counted of each share: the first of a pass is left out.
+FULL = Plan(rank.Sizes(batch=64, input_tokens=1024, slow_batch=64, slow_input=1024, prefills=4, steps=24, share_steps=49,
+                       delays=(0.02, 0.05, 0.2)))  # fmt: skip
+TINY = Plan(rank.Sizes(batch=2, input_tokens=24, slow_batch=2, slow_input=24, prefills=2, steps=3, share_steps=4,
+                       delays=(20.0,)), tokens=6, overhead=Schedule(4, 2, 2), overhead_input=8)  # fmt: skip
+
+
+# What is claimed -------------------------------------------------------------------------------------------------------
+
+
+def summarise(rows: Rows) -> dict[str, Any]:
+    """Everything from the rows alone."""
+    by_variant = {name: own for name in VARIANTS if (own := [row for row in rows if row.get("variant") == name])}
+    found = {name: summary_of(name, own) for name, own in by_variant.items()}
+    worst = [
+        each["straggler_named_percent"] for each in found.values() if each.get("straggler_named_percent") is not None
+    ]
+    shifts = [
+        each["transfer_shift_percent"] for each in found.values() if each.get("transfer_shift_percent") is not None
+    ]
+    identical = [each["tokens_identical"] for each in found.values() if each.get("tokens_identical") is not None]
+    topology = next((row for row in rows if row.get("kind") == "topology"), {})
+    return {
+        "variants": found,
+        "speedup": speedup(found, topology),
+        "straggler_named_percent": min(worst, default=None),
+        "transfer_shift_percent": max(shifts, default=None),
+        "tokens_identical": all(identical) if identical else None,
+        "topology": {name: value for name, value in topology.items() if name not in ("kind", "variant", "tp", "one_gpu")},
+        "one_gpu": any(row.get("one_gpu") for row in rows),
+        "alerts": alerts(rows, topology),
+        "problems": [f"{row['variant']}: {row['problem']}" for row in rows if row.get("problem") and "variant" in row],
+    }  # fmt: skip
+
+
+def summary_of(name: str, rows: Rows) -> dict[str, Any]:
+    """One variant. One that the records do not show is not available, whatever else ran in its place."""
+    own = variants.common_summary(rows)
+    needed = VARIANTS[name].needs
+    if needed is not None and needed.value not in own.get("decode", {}).get("implementation", ()):
+        recorded = {phase: own[phase]["implementation"] for phase in ("prefill", "decode") if phase in own}
+        there = next((row["modules"] for row in rows if row.get("kind") == "modules"), None)
+        return {"available": False, "row": "not available", "implementation": recorded, "modules": there,
+                "problems": own["problems"]}  # fmt: skip
+    summary = collectives.summarise(rows)
+    return {
+        "available": True, **own, "transports": next((row["transports"] for row in rows if row.get("kind") == "topology"), []),
+        "straggler_named_percent": summary["straggler_named_percent_worst_pass"],
+        "straggler_named_percent_by_delay": named_by_delay(rows),
+        "transfer_shift_percent": summary["transfer_shift_percent"],
+        "transfer_shift_percent_with_noise": summary["transfer_shift_percent_with_noise"],
+        "transfer_noise_percent": summary["transfer_noise_percent"],
+    }  # fmt: skip
+
+
+def named_by_delay(rows: Rows) -> dict[str, dict[str, float]]:
+    """mode → microseconds of the delay → percent of the steps in which the right rank was named, of the worse rank."""
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row.get("kind") == "slow":
+            here, at = found.setdefault(row["mode"], {}), f"{1e3 * row['delay_ms']:.0f}"
+            here[at] = min(here.get(at, 100.0), round(100 * row["named_steps"] / row["steps"], 2))
+    return found
+
+
+def speedup(found: dict[str, Any], topology: dict[str, Any]) -> dict[str, Any]:
+    """Transfer over PCIe to that over NVLink, measured and as theory has it. Its PCIe is that of one GPU's own slot: on the
+    way through the host's memory too each GPU's slot carries what it sends and what it receives once.
+    """
+    answer: dict[str, Any] = {}
+    for phase in ("prefill", "decode"):
+        fast, slow = (found.get(name, {}).get(phase) for name in (NVLINK, PCIE))
+        if not fast or not slow:
+            continue
+        answer[phase] = {
+            "measured": round(slow["transfer_us"] / fast["transfer_us"], 3),
+            "payload_bytes": fast["payload_bytes"],
+        }
+        peaks = link_tables(topology)
+        if peaks and fast["payload_bytes"]:
+            seconds = {each: links.ring_seconds("all_reduce", fast["payload_bytes"], TP, peaks[each]) for each in peaks}
+            answer[phase] |= {
+                "theory": round(seconds["pcie"] / seconds["nvlink"], 3),
+                "theory_us": {each: round(1e6 * value, 3) for each, value in seconds.items()},
+                "theory_of_bandwidth_alone": round(peaks["nvlink"].one_way / peaks["pcie"].one_way, 3),
+            }  # fmt: skip
+    if answer:
+        answer["theory_from"] = (
+            "theory/links.py (NCCL's latencies, the better protocol) over the link tables' peaks by NVML's count of links "
+            "and lanes, in one direction; PCIe: one GPU's slot, the host's memory is taken to be no limit"
+        )
+    return answer
+
+
+def link_tables(topology: dict[str, Any]) -> dict[str, links.Link]:
+    """Peaks by what NVML counts; where it does not say, by the GPU's data sheet; empty where neither is known."""
+    values = {kind: topology.get(f"{kind}_bytes_per_second") or 0.0 for kind in ("nvlink", "pcie")}
+    try:
+        sheet = gpus.find(topology.get("gpu", ""))
+    except gpus.UnknownGpu:
+        pass
+    else:
+        values = {kind: value or getattr(sheet, f"{kind}_bytes_per_second") for kind, value in values.items()}
+    return {kind: links.Link(kind, value) for kind, value in values.items()} if all(values.values()) else {}
+
+
+def alerts(rows: Rows, topology: dict[str, Any]) -> dict[str, Any]:
+    """What the real rules say to an hour over NVLink and then one over PCIe: extended from the rates that were measured."""
+    before, after = (hours.Rates.of([row for row in rows if row.get("variant") == name]) for name in (NVLINK, PCIE))
+    if before is None or after is None:
+        return {"problem": "not both variants have shares of prefill and of decode"}
+    if shutil.which(promtool.promtool()) is None:
+        return {"problem": "no promtool here: make the summary anew where there is one"}
+    peaks = link_tables(topology)
+    return hours.evaluate(before, after, peaks["nvlink"].bytes_per_second if peaks else 0.0)
+
+
+# Running ---------------------------------------------------------------------------------------------------------------
+
+
+def child(arguments: argparse.Namespace) -> None:
+    if arguments.child == "checkpoint":
+        workers.checkpoint_of(arguments.work, arguments.shape, arguments.cpu)
+        return
+    variants.run_rank(arguments, VARIANTS[arguments.variant[0]], TINY if arguments.cpu else FULL)
+
+
+def main() -> None:
+    made = variants.parser(__doc__, Path("/dev/shm/links"), limit=150.0)
+    made.add_argument("--variant", action="append", choices=tuple(VARIANTS), help="default: all")
+    made.add_argument("--shape", default=SHAPE)
+    made.add_argument("--tp", type=int, default=TP, help=argparse.SUPPRESS)
+    arguments = made.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what outlives this script keeps its GPU memory
+    arguments.shape = "tiny" if arguments.cpu else arguments.shape
+    if arguments.child:
+        child(arguments)
+        return
+    wanted = [] if arguments.nothing else arguments.variant or list(VARIANTS)
+    merged = [json.loads(path.read_text()) for path in arguments.merge]
+    rows: Rows = [
+        row for earlier in merged for row in earlier["rows"] if "variant" in row and row["variant"] not in wanted
+    ]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if wanted:
+        variants.write_checkpoint(arguments, __file__)
+    for name in wanted:
+        arguments.nccl_port += 1  # the last group's may linger
+        own = collectives.run_group(
+            arguments, TP, variants.gpus(arguments.cpu), True, __file__, ["--variant", name], VARIANTS[name].environment,
+            variants.left_rows,
+        )  # fmt: skip
+        rows += [{"variant": name, **row} for row in own] + [
+            {"variant": name, "kind": "modules", "modules": variants.modules()}
+        ]
+        workers.say(f"{name}: {len(rows)} rows so far")
+        outcome.write("links", summarise(rows), rows, arguments.out, merged)
+    summary = summarise(rows)
+    outcome.write("links", summary, rows, arguments.out, merged, measured=bool(wanted))
+    print(json.dumps(summary, indent=1, default=float))
+    sys.exit(bool(summary["problems"]))
+
+
+if __name__ == "__main__":
+    main()

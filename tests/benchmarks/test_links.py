@@ -1,0 +1,191 @@
+"""From made-up rows of links.py and scaling.py to what is claimed, and from the records of made-up ranks to such rows."""
+
+import json
+import shutil
+
+import hours
+import links
+import numpy as np
+import pytest
+import records
+import scaling
+import variants
+from rank import EAGER, GRAPH, NOBODY, PREFILL
+
+from lightllm_otel.vocabulary import Implementation, Mode, Operator, Phase
+
+TOPOLOGY = {
+    "kind": "topology", "link": "nvlink4x18", "link_kind": "nvlink", "path": "SYS", "gpu": "NVIDIA H100 80GB HBM3",
+    "nvlink": ["4x18"], "pcie": ["5x16"], "nvlink_bytes_per_second": 900e9, "pcie_bytes_per_second": 126e9,
+    "matrix": [], "transports": ["P2P/CUMEM"],
+}  # fmt: skip
+
+
+def shares(number, mode, transfer_us, others_us, how="nccl", payload=1 << 19, calls=64):
+    """Rows of one share pass: all_reduce takes its transfer in every call, and the rest is ffn."""
+    step = calls * transfer_us + others_us
+    percent = 100 * calls * transfer_us / step
+    yield {"kind": "moved", "pass": number, "mode": mode, "steps": 4, "context": 1028, "matched": 4, "calls": 4 * calls,
+           "transfer_us": transfer_us, "wait_us": [1.0, 0.0], "calls_of_a_step": calls, "payload_bytes": payload,
+           "implementation": [how], "bus_bytes_per_second": round(payload / transfer_us * 1e6), "step_us": step}  # fmt: skip
+    for operator, part in (("ffn", 100 - percent), ("all_reduce", percent)):
+        yield {
+            "kind": "share",
+            "pass": number,
+            "mode": mode,
+            "operator": operator,
+            "steps": 3,
+            "percent": part,
+            "mean_us": 1.0,
+        }
+
+
+def build(prefill_us=1000.0, decode_us=20.0, how="nccl"):
+    """Rows of a variant."""
+    return [
+        dict(TOPOLOGY), *shares(1, PREFILL, prefill_us, 4e5, payload=1 << 29), *shares(4, GRAPH, decode_us, 6e3, how),
+        {"kind": "slow", "mode": GRAPH, "slow": 1, "delay_ms": 0.02, "steps": 24, "matched": 24, "calls": 10, "named_calls": 9,
+         "named_steps": 18, "transfer_us": decode_us, "wait_us": [20.0, 0.0]},
+        *({"kind": "plain", "mode": GRAPH, "steps": 24, "transfer_us": decode_us} for _ in range(2)),
+        {"kind": "tokens", "rank": 0, "setting": "default", "tokens_compared": 4096, "identical": True},
+        *({"kind": "cell", "rank": 0, "case": case, "pairs": 14, **dict.fromkeys(("on_us", "on_kept_us"), on),
+           **dict.fromkeys(("off_us", "off_kept_us"), 9900.0)}
+          for case, on in (("graph_default", 9900.0), ("graph_every_step", 10000.0)) for _ in range(2)),
+        {"kind": "case", "case": "graph_default", "sampled_percent": 1.5},
+    ]  # fmt: skip
+
+
+def rows(**builds):
+    return [{"variant": name, "tp": 2, "one_gpu": False, **row} for name, own in builds.items() for row in own]
+
+
+BOTH = {"nccl_nvlink": build(), "nccl_pcie": build(prefill_us=9000.0, decode_us=60.0)}
+
+
+def test_nvlink_over_pcie_is_a_ratio_of_transfers_beside_theorys():
+    found = links.summarise(rows(**BOTH))
+    assert found["speedup"]["prefill"]["measured"] == 9.0
+    assert found["speedup"]["decode"]["measured"] == 3.0
+    # A large payload gains what the links differ by, a small one less.
+    assert found["speedup"]["prefill"]["theory_of_bandwidth_alone"] == pytest.approx(7.143, abs=1e-3)
+    assert found["speedup"]["prefill"]["theory"] == pytest.approx(7.1, abs=0.1)
+    assert 1 < found["speedup"]["decode"]["theory"] < 3
+    nvlink = found["variants"]["nccl_nvlink"]
+    assert nvlink["prefill"]["bus_bytes_per_second"] == round((1 << 29) / 1e-3)
+    assert nvlink["straggler_named_percent_by_delay"] == {GRAPH: {"20": 75.0}}
+    assert (found["straggler_named_percent"], found["tokens_identical"], found["problems"]) == (75.0, True, [])
+
+
+def test_the_default_costs_what_the_steps_that_it_samples_cost():
+    cost = links.summarise(rows(**BOTH))["variants"]["nccl_nvlink"]["overhead"]
+    assert cost["every_step"]["loss_percent"] == 1.0
+    assert cost["every_step"]["added_us"] == 100.0
+    assert cost["default"]["loss_percent"] == pytest.approx(0.015, abs=1e-3)
+
+
+def test_custom_that_was_nccl_in_the_records_is_not_available():
+    found = links.summarise(rows(custom=build()))["variants"]["custom"]
+    assert (found["available"], found["row"]) == (False, "not available")
+    assert found["implementation"] == {"prefill": ["nccl"], "decode": ["nccl"]}
+    assert links.summarise(rows(custom=build(how="custom")))["variants"]["custom"]["available"]
+
+
+def test_a_rank_that_did_not_end_is_a_problem():
+    made = rows(nccl_pcie=[{"kind": "problem", "problem": "not done after 150 s"}])
+    assert links.summarise(made)["problems"] == ["nccl_pcie: not done after 150 s"]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool")
+def test_a_lost_nvlink_fires_alerts_of_all_reduce_and_of_the_link():
+    found = links.summarise(rows(**BOTH))["alerts"]
+    fired = {each["alert"] for each in found["fired"]}
+    assert {"LightLLMAllReduceSlower", "LightLLMDecodeSlow"} <= fired
+    assert found["fired_before_the_change"] == []
+    # What does not change fires nothing.
+    same = links.summarise(rows(nccl_nvlink=build(), nccl_pcie=build()))["alerts"]
+    assert (same["fired"], same["fired_before_the_change"]) == ([], [])
+
+
+def test_an_hour_of_each_at_their_own_rates():
+    before, after = (hours.Rates.of(BOTH[name]) for name in ("nccl_nvlink", "nccl_pcie"))
+    made = hours.series(before, after, 900e9)
+    each = 'lightllm_gpu_operator_{}_seconds_total{{operator="all_reduce",phase="decode"}}'
+    measured, expected = (np.diff(made.columns[each.format(name)]) for name in ("compared", "expected"))
+    assert measured[0] == pytest.approx(expected[0])
+    assert measured[-1] / expected[-1] == pytest.approx(3.0)
+    assert expected[-1] < expected[0], "fewer steps in an hour"
+
+
+def left(folder, passes, cells):
+    for number, own in enumerate(cells):
+        np.save(folder / f"rank-{number}.npy", records.cells(*own))
+        content = {"passes": passes, "own": [], "facts": {**records.FACTS, "tp": 2}, "overwrites": 0, "dropped": [0] * 8,
+                   "errors": [0] * 8, "clock_quantum": 32e-9, "boundary_cost": 1e-6, "stamp_quantum": 32e-9,
+                   "stamp_cost": 1e-6}  # fmt: skip
+        (folder / f"rank-{number}.json").write_text(json.dumps(content))
+        (folder / f"more-{number}.json").write_text(
+            json.dumps([{"kind": "tokens", "identical": True}, {"kind": "cell"}])
+        )
+    (folder / "rank-0.log").write_text("x NCCL INFO Channel 00/0 : 0[0] -> 1[1] via SHM/direct/direct\n")
+
+
+def test_rows_of_what_ranks_left_say_what_moved_and_by_whom(tmp_path):
+    seconds, payload = 2.0**-7, 1 << 20
+    cells = [
+        [records.with_collectives(number, records.collectives(np.full((3, 2), seconds), payload, Implementation.CUSTOM),
+                                  Phase.DECODE, Mode.GRAPH) for number in range(4)]
+        for _ in range(2)
+    ]  # fmt: skip
+    share = {
+        "kind": "share",
+        "mode": GRAPH,
+        "steps": 4,
+        "slow": NOBODY,
+        "delay_ms": 0.0,
+        "first": 0,
+        "last": 3,
+        "context": 9,
+    }
+    left(tmp_path, [share], cells)
+    found = variants.left_rows(tmp_path, 2)
+    moved = next(row for row in found if row["kind"] == "moved")
+    assert (moved["implementation"], moved["payload_bytes"], moved["calls_of_a_step"]) == (["custom"], payload, 6)
+    assert moved["transfer_us"] == 7812.5
+    assert moved["bus_bytes_per_second"] == round(payload / seconds)
+    assert moved["step_us"] == 6 * 7812.5
+    assert next(row for row in found if row["kind"] == "topology")["transports"] == ["SHM/direct/direct"]
+    assert [(row["kind"], row["rank"]) for row in found if "rank" in row] == [("tokens", 0), ("cell", 0), ("tokens", 1)]
+    assert next(row for row in found if row["kind"] == "share")["operator"] == Operator.ALL_REDUCE.value
+
+
+def test_both_modes_begin_at_the_same_context():
+    made = variants.passes(links.FULL, 2, graphs=True)
+    at = {mode: next(number for number, each in enumerate(made) if (each.kind, each.mode) == ("plain", mode))
+          for mode in (GRAPH, EAGER)}  # fmt: skip
+    assert all((made[first - 2].mode, made[first - 1].kind) == (PREFILL, "warm") for first in at.values())
+    assert [each.delay_ms for each in made if each.kind == "slow"] == [0.02, 0.05, 0.2] * 4
+
+
+def test_scaling_repeats_shares_and_slows_nobody():
+    kinds = [each.kind for each in variants.passes(scaling.FULL, 4, graphs=True)]
+    assert kinds.count("share") == 10
+    assert not {"slow", "plain"} & set(kinds)
+
+
+def test_scaling_is_a_speedup_for_each_operator_and_what_repeats_differ_by():
+    def group(tp, transfers, others):
+        own = [{**TOPOLOGY, "layers": 80}]
+        for number, transfer in enumerate(transfers):
+            own += shares(number, GRAPH, transfer, others, calls=160)
+        return [{"tp": tp, **row} for row in own]
+
+    found = scaling.summarise(group(4, [20.0, 22.0, 21.0], 2e4) + group(8, [21.0] * 3, 1e4))
+    ratios = found["speedup"]["tp4 to tp8"]["decode"]
+    assert ratios["ffn"]["measured"] == 2.0
+    assert ratios["ffn"]["theory"] == pytest.approx(2.0, abs=0.05)
+    assert ratios["all_reduce"]["measured"] == 1.0
+    assert ratios["all_reduce"]["theory"] < 1
+    stable = found["groups"]["tp4"]["stability"]["decode"]
+    assert stable["transfer of a call"]["range_percent"] == pytest.approx(9.524, abs=1e-3)
+    assert stable["ffn"]["deviation_percent"] == pytest.approx(0.0, abs=1e-6)
+    assert found["layers"] == [80]
