@@ -1,7 +1,11 @@
-"""Fill the tables of docs/original-analysis.md from `lightllm-otel theory`: ``python docs/original_analysis.py``."""
+"""Fill the tables of docs/original-analysis.md: ``python docs/original_analysis.py``.
+
+From `lightllm-otel theory`, and from benchmarks/results where links.py and scaling.py have left something.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -16,6 +20,7 @@ from lightllm_otel.theory import gpus, ideal, links, shape, work  # noqa: E402
 from lightllm_otel.theory.shape import Shape  # noqa: E402
 from lightllm_otel.vocabulary import Operator  # noqa: E402
 
+RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "original-analysis.md"
 A100, A40, T4 = (gpus.find(name) for name in ("A100-SXM-40GB", "A40", "T4"))
 BATCH, LENGTH = 20, 1024
@@ -155,11 +160,139 @@ BLOCKS = {
 }  # fmt: skip
 
 
-def fill(text: str) -> str:
-    """``text`` with every ``<!-- theory: NAME -->`` … ``<!-- end -->`` block made anew."""
-    for name, make in BLOCKS.items():
-        block = re.compile(rf"(<!-- theory: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        content = make()
+# Measured by this project -----------------------------------------------------------------------------------------------
+
+
+def result(results: Path, benchmark: str) -> Any:
+    """None where it has not been run, or not to where it says something."""
+    path = results / f"{benchmark}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def not_yet(benchmark: str) -> str:
+    return f"Not measured yet: `benchmarks/{benchmark}.py`."
+
+
+def run_on(found: Any) -> str:
+    gpu = found["gpu"]
+    return (f"*Measured* with `benchmarks/{found['benchmark']}.py` on {found['date']}, on {gpu.get('count', 0)} × "
+            f"{gpu.get('name', 'a CPU')}, at `{found['commit'][:8]}`")  # fmt: skip
+
+
+def shared(summary: Any) -> str:
+    return " **The ranks shared one GPU: this says nothing of links.**" if summary["one_gpu"] else ""
+
+
+def measured_links(results: Path) -> str:
+    found = result(results, "links")
+    summary = found["summary"] if found else {}
+    ratios = {
+        phase: summary["speedup"][phase] for phase in ("prefill", "decode") if phase in summary.get("speedup", {})
+    }
+    if len(ratios) < 2:
+        return not_yet("links")
+    own = summary["variants"]
+    fast, slow = own["nccl_nvlink"], own["nccl_pcie"]
+    rows = []
+    for phase, ratio in ratios.items():
+        one, two = fast[phase], slow[phase]
+        rows.append([
+            phase, f"{one['payload_bytes'] / 1e6:.3g} MB", f"{one['transfer_us']:.4g} µs · {two['transfer_us']:.4g} µs",
+            f"**{ratio['measured']:.3g}**", f"{ratio['theory']:.3g}" if "theory" in ratio else "unknown",
+            *(f"{one[name] / scale:.3g} · {two[name] / scale:.3g}"
+              for name, scale in (("bus_bytes_per_second", 1e9), ("all_reduce_percent", 1))),
+        ])  # fmt: skip
+    heads = ["all_reduce, NVLink · PCIe", "payload", "transfer of a call", "ratio", "theory", "bus bandwidth, GB/s",
+             "share of the step, %"]  # fmt: skip
+    return "\n\n".join([
+        f"*The original:* twice as fast over NVLink in prefill, hardly different in decode. {run_on(found)}: LLaMA-7B's shape, "
+        f"TP 2, batch 64, 1024 tokens in; `{summary['topology'].get('link')}` by NVML, the slower side without peer access, "
+        f"through the host's memory.{shared(summary)}",
+        table(heads, rows), why(summary, ratios), *custom(own),
+    ])  # fmt: skip
+
+
+def why(summary: Any, ratios: Any) -> str:
+    """In words, with theory's parts of a call where the links are known."""
+    prefill, decode = ratios["prefill"], ratios["decode"]
+    less = "less than" if decode["measured"] < prefill["measured"] else "no less than"
+    text = f"Prefill gains {prefill['measured']:.3g} times from NVLink, decode {decode['measured']:.3g} times: {less} prefill."
+    speeds = {kind: summary["topology"].get(f"{kind}_bytes_per_second") for kind in ("nvlink", "pcie")}
+    if not all(speeds.values()):
+        return text
+    own = {kind: links.Link(kind, value) for kind, value in speeds.items()}
+    payload = decode["payload_bytes"]
+    moving = {kind: links.traffic("all_reduce", payload, 2) / each.one_way for kind, each in own.items()}
+    latency = {
+        kind: 100 * (1 - moving[kind] / links.ring_seconds("all_reduce", payload, 2, each))
+        for kind, each in own.items()
+    }
+    middle = {kind: links.takeover_payload("all_reduce", 2, each) / 1e6 for kind, each in own.items()}
+    return (
+        f"{text} By theory bandwidth takes over at {middle['nvlink']:.2g} MB over NVLink and at {middle['pcie']:.2g} MB over "
+        f"PCIe. A call of prefill moves {prefill['payload_bytes'] / 1e6:.3g} MB, one of decode {payload / 1e6:.2g} MB: of the "
+        f"latter {latency['nvlink']:.0f} % over NVLink and {latency['pcie']:.0f} % over PCIe is latency, which the link's rate "
+        f"does not change."
+    )
+
+
+def custom(own: Any) -> list[str]:
+    each = own.get("custom")
+    if each is None:
+        return []
+    if not each["available"]:
+        return ["LightLLM's own all_reduce was not available there: the records name another library."]
+    return [f"LightLLM's own all_reduce takes {each['decode']['transfer_us']:.4g} µs in decode, NCCL over NVLink "
+            f"{own['nccl_nvlink']['decode']['transfer_us']:.4g} µs."]  # fmt: skip
+
+
+def measured_scaling(results: Path) -> str:
+    found = result(results, "scaling")
+    if not found or not found["summary"]["groups"]:
+        return not_yet("scaling")
+    summary = found["summary"]
+    parts = [f"{run_on(found)}: LLaMA-2-70B's shape with {', '.join(map(str, summary['layers']))} of its 80 layers, batch 20, "
+             f"1024 tokens in; five repeats, {summary['repeats']}.{shared(summary)}"]  # fmt: skip
+    shares = [
+        [f"{name}, {phase}", f"{own[phase]['step_us'] / 1e3:.4g} ms", f"{own[phase]['all_reduce_percent']:.3g} %",
+         f"{own[phase]['transfer_us']:.4g} µs", f"{own[phase]['bus_bytes_per_second'] / 1e9:.3g}",
+         f"{own['stability'].get(phase, {}).get('step', {}).get('deviation_percent', 0):.2g} %"]
+        for name, own in summary["groups"].items() for phase in ("prefill", "decode") if phase in own
+    ]  # fmt: skip
+    parts.append(table(["a step", "takes", "all_reduce of it", "transfer of a call", "bus bandwidth, GB/s", "repeats differ by"],
+                       shares))  # fmt: skip
+    for pair, phases in summary["speedup"].items():
+        names = dict.fromkeys(name for phase in phases.values() for name in phase)
+        rows = [
+            [f"`{name}`", *(cell(phases.get(phase, {}).get(name)) for phase in ("prefill", "decode"))] for name in names
+        ]
+        parts.append(table([f"{pair}: times faster (theory)", "prefill", "decode"], rows))
+    return "\n\n".join(parts)
+
+
+def cell(ratio: Any) -> str:
+    if ratio is None:
+        return ""
+    return f"{ratio['measured']:.3g}" + (f" ({ratio['theory']:.3g})" if ratio["theory"] is not None else "")
+
+
+def status(results: Path) -> str:
+    if result(results, "links") is None and result(results, "scaling") is None:
+        return ("**What is not here yet: our own measurements.** Real links between several GPUs, and the machines of the "
+                "original, have not been\nmeasured by this project.")  # fmt: skip
+    return ("**What is not here: the machines of the original.** What this project has measured of links between GPUs, on "
+            "others, is marked\n*measured*.")  # fmt: skip
+
+
+MEASURED = {"status": status, "links": measured_links, "scaling": measured_scaling}
+
+
+def fill(text: str, results: Path = RESULTS) -> str:
+    """``text`` with every ``<!-- theory: NAME -->`` or ``<!-- measured: NAME -->`` … ``<!-- end -->`` block made anew."""
+    contents = {f"theory: {name}": make() for name, make in BLOCKS.items()}
+    contents |= {f"measured: {name}": make(results) for name, make in MEASURED.items()}
+    for name, content in contents.items():
+        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = block.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
     return text
 

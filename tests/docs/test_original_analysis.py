@@ -1,6 +1,7 @@
 """The page on the original analysis says what `lightllm-otel theory` says."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -44,5 +45,59 @@ def test_what_the_text_says_of_the_tables_holds(generator):
     assert decode < prefill == 1.76
 
 
-def test_it_says_that_nothing_of_it_was_measured_here(generator):
-    assert "What is not here yet: our own measurements." in generator.PAGE.read_text()
+def test_what_was_not_measured_says_so(generator, tmp_path):
+    text = generator.fill(generator.PAGE.read_text(), tmp_path)
+    assert "What is not here yet: our own measurements." in text
+    assert text.count("Not measured yet: `benchmarks/links.py`.") == 1
+    assert text.count("Not measured yet: `benchmarks/scaling.py`.") == 1
+    names = re.findall(r"<!-- measured: (\w+) -->", text)
+    assert sorted(names) == sorted(generator.MEASURED)
+
+
+def composed(benchmark, summary):
+    return json.dumps({"benchmark": benchmark, "date": "2026-01-01", "commit": "0123456789", "summary": summary,
+                       "gpu": {"count": 2, "name": "NVIDIA H100"}})  # fmt: skip
+
+
+def test_links_that_were_measured_stand_beside_the_original_and_theory(generator, tmp_path):
+    def variant(prefill, decode):
+        return {
+            phase: {
+                "payload_bytes": payload,
+                "transfer_us": micros,
+                "bus_bytes_per_second": 1e11,
+                "all_reduce_percent": 12.5,
+            }
+            for phase, payload, micros in (("prefill", 1 << 29, prefill), ("decode", 1 << 19, decode))
+        }
+
+    summary = {
+        "variants": {"nccl_nvlink": variant(1000.0, 20.0), "nccl_pcie": variant(9000.0, 40.0), "custom": {"available": False}},
+        "speedup": {
+            "prefill": {"measured": 9.0, "theory": 7.1, "payload_bytes": 1 << 29},
+            "decode": {"measured": 2.0, "theory": 1.6, "payload_bytes": 1 << 19}, "theory_from": "tables",
+        },
+        "topology": {"link": "nvlink4x18", "nvlink_bytes_per_second": 900e9, "pcie_bytes_per_second": 126e9}, "one_gpu": False,
+    }  # fmt: skip
+    (tmp_path / "links.json").write_text(composed("links", summary))
+    text = generator.fill(generator.PAGE.read_text(), tmp_path)
+    assert "| prefill | 537 MB | 1000 µs · 9000 µs | **9** | 7.1 | 100 · 100 | 12.5 · 12.5 |" in text
+    assert "Prefill gains 9 times from NVLink, decode 2 times: less than prefill." in text
+    assert "own all_reduce was not available" in text
+    assert "our own measurements" not in text
+
+
+def test_a_scaling_that_was_measured(generator, tmp_path):
+    phase = {"step_us": 2e4, "all_reduce_percent": 20.0, "transfer_us": 30.0, "bus_bytes_per_second": 1e10}
+    group = {"decode": phase, "stability": {"decode": {"step": {"deviation_percent": 0.5}}}}
+    summary = {
+        "groups": {"tp4": group, "tp8": group}, "layers": [80], "repeats": "separate passes in one build", "one_gpu": False,
+        "speedup": {
+            "tp4 to tp8": {"decode": {"ffn": {"measured": 1.8, "theory": 2.0}, "gap": {"measured": 1.0, "theory": None}}}
+        },
+    }  # fmt: skip
+    (tmp_path / "scaling.json").write_text(composed("scaling", summary))
+    text = generator.fill(generator.PAGE.read_text(), tmp_path)
+    assert "| tp4, decode | 20 ms | 20 % | 30 µs | 10 | 0.5 % |" in text
+    assert "| `ffn` |  | 1.8 (2) |" in text
+    assert "| `gap` |  | 1 |" in text
