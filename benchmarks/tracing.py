@@ -18,6 +18,7 @@ import contextlib
 import http.client
 import http.server
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -331,7 +332,8 @@ def measure(arguments: argparse.Namespace, model: Path, work: Path, keep: Callab
 def check_links(arguments: argparse.Namespace, model: Path, work: Path, keep: Callable[[dict[str, Any]], None]) -> None:
     receiver, lists = Receiver(), work / "steps.jsonl"
     environ = {
-        **receiver.environ, "LIGHTLLM_OTEL_SAMPLE_EVERY": "8", "STEP_LISTS": str(lists), "PYTHONPATH": str(HERE / "step_lists"),
+        **receiver.environ, "LIGHTLLM_OTEL_SAMPLE_EVERY": "8", "STEP_LISTS": str(lists),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(HERE / "step_lists"), os.environ.get("PYTHONPATH", "")))),
     }  # fmt: skip
     with serving(arguments, model, work / "checked", environ) as server:
         load(server.port, 0, 100, (arguments.requests, arguments.input, arguments.output))
@@ -363,8 +365,9 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     model = checkpoint_of(arguments.work, arguments.shape, arguments.cpu)
     with tempfile.TemporaryDirectory(dir=arguments.work) as work:
-        measure(arguments, model, Path(work), rows.append)
+        # First what is quick: rows are written when all is done.
         check_links(arguments, model, Path(work), rows.append)
+        measure(arguments, model, Path(work), rows.append)
     summary = summarise(rows)
     print(json.dumps(summary, indent=1), outcome.write("tracing", summary, rows, arguments.out), sep="\n")
 
