@@ -193,14 +193,18 @@ class Recorder:
         from lightllm_otel.activate import bootstrap
 
         self._hooks: Any = bootstrap.activate()
+        self._reader: Any = None
 
     def begin(self) -> None:
         """What came before is of no repeat."""
-        from lightllm_otel.ring.reader import RingReader
-
         self._settle()
-        self._reader = RingReader(next((self._folder / "otel").glob("*/rank-0.ring")))
+        if self._reader is None:
+            from lightllm_otel.ring.reader import RingReader
+
+            # Once: opening it frees this process's own lock on it, and the exporter takes the ring of the dead away.
+            self._reader = RingReader(next((self._folder / "otel").glob("*/rank-0.ring")))
         self._reader.read()
+        self._lost = int(self._reader.overwrites)
         self._hook_seconds = float(self._reader.header["hook_seconds"])
 
     def end(self, run: Path, number: int) -> tuple[Path, int, float]:
@@ -210,7 +214,8 @@ class Recorder:
         writer.describe({0: self._reader.facts()})
         writer.append(0, self._reader.read())
         writer.close()
-        return writer.path, self._reader.overwrites, float(self._reader.header["hook_seconds"]) - self._hook_seconds
+        hooks = float(self._reader.header["hook_seconds"]) - self._hook_seconds
+        return writer.path, int(self._reader.overwrites) - self._lost, hooks
 
     def _settle(self) -> None:
         import torch

@@ -147,6 +147,8 @@ class Rank:
 
         self._hooks: Any = bootstrap.activate()
         self.passes = made
+        self._ring: Any = None
+        self._cells: list[np.ndarray] = []
         self.model = self._build(arguments, model_dir)
         say(f"rank {self.rank} of {self.tp} is there; twins {self.session.twins.facts()}")
 
@@ -199,12 +201,13 @@ class Rank:
 
     def cells(self) -> np.ndarray:
         """What the plugin has written so far."""
-        return self._reader().read()
+        if self._ring is None:
+            from lightllm_otel.ring.reader import RingReader
 
-    def _reader(self) -> Any:
-        from lightllm_otel.ring.reader import RingReader
-
-        return RingReader(next((self.folder / "otel").glob(f"*/rank-{self.rank}.ring")))
+            # Once: opening it frees this process's own lock on it, and the exporter takes the ring of the dead away.
+            self._ring = RingReader(next((self.folder / "otel").glob(f"*/rank-{self.rank}.ring")))
+        self._cells.append(self._ring.read())
+        return np.concatenate(self._cells)
 
     @contextlib.contextmanager
     def _as(self, each: Pass) -> Any:
@@ -238,8 +241,8 @@ class Rank:
         self._own.collect()
 
     def _leave(self, done: Sequence[dict[str, Any]]) -> None:
-        reader = self._reader()
-        np.save(self.folder / f"rank-{self.rank}.npy", reader.read())
+        np.save(self.folder / f"rank-{self.rank}.npy", self.cells())
+        reader = self._ring
         header = reader.header
         clocks = ("clock_quantum", "boundary_cost", "stamp_quantum", "stamp_cost")
         content = {

@@ -2,8 +2,8 @@
 
 A GPU has no wall clock, and asking one takes a synchronisation. But a GPU that had nothing to do passes a step's first event
 as soon as it is recorded, and the host looked at its clock right then: such a step ties both clocks together anew, so their
-drift never adds up. A step whose predecessor was still running when it was launched follows it, by what the GPU's own events say
-lay between the two.
+drift never adds up. A step that was launched while the GPU was still busy, with its predecessor or with somebody else's kernels,
+follows its predecessor by what the GPU's own events say lay between the two.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ class WallClock:
         """``step``: the next record (``STEP``) of the rank, in the order in which they were written."""
         entered, idle = float(step["wall_time"]), float(step["idle_seconds"])
         found = Start(entered, self.latency)
-        if self._last is not None and idle <= WAITED_SECONDS and int(step["number"]) == self._last[2] + 1:
+        if self._last is not None and int(step["number"]) == self._last[2] + 1:
             before, seconds, _ = self._last
-            follows = before.seconds + seconds + idle
-            # It cannot have begun before it was launched; where it seems to, launching is the better witness.
-            if follows > entered:
-                found = Start(follows, before.error + DRIFT * (seconds + idle))
+            follows, error = before.seconds + seconds + idle, before.error + DRIFT * (seconds + idle)
+            # It cannot have begun before it was launched; where it seems to, launching is the better witness. Beyond both errors
+            # the GPU was busy with what is no step of ours.
+            if follows > (entered if idle <= WAITED_SECONDS else entered + error + self.latency):
+                found = Start(follows, error)
         self._last = (found, float(step["seconds"]), int(step["number"]))
         return found

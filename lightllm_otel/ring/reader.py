@@ -14,7 +14,10 @@ from lightllm_otel.ring import layout
 
 
 class RingReader:
-    """Follows one rank's ring from cell ``position`` on. Raises ValueError for a file that is not a ring."""
+    """Follows one rank's ring from cell ``position`` on. Raises ValueError for a file that is not a ring.
+
+    For other processes than the rank's: there it would free the rank's own lock (:class:`~lightllm_otel.ring.folder.FileLock`).
+    """
 
     def __init__(self, path: Path, position: int = 0) -> None:
         self.path = path

@@ -30,6 +30,20 @@ def test_a_step_that_waited_for_the_gpu_follows_its_predecessor():
     assert found.error == pytest.approx(LATENCY + DRIFT * 0.010002)
 
 
+def test_a_step_that_waited_for_other_work_on_the_gpu_begins_after_it():
+    clock = WallClock(LATENCY)
+    clock.start(step(0, 1000.0, 0.010, 0.0))
+    found = clock.start(step(1, 1000.002, 0.010, 0.030))
+    assert found.seconds == pytest.approx(1000.040, abs=1e-9)
+    assert found.error == pytest.approx(LATENCY + DRIFT * 0.040)
+
+
+def test_what_lies_within_the_errors_is_no_work_of_others():
+    clock = WallClock(LATENCY)
+    clock.start(step(0, 1000.0, 0.010, 0.0))
+    assert clock.start(step(1, 1000.060, 0.010, 0.050 + 1.5 * LATENCY)).seconds == 1000.060
+
+
 def test_a_chain_ends_where_a_step_is_missing():
     clock = WallClock(LATENCY)
     clock.start(step(0, 1000.0, 0.010, 0.0))
