@@ -3,8 +3,9 @@
     python benchmarks/collectives.py --source CHECKOUT --out benchmarks/results
 
 Needs a GPU, lightllm-otel with CuPy in this Python, LightLLM's packages and a checkout of the current LightLLM. Any number of
-GPUs will do: where there are fewer than ranks, all ranks share one and are joined through NCCL's socket transport, as
-nodes of one group. Then two processes take turns on it in slices of about 2 ms, so only long delays can be told.
+GPUs will do: where there are fewer than ranks, all ranks share one, as nodes of one group. Then two processes take turns on it
+in slices of about 2 ms, so only long delays can be told. Ranks are joined through NCCL's sockets either way: a slow link is what
+is asked for here, links.py has the fast ones. A file with ranks on one GPU and one with a GPU each are put together by --merge.
 
 For each tensor parallelism the ranks are processes that run the same passes (rank.py):
 
@@ -49,6 +50,9 @@ from lightllm_otel.vocabulary import Operator, Site, Unmatched  # noqa: E402
 SHAPE = "llama-70b-6-layers"
 PARALLEL = (1, 2, 4)
 PATIENCE_SECONDS = 20.0
+SHIFTS = ("transfer_shift_percent", "transfer_shift_percent_with_noise", "transfer_noise_percent")
+SOCKETS = {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1", "NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo",
+           "NCCL_IB_DISABLE": "1"}  # fmt: skip
 Rows = list[dict[str, Any]]
 
 
@@ -184,18 +188,16 @@ def bandwidth_row(run: Run, each: dict[str, Any], own: Sequence[Sequence[dict[st
 
 
 def summarise(rows: Rows) -> dict[str, Any]:
-    """Everything from the rows alone."""
+    """Everything from the rows alone. ``transfer_shift_percent``: of ranks with a GPU each, if there are any."""
     slow = [row for row in rows if row.get("kind") == "slow"]
-    noise = {mode: plain_noise(rows, mode) for mode in (GRAPH, EAGER)}
-    shifts = [shift for row in slow if (shift := shift_of(row, rows)) is not None]
+    groups = {one_gpu: slow_group(own) for one_gpu in (False, True) if (own := of_group(rows, one_gpu))}
+    chosen: dict[str, Any] = next((each for each in groups.values() if each["slow_steps"]), {})
     steps = sum(row["steps"] for row in slow)
     named = [100 * row["named_steps"] / row["steps"] for row in slow]
     bandwidth = [row for row in rows if row.get("kind") == "bandwidth" and not row["problem"]]
     return {
-        # The part beyond what passes without any delay differ by among themselves; of the worst pass.
-        "transfer_shift_percent": max((max(shift["percent"] - shift["noise_percent"], 0.0) for shift in shifts), default=None),
-        "transfer_shift_percent_with_noise": max((shift["percent"] for shift in shifts), default=None),
-        "transfer_noise_percent": noise,
+        **{name: chosen.get(name) for name in SHIFTS},
+        "slow_groups": {"one GPU" if one_gpu else "a GPU each": each for one_gpu, each in groups.items() if each["slow_steps"]},
         "straggler_named_percent": round(100 * sum(row["named_steps"] for row in slow) / steps, 2) if steps else None,
         "straggler_named_percent_worst_pass": round(min(named), 2) if named else None,
         "straggler_named_percent_of_calls": _percent(sum(row["named_calls"] for row in slow), sum(row["calls"] for row in slow)),
@@ -211,30 +213,58 @@ def summarise(rows: Rows) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def plain_noise(rows: Rows, mode: str) -> float | None:
-    """By how much the transfer of passes without a delay differs, largest to smallest, in percent of their mean."""
-    plain = [
+def of_group(rows: Rows, one_gpu: bool) -> Rows:
+    return [row for row in rows if "tp" in row and bool(row.get("one_gpu")) == one_gpu]
+
+
+def slow_group(rows: Rows) -> dict[str, Any]:
+    """Of ranks of one kind: how far a slow one moves transfer, in percent; of the worst pass."""
+    slow = [row for row in rows if row.get("kind") == "slow"]
+    found = [shift for row in slow if (shift := shift_of(row, rows)) is not None]
+    beyond = (max(shift["percent"] - shift["noise_percent"], 0.0) for shift in found)
+    return {
+        # The part beyond what passes without any delay differ by among themselves.
+        "transfer_shift_percent": max(beyond, default=None),
+        "transfer_shift_percent_with_noise": max((shift["percent"] for shift in found), default=None),
+        "transfer_noise_percent": {mode: plain_noise(rows, mode) for mode in (GRAPH, EAGER)},
+        "transfer_us": {mode: plain_transfer(rows, mode) for mode in (GRAPH, EAGER)},
+        "slow_steps": sum(row["steps"] for row in slow),
+    }
+
+
+def plain_transfers(rows: Rows, mode: str) -> list[float]:
+    return [
         row["transfer_us"] for row in rows if row.get("kind") == "plain" and row["mode"] == mode and row["transfer_us"]
     ]
+
+
+def plain_transfer(rows: Rows, mode: str) -> float | None:
+    plain = plain_transfers(rows, mode)
+    return round(float(np.mean(plain)), 3) if plain else None
+
+
+def plain_noise(rows: Rows, mode: str) -> float | None:
+    """By how much the transfer of passes without a delay differs, largest to smallest, in percent of their mean."""
+    plain = plain_transfers(rows, mode)
     return round(100 * (max(plain) - min(plain)) / float(np.mean(plain)), 3) if len(plain) > 1 else None
 
 
 def shift_of(row: dict[str, Any], rows: Rows) -> dict[str, float] | None:
     """How far a slow rank moved the transfer from where it is without one, and what noise there is in that."""
-    plain = [each["transfer_us"] for each in rows if each.get("kind") == "plain" and each["mode"] == row["mode"]]
-    noise = plain_noise(rows, row["mode"])
-    if row["transfer_us"] is None or noise is None or None in plain:
+    plain, noise = plain_transfers(rows, row["mode"]), plain_noise(rows, row["mode"])
+    if row["transfer_us"] is None or noise is None:
         return None
     return {"percent": round(100 * abs(row["transfer_us"] / float(np.mean(plain)) - 1), 3), "noise_percent": noise}
 
 
 def shares(rows: Rows) -> dict[str, dict[str, dict[str, float]]]:
-    """tp → phase → operator → percent of the step, the largest first."""
+    """tp, and whether its ranks had a GPU each → phase → operator → percent of the step, the largest first."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for row in rows:
         if row.get("kind") == "share":
             phase = "prefill" if row["mode"] == PREFILL else "decode"
-            found.setdefault(f"tp{row['tp']}", {}).setdefault(phase, {})[row["operator"]] = row["percent"]
+            group = f"tp{row['tp']}" + (", a GPU each" if row["tp"] > 1 and not row.get("one_gpu") else "")
+            found.setdefault(group, {}).setdefault(phase, {})[row["operator"]] = row["percent"]
     return found
 
 
@@ -262,6 +292,10 @@ def child(arguments: argparse.Namespace) -> None:
     rank.run(arguments, model, sizes, made, arguments.inject)
 
 
+def shares_gpu(tp: int, gpus: int) -> bool:
+    return gpus < tp and tp > 1
+
+
 def left_rows(folder: Path, tp: int) -> Rows:
     return rows_of(Run.read(folder, tp), tp)
 
@@ -276,7 +310,7 @@ def run_group(
     they left.
     """
     folder = Path(tempfile.mkdtemp(prefix=f"tp{tp}-", dir=arguments.work))
-    one_gpu = gpus < tp and tp > 1
+    one_gpu = shares_gpu(tp, gpus)
     processes = []
     try:
         for rank in range(tp):
@@ -296,8 +330,7 @@ def run_group(
             command += words
             environ = workers.environment(arguments.cpu) | (more or {})
             if one_gpu:
-                environ |= {"NCCL_HOSTID": f"node{rank}", "NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo",
-                            "NCCL_IB_DISABLE": "1"}  # fmt: skip
+                environ |= {**SOCKETS, "NCCL_HOSTID": f"node{rank}"}
             with (folder / f"rank-{rank}.log").open("wb") as log:
                 processes.append(subprocess.Popen(
                     command, env=environ, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -378,14 +411,17 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     arguments.work.mkdir(parents=True, exist_ok=True)
     merged = [json.loads(path.read_text()) for path in arguments.merge]
-    rows = [row for earlier in merged for row in earlier["rows"] if "tp" in row and row["tp"] not in wanted]
+    now = {(tp, shares_gpu(tp, gpus)) for tp in wanted}
+    rows = [
+        row for earlier in merged for row in earlier["rows"] if "tp" in row and (row["tp"], row["one_gpu"]) not in now
+    ]
     problem = workers.run([__file__, "--child", "checkpoint", *common(arguments)], arguments.cpu, arguments.limit)
     if problem:
         sys.exit(f"no checkpoint: {problem}")
     workers.say("checkpoint is there")
     for number, tp in enumerate(wanted):
         arguments.nccl_port += number  # the last group's may linger
-        rows += run_group(arguments, tp, gpus, inject=tp == slow_tp)
+        rows += run_group(arguments, tp, gpus, inject=tp == slow_tp, more=SOCKETS if tp > 1 else {})
         workers.say(f"tp {tp}: {len(rows)} rows so far")
         outcome.write("collectives", summarise(rows), rows, arguments.out, merged)
     summary = summarise(rows)

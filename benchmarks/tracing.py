@@ -232,9 +232,10 @@ def loss(rows: Iterable[Mapping[str, Any]], share: int, against: int = PLAIN) ->
 
 
 def summarise(rows: Rows) -> dict[str, Any]:
+    """Everything from the rows alone; None for what is not measured yet."""
     rounds = [row for row in rows if row["kind"] == "round"]
-    (traces,) = [row for row in rows if row["kind"] == "traces"]
-    (checked,) = [row for row in rows if row["kind"] == "links"]
+    traces = next((row for row in rows if row["kind"] == "traces"), {})
+    checked = next((row for row in rows if row["kind"] == "links"), {})
     losses = {str(share): loss(rounds, share) for share in SHARES}
     within = {str(share): loss(rounds, share, NONE) for share in SHARES}
     return {
@@ -244,12 +245,16 @@ def summarise(rows: Rows) -> dict[str, Any]:
         "throughput_loss_percent_within_ci95": {share: each.get("ci95") for share, each in within.items()},
         "blocks": min(each["blocks"] for each in losses.values()),
         "target_percent_at_10": TARGET_PERCENT,
-        "complete_traces_percent": round(100 * traces["complete"] / max(traces["traced"], 1), 3),
-        "traced_requests": traces["traced"],
-        "right_step_links_percent": round(100 * checked["right"] / max(checked["steps"], 1), 3),
-        "checked_steps": checked["steps"],
-        "errors": traces["errors"], "spans_dropped": traces["spans_dropped"],
+        "complete_traces_percent": percent(traces.get("complete"), traces.get("traced")),
+        "traced_requests": traces.get("traced"),
+        "right_step_links_percent": percent(checked.get("right"), checked.get("steps")),
+        "checked_steps": checked.get("steps"),
+        "errors": traces.get("errors"), "spans_dropped": traces.get("spans_dropped"),
     }  # fmt: skip
+
+
+def percent(part: int | None, whole: int | None) -> float | None:
+    return None if part is None or not whole else round(100 * part / whole, 3)
 
 
 # The servers -----------------------------------------------------------------------------------------------------------
@@ -364,12 +369,15 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     model = checkpoint_of(arguments.work, arguments.shape, arguments.cpu)
+
+    def keep(row: dict[str, Any]) -> None:
+        rows.append(row)
+        outcome.write("tracing", summarise(rows), rows, arguments.out)
+
     with tempfile.TemporaryDirectory(dir=arguments.work) as work:
-        # First what is quick: rows are written when all is done.
-        check_links(arguments, model, Path(work), rows.append)
-        measure(arguments, model, Path(work), rows.append)
-    summary = summarise(rows)
-    print(json.dumps(summary, indent=1), outcome.write("tracing", summary, rows, arguments.out), sep="\n")
+        check_links(arguments, model, Path(work), keep)
+        measure(arguments, model, Path(work), keep)
+    print(json.dumps(summarise(rows), indent=1))
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ class MadeUp:
         return collectives.Run([records.cells(*steps) for steps in self.cells], left)
 
 
-def rows(made, tp=2):
-    return [{"tp": tp, **row} for row in collectives.rows_of(made.run(), tp)]
+def rows(made, tp=2, one_gpu=True):
+    return [{"tp": tp, "one_gpu": one_gpu, **row} for row in collectives.rows_of(made.run(), tp)]
 
 
 def test_a_delay_moves_into_the_wait_and_names_the_rank():
@@ -80,6 +80,23 @@ def test_only_the_shift_beyond_what_passes_without_a_delay_show_is_claimed():
     assert summary["transfer_noise_percent"] == {GRAPH: pytest.approx(1.98, abs=0.01), EAGER: None}
     assert summary["transfer_shift_percent_with_noise"] == pytest.approx(9.9, abs=0.01)
     assert summary["transfer_shift_percent"] == pytest.approx(9.9 - 1.98, abs=0.01)
+
+
+def test_ranks_with_a_gpu_each_are_what_is_claimed_and_those_on_one_gpu_stand_beside_them():
+    shared = rows(MadeUp().add("plain").add("plain").add("slow", slow=1, delay=0.01, transfer=0.75 * TRANSFER))
+    apart = rows(
+        MadeUp()
+        .add("plain", transfer=TRANSFER / 64)
+        .add("plain", transfer=TRANSFER / 64)
+        .add("slow", slow=1, delay=0.01, transfer=TRANSFER / 64),
+        one_gpu=False,
+    )
+    summary = collectives.summarise([*shared, *apart])
+    assert summary["transfer_shift_percent"] == 0.0
+    shifts = {name: each["transfer_shift_percent"] for name, each in summary["slow_groups"].items()}
+    assert shifts == {"a GPU each": 0.0, "one GPU": 25.0}
+    assert summary["slow_steps"] == 8
+    assert collectives.summarise(shared)["transfer_shift_percent"] == 25.0
 
 
 def test_a_wrong_name_and_no_name_count_against_it():

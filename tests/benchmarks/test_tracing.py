@@ -81,6 +81,12 @@ def test_without_rounds_nothing_is_claimed():
     assert tracing.loss([], 10) == {"throughput_loss_percent": None, "blocks": 0}
 
 
+def test_what_is_not_measured_yet_is_not_claimed():
+    summary = tracing.summarise([])
+    assert summary["complete_traces_percent"] is summary["right_step_links_percent"] is None
+    assert summary["throughput_loss_percent"] == dict.fromkeys(("1", "10", "100"))
+
+
 def test_the_summary_has_what_is_asked_for():
     speeds = {-1: 100.0, 0: 100.0, 1: 99.99, 10: 99.9, 100: 99.0}
     rows = [
