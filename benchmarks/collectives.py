@@ -4,8 +4,9 @@
 
 Needs a GPU, lightllm-otel with CuPy in this Python, LightLLM's packages and a checkout of the current LightLLM. Any number of
 GPUs will do: where there are fewer than ranks, all ranks share one, as nodes of one group. Then two processes take turns on it
-in slices of about 2 ms, so only long delays can be told. Ranks are joined through NCCL's sockets either way: a slow link is what
-is asked for here, links.py has the fast ones. A file with ranks on one GPU and one with a GPU each are put together by --merge.
+in slices of about 2 ms, so only long delays can be told; they are joined through NCCL's sockets. Ranks with a GPU each are joined
+through the host's memory: a slow link is what is asked for here, links.py has the fast ones, and over sockets a call takes longer
+after a long wait. A file with ranks on one GPU and one with a GPU each are put together by --merge.
 
 For each tensor parallelism the ranks are processes that run the same passes (rank.py):
 
@@ -51,8 +52,8 @@ SHAPE = "llama-70b-6-layers"
 PARALLEL = (1, 2, 4)
 PATIENCE_SECONDS = 20.0
 SHIFTS = ("transfer_shift_percent", "transfer_shift_percent_with_noise", "transfer_noise_percent")
-SOCKETS = {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1", "NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo",
-           "NCCL_IB_DISABLE": "1"}  # fmt: skip
+SOCKETS = {"NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1"}
+HOST_MEMORY = {"NCCL_P2P_DISABLE": "1"}
 Rows = list[dict[str, Any]]
 
 
@@ -287,7 +288,7 @@ def child(arguments: argparse.Namespace) -> None:
         return
     import rank
 
-    sizes = rank.TINY if arguments.cpu else rank.Sizes()
+    sizes = rank.TINY if arguments.cpu else rank.Sizes() if arguments.one_gpu else rank.Sizes(slow_batch=64)
     made = rank.passes(sizes, arguments.tp, not arguments.cpu, arguments.inject)
     rank.run(arguments, model, sizes, made, arguments.inject)
 
@@ -421,7 +422,7 @@ def main() -> None:
     workers.say("checkpoint is there")
     for number, tp in enumerate(wanted):
         arguments.nccl_port += number  # the last group's may linger
-        rows += run_group(arguments, tp, gpus, inject=tp == slow_tp, more=SOCKETS if tp > 1 else {})
+        rows += run_group(arguments, tp, gpus, inject=tp == slow_tp, more={} if shares_gpu(tp, gpus) else HOST_MEMORY)
         workers.say(f"tp {tp}: {len(rows)} rows so far")
         outcome.write("collectives", summarise(rows), rows, arguments.out, merged)
     summary = summarise(rows)

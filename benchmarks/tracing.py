@@ -1,11 +1,13 @@
 """What traces cost and whether they are complete: 50 streaming requests at a time, of which 1, 10 or 100 % are traced.
 
-    python benchmarks/tracing.py [--rounds N] [--seconds N] [--requests N] [--cpu] [--out FOLDER]
+    python benchmarks/tracing.py [--part rounds] [--part links] [--rounds N] [--seconds N] [--cpu] [--out FOLDER]
+    python benchmarks/tracing.py --nothing --merge FILE FILE … --out FOLDER
 
 Two servers run beside each other, both with the plugin, one of them with traces; each round of requests goes to one of them.
 In every block each case has one round, in an order that changes from block to block, so a machine that drifts does not decide.
 Two servers differ by themselves, so there are also rounds of the traced server in which no request is traced: against those
-`throughput_loss_percent_within` compares.
+`throughput_loss_percent_within` compares. Beside the tokens per second stand the CPU seconds of all of a server's processes in
+a round, which vary less: `cpu_increase_percent`. Several GPUs can measure at once: --lane tells their blocks apart.
 A third server writes down LightLLM's own list of requests in each step; the links of its step spans are checked against it.
 The receiver is this process's: it keeps the bytes, and reads them when all is over.
 """
@@ -42,7 +44,9 @@ SHARES = (1, 10, 100)  # percent of the requests
 NONE = 0  # on the server that has traces
 PLAIN = -1  # on the server that has none
 LAUNCHER = [sys.executable, "-m", "lightllm_otel", "run", "--"]
-FLAGS = ["--max_total_token_num", "24000", "--mem_fraction", "0.2"]
+PARTS_OF_RUN = ("links", "rounds")
+# All requests in one graph: without, a step is bound by the host, and rounds differ by a tenth.
+FLAGS = ["--max_total_token_num", "24000", "--mem_fraction", "0.2", "--graph_max_batch_size", "64"]
 SPAN_DELAY_MS = "1000"
 SETTLE_SECONDS = 5.0
 MOST_DIFFERENCE = 0.01  # of a request's span, between it and its children
@@ -146,15 +150,27 @@ def stream(port: int, text: str, tokens: int, traceparent: str) -> tuple[int, fl
         connection.close()
 
 
-def load(port: int, round_number: int, share: int, size: tuple[int, int, int]) -> dict[str, Any]:
+def cpu_seconds(server: Any) -> float:
+    """Of all its processes so far, the exporter among them; to hundredths."""
+    ticks = 0
+    for pid in server.processes():
+        with contextlib.suppress(OSError):
+            # After the name, which may have blanks: state is the third field, utime and stime are the 14th and 15th.
+            words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(words[11]) + int(words[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def load(server: Any, round_number: int, share: int, size: tuple[int, int, int]) -> dict[str, Any]:
     """One round; prompts that nobody has asked before."""
     requests, input_tokens, output_tokens = size
     texts = fixed_batch.prompts(requests, input_tokens, round_number * requests)
     traced = [is_traced(round_number, request, requests, share) for request in range(requests)]
 
     def ask(request: int) -> tuple[int, float]:
-        return stream(port, texts[request], output_tokens, header(round_number, request, traced[request]))
+        return stream(server.port, texts[request], output_tokens, header(round_number, request, traced[request]))
 
+    used = cpu_seconds(server)
     with concurrent.futures.ThreadPoolExecutor(requests) as pool:
         began = time.perf_counter()
         answers = list(pool.map(ask, range(requests)))
@@ -163,6 +179,7 @@ def load(port: int, round_number: int, share: int, size: tuple[int, int, int]) -
     return {
         "round": round_number, "share_percent": share, "tokens": tokens, "seconds": round(seconds, 5),
         "tokens_per_second": round(tokens / seconds, 2), "traced": sum(traced),
+        "cpu_seconds": round(cpu_seconds(server) - used, 2),
         "parents": [parent_of(round_number, request) for request in range(requests) if traced[request]],
     }  # fmt: skip
 
@@ -215,34 +232,46 @@ def links(spans: Iterable[Mapping[str, Any]], lists: list[list[int]]) -> dict[st
 
 def loss(rows: Iterable[Mapping[str, Any]], share: int, against: int = PLAIN) -> dict[str, Any]:
     """Percent of the tokens per second that are lost with so many percent traced, over blocks, with an interval."""
-    blocks: dict[int, dict[int, float]] = defaultdict(dict)
+    found = change(rows, share, against, "tokens_per_second")
+    low, high = found["ci95"] or (None, None)
+    return {
+        "throughput_loss_percent": None if low is None else -found["percent"], "ci95": None if low is None else [-high, -low],
+        "blocks": found["blocks"],
+    }  # fmt: skip
+
+
+def change(rows: Iterable[Mapping[str, Any]], share: int, against: int, of: str) -> dict[str, Any]:
+    """By how many percent ``of`` is larger with so many percent traced: the mean over blocks, and its 95 % interval."""
+    blocks: dict[Any, dict[int, float]] = defaultdict(dict)
     for row in rows:
-        blocks[row["block"]][row["share_percent"]] = row["tokens_per_second"]
+        if row.get(of):
+            blocks[row.get("lane", 0), row["block"]][row["share_percent"]] = row[of]
     pairs = np.array([(block[against], block[share]) for block in blocks.values() if {against, share} <= set(block)])
     if not len(pairs):
-        return {"throughput_loss_percent": None, "blocks": 0}
-    lost = 100 * (1 - pairs[:, 1] / pairs[:, 0])
+        return {"percent": None, "ci95": None, "blocks": 0}
+    more = 100 * (pairs[:, 1] / pairs[:, 0] - 1)
     random = np.random.default_rng(0)
-    drawn = lost[random.integers(0, len(lost), (RESAMPLES, len(lost)))].mean(axis=1)
+    drawn = more[random.integers(0, len(more), (RESAMPLES, len(more)))].mean(axis=1)
     low, high = np.percentile(drawn, [2.5, 97.5])
     return {
-        "throughput_loss_percent": round(float(lost.mean()), 3), "ci95": [round(float(low), 3), round(float(high), 3)],
-        "blocks": len(lost),
+        "percent": round(float(more.mean()), 3), "ci95": [round(float(low), 3), round(float(high), 3)], "blocks": len(more),
     }  # fmt: skip
 
 
 def summarise(rows: Rows) -> dict[str, Any]:
     """Everything from the rows alone; None for what is not measured yet."""
-    rounds = [row for row in rows if row["kind"] == "round"]
-    traces = next((row for row in rows if row["kind"] == "traces"), {})
-    checked = next((row for row in rows if row["kind"] == "links"), {})
+    rounds = [row for row in rows if row.get("kind") == "round"]
+    traces, checked = (total(rows, kind) for kind in ("traces", "links"))
     losses = {str(share): loss(rounds, share) for share in SHARES}
     within = {str(share): loss(rounds, share, NONE) for share in SHARES}
+    cpu = {str(share): change(rounds, share, NONE, "cpu_seconds") for share in SHARES}
     return {
         "throughput_loss_percent": {share: each["throughput_loss_percent"] for share, each in losses.items()},
-        "throughput_loss_percent_ci95": {share: each.get("ci95") for share, each in losses.items()},
+        "throughput_loss_percent_ci95": {share: each["ci95"] for share, each in losses.items()},
         "throughput_loss_percent_within": {share: each["throughput_loss_percent"] for share, each in within.items()},
-        "throughput_loss_percent_within_ci95": {share: each.get("ci95") for share, each in within.items()},
+        "throughput_loss_percent_within_ci95": {share: each["ci95"] for share, each in within.items()},
+        "cpu_increase_percent": {share: each["percent"] for share, each in cpu.items()},
+        "cpu_increase_percent_ci95": {share: each["ci95"] for share, each in cpu.items()},
         "blocks": min(each["blocks"] for each in losses.values()),
         "target_percent_at_10": TARGET_PERCENT,
         "complete_traces_percent": percent(traces.get("complete"), traces.get("traced")),
@@ -251,6 +280,17 @@ def summarise(rows: Rows) -> dict[str, Any]:
         "checked_steps": checked.get("steps"),
         "errors": traces.get("errors"), "spans_dropped": traces.get("spans_dropped"),
     }  # fmt: skip
+
+
+def total(rows: Rows, kind: str) -> dict[str, Any]:
+    """The sums of all rows of a kind; empty where there is none."""
+    found: dict[str, Any] = defaultdict(int)
+    for row in rows:
+        if row.get("kind") == kind:
+            for name, value in row.items():
+                if name not in ("kind", "lane"):
+                    found[name] += value
+    return found
 
 
 def percent(part: int | None, whole: int | None) -> float | None:
@@ -312,7 +352,7 @@ def measure(arguments: argparse.Namespace, model: Path, work: Path, keep: Callab
         say("both servers are healthy")
         number = 0
         for server in (plain, traced):  # kernels are compiled and tuned in the first batches
-            load(server.port, number, 0, size)
+            load(server, number, 0, size)
             number += 1
         began = time.perf_counter()
         for block in range(arguments.rounds):
@@ -320,7 +360,7 @@ def measure(arguments: argparse.Namespace, model: Path, work: Path, keep: Callab
                 break
             order = np.random.default_rng(block).permutation(cases).tolist()
             for share in order:
-                row = load((plain if share == PLAIN else traced).port, number, max(share, 0), size)
+                row = load(plain if share == PLAIN else traced, number, max(share, 0), size)
                 number += 1
                 parents += row.pop("parents")
                 keep({"kind": "round", "block": block, **row, "share_percent": share})
@@ -341,19 +381,25 @@ def check_links(arguments: argparse.Namespace, model: Path, work: Path, keep: Ca
         "PYTHONPATH": os.pathsep.join(filter(None, (str(HERE / "step_lists"), os.environ.get("PYTHONPATH", "")))),
     }  # fmt: skip
     with serving(arguments, model, work / "checked", environ) as server:
-        load(server.port, 0, 100, (arguments.requests, arguments.input, arguments.output))
+        load(server, 0, 100, (arguments.requests, arguments.input, arguments.output))
         time.sleep(SETTLE_SECONDS)
     keep({"kind": "links", **links(receiver.spans(), [json.loads(line) for line in lists.read_text().splitlines()])})
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--rounds", type=int, default=24, help="blocks of five rounds")
+    made.add_argument("--part", action="append", choices=PARTS_OF_RUN, help="default: both")
+    made.add_argument("--rounds", type=int, default=100, help="blocks of five rounds")
     made.add_argument("--seconds", type=float, default=600.0, help="no block begins later than that after the first")
     made.add_argument("--requests", type=int, default=50)
     made.add_argument("--input", type=int, default=256)
     made.add_argument("--output", type=int, default=128)
     made.add_argument("--shape", default="llama-7b")
+    made.add_argument(
+        "--lane", type=int, default=0, help="of several that measure at the same time: the number of this one"
+    )
+    made.add_argument("--merge", nargs="*", type=Path, default=[], help="earlier partial results")
+    made.add_argument("--nothing", action="store_true", help="measure nothing: put the results of --merge together")
     made.add_argument("--cpu", action="store_true", help="a tiny model on the CPU: a try, no measurement")
     made.add_argument("--source", type=Path, help="checkout of the current LightLLM")
     made.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "lightllm-otel-tracing")
@@ -365,18 +411,24 @@ def main() -> None:
     arguments = parser().parse_args()
     if arguments.cpu:
         arguments.shape = "tiny"
-    rows: Rows = []
-    arguments.work.mkdir(parents=True, exist_ok=True)
+    merged = [json.loads(path.read_text()) for path in arguments.merge]
+    rows: Rows = [row for earlier in merged for row in earlier["rows"] if "kind" in row]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    model = checkpoint_of(arguments.work, arguments.shape, arguments.cpu)
 
     def keep(row: dict[str, Any]) -> None:
-        rows.append(row)
-        outcome.write("tracing", summarise(rows), rows, arguments.out)
+        rows.append({"lane": arguments.lane, **row})
+        outcome.write("tracing", summarise(rows), rows, arguments.out, merged)
 
-    with tempfile.TemporaryDirectory(dir=arguments.work) as work:
-        check_links(arguments, model, Path(work), keep)
-        measure(arguments, model, Path(work), keep)
+    if arguments.nothing:
+        outcome.write("tracing", summarise(rows), rows, arguments.out, merged, measured=False)
+    else:
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        model = checkpoint_of(arguments.work, arguments.shape, arguments.cpu)
+        parts = arguments.part or PARTS_OF_RUN
+        with tempfile.TemporaryDirectory(dir=arguments.work) as work:
+            for part, run in zip(PARTS_OF_RUN, (check_links, measure)):
+                if part in parts:
+                    run(arguments, model, Path(work), keep)
     print(json.dumps(summarise(rows), indent=1))
 
 

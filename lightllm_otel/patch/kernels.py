@@ -7,6 +7,8 @@ operator that launched it. Kernels of a replayed CUDA graph are in the trace, bu
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +44,8 @@ class Kernels:
             elif (asked := errand.take(self._folder)) is not None:
                 self._begin(asked, model, now)
         except Exception as error:  # noqa: BLE001 - a profiler that fails is no reason to stop measuring
-            self._drop()
+            with contextlib.suppress(Exception):  # it may not even have started
+                self._drop().stop()
             log.warning("kernels cannot be captured: %s", error)
             errand.answer(self._folder, {"ok": False, "text": str(error) or type(error).__name__})
 
@@ -53,15 +56,15 @@ class Kernels:
         ranges.install(model, self._ledger, self._guard, *_record_functions())
 
     def _end(self) -> None:
-        profiler = self._profiler
-        self._drop()
+        profiler = self._drop()
         profiler.stop()
         profiler.export_chrome_trace(str(self._path))
         errand.answer(self._folder, {"ok": True, "text": str(self._path)})
 
-    def _drop(self) -> None:
-        self._profiler = None
+    def _drop(self) -> Any:
+        profiler, self._profiler = self._profiler, None
         self._ledger.undo()
+        return profiler
 
 
 def _torch_profiler() -> Any:
@@ -70,7 +73,10 @@ def _torch_profiler() -> Any:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available() and torch.version.cuda:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    profiler = torch.profiler.profile(activities=activities)
+    # Where the profiler has it: without, it warns in the host's log that its events would be lost in a next cycle.
+    known = inspect.signature(torch.profiler.profile).parameters
+    accumulate: dict[str, Any] = {"acc_events": True} if "acc_events" in known else {}
+    profiler = torch.profiler.profile(activities=activities, **accumulate)
     profiler.start()
     return profiler
 

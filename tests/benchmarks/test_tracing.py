@@ -78,7 +78,21 @@ def test_a_known_loss_is_found_within_its_interval():
 
 
 def test_without_rounds_nothing_is_claimed():
-    assert tracing.loss([], 10) == {"throughput_loss_percent": None, "blocks": 0}
+    assert tracing.loss([], 10) == {"throughput_loss_percent": None, "ci95": None, "blocks": 0}
+
+
+def test_lanes_are_added_up_and_their_blocks_kept_apart():
+    rows = [
+        {"kind": "round", "lane": lane, "block": 0, "share_percent": share, "tokens_per_second": speed, "cpu_seconds": cpu}
+        for lane in (0, 1) for share, speed, cpu in ((-1, 100.0, 8.0), (0, 100.0, 8.0), (10, 99.0 + lane, 8.2))
+    ]  # fmt: skip
+    counts = {"traced": 5, "found": 5, "complete": 4, "foreign": 0, "errors": 0.0, "spans_dropped": 3.0}
+    rows += [{"kind": "traces", "lane": lane, **counts} for lane in (0, 1)]
+    summary = tracing.summarise(rows)
+    assert tracing.loss(rows, 10)["blocks"] == 2
+    assert summary["throughput_loss_percent"]["10"] == 0.5
+    assert summary["cpu_increase_percent"]["10"] == 2.5
+    assert (summary["traced_requests"], summary["complete_traces_percent"], summary["spans_dropped"]) == (10, 80.0, 6.0)
 
 
 def test_what_is_not_measured_yet_is_not_claimed():

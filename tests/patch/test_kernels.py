@@ -76,6 +76,19 @@ def test_a_profiler_that_fails_is_answered_and_forgotten(model, tmp_path):
     assert slots(model) == before
 
 
+def test_a_profiler_does_not_go_on_when_the_ranges_fail(model, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no such slot")
+
+    before, profiler = slots(model), Profiler()
+    monkeypatch.setattr(module.ranges, "install", broken)
+    errand.ask(tmp_path, {"path": str(tmp_path / "trace.json"), "seconds": 1})
+    Kernels(tmp_path, Guard(), lambda: profiler).tick(model, 1.0)
+    assert errand.answered(tmp_path) == {"ok": False, "text": "no such slot"}
+    assert not profiler.running
+    assert slots(model) == before
+
+
 def test_a_damaged_errand_is_no_errand(tmp_path, model):
     (tmp_path / errand.ASKED).write_text("{")
     Kernels(tmp_path, Guard(), Profiler).tick(model, 1.0)
