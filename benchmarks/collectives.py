@@ -43,7 +43,7 @@ import outcome  # noqa: E402
 import workers  # noqa: E402
 from rank import EAGER, GRAPH, PREFILL  # noqa: E402
 
-from lightllm_otel.aggregate.collectives import Collectives, last_arrival, noise_seconds, split  # noqa: E402
+from lightllm_otel.aggregate.collectives import Collectives, last_arrival, noise_seconds, split, told  # noqa: E402
 from lightllm_otel.aggregate.matching import Matched, Matching  # noqa: E402
 from lightllm_otel.ring import layout  # noqa: E402
 from lightllm_otel.vocabulary import Operator, Site, Unmatched  # noqa: E402
@@ -140,19 +140,26 @@ def in_layers(matched: Matched) -> np.ndarray:
 
 
 def pass_row(run: Run, each: dict[str, Any]) -> dict[str, Any]:
-    """Transfer of a call, what each rank waited on average, and in how many steps and calls which rank was last."""
+    """Transfer of a call, what each rank waited on average, and in how many steps and calls which rank was last.
+
+    ``told``: how many calls have a transfer; steps without one are left out of it, as the exporter leaves them out.
+    """
     noise = noise_seconds(*run.clock(each["mode"]))
-    transfers, waits, last_steps, last_calls = [], [], [], []
-    for matched in run.of(each):
-        transfer, wait = split(matched.seconds[:, in_layers(matched)])
-        transfers.append(float(transfer.mean()))
+    transfers, waits, last_steps, last_calls, known = [], [], [], [], 0
+    steps = run.of(each)
+    for matched in steps:
+        layers = matched.only(in_layers(matched))
+        transfer, wait = split(layers.seconds)
+        if len(moved := transfer[told(layers)]):
+            transfers.append(float(moved.mean()))
+            known += len(moved)
         waits.append(wait.mean(axis=1))
         last_calls += last_arrival(wait, noise).tolist()
         last_steps.append(int(last_arrival(wait.mean(axis=1, keepdims=True), noise)[0]))
     slow = each["slow"]
     return {
         "kind": each["kind"], "mode": each["mode"], "slow": slow, "delay_ms": each["delay_ms"],
-        "steps": each["steps"], "matched": len(transfers), "calls": len(last_calls),
+        "steps": each["steps"], "matched": len(steps), "calls": len(last_calls), "told": known,
         "transfer_us": round(1e6 * float(np.median(transfers)), 3) if transfers else None,
         "transfer_us_by_step": [round(1e6 * value, 3) for value in transfers],
         "wait_us": [round(1e6 * float(value), 3) for value in np.mean(waits, axis=0)] if waits else None,
@@ -169,7 +176,7 @@ def bandwidth_row(run: Run, each: dict[str, Any], own: Sequence[Sequence[dict[st
     layers = [at for at in found.transfer if at[0] in (Site.ATTENTION.code, Site.FFN.code)]
     moved = sum(found.bus_bytes[at] for at in layers)
     exported = moved / sum(found.transfer[at].total for at in layers) if layers else None
-    kept = [in_layers(step)[step.calls["operator"] == Operator.ALL_REDUCE.code] for step in matched]
+    kept = [(in_layers(step) & told(step))[step.calls["operator"] == Operator.ALL_REDUCE.code] for step in matched]
     chosen = np.concatenate(kept) if kept else np.zeros(0, bool)
     problem = "" if all(len(calls) == len(chosen) for calls in own) else "own calls are not those of the plugin"
     if problem or exported is None:

@@ -27,6 +27,7 @@ class ManualClock(HostClock):
     """Time is ``now[0]``. ``frontier``: recordings after it are not done yet, as on a GPU that lags behind."""
 
     source = "manual"
+    finished = True
 
     def __init__(self, now: list[float]) -> None:
         super().__init__(lambda: now[0])

@@ -4,6 +4,9 @@ A rank that comes late to a collective waits least, and the last one does not wa
 ranks is the *transfer*, and what a rank has beyond it is its *wait*. Only durations are compared, never the clocks of
 different GPUs. The minimum of several noisy times lies below the true one: by up to the noise that
 :func:`noise_seconds` allows, the more the more ranks there are.
+
+In steps that the host launches call by call, the last rank's GPU may wait for its host within the call: then the shortest time is
+no transfer, but what launching took. Such calls say who was late, and nothing of the link.
 """
 
 from __future__ import annotations
@@ -36,6 +39,12 @@ def split(seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return transfer, seconds - transfer
 
 
+def told(matched: Matched) -> np.ndarray:
+    """Which of its calls say what moving the data took, shape (calls,): the last rank's GPU had nothing else to wait for."""
+    shortest = matched.seconds.argmin(axis=0)
+    return np.asarray(~matched.starved[shortest, np.arange(len(shortest))])
+
+
 def last_arrival(wait: np.ndarray, noise: float) -> np.ndarray:
     """For each call the row of the rank that came last, or -1 where all of the others did not wait longer than the noise.
 
@@ -60,6 +69,12 @@ def over_layers(matched: Matched) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return rows, sums / count, count
 
 
+def each_call(matched: Matched) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As :func:`over_layers`, for a clock that tells calls apart."""
+    many = len(matched.calls)
+    return np.arange(many), matched.seconds, np.ones(many, int)
+
+
 class Collectives:
     """Counters and histograms by (site, phase) and rank. Their size does not depend on how long a server runs.
 
@@ -82,25 +97,35 @@ class Collectives:
     def add(self, matched: Matched, quantum: float, boundary_cost: float) -> None:
         """The collectives of one step, by a clock with this quantum, whose boundaries cost so much."""
         phase = int(matched.step["phase"])
-        self._count_payloads(matched, phase)
-        rows, seconds, count = np.arange(len(matched.calls)), matched.seconds, np.ones(len(matched.calls), int)
-        if quantum >= COARSE_QUANTUM_SECONDS:
-            rows, seconds, count = over_layers(matched)
-        transfer, wait = split(seconds)
-        sites, payloads = matched.calls["site"][rows], matched.calls["payload_bytes"][rows]
+        coarse = quantum >= COARSE_QUANTUM_SECONDS
+        moved = matched.only(told(matched))
+        self._count_payloads(moved, phase)
+        self._count_transfers(moved, phase, coarse)
+        if matched.scope is Scope.NODE:
+            return
+        rows, seconds, count = over_layers(matched) if coarse else each_call(matched)
+        _, wait = split(seconds)
+        sites = matched.calls["site"][rows]
         for site in np.unique(sites).tolist():
             chosen = sites == site
-            if matched.scope is Scope.NODE:
-                self.local_seconds[site, phase] += float((transfer * count)[chosen].sum())
-                self.local_calls[site, phase] += int(count[chosen].sum())
-                continue
             times = count[chosen]
-            self._histogram(self.transfer, site, phase).observe(np.repeat(transfer[chosen], times))
             self._histogram(self.wait, site, phase).observe(np.repeat(wait[:, chosen], times, axis=1).reshape(-1))
-            self.windows[site, phase].add(payloads[chosen], transfer[chosen])
             self._count_waits(
                 matched.ranks, wait[:, chosen], times, (site, phase), noise_seconds(quantum, boundary_cost)
             )
+
+    def _count_transfers(self, moved: Matched, phase: int, coarse: bool) -> None:
+        rows, seconds, count = over_layers(moved) if coarse else each_call(moved)
+        transfer, _ = split(seconds)
+        sites, payloads = moved.calls["site"][rows], moved.calls["payload_bytes"][rows]
+        for site in np.unique(sites).tolist():
+            chosen = sites == site
+            if moved.scope is Scope.NODE:
+                self.local_seconds[site, phase] += float((transfer * count)[chosen].sum())
+                self.local_calls[site, phase] += int(count[chosen].sum())
+                continue
+            self._histogram(self.transfer, site, phase).observe(np.repeat(transfer[chosen], count[chosen]))
+            self.windows[site, phase].add(payloads[chosen], transfer[chosen])
 
     def _count_waits(self, ranks: tuple[int, ...], wait: np.ndarray, times: np.ndarray, at: At, noise: float) -> None:
         waited = (np.where(wait > noise, wait, 0.0) * times).sum(axis=1)

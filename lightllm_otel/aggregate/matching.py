@@ -25,15 +25,23 @@ _SAME_CALL = ("operator", "site", "layer", "occurrence", "payload_bytes")
 @dataclasses.dataclass(frozen=True)
 class Matched:
     """The collectives of one step. ``calls``: those of the first rank (``INTERVAL``, shape (calls,)); ``seconds`` of each on
-    each rank, shape (ranks, calls), rows in the order of ``ranks``.
+    each rank, shape (ranks, calls), rows in the order of ``ranks``. ``starved``: where the GPU waited for its host in it, the
+    same shape.
     """
 
     step: np.void
     ranks: tuple[int, ...]
     calls: np.ndarray
     seconds: np.ndarray
+    starved: np.ndarray
     scope: Scope
     size: int
+
+    def only(self, chosen: np.ndarray) -> Matched:
+        """These of its calls; ``chosen``: shape (calls,)."""
+        return dataclasses.replace(
+            self, calls=self.calls[chosen], seconds=self.seconds[:, chosen], starved=self.starved[:, chosen]
+        )
 
 
 class Matching:
@@ -128,7 +136,8 @@ class Matching:
                 self.unmatched[Unmatched.DIFFERENT] += 1
                 return
         seconds = np.stack([of_rank[rank][1]["seconds"] for rank in ranks]).astype(float)
-        self._sink(Matched(first, ranks, calls, seconds, self.scope, self._size))
+        starved = np.stack([of_rank[rank][1]["flags"] & layout.STARVED for rank in ranks]) > 0
+        self._sink(Matched(first, ranks, calls, seconds, starved, self.scope, self._size))
 
     def _give_up(self, number: int, reason: Unmatched) -> None:
         del self._waiting[number]

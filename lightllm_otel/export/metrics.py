@@ -79,7 +79,8 @@ METRICS = (
     Metric("lightllm_gpu_step_number", GAUGE, ("rank",), "Number of the step that is or was last on the GPU."),
     Metric("lightllm_gpu_collective_transfer_seconds", HISTOGRAM, ("site", "phase"),
            "Shortest time of one collective over the ranks of its group, in sampled steps: what moving the data took. Biased"
-           " low by noise, the more the more ranks there are, by less than lightllm_otel_collective_noise_seconds."),
+           " low by noise, the more the more ranks there are, by less than lightllm_otel_collective_noise_seconds. Without calls "
+           "in which the last rank's GPU waited for its host."),
     Metric("lightllm_gpu_collective_wait_seconds", HISTOGRAM, ("site", "phase"),
            "What a rank's collective took beyond its transfer, each rank an observation: it waited for the last rank."),
     Metric("lightllm_gpu_collective_rank_wait_seconds_total", COUNTER, ("site", "phase", "rank"),
@@ -88,8 +89,8 @@ METRICS = (
            "Collectives to which this rank came last while all others waited longer than the noise. Not of the embedding's, "
            "whose wait is that for the host's wake-up."),
     Metric("lightllm_gpu_collective_payload_bytes_total", COUNTER, ("operator", "site", "phase", "implementation"),
-           "Bytes of the collectives of sampled steps, each call of the group once, by who moved them. Divided by the seconds of "
-           "their transfer: nccl-tests' algorithm bandwidth."),
+           "Bytes of the collectives whose transfer is known, each call of the group once, by who moved them. Divided by the "
+           "seconds of that transfer: nccl-tests' algorithm bandwidth."),
     Metric("lightllm_gpu_collective_bus_bytes_total", COUNTER, ("site", "phase"),
            "The same by nccl-tests' factors: all_reduce times 2(n-1)/n, the others times (n-1)/n. Divided by the seconds of "
            "their transfer: bus bandwidth, to be compared with half of lightllm_gpu_peak_link_bytes_per_second."),

@@ -19,7 +19,7 @@ class Clock(Protocol):
     """``cuda_event`` or ``host``: exported, because a host time is not a GPU time."""
 
     finished: Any
-    """What :meth:`ask` answers for a recording that the GPU has reached."""
+    """What :meth:`ask` answers for a recording that the GPU has reached; without a GPU something that it never answers."""
 
     def stream(self) -> Any:
         """What the calling thread launches on now; passed to ``record``."""
@@ -54,7 +54,7 @@ class HostClock:
     """The host's own clock, where there is no CUDA: tests, demonstration. Everything is done when it is recorded."""
 
     source = "host"
-    finished = True
+    finished: Any = -1  # there is no GPU here that could wait for the host
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now

@@ -10,7 +10,7 @@ from lightllm_otel.aggregate.matching import MOST_WAITING
 from lightllm_otel.cli.demo import find
 from lightllm_otel.export.recording import read_recording
 from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import Implementation, Operator, Phase, Scope, Site
+from lightllm_otel.vocabulary import Implementation, Mode, Operator, Phase, Scope, Site
 
 ATTENTION, FFN, EMBEDDING = Site.ATTENTION.code, Site.FFN.code, Site.EMBEDDING.code
 DECODE = Phase.DECODE.code
@@ -75,6 +75,35 @@ def test_a_slow_rank_makes_the_others_wait_and_leaves_the_transfer_as_it_is():
     assert found.wait[FFN, DECODE].count == LAYERS * 3
     assert [found.wait_seconds[ATTENTION, DECODE, rank] for rank in range(3)] == [1.0, 0.0, 1.0]
     assert [found.last_arrivals[FFN, DECODE, rank] for rank in range(3)] == [0, LAYERS, 0]
+
+
+def with_starved(group, rank, seconds, starved, number=0):
+    intervals = records.collectives(np.full((LAYERS, 2), seconds))
+    intervals["flags"] = layout.STARVED * np.array(starved)
+    group.consume(rank, records.cells(records.with_collectives(number, intervals, mode=Mode.EAGER)))
+
+
+def test_a_call_whose_last_rank_was_late_by_its_host_says_who_was_late_and_nothing_of_the_link():
+    group = group_of()
+    with_starved(group, 0, 0.25, [False, False, True, True])
+    with_starved(group, 1, 0.5, [True] * 2 * LAYERS)
+    group.settle()
+    found = group.collectives
+    assert found.transfer[ATTENTION, DECODE].count == found.transfer[FFN, DECODE].count == 1
+    assert sum(found.payload_bytes.values()) == 2 << 20
+    assert found.bus_bytes[FFN, DECODE] == 1 << 20
+    assert found.wait[FFN, DECODE].count == 2 * LAYERS
+    assert found.wait_seconds[FFN, DECODE, 1] == LAYERS * 0.25
+    assert found.last_arrivals[FFN, DECODE, 0] == LAYERS
+
+
+def test_steps_that_only_wait_for_their_hosts_have_no_transfer():
+    group = group_of()
+    for rank in range(2):
+        with_starved(group, rank, 0.25 + rank, [True] * 2 * LAYERS)
+    group.settle()
+    assert not group.collectives.transfer
+    assert group.collectives.last_arrivals[FFN, DECODE, 0] == LAYERS
 
 
 def test_waits_within_the_noise_are_in_the_histogram_and_in_no_counter():
