@@ -6,7 +6,7 @@ different GPUs. The minimum of several noisy times lies below the true one: by u
 :func:`noise_seconds` allows, the more the more ranks there are.
 
 In steps that the host launches call by call, the last rank's GPU may wait for its host within the call: then the shortest time is
-no transfer, but what launching took. Such calls say who was late, and nothing of the link.
+no transfer, but what launching took. Such calls (:func:`told`) say who was late, and nothing of the link.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from lightllm_otel.vocabulary import Operator, Scope, Site
 
 # From this quantum on, a clock cannot tell one call's transfer: a minimum over its steps would be a rounded-down one.
 COARSE_QUANTUM_SECONDS = 0.25e-6
+# What a host may need to launch a collective, between two events: some tens of microseconds of Python and NCCL.
+LAUNCH_SECONDS = 100e-6
 _QUANTA = 4
 At = tuple[int, int]
 """Site code, phase code."""
@@ -40,9 +42,14 @@ def split(seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def told(matched: Matched) -> np.ndarray:
-    """Which of its calls say what moving the data took, shape (calls,): the last rank's GPU had nothing else to wait for."""
-    shortest = matched.seconds.argmin(axis=0)
-    return np.asarray(~matched.starved[shortest, np.arange(len(shortest))])
+    """Which of its calls say what moving the data took, shape (calls,): the last rank's GPU had nothing else to wait for.
+
+    A starved rank began when its host had launched the call, somewhere within its time. It was surely not the last one only if
+    it took longer than the shortest by more than launching takes.
+    """
+    waited = matched.seconds - matched.seconds.min(axis=0)
+    unknown: np.ndarray = (matched.starved & (waited < LAUNCH_SECONDS)).any(axis=0)
+    return ~unknown
 
 
 def last_arrival(wait: np.ndarray, noise: float) -> np.ndarray:

@@ -97,6 +97,17 @@ def test_a_call_whose_last_rank_was_late_by_its_host_says_who_was_late_and_nothi
     assert found.last_arrivals[FFN, DECODE, 0] == LAYERS
 
 
+@pytest.mark.parametrize(("waited", "transfers"), [(60e-6, 0), (140e-6, LAYERS)])
+def test_a_rank_that_may_still_have_been_launching_leaves_the_transfer_unknown(waited, transfers):
+    """It may have come last although it took longer than the other, which then waited for it."""
+    group = group_of()
+    with_starved(group, 0, 30e-6, [False] * 2 * LAYERS)
+    with_starved(group, 1, 30e-6 + waited, [True] * 2 * LAYERS)
+    group.settle()
+    found = group.collectives.transfer.get((FFN, DECODE))
+    assert (found.count if found else 0) == transfers
+
+
 def test_steps_that_only_wait_for_their_hosts_have_no_transfer():
     group = group_of()
     for rank in range(2):
