@@ -396,6 +396,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--work", type=Path, default=Path("/dev/shm/collectives"), help="the checkpoint is kept here")
     made.add_argument("--out", type=Path, default=outcome.RESULTS)
     made.add_argument("--merge", nargs="*", type=Path, default=[], help="earlier partial results, of other --tp")
+    made.add_argument("--nothing", action="store_true", help="measure nothing: put the results of --merge together")
     made.add_argument("--child", choices=("checkpoint", "rank"), help=argparse.SUPPRESS)
     made.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     made.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -414,7 +415,7 @@ def main() -> None:
         child(arguments)
         return
     gpus = 0 if arguments.cpu else int(outcome.gpu().get("count", 0))
-    wanted = arguments.tp or sorted({*PARALLEL, *([gpus] if gpus > 1 else [])})
+    wanted = [] if arguments.nothing else arguments.tp or sorted({*PARALLEL, *([gpus] if gpus > 1 else [])})
     slow_tp = arguments.slow_tp or max(gpus, 2)
     arguments.out.mkdir(parents=True, exist_ok=True)
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -423,6 +424,9 @@ def main() -> None:
     rows = [
         row for earlier in merged for row in earlier["rows"] if "tp" in row and (row["tp"], row["one_gpu"]) not in now
     ]
+    if arguments.nothing:
+        outcome.write("collectives", summarise(rows), rows, arguments.out, merged, measured=False)
+        return
     problem = workers.run([__file__, "--child", "checkpoint", *common(arguments)], arguments.cpu, arguments.limit)
     if problem:
         sys.exit(f"no checkpoint: {problem}")

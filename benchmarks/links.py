@@ -25,6 +25,7 @@ import json
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ import rank  # noqa: E402
 import variants  # noqa: E402
 import workers  # noqa: E402
 from pairing import Schedule  # noqa: E402
+from rank import EAGER, GRAPH  # noqa: E402
 from variants import Plan, Rows, Variant  # noqa: E402
 
 from lightllm_otel.theory import gpus, links  # noqa: E402
@@ -67,25 +69,32 @@ def summarise(rows: Rows) -> dict[str, Any]:
     """Everything from the rows alone."""
     by_variant = {name: own for name in VARIANTS if (own := [row for row in rows if row.get("variant") == name])}
     found = {name: summary_of(name, own) for name, own in by_variant.items()}
-    worst = [
-        each["straggler_named_percent"] for each in found.values() if each.get("straggler_named_percent") is not None
-    ]
-    shifts = [
-        each["transfer_shift_percent"] for each in found.values() if each.get("transfer_shift_percent") is not None
-    ]
     identical = [each["tokens_identical"] for each in found.values() if each.get("tokens_identical") is not None]
     topology = next((row for row in rows if row.get("kind") == "topology"), {})
     return {
         "variants": found,
         "speedup": speedup(found, topology),
-        "straggler_named_percent": min(worst, default=None),
-        "transfer_shift_percent": max(shifts, default=None),
+        "slow_rank": worst(found),
         "tokens_identical": all(identical) if identical else None,
         "topology": {name: value for name, value in topology.items() if name not in ("kind", "variant", "tp", "one_gpu")},
         "one_gpu": any(row.get("one_gpu") for row in rows),
         "alerts": alerts(rows, topology),
         "problems": [f"{row['variant']}: {row['problem']}" for row in rows if row.get("problem") and "variant" in row],
     }  # fmt: skip
+
+
+def worst(found: dict[str, Any]) -> dict[str, Any]:
+    """mode → the least named and the largest shift of all variants. Eager decode is bound by the hosts: another question."""
+    answer = {}
+    for mode in (GRAPH, EAGER):
+        own = [each["slow_rank"][mode] for each in found.values() if mode in each.get("slow_rank", {})]
+        if own:
+            shifts = [each["transfer_shift_percent"] for each in own if each["transfer_shift_percent"] is not None]
+            answer[mode] = {
+                "straggler_named_percent": min(each["named_percent"] for each in own),
+                "transfer_shift_percent": max(shifts, default=None),
+            }
+    return answer
 
 
 def summary_of(name: str, rows: Rows) -> dict[str, Any]:
@@ -97,15 +106,25 @@ def summary_of(name: str, rows: Rows) -> dict[str, Any]:
         there = next((row["modules"] for row in rows if row.get("kind") == "modules"), None)
         return {"available": False, "row": "not available", "implementation": recorded, "modules": there,
                 "problems": own["problems"]}  # fmt: skip
-    summary = collectives.summarise(rows)
     return {
         "available": True, **own, "transports": next((row["transports"] for row in rows if row.get("kind") == "topology"), []),
-        "straggler_named_percent": summary["straggler_named_percent_worst_pass"],
-        "straggler_named_percent_by_delay": named_by_delay(rows),
-        "transfer_shift_percent": summary["transfer_shift_percent"],
-        "transfer_shift_percent_with_noise": summary["transfer_shift_percent_with_noise"],
-        "transfer_noise_percent": summary["transfer_noise_percent"],
+        "straggler_named_percent_by_delay": named_by_delay(rows), "slow_rank": by_mode(rows),
     }  # fmt: skip
+
+
+def by_mode(rows: Rows) -> dict[str, Any]:
+    """mode → the worst pass with a slow rank: how often that was named, how far transfer moved, beyond the noise and with it."""
+    found = {}
+    for mode in (GRAPH, EAGER):
+        own = [row for row in rows if row.get("mode") == mode]
+        if any(row.get("kind") == "slow" for row in own):
+            group = collectives.slow_group(own)
+            found[mode] = {
+                "named_percent": collectives.summarise(own)["straggler_named_percent_worst_pass"],
+                **{name: group[name] for name in ("transfer_shift_percent", "transfer_shift_percent_with_noise")},
+                "transfer_noise_percent": group["transfer_noise_percent"][mode],
+            }
+    return found
 
 
 def named_by_delay(rows: Rows) -> dict[str, dict[str, float]]:
@@ -180,9 +199,30 @@ def child(arguments: argparse.Namespace) -> None:
     variants.run_rank(arguments, VARIANTS[arguments.variant[0]], TINY if arguments.cpu else FULL)
 
 
+def together(merged: Sequence[dict[str, Any]], wanted: Sequence[str]) -> Rows:
+    """Rows of earlier files; the last that has a variant counts for it, and none for a variant that is measured now."""
+    of_variant: dict[str, Rows] = {}
+    for earlier in merged:
+        for name in {row["variant"] for row in earlier["rows"] if "variant" in row}:
+            of_variant[name] = [row for row in earlier["rows"] if row.get("variant") == name]
+    return [row for name in VARIANTS if name not in wanted for row in of_variant.get(name, [])]
+
+
+def with_passes(rows: Rows, later: dict[str, Any]) -> Rows:
+    """``rows`` with the passes with a slow rank of a later file, and those around them; each says its commit."""
+    passes = [{**row, "commit": later["commit"]} for row in later["rows"] if row.get("kind") in ("plain", "slow")]
+    replaced = {row["variant"] for row in passes}
+    return [
+        *(row for row in rows if row.get("kind") not in ("plain", "slow") or row["variant"] not in replaced), *passes,
+    ]  # fmt: skip
+
+
 def main() -> None:
     made = variants.parser(__doc__, Path("/dev/shm/links"), limit=150.0)
     made.add_argument("--variant", action="append", choices=tuple(VARIANTS), help="default: all")
+    made.add_argument(
+        "--passes", type=Path, help="an earlier result whose passes with a slow rank replace those of --merge"
+    )
     made.add_argument("--shape", default=SHAPE)
     made.add_argument("--tp", type=int, default=TP, help=argparse.SUPPRESS)
     arguments = made.parse_args()
@@ -193,9 +233,10 @@ def main() -> None:
         return
     wanted = [] if arguments.nothing else arguments.variant or list(VARIANTS)
     merged = [json.loads(path.read_text()) for path in arguments.merge]
-    rows: Rows = [
-        row for earlier in merged for row in earlier["rows"] if "variant" in row and row["variant"] not in wanted
-    ]
+    rows = together(merged, wanted)
+    if arguments.passes:
+        merged.append(json.loads(arguments.passes.read_text()))
+        rows = with_passes(rows, merged[-1])
     arguments.out.mkdir(parents=True, exist_ok=True)
     if wanted:
         variants.write_checkpoint(arguments, __file__)

@@ -386,6 +386,18 @@ def check_links(arguments: argparse.Namespace, model: Path, work: Path, keep: Ca
     keep({"kind": "links", **links(receiver.spans(), [json.loads(line) for line in lists.read_text().splitlines()])})
 
 
+def together(merged: Iterable[Mapping[str, Any]]) -> Rows:
+    """Rows of earlier files; the last that has a part of a lane counts for it."""
+    found: dict[Any, Rows] = {}
+    for earlier in merged:
+        own: dict[Any, Rows] = defaultdict(list)
+        for row in earlier["rows"]:
+            if "kind" in row:
+                own["links" if row["kind"] == "links" else "rounds", row.get("lane", 0)].append(row)
+        found |= own
+    return [row for rows in found.values() for row in rows]
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--part", action="append", choices=PARTS_OF_RUN, help="default: both")
@@ -412,7 +424,7 @@ def main() -> None:
     if arguments.cpu:
         arguments.shape = "tiny"
     merged = [json.loads(path.read_text()) for path in arguments.merge]
-    rows: Rows = [row for earlier in merged for row in earlier["rows"] if "kind" in row]
+    rows = together(merged)
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     def keep(row: dict[str, Any]) -> None:

@@ -73,7 +73,20 @@ def test_nvlink_over_pcie_is_a_ratio_of_transfers_beside_theorys():
     nvlink = found["variants"]["nccl_nvlink"]
     assert nvlink["prefill"]["bus_bytes_per_second"] == round((1 << 29) / 1e-3)
     assert nvlink["straggler_named_percent_by_delay"] == {GRAPH: {"20": 75.0}}
-    assert (found["straggler_named_percent"], found["tokens_identical"], found["problems"]) == (75.0, True, [])
+    assert (found["tokens_identical"], found["problems"]) == (True, [])
+    assert found["slow_rank"] == {GRAPH: {"straggler_named_percent": 75.0, "transfer_shift_percent": 0.0}}
+
+
+def test_later_passes_replace_those_of_their_variant_and_nothing_else():
+    later = rows(
+        nccl_nvlink=[{"kind": "slow", "mode": GRAPH, "slow": 0, "delay_ms": 0.2, "steps": 24, "named_steps": 24}]
+    )
+    found = links.with_passes(rows(**BOTH), {"commit": "abc", "rows": later})
+    assert [row["commit"] for row in found if row["variant"] == "nccl_nvlink" and row["kind"] in ("slow", "plain")] == [
+        "abc"
+    ]
+    kept = [row for row in rows(**BOTH) if row["variant"] == "nccl_pcie" or row["kind"] not in ("slow", "plain")]
+    assert found[:-1] == kept
 
 
 def test_the_default_costs_what_the_steps_that_it_samples_cost():
@@ -189,3 +202,11 @@ def test_scaling_is_a_speedup_for_each_operator_and_what_repeats_differ_by():
     assert stable["transfer of a call"]["range_percent"] == pytest.approx(9.524, abs=1e-3)
     assert stable["ffn"]["deviation_percent"] == pytest.approx(0.0, abs=1e-6)
     assert found["layers"] == [80]
+
+
+def test_the_last_file_with_a_variant_counts_for_it():
+    first, second = {"rows": rows(**BOTH)}, {"rows": rows(nccl_pcie=[{"kind": "problem", "problem": "none"}])}
+    found = links.together([first, second], [])
+    assert [row for row in found if row["variant"] == "nccl_pcie"] == second["rows"]
+    assert [row for row in found if row["variant"] == "nccl_nvlink"] == rows(nccl_nvlink=build())
+    assert links.together([first], ["nccl_nvlink", "nccl_pcie"]) == []

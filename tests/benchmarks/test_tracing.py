@@ -113,3 +113,10 @@ def test_the_summary_has_what_is_asked_for():
     assert summary["throughput_loss_percent"] == {"1": 0.01, "10": 0.1, "100": 1.0}
     assert summary["throughput_loss_percent_within"] == summary["throughput_loss_percent"]
     assert (summary["complete_traces_percent"], summary["right_step_links_percent"]) == (99.5, 100.0)
+
+
+def test_the_last_file_with_a_part_of_a_lane_counts_for_it():
+    first = {"rows": [{"merged": {}}, {"kind": "links", "steps": 1}, {"kind": "round", "block": 0}]}
+    second = {"rows": [{"kind": "round", "lane": 0, "block": 7}, {"kind": "traces", "lane": 0}]}
+    third = {"rows": [{"kind": "round", "lane": 1, "block": 7}]}
+    assert tracing.together([first, second, third]) == [first["rows"][1], *second["rows"], *third["rows"]]
