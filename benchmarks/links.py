@@ -11,7 +11,7 @@ Each variant is one build of the model, two processes (variants.py):
 - nccl_nvlink: NCCL over NVLink, without multicast.
 - nccl_pcie: the same without peer access. NCCL then goes through the host's memory, so over both GPUs' PCI Express.
 - custom: LightLLM's own all_reduce. It needs sgl_kernel (also to take vllm's instead) and NVLink, and is for payloads below
-  8 MiB: decode's. Whether it ran, the plugin's records say: ``implementation``. If not, the variant is not available.
+  8 MiB: decode's. Of sgl_kernel its module allreduce is enough; one built from the sources of that kernel serves. Whether it ran, the plugin's records say: ``implementation``. If not, the variant is not available.
 
 All 64 prompts are one forward of 65,536 tokens. Alerts are evaluated from the rows, where there is promtool:
 
@@ -108,7 +108,8 @@ def summary_of(name: str, rows: Rows) -> dict[str, Any]:
                 "problems": own["problems"]}  # fmt: skip
     return {
         "available": True, **own, "transports": next((row["transports"] for row in rows if row.get("kind") == "topology"), []),
-        "straggler_named_percent_by_delay": named_by_delay(rows), "slow_rank": by_mode(rows),
+        "straggler_named_percent_by_delay": named_by_delay(rows), "wait_us_by_delay": waits_by_delay(rows),
+        "slow_rank": by_mode(rows),
     }  # fmt: skip
 
 
@@ -135,6 +136,16 @@ def named_by_delay(rows: Rows) -> dict[str, dict[str, float]]:
             here, at = found.setdefault(row["mode"], {}), f"{1e3 * row['delay_ms']:.0f}"
             here[at] = min(here.get(at, 100.0), round(100 * row["named_steps"] / row["steps"], 2))
     return found
+
+
+def waits_by_delay(rows: Rows) -> dict[str, dict[str, list[float]]]:
+    """mode → microseconds of the delay → what the other rank waited, the least and the most of the ranks that were late."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        if row.get("kind") == "slow" and row["wait_us"]:
+            waits = found.setdefault(row["mode"], {}).setdefault(f"{1e3 * row['delay_ms']:.0f}", [])
+            waits.append(max(wait for rank, wait in enumerate(row["wait_us"]) if rank != row["slow"]))
+    return {mode: {delay: [min(each), max(each)] for delay, each in own.items()} for mode, own in found.items()}
 
 
 def speedup(found: dict[str, Any], topology: dict[str, Any]) -> dict[str, Any]:

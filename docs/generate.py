@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,9 @@ def targets() -> str:
         return float(overhead[case]["throughput_loss_percent"])
 
     highest = overhead["graph_default"]["throughput_loss_percent_ci95"][1]
-    resident, twin = overhead["resident_mib"]["total"], overhead["twin_mib"]["tp1"]["mib_each"]
+    resident = overhead["resident_mib"]["total"]
+    twin, twin_of_two = (overhead["twin_mib"][tp]["mib_each"] for tp in ("tp1", "tp2"))
+    added = {tp: each["added_percent"] for tp, each in overhead["startup"].items()}
     tail = overhead["graph_default"]["itl_p99_increase_percent"]
     lines = [
         ("default sampling: tokens per second lost, %", "0.1, its interval up to 0.3 at most",
@@ -142,12 +144,96 @@ def targets() -> str:
         ("gap of a decode step, worst case, %", "2", f"{exact['gap_percent_max']:.1f}", exact["gap_percent_max"] <= 2),
         ("negative intervals", "0", f"{exact['negative_intervals']}", exact["negative_intervals"] == 0),
         ("GPU memory of a twin, TP 1, MiB", "3", f"{twin:.2f}", twin <= 3),
-        ("start-up, TP 1, %", "+5", f"{overhead['startup']['tp1']['added_percent']:+.1f}",
-         overhead["startup"]["tp1"]["added_percent"] <= 5),
+        ("the same, TP 2, with NCCL in it, MiB", "10", f"{twin_of_two:.2f}", twin_of_two <= 10),
+        *((f"start-up, TP {tp}, %", f"+{most}", f"{added[f'tp{tp}']:+.1f}", added[f"tp{tp}"] <= most)
+          for tp, most in ((1, 5), (2, 15))),
         ("memory of a model process, MiB, CuPy included", "32", f"{resident:.1f}", resident <= 32),
     ]  # fmt: skip
     rows = ["| | aim, at most (cover: at least) | measured | |", "|---|---|---|---|"]
     rows += [f"| {name} | {aim} | {found} | {'met' if met else '**missed**'} |" for name, aim, found, met in lines]
+    return "\n".join(rows)
+
+
+LINKS = {
+    "nccl_nvlink": "NCCL, NVLink",
+    "nccl_pcie": "NCCL, through the host's memory",
+    "custom": "LightLLM's own, NVLink",
+}
+
+
+def ranks() -> str:
+    """Two ranks with a GPU each over every link: what a call of all_reduce takes, a late rank, the plugin's cost."""
+    found = result("links")
+    own = {name: each for name in LINKS if (each := found["summary"]["variants"].get(name, {})).get("available")}
+    gpu = f"{found['gpu']['count']} × {found['gpu']['name']}"
+    rows = [f"| {gpu} | " + " | ".join(LINKS[name] for name in own) + " |", "|---" * (len(own) + 1) + "|"]
+
+    def row(name: str, cell: Callable[[dict[str, Any]], str]) -> None:
+        rows.append(f"| {name} | " + " | ".join(map(cell, own.values())) + " |")
+
+    def lost(setting: str) -> Callable[[dict[str, Any]], str]:
+        def cell(each: dict[str, Any]) -> str:
+            low, high = each["overhead"][setting]["loss_percent_ci95"]
+            return f"{each['overhead'][setting]['loss_percent']:.2f} % ({low:.2f} … {high:.2f})"
+
+        return cell
+
+    decode = next(iter(own.values()))["decode"]
+    row("all_reduce of prefill: bus bandwidth", lambda each: f"{each['prefill']['bus_bytes_per_second'] / 1e9:.0f} GB/s"
+        + ("" if "custom" not in each["decode"]["implementation"] else " (NCCL's)"))  # fmt: skip
+    row(
+        f"all_reduce of decode, {decode['payload_bytes'] / 1e6:.2f} MB: transfer",
+        lambda each: f"{each['decode']['transfer_us']:.1f} µs",
+    )
+    row("its share of a decode step", lambda each: f"{each['decode']['all_reduce_percent']:.1f} %")
+    for delay in ("20", "50", "200"):
+        row(f"a rank late by {delay} µs: the other's wait",
+            lambda each, delay=delay: "{:.1f} … {:.1f} µs".format(*each["wait_us_by_delay"]["graph"][delay]))  # fmt: skip
+    row("the late rank named, steps, worst case", lambda each: f"{each['slow_rank']['graph']['named_percent']:.0f} %")
+    row("transfer moves by, worst case beyond the noise",
+        lambda each: f"{each['slow_rank']['graph']['transfer_shift_percent']:.1f} %")  # fmt: skip
+    row("tokens per second lost, default sampling", lost("default"))
+    row("the same, every step sampled", lost("every_step"))
+    row("tokens compared with the plugin switched off, all the same", lambda each: f"{each['tokens_compared']}")
+    return "\n".join(rows)
+
+
+LEADS = {
+    "tp1": "one GPU",
+    "tp2, a GPU each": "TP 2, a GPU each, through the host's memory",
+    "tp2": "TP 2 on one GPU, by sockets",
+    "tp4": "TP 4 on one GPU, by sockets",
+}
+
+
+def leads() -> str:
+    """What takes most of a step of a 70B model, by parallelism."""
+    summary = result("collectives")["summary"]
+    rows = ["| | prefill | decode |", "|---|---|---|"]
+    for group, name in LEADS.items():
+        cells = []
+        for phase in ("prefill", "decode"):
+            shares = {
+                operator: share for operator, share in summary["shares"][group][phase].items() if operator != "gap"
+            }
+            first = sorted(shares, key=lambda operator: -shares[operator])[:2]
+            cells.append(", ".join(f"`{operator}` {shares[operator]:.0f} %" for operator in first))
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def tracing() -> str:
+    """What traces cost, by the share of the requests that are traced."""
+    summary = result("tracing")["summary"]
+    rows = ["| requests traced | tokens per second lost | against the same server, none traced | CPU seconds of all processes |",
+            "|---|---|---|---|"]  # fmt: skip
+    for share in ("1", "10", "100"):
+        cells = []
+        for name in ("throughput_loss_percent", "throughput_loss_percent_within", "cpu_increase_percent"):
+            low, high = summary[f"{name}_ci95"][share]
+            sign = "+" if name.startswith("cpu") else ""
+            cells.append(f"{summary[name][share]:{sign}.2f} % ({low:{sign}.2f} … {high:{sign}.2f})")
+        rows.append(f"| {share} % | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -249,6 +335,9 @@ BLOCKS = {
     "accuracy": accuracy,
     "cost": cost,
     "targets": targets,
+    "ranks": ranks,
+    "leads": leads,
+    "tracing": tracing,
     "alerts": alerts,
     "analysis": analysis,
 }

@@ -73,6 +73,7 @@ def test_nvlink_over_pcie_is_a_ratio_of_transfers_beside_theorys():
     nvlink = found["variants"]["nccl_nvlink"]
     assert nvlink["prefill"]["bus_bytes_per_second"] == round((1 << 29) / 1e-3)
     assert nvlink["straggler_named_percent_by_delay"] == {GRAPH: {"20": 75.0}}
+    assert nvlink["wait_us_by_delay"] == {GRAPH: {"20": [20.0, 20.0]}}
     assert (found["tokens_identical"], found["problems"]) == (True, [])
     assert found["slow_rank"] == {GRAPH: {"straggler_named_percent": 75.0, "transfer_shift_percent": 0.0}}
 
