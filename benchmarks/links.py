@@ -11,7 +11,8 @@ Each variant is one build of the model, two processes (variants.py):
 - nccl_nvlink: NCCL over NVLink, without multicast.
 - nccl_pcie: the same without peer access. NCCL then goes through the host's memory, so over both GPUs' PCI Express.
 - custom: LightLLM's own all_reduce. It needs sgl_kernel (also to take vllm's instead) and NVLink, and is for payloads below
-  8 MiB: decode's. Of sgl_kernel its module allreduce is enough; one built from the sources of that kernel serves. Whether it ran, the plugin's records say: ``implementation``. If not, the variant is not available.
+  8 MiB: decode's. Of sgl_kernel its module allreduce is enough; one built from the sources of that kernel serves. Whether it ran,
+  the plugin's records say: ``implementation``. If not, the variant is not available.
 
 All 64 prompts are one forward of 65,536 tokens. Alerts are evaluated from the rows, where there is promtool:
 
