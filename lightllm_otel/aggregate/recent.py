@@ -38,6 +38,7 @@ FIELDS: dict[str, tuple[int, ...]] = {
     # Copied from elsewhere when a row is kept.
     "compared": (len(Phase), len(Operator)),
     "expected": (len(Phase), len(Operator)),
+    "compared_calls": (len(Phase), len(Site)),
     "transfer_calls": (len(Phase), len(Site)),
     "transfer_seconds": (len(Phase), len(Site)),
     "rank_wait_seconds": (len(Phase), len(Site), MOST_RANKS),

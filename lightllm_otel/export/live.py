@@ -89,6 +89,8 @@ class Live:
         for field, sums in (("compared", group.expectation.compared), ("expected", group.expectation.expected)):
             for (operator, phase), seconds in sums.items():
                 total[field][phase, operator] = seconds
+        for (site, phase), histogram in group.collectives.wait.items():  # an observation for each rank
+            total["compared_calls"][phase, site] = histogram.count / max(len(group.ranks), 1)
         for (site, phase), histogram in group.collectives.transfer.items():
             total["transfer_calls"][phase, site] = histogram.count
             total["transfer_seconds"][phase, site] = histogram.total
@@ -139,13 +141,14 @@ class Live:
         for site in Site:
             for phase in Phase:
                 at = phase.code, site.code
-                sums = minute if minute["transfer_calls"][at] else hour
-                calls = float(sums["transfer_calls"][at])
+                sums = minute if minute["compared_calls"][at] else hour
+                calls, moved = float(sums["compared_calls"][at]), float(sums["transfer_calls"][at])
                 if calls:
                     rows.append({
                         "phase": phase.value, "site": site.value, "of": "now" if sums is minute else "hour",
-                        "operator": operators.get((site.code, phase.code), COLLECTIVES[0].value), "calls": int(calls),
-                        "transfer": _rounded(float(sums["transfer_seconds"][at]) / calls),
+                        "operator": operators.get((site.code, phase.code), COLLECTIVES[0].value), "calls": round(calls),
+                        # Where each call waited for the last rank's host, moving the data has no time of its own.
+                        "transfer": _rounded(float(sums["transfer_seconds"][at]) / moved) if moved else None,
                         "waits": [_rounded(float(sums["rank_wait_seconds"][at][rank]) / calls) for rank in ranks],
                         "last": [int(sums["last_arrivals"][at][rank]) for rank in ranks],
                     })  # fmt: skip

@@ -142,20 +142,22 @@ function drawRanksOf(data, phase, ranks, rows) {
   const own = rows.filter((row) => row.operator === "all_reduce");
   const calls = own.reduce((sum, row) => sum + row.calls, 0), noise = Math.max(...Object.values(data.collectives.noise));
   const mean = (of) => own.reduce((sum, row) => sum + row.calls * of(row), 0) / calls;
-  const whole = calls ? Math.max(...ranks.map((_, index) => mean((row) => row.transfer + row.waits[index]))) : 0;
-  const bars = !calls ? [] : ranks.flatMap((rank, index) => {
-    const transfer = mean((row) => row.transfer), wait = mean((row) => row.waits[index]);
-    const text = `${t("transfer")} ${seconds(transfer)} · ${t("wait")} ${wait ? seconds(wait) : "0"}`;
+  const whole = calls ? Math.max(...ranks.map((_, index) => mean((row) => (row.transfer ?? 0) + row.waits[index]))) : 0;
+  const known = own.some((row) => row.transfer !== null), unknown = own.some((row) => row.transfer === null);
+  const bars = !calls || !whole ? [] : ranks.flatMap((rank, index) => {
+    const transfer = mean((row) => row.transfer ?? 0), wait = mean((row) => row.waits[index]);
+    const text = `${t("transfer")} ${known ? seconds(transfer) : "–"} · ${t("wait")} ${wait ? seconds(wait) : "0"}`;
     return [element("p", { class: "bar" }, `${t("rank")} ${rank} · ${text}`), drawStack(`${t("rank")} ${rank}`, [
       { name: t("transfer"), short: t("transfer"), value: transfer / whole, text: seconds(transfer), fill: "var(--op-all_reduce)" },
       { name: t("wait"), short: t("wait"), value: wait / whole, text: seconds(wait), fill: "var(--wait)" }], 22)];
   });
   const heads = [t("after"), t("operator"), t("calls"), t("transfer"), ...ranks.map((rank) => `${t("wait")} ${rank}`), ...ranks.map((rank) => `${t("last")} ${rank}`)];
-  const cells = rows.map((row) => [t(row.site), row.operator, plain(row.calls), seconds(row.transfer), ...row.waits.map((each) => (each ? seconds(each) : "0")),
+  const cells = rows.map((row) => [t(row.site), row.operator, plain(row.calls), row.transfer === null ? "–" : seconds(row.transfer), ...row.waits.map((each) => (each ? seconds(each) : "0")),
     ...row.last.map((each) => percent(each / row.calls, 0))]);
   return figure(t(phase), [windowName(data, rows[0].of), asOf(data), noise ? t("waits above {noise} count", { noise: seconds(noise) }) : null].filter(Boolean).join(" · "),
     bars, scroll(`all_reduce, ${t(phase)}`, table(heads, cells)),
-    element("p", { class: "legend" }, t("last: how often this rank came last, so that all others waited.")));
+    element("p", { class: "legend" }, t("last: how often this rank came last, so that all others waited.")),
+    unknown ? element("p", { class: "legend" }, t("–: in every call the last rank's GPU waited for its host, so what moving the data took is not known.")) : null);
 }
 
 // 4. The slowest steps.

@@ -25,6 +25,7 @@ const CHINESE = {
   "Transfer: the shortest over the ranks. Wait: what a rank had to wait for the last one. Means of one call.": "传输：各 rank 中最短的时间。等待：一个 rank 等待最后到达者的时间。均为每次调用的平均值。",
   "transfer": "传输", "wait": "等待", "rank": "rank", "after": "位置", "last": "最后", "attention": "attention", "ffn": "ffn", "embedding": "embedding", "lm_head": "lm_head",
   "waits above {noise} count": "只计超过 {noise} 的等待", "last: how often this rank came last, so that all others waited.": "最后：该 rank 最后到达、使其他 rank 等待的比例。",
+  "–: in every call the last rank's GPU waited for its host, so what moving the data took is not known.": "–：每次调用中最后到达的 rank 的 GPU 都在等待自己的主机，因此传输耗时未知。",
   "The slowest steps": "最慢的步", "of the last {time}": "最近 {time} 内", "sampled steps": "采样的步", "None of them was sampled.": "其中没有采样的步。", "No steps in this time.": "这段时间内没有步。",
   "The slowest of all took {time} (step {step}, {ago}).": "所有步中最慢的一步用时 {time}（第 {step} 步，{ago}）。", "{times} × the mean": "平均值的 {times} 倍", "step {step}": "第 {step} 步", "batch {batch}": "批 {batch}",
   "{tokens} new tokens": "{tokens} 个新 token", "most above its mean: {operator}, by {time}": "超出其平均最多：{operator}，多 {time}",

@@ -9,7 +9,7 @@ import records
 from lightllm_otel.aggregate.group import Group
 from lightllm_otel.export.live import Live
 from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import Level, Mode, Operator, Phase, Stage
+from lightllm_otel.vocabulary import Level, Mode, Operator, Phase, Site, Stage
 
 WALL = 1000.0
 
@@ -124,6 +124,25 @@ def test_transfer_and_wait_are_told_apart_for_each_rank():
     assert attention["transfer"] == pytest.approx(1e-4, rel=1e-3)
     assert attention["waits"] == [pytest.approx(2e-4, rel=1e-3), 0.0]
     assert attention["last"] == [0, 1]
+
+
+def test_where_hosts_were_waited_for_the_transfer_is_unknown_and_waits_are_those_of_all_calls():
+    group = group_of(2)
+    live = live_of(group)
+    for rank, seconds in enumerate([3e-4, 1e-4]):
+        for number in (1, 2):
+            intervals = records.collectives(np.full((1, 2), seconds))
+            starved = intervals["site"] == (Site.ATTENTION.code if number == 1 else -1)
+            intervals["flags"] = layout.STARVED * (starved | (intervals["site"] == Site.FFN.code))
+            group.consume(rank, records.cells(records.with_collectives(number, intervals, wall_time=WALL)))
+    group.settle()
+    live.poll(10.0)
+    rows = {row["site"]: row for row in live.data(10.0)["collectives"]["rows"]}
+    assert rows["ffn"]["transfer"] is None
+    assert rows["attention"]["transfer"] == pytest.approx(1e-4, rel=1e-3)
+    for row in rows.values():
+        assert row["calls"] == 2
+        assert row["waits"] == [pytest.approx(2e-4, rel=1e-3), 0.0]
 
 
 def test_a_step_that_does_not_end_is_seen():
