@@ -91,15 +91,15 @@ def quantum_of_stamps(stamps: Stamps, graphs: Graphs) -> float:
     return quantum_of(np.concatenate(readings[1:]))
 
 
-def cost_of_stamps(plain: Any, twin: Any, count: int, graphs: Graphs, tail: float = 0.0) -> float:
-    """Seconds by which each of ``count`` stamps makes ``twin`` slower than ``plain``, its like without them.
+def cost_of_stamps(pairs: np.ndarray, count: int, tail: float = 0.0) -> float:
+    """Seconds by which each of ``count`` stamps makes a twin slower than its like without them.
 
-    On the host's own graph: stamps that follow each other, or small kernels of one kind, say little about stamps
-    between kernels that take turns. ``tail``: what else the twin does, behind its last stamp. The median over pairs of
-    replays; 0 where pairs differ more than that is worth, as when processes share a GPU.
+    ``pairs``: seconds of a replay without and with stamps, shape (:data:`PAIRS`, 2); the first pair warms up. Of the host's own
+    graph: stamps that follow each other, or small kernels of one kind, say little about stamps between kernels that take
+    turns. ``tail``: what else the twin does, behind its last stamp. The median; 0 where pairs differ more than that is
+    worth, as when processes share a GPU, or where one is NaN.
     """
-    pairs = [(graphs.seconds(plain), graphs.seconds(twin)) for _ in range(PAIRS)]
-    costs = (np.array([twin - plain for plain, twin in pairs]) - tail)[1:] / count  # the first pair warms up
+    costs = (pairs[1:, 1] - pairs[1:, 0] - tail) / count
     low, cost, high = np.quantile(costs, (0.25, 0.5, 0.75))
     return float(cost) if 0 < cost < MOST_COST and high - low < MOST_SPREAD else 0.0
 

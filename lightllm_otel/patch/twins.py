@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import os
 import time
 import weakref
@@ -17,9 +18,11 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from lightllm_otel import __version__
 from lightllm_otel.guard import Guard, log
-from lightllm_otel.measure.calibration import Calibration, cost_of_stamps, quantum_of_stamps, tail_of_twin
+from lightllm_otel.measure.calibration import PAIRS, Calibration, cost_of_stamps, quantum_of_stamps, tail_of_twin
 from lightllm_otel.measure.graphs import Graphs
 from lightllm_otel.measure.marking import CaptureMarking
 from lightllm_otel.measure.stamps import Stamps
@@ -62,6 +65,18 @@ class Captured:
         if step is not None:
             with self._measure:
                 self._timer.after_replay(step, self.twin, self.last_replay)
+
+
+class Once:
+    """A graph that is replayed by the first who asks, and by nobody after."""
+
+    def __init__(self, graph: Any) -> None:
+        self._graph: Any = graph
+
+    def replay(self) -> None:
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            graph.replay()
 
 
 class Twins:
@@ -215,16 +230,23 @@ class Twins:
     def _is_equal(self, captured: Captured | None, output: Any) -> bool:
         """Plain, plain again, twin, on the batch that was captured: the outputs must be the same, bit by bit.
 
-        The outputs are spoilt in between, so that a twin that writes them elsewhere is found out.
+        The outputs are spoilt in between, so that a twin that writes them elsewhere is found out. Every rank replays all three,
+        whatever becomes of our part: the collectives in them wait for each other.
         """
-        with self._guard(Stage.PATCH):
-            if captured is None:
-                return False
-            seen = []
-            for graph in (captured.plain, captured.plain, captured):
+        if captured is None:
+            return False
+        spoilt, seen = 0, []
+        for graph in (captured.plain, captured.plain, captured):
+            with self._guard(Stage.PATCH):
                 self._graphs.spoil(output)
+                spoilt += 1
+            with self._guard(Stage.PATCH):
                 graph.replay()
+            with self._guard(Stage.PATCH):
                 seen.append(self._graphs.copy_of(output))
+        with self._guard(Stage.PATCH):
+            if spoilt < len(seen) or len(seen) < 3:
+                return False
             if not self._graphs.same(seen[0], seen[1]):
                 log.warning("the host's own graph for batch size %d gives other outputs each time", captured.twin.batch)
                 return self._settings.graphs is GraphPolicy.FORCE
@@ -234,16 +256,26 @@ class Twins:
         return False
 
     def _learn_cost(self, captured: Captured, output: Any) -> None:
-        """Once, on the first and largest graph; every rank replays it, because its collectives are in it."""
+        """Once, on the first and largest graph; every rank replays it as often, because its collectives are in it."""
         if self.by_size:
             return
         stamps, tail, harvest = len(captured.twin.codes), 0.0, self._timer.harvest
-        with self._guard(Stage.PATCH):  # may fail on one rank alone: no replay of the host's graph is in here
+        with self._guard(Stage.PATCH):  # no replay of the host's graph is in here
             assert self.stamps is not None
             tail = tail_of_twin(self.stamps, self._graphs, stamps, output, captured.delivered)
+        pairs = [(self._seconds(captured.plain), self._seconds(captured)) for _ in range(PAIRS)]
         with self._guard(Stage.PATCH):
-            cost = cost_of_stamps(captured.plain, captured, stamps, self._graphs, tail)
+            cost = cost_of_stamps(np.array(pairs), stamps, tail)
             harvest.stamp_calibration = dataclasses.replace(harvest.stamp_calibration, boundary_cost=cost)
+
+    def _seconds(self, graph: Any) -> float:
+        """Of one replay, which there is in any case; NaN where it could not be timed."""
+        once, seconds = Once(graph), math.nan
+        with self._guard(Stage.PATCH):
+            seconds = self._graphs.seconds(once)
+        with self._guard(Stage.PATCH):
+            once.replay()
+        return seconds
 
     def seal(self, owner: Any) -> None:
         """The host has captured all of its graphs. What it captures from here on gets no twin."""

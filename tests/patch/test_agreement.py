@@ -1,15 +1,17 @@
 """All ranks replay the same graph, or none has a twin: each rank fails alone, at each point, and the others must follow."""
 
+import itertools
 import threading
 
 import pytest
 import ranks
 from fake_host import ModelInput, answer
 
+from lightllm_otel.measure.calibration import PAIRS
 from lightllm_otel.measure.sampling import Sampling
 from lightllm_otel.patch import agreement
 from lightllm_otel.patch.agreement import Ballot
-from lightllm_otel.vocabulary import Level
+from lightllm_otel.vocabulary import Level, Stage
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +133,25 @@ def stamps_cannot_be_read(session):
     session.stamps.intervals = only_those_of_the_calibration
 
 
+def nth(name, which):
+    """The ``which``-th call of one of our own parts fails."""
+
+    def failure(session):
+        own, calls = getattr(session.graphs, name), itertools.count(1)
+
+        def sometimes(*arguments):
+            if next(calls) == which:
+                raise MemoryError("of our own")
+            return own(*arguments)
+
+        setattr(session.graphs, name, sometimes)
+
+    failure.__name__ = f"{name}_{which}"
+    return failure
+
+
 BEFORE_ARMING = [
+    *(nth(name, which) for name in ("spoil", "copy_of") for which in (1, 2, 3, 4, 6)),
     stamps_cannot_be_read,
     no_stamps, stamps_raise, no_ballot, little_memory, capture_fails, second_capture_fails, stamp_fails, outputs_differ,
     comparing_fails, copying_fails, calibrating_fails,
@@ -148,6 +168,19 @@ def test_a_rank_that_fails_alone_while_starting_takes_twins_from_all(serve, fail
     server = serve(every=1, prepare=prepare)
     assert {session.twins.state for session in server.sessions.values()} == {"refused"}
     assert not any(assert_serves(server))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("which", [1, PAIRS + 1, 2 * PAIRS, 3 * PAIRS + 1, 3 * PAIRS + 2, 4 * PAIRS])
+def test_a_rank_that_cannot_time_a_replay_replays_as_often_as_the_others(serve, which, rank):
+    def prepare(number, session):
+        if number == rank:
+            nth("seconds", which)(session)
+
+    server = serve(every=1, prepare=prepare)
+    assert len({session.twins.state for session in server.sessions.values()}) == 1
+    assert len(set(assert_serves(server))) == 1
+    assert server.sessions[rank].guard.errors[Stage.PATCH.code] >= 1
 
 
 @pytest.mark.parametrize("rank", [0, 1])
