@@ -45,8 +45,8 @@ COMMUNICATION = Board(
                   " does not: a rank is late. The embedding's is mostly the wait for the host's wake-up.",
                   (Query(mean(W), "{{site}} {{phase}}"),), empty=NONE),
             Panel("What collectives cost a GPU", STACK, "suffix:s/s",
-                  "Seconds a second in sampled steps, mean of the chosen servers and their ranks: transfer and waiting"
-                  " (lightllm_gpu_collective_transfer_seconds, lightllm_gpu_collective_wait_seconds).",
+                  "Seconds a second in sampled steps, mean of the chosen servers and their ranks: transfer and waiting, as far as they are"
+                  " known (lightllm_gpu_collective_transfer_seconds, lightllm_gpu_collective_wait_seconds).",
                   (Query(f"sum by (phase) (rate({T}_sum{{$PHASES}}[RATE])) / on () group_left count(lightllm_server_info{{$SERVER}})",
                          "transfer {{phase}}"),
                    Query(f"sum by (phase) (rate({W}_sum{{$PHASES}}[RATE])) / on () group_left count(lightllm_gpu_step_number{{$SERVER}})",
@@ -79,8 +79,8 @@ COMMUNICATION = Board(
                   "Bus bytes of collectives by the seconds of their transfer (lightllm_gpu_collective_bus_bytes_total).",
                   (Query(BUS, "{{instance}} {{site}} {{phase}}"),), empty=NONE, logarithmic=True),
             Panel("Payload by who moves it", LINES, "Bps",
-                  "Bytes of collectives of sampled steps a second (lightllm_gpu_collective_payload_bytes_total), by implementation: custom is"
-                  " LightLLM's own kernel. A change from custom to nccl explains a slower decode.",
+                  "Bytes of collectives a second, in sampled steps and as far as their transfer is known"
+                  " (lightllm_gpu_collective_payload_bytes_total), by implementation: custom is LightLLM's own kernel. A change from custom to nccl explains a slower decode.",
                   (Query("sum by (operator, implementation, phase) (rate(lightllm_gpu_collective_payload_bytes_total{$PHASES}[RATE]))",
                          "{{operator}} {{implementation}} {{phase}}"),), empty=NONE),
             Panel("Of a group that spans hosts: minimum on this host", LINES, "s",

@@ -6,7 +6,8 @@ different GPUs. The minimum of several noisy times lies below the true one: by u
 :func:`noise_seconds` allows, the more the more ranks there are.
 
 In steps that the host launches call by call, the last rank's GPU may wait for its host within the call: then the shortest time is
-no transfer, but what launching took. Such calls (:func:`told`) say who was late, and nothing of the link.
+no transfer, but what launching took (:func:`told`), and it may not even have been the last one (:func:`sure`). Such calls are left
+out of what they say nothing of.
 """
 
 from __future__ import annotations
@@ -41,15 +42,22 @@ def split(seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return transfer, seconds - transfer
 
 
-def told(matched: Matched) -> np.ndarray:
-    """Which of its calls say what moving the data took, shape (calls,): the last rank's GPU had nothing else to wait for.
+def sure(matched: Matched) -> np.ndarray:
+    """Which of its calls say who came last, shape (calls,).
 
-    A starved rank began when its host had launched the call, somewhere within its time. It was surely not the last one only if
-    it took longer than the shortest by more than launching takes.
+    A starved rank began when its host had launched the call, somewhere within its time. That it was not the last one is certain
+    only where it took longer than the shortest by more than launching takes.
     """
     waited = matched.seconds - matched.seconds.min(axis=0)
-    unknown: np.ndarray = (matched.starved & (waited < LAUNCH_SECONDS)).any(axis=0)
+    unknown: np.ndarray = (matched.starved & (waited > 0) & (waited < LAUNCH_SECONDS)).any(axis=0)
     return ~unknown
+
+
+def told(matched: Matched) -> np.ndarray:
+    """Which of its calls say what moving the data took, shape (calls,): the last rank's GPU had nothing else to wait for."""
+    shortest = matched.seconds.argmin(axis=0)
+    starved = matched.starved[shortest, np.arange(len(shortest))]
+    return np.asarray(sure(matched) & ~starved)
 
 
 def last_arrival(wait: np.ndarray, noise: float) -> np.ndarray:
@@ -110,6 +118,7 @@ class Collectives:
         self._count_transfers(moved, phase, coarse)
         if matched.scope is Scope.NODE:
             return
+        matched = matched.only(sure(matched))
         rows, seconds, count = over_layers(matched) if coarse else each_call(matched)
         _, wait = split(seconds)
         sites = matched.calls["site"][rows]

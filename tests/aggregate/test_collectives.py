@@ -104,8 +104,11 @@ def test_a_rank_that_may_still_have_been_launching_leaves_the_transfer_unknown(w
     with_starved(group, 0, 30e-6, [False] * 2 * LAYERS)
     with_starved(group, 1, 30e-6 + waited, [True] * 2 * LAYERS)
     group.settle()
-    found = group.collectives.transfer.get((FFN, DECODE))
-    assert (found.count if found else 0) == transfers
+    found = group.collectives
+    assert (found.transfer[FFN, DECODE].count if found.transfer else 0) == transfers
+    assert found.last_arrivals[FFN, DECODE, 0] == transfers
+    assert (found.wait_seconds[FFN, DECODE, 1] > 0) == bool(transfers)
+    assert sum(found.payload_bytes.values()) == 2 * transfers << 20
 
 
 def test_steps_that_only_wait_for_their_hosts_have_no_transfer():

@@ -213,6 +213,15 @@ def test_a_server_worse_than_its_peers_is_found_without_history(promtool, tmp_pa
     assert name not in other, "at another load they are no peers"
 
 
+def test_a_rank_whose_host_is_always_late_is_found_where_no_transfer_is_known(promtool, tmp_path):
+    server = Server(minutes=60, at=30, changed=LATE)
+    base = server.base()
+    server.base = lambda: {name: value for name, value in base.items() if "collective_transfer" not in name}
+    before, after = fired(promtool, tmp_path, [server], [25, 50])
+    assert "LightLLMRankLate" not in before
+    assert after["LightLLMRankLate"]["rank"] == "1"
+
+
 def test_a_server_that_is_gone_is_missed(promtool, tmp_path):
     gone, stays = Server(minutes=60, deploy=0), Server("node-2", minutes=100)
     then = fired(promtool, tmp_path, [gone, stays], [80])[0]
