@@ -47,7 +47,8 @@ LAUNCHER = [sys.executable, "-m", "lightllm_otel", "run", "--"]
 PARTS_OF_RUN = ("links", "rounds")
 # All requests in one graph: without, a step is bound by the host, and rounds differ by a tenth.
 FLAGS = ["--max_total_token_num", "24000", "--mem_fraction", "0.2", "--graph_max_batch_size", "64"]
-SPAN_DELAY_MS = "1000"
+SPAN_DELAY_MS, QUEUE = "1000", "65536"
+DROPPED = "spans_dropped_"
 SETTLE_SECONDS = 5.0
 MOST_DIFFERENCE = 0.01  # of a request's span, between it and its children
 TARGET_PERCENT = 0.5  # at 10 % traced
@@ -89,7 +90,7 @@ class Receiver:
         return {
             "OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
             "OTEL_TRACES_SAMPLER": "parentbased_always_off", "OTEL_METRICS_EXPORTER": "none",
-            "OTEL_BSP_SCHEDULE_DELAY": SPAN_DELAY_MS, "OTEL_BSP_MAX_QUEUE_SIZE": "65536",
+            "OTEL_BSP_SCHEDULE_DELAY": SPAN_DELAY_MS, "OTEL_BSP_MAX_QUEUE_SIZE": QUEUE,
         }  # fmt: skip
 
     def spans(self) -> list[dict[str, Any]]:
@@ -222,12 +223,13 @@ def links(spans: Iterable[Mapping[str, Any]], lists: list[list[int]]) -> dict[st
     every = list(spans)
     numbers = {span["span"]: int(span["request"]) for span in every if span["server"]}
     steps = [span for span in every if span["step"] is not None and span["name"].startswith("lightllm.step ")]
-    right = 0
+    right = linked_in_all = 0
     for step in steps:
         linked = {numbers[link] for link in step["links"] if link in numbers}
         listed = set(lists[step["step"]]) if step["step"] < len(lists) else set()
+        linked_in_all += len(linked)
         right += len(linked) == len(step["links"]) and linked == listed & set(numbers.values())
-    return {"steps": len(steps), "right": right}
+    return {"steps": len(steps), "right": right, "linked": linked_in_all}
 
 
 def loss(rows: Iterable[Mapping[str, Any]], share: int, against: int = PLAIN) -> dict[str, Any]:
@@ -277,8 +279,11 @@ def summarise(rows: Rows) -> dict[str, Any]:
         "complete_traces_percent": percent(traces.get("complete"), traces.get("traced")),
         "traced_requests": traces.get("traced"),
         "right_step_links_percent": percent(checked.get("right"), checked.get("steps")),
-        "checked_steps": checked.get("steps"),
+        "checked_steps": checked.get("steps"), "checked_links": checked.get("linked"),
         "errors": traces.get("errors"), "spans_dropped": traces.get("spans_dropped"),
+        "spans_dropped_by_reason": {
+            name.removeprefix(DROPPED): count for name, count in traces.items() if name.startswith(DROPPED) and name != DROPPED
+        },
     }  # fmt: skip
 
 
@@ -313,7 +318,7 @@ def serving(arguments: argparse.Namespace, model: Path, folder: Path, environ: M
 
 
 def own_figures(folder: Path) -> dict[str, float]:
-    """The plugin's errors and lost spans, of the exporter of this folder."""
+    """The plugin's errors and lost spans, in all and by reason, of the exporter of this folder."""
     import urllib.request
 
     from prometheus_client.parser import text_string_to_metric_families
@@ -332,6 +337,8 @@ def own_figures(folder: Path) -> dict[str, float]:
             for sample in family.samples:
                 if sample.name in found:
                     found[sample.name] += sample.value
+                if sample.name == "lightllm_otel_spans_dropped_total":
+                    found[DROPPED + sample.labels["reason"]] = sample.value
     return found
 
 
@@ -371,6 +378,7 @@ def measure(arguments: argparse.Namespace, model: Path, work: Path, keep: Callab
         "kind": "traces", **completeness(receiver.spans(), parents),
         "errors": figures["lightllm_otel_errors_total"] + figures["lightllm_otel_export_errors_total"],
         "spans_dropped": figures["lightllm_otel_spans_dropped_total"],
+        **{name: count for name, count in figures.items() if name.startswith(DROPPED)},
     })  # fmt: skip
 
 

@@ -5,9 +5,9 @@ ranks is the *transfer*, and what a rank has beyond it is its *wait*. Only durat
 different GPUs. The minimum of several noisy times lies below the true one: by up to the noise that
 :func:`noise_seconds` allows, the more the more ranks there are.
 
-In steps that the host launches call by call, the last rank's GPU may wait for its host within the call: then the shortest time is
-no transfer, but what launching took (:func:`told`), and it may not even have been the last one (:func:`sure`). Such calls are left
-out of what they say nothing of.
+In steps that the host launches call by call, a GPU may wait for its host within the call: then the shortest time is no transfer,
+but what launching took (:func:`told`), and the last one may have been another (:func:`sure`). Such calls are left out of what
+they say nothing of.
 """
 
 from __future__ import annotations

@@ -12,6 +12,10 @@ import dataclasses
 from typing import Any
 
 WAITED_SECONDS = 20e-6  # a step that was launched behind a running one follows it within some microseconds
+BEHIND_SECONDS = (
+    0.25  # nobody keeps a GPU busy for so long between two steps; the host's clock may have been set, though
+)
+SLEW = 1e-3  # seconds per second, by which a host's clock may be slowed down to set it right
 DRIFT = 50e-6  # seconds per second, between the clocks of a host and a GPU; quartz is good for less
 
 
@@ -28,18 +32,25 @@ class WallClock:
 
     def __init__(self, latency: float = 0.0) -> None:
         self.latency = latency
-        self._last: tuple[Start, float, int] | None = None
+        self._last: tuple[Start, Any] | None = None
 
     def start(self, step: Any) -> Start:
         """``step``: the next record (``STEP``) of the rank, in the order in which they were written."""
-        entered, idle = float(step["wall_time"]), float(step["idle_seconds"])
-        found = Start(entered, self.latency)
-        if self._last is not None and int(step["number"]) == self._last[2] + 1:
-            before, seconds, _ = self._last
-            follows, error = before.seconds + seconds + idle, before.error + DRIFT * (seconds + idle)
-            # It cannot have begun before it was launched; where it seems to, launching is the better witness. Beyond both errors
-            # the GPU was busy with what is no step of ours.
-            if follows > (entered if idle <= WAITED_SECONDS else entered + error + self.latency):
-                found = Start(follows, error)
-        self._last = (found, float(step["seconds"]), int(step["number"]))
+        found = self._behind(step) or Start(float(step["wall_time"]), self.latency)
+        self._last = (found, step)
         return found
+
+    def _behind(self, step: Any) -> Start | None:
+        """Where the GPU was still busy when the step was launched: it follows its predecessor. None where it was not."""
+        entered, idle = float(step["wall_time"]), float(step["idle_seconds"])
+        if self._last is None or idle > BEHIND_SECONDS:
+            return None
+        before, last = self._last
+        if int(step["number"]) != int(last["number"]) + 1 or entered < float(last["wall_time"]):
+            return None
+        passed = float(last["seconds"]) + idle
+        follows, error = before.seconds + passed, before.error + DRIFT * passed
+        # It cannot have begun before it was launched; where it seems to, launching is the better witness. Beyond both errors
+        # the GPU was busy with what is no step of ours.
+        busy = entered if idle <= WAITED_SECONDS else entered + error + self.latency + SLEW * passed
+        return Start(follows, error) if follows > busy else None

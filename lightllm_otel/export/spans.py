@@ -94,9 +94,11 @@ class _Queue:
         self._waiting: collections.deque[SpanData] = collections.deque()
 
     def add(self, spans: Sequence[SpanData]) -> None:
-        room = max(self._standard.span_queue - len(self._waiting), 0)
-        self._waiting.extend(spans[:room])
-        self._outbound.dropped[SpanDrop.QUEUE] += len(spans[room:])
+        self._waiting.extend(spans)
+        excess = max(len(self._waiting) - self._standard.span_queue, 0)
+        if excess:
+            self._waiting = collections.deque(without_latest(self._waiting, excess))
+            self._outbound.dropped[SpanDrop.QUEUE] += excess
 
     def send(self, now: float, who: Callable[[], Resource]) -> None:
         """A batch, if it is time, or enough wait; while one is on its way the others wait."""
@@ -120,6 +122,13 @@ class _Queue:
             self._send(who)
         if self._sender.drain(max(deadline - time.monotonic(), 0.0)):
             self._receiver.shutdown()
+
+
+def without_latest(spans: Sequence[SpanData], excess: int) -> list[SpanData]:
+    """All but so many of the latest, and those of steps before those of requests, which somebody asked for."""
+    order = sorted(range(len(spans)), key=lambda at: (spans[at].of_step, at), reverse=True)
+    dropped = set(order[:excess])
+    return [span for at, span in enumerate(spans) if at not in dropped]
 
 
 def _export(receiver: Any, batch: tuple[list[SpanData], Resource]) -> bool:

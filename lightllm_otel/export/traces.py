@@ -29,6 +29,7 @@ STEP_PATIENCE = 5.0  # seconds; until who ran in a step should be known
 END_PATIENCE = 1.0  # until the steps of a request that has ended are in the ring
 # A span costs tens of microseconds here. Steps and operators beyond this many in a second are left out; requests never are.
 SPANS_PER_SECOND = 1000.0
+STEP, OPERATOR = "lightllm.step ", "lightllm.operator "  # how names of spans begin
 _NANO = 1_000_000_000
 
 
@@ -54,6 +55,11 @@ class SpanData:
     links: tuple[Context, ...] = ()
     server: bool = False
     error: str = ""
+
+    @property
+    def of_step(self) -> bool:
+        """A step, or an operator in one."""
+        return self.name.startswith((STEP, OPERATOR))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,9 +296,7 @@ def step_span(step: Any, intervals: np.ndarray, start: Start, own: Context, link
         },
     }
     began = int(start.seconds * _NANO)
-    return SpanData(
-        f"lightllm.step {phase}", own, None, began, began + int(float(step["seconds"]) * _NANO), attributes, links
-    )
+    return SpanData(f"{STEP}{phase}", own, None, began, began + int(float(step["seconds"]) * _NANO), attributes, links)
 
 
 def operator_spans(step: Any, intervals: np.ndarray, start: Start, own: Context, new_id: NewId) -> list[SpanData]:
@@ -317,7 +321,7 @@ def operator_spans(step: Any, intervals: np.ndarray, start: Start, own: Context,
             attributes["lightllm.starved"] = True
         first, last = (min(began + int(at * _NANO), limit) for at in (end - seconds, end))
         context = Context(own.trace_id, new_id(8))
-        spans.append(SpanData(f"lightllm.operator {operator.value}", context, own, first, last, attributes))
+        spans.append(SpanData(f"{OPERATOR}{operator.value}", context, own, first, last, attributes))
     return spans
 
 

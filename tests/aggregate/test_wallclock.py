@@ -50,6 +50,27 @@ def test_a_chain_ends_where_a_step_is_missing():
     assert clock.start(step(2, 1000.030, 0.010, 2e-6)).seconds == 1000.030
 
 
+@pytest.mark.parametrize("pause", [0.99, 0.005])
+def test_a_clock_that_is_set_back_is_believed_at_once(pause):
+    clock, now = WallClock(LATENCY), 1000.0
+    for number in range(10):
+        clock.start(step(number, now, 0.010, pause if number else 0.0))
+        now += 0.010 + pause
+    now -= 0.5
+    for number in range(10, 20):
+        assert clock.start(step(number, now, 0.010, pause)).seconds == pytest.approx(now, abs=1e-4)
+        now += 0.010 + pause
+
+
+@pytest.mark.parametrize("pause", [0.99, 0.2, 0.005])
+def test_a_clock_that_is_slowed_down_to_set_it_right_is_followed(pause):
+    clock, began = WallClock(LATENCY), 0.0
+    for number in range(1000):
+        wall = 1000.0 + began * (1 - 500e-6)
+        assert clock.start(step(number, wall, 0.010, pause if number else 0.0)).seconds == pytest.approx(wall, abs=1e-4)
+        began += 0.010 + pause
+
+
 def test_no_step_begins_before_it_was_launched():
     clock = WallClock(LATENCY)
     clock.start(step(0, 1000.0, 0.010, 0.0))

@@ -57,9 +57,9 @@ def test_a_trace_under_nobodys_span_and_one_that_is_missing_are_noticed():
 def test_links_are_those_of_lightllms_own_lists():
     spans = [*request("a", "r1", number=8), *request("b", "r2", number=16)]
     lists = [[8], [8, 16], [16, 24]]
-    assert tracing.links([*spans, step(1, "r1", "r2"), step(2, "r2")], lists) == {"steps": 2, "right": 2}
+    assert tracing.links([*spans, step(1, "r1", "r2"), step(2, "r2")], lists) == {"steps": 2, "right": 2, "linked": 3}
     wrong = [step(0, "r1", "r2"), step(1, "r1"), step(2, "r1"), step(9, "r1"), step(1, "r1", "r2", "nobody's")]
-    assert tracing.links([*spans, *wrong], lists) == {"steps": 5, "right": 0}
+    assert tracing.links([*spans, *wrong], lists) == {"steps": 5, "right": 0, "linked": 7}
 
 
 def test_a_known_loss_is_found_within_its_interval():

@@ -9,7 +9,7 @@ import records
 
 from lightllm_otel.aggregate.group import Group
 from lightllm_otel.export import exporter as exporter_module
-from lightllm_otel.export import traces
+from lightllm_otel.export import spans, traces
 from lightllm_otel.export.exporter import Exporter
 from lightllm_otel.export.outbound import Outbound
 from lightllm_otel.export.traces import END_PATIENCE, SPANS_PER_SECOND, STEP_PATIENCE, Chunk, TraceBook, request_parts
@@ -355,6 +355,16 @@ def test_batches_are_of_the_standard_variables_size(exporting, receiver, now):
     sizes = [len(request.resource_spans[0].scope_spans[0].spans) for request in receiver.traces]
     assert set(sizes) == {4}
     assert sum(sizes) >= 12
+
+
+def test_a_full_queue_keeps_requests_before_steps_and_earlier_before_later():
+    names = ("lightllm.step decode", "chat m", "lightllm.operator ffn", "lightllm.queue", "chat m")
+    made = [traces.SpanData(name, traces.Context(1, number), None, 0, 1, {}) for number, name in enumerate(names)]
+
+    def left(excess):
+        return [span.context.span_id for span in spans.without_latest(made, excess)]
+
+    assert [left(excess) for excess in range(6)] == [[0, 1, 2, 3, 4], [0, 1, 3, 4], [1, 3, 4], [1, 3], [1], []]
 
 
 def test_a_receiver_that_refuses_costs_counted_spans_and_a_full_queue_too(exporting, now):
