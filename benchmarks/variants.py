@@ -307,7 +307,10 @@ def common_summary(rows: Rows) -> dict[str, Any]:
     chosen = ("bus_bandwidth_error_percent", "unmatched", "errors", "dropped", "problems")
     return {
         **moved(rows), "overhead": overhead_of(rows), "tokens_identical": tokens_identical(rows),
-        "tokens_compared": sum(row["tokens_compared"] for row in rows if row.get("kind") == "tokens"),
+        "tokens_compared": sum(
+            row["tokens_compared"] for row in rows
+            if row.get("kind") == "tokens" and row["setting"] != "off" and row["rank"] == 0  # every rank has the same tokens
+        ),
         "overwrites": sum(sum(row["overwrites"]) for row in ring),
         **{name: summary[name] for name in chosen},
     }  # fmt: skip
