@@ -112,9 +112,9 @@ def cost() -> str:
     for case, name in COSTS.items():
         lost, (low, high) = (summary[case][f"throughput_loss_percent{end}"] for end in ("", "_ci95"))
         tail = round(summary[case]["itl_p99_increase_percent"], 1) + 0.0  # never -0.0
-        without, added = summary[case]["off_us"] / 1e3, summary[case]["added_us"] / 1e3 + 0.0
+        without, added = summary[case]["off_us"], summary[case]["added_us"]
         rows.append(
-            f"| {name} | {lost:.2f} % ({low:.2f} … {high:.2f}) | {tail:+.1f} % | {without:.2f} ms | {added:+.2f} ms |"
+            f"| {name} | {lost:.2f} % ({low:.2f} … {high:.2f}) | {tail:+.1f} % | {without:.0f} µs | {added:+.0f} µs |"
         )
     return "\n".join(rows)
 
