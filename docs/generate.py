@@ -292,7 +292,8 @@ def analysis() -> str:
         {name for shares in found.values() for name in shares},
         key=lambda name: -max(shares.get(name, [0.0])[0] for shares in found.values()),
     )
-    rows = [f"| {content['gpu'].get('name', 'GPU')}: share of the step, % | " + " | ".join(found) + " |"]
+    heads = [_head(name, part, content["rows"]) for (part, _), name in ANALYSED.items() if name in found]
+    rows = [f"| {content['gpu'].get('name', 'GPU')}: share of the step, % | " + " | ".join(heads) + " |"]
     rows.append("|---" * (len(found) + 1) + "|")
     for name in order:
         shares = [each.get(name) for each in found.values()]
@@ -305,6 +306,12 @@ def analysis() -> str:
     if (ROOT / "docs" / "example-report.html").exists():
         rows += ["", "[The report on the first two columns](docs/example-report.html)"]
     return "\n".join(rows)
+
+
+def _head(name: str, part: str, rows: list[dict[str, Any]]) -> str:
+    """With how often and how long it was run."""
+    run = next(row for row in rows if row.get("part") == part and row.get("kind") == "run")
+    return f"{name} ({run['repeats']} × {run['plan']['output_len']} out)"
 
 
 def _compared(summary: dict[str, Any]) -> Iterator[tuple[str, str, str, bool]]:

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 import fakes  # noqa: E402
 
-from lightllm_otel.aggregate.wallclock import WallClock  # noqa: E402
+from lightllm_otel.aggregate.wallclock import BEHIND_SECONDS, WallClock  # noqa: E402
 from lightllm_otel.export.traces import Context, step_span  # noqa: E402
 from lightllm_otel.measure import cuda  # noqa: E402
 from lightllm_otel.measure.calibration import calibrate  # noqa: E402
@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here"),
 ]
 WORK = Work(Phase.DECODE, 1, 1, 1)
+LAUNCHED = 100e-6  # from the launch of an event of the test's to that of a step
 BESIDE = 5e-6  # between an event of ours and one of the test's, with nothing in between
 
 
@@ -80,6 +81,19 @@ def test_a_known_delay_between_two_kernels_is_in_the_trace_within_its_stated_err
         known = before.elapsed_time(after) * 1e-3
         assert known > 0.5 * delay
         assert abs(start - end - known) <= error + later_error + BESIDE
+
+
+def test_steps_that_are_tied_to_the_host_one_by_one_are_as_far_apart_as_the_gpu_says(steps):
+    events = []
+    for _ in range(2):
+        torch.cuda.synchronize()
+        time.sleep(2 * BEHIND_SECONDS)
+        events.append(steps.event())
+        steps.run()
+    (start, _, error), (later, _, later_error) = steps.spans()
+    known = events[0].elapsed_time(events[1]) * 1e-3
+    assert abs(later - start - known) <= error + later_error + LAUNCHED
+    assert error < 1e-3
 
 
 def test_steps_without_anything_between_them_follow_each_other(steps):
