@@ -27,7 +27,7 @@ import pairing
 from alternation import Batch, straight
 from pairing import Schedule
 from plugin_cost import Keep, Rows, Sizes, passes, rows_of
-from workers import build, checkpoint_of, environment, say
+from workers import build, checkpoint_of, environment, say, stay_on_one_core
 
 from lightllm_otel.patch import slots
 from lightllm_otel.patch.ledger import Ledger
@@ -184,6 +184,7 @@ def serve_passes(arguments: argparse.Namespace, sizes: Sizes) -> None:
     with model:
         for with_graphs in (True, False):
             _pass(model, sizes, with_graphs, 2)
+        stay_on_one_core()  # as the plugin's own cases; the two processes take turns on it
         pipe.send("")
         with contextlib.suppress(EOFError):
             while True:
@@ -206,6 +207,7 @@ def measure(arguments: argparse.Namespace, sizes: Sizes, keep: Keep) -> None:
         with model:
             for graphs in (True, False):
                 _pass(model, sizes, graphs, 2)
+            stay_on_one_core()
             cases = {"launch_blocking": False, "launch_blocking_graphs": True}
             problem = blocking.wait_ready()
             if problem:  # perhaps graphs cannot be captured like this
