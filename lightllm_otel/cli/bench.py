@@ -20,6 +20,8 @@ from lightllm_otel.cli.progress import Progress
 from lightllm_otel.export.control import Refused
 
 NAMES = "abcdefgh"  # of the folders, where there are several runs
+# Beyond every repeat's seed: the prompt cache shall know no prompt of a repeat. Not negative: random.Random(-1) is Random(1).
+_WARM_UP = 1_000_000
 Repeat = Callable[[int], Outcome]
 _PROBLEMS = (NoRing, Refused, ValueError, prompts.NoTokenizer, served.NoAnswer, static.RankFailed)
 
@@ -72,7 +74,7 @@ def _served(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tupl
             return prompts.prompts(own, size, plan.batch_size, plan.input_len, 1000 * side + seed)
 
         for number in range(plan.warmup):
-            server.batch(texts(-1 - number), min(plan.output_len, 8))
+            server.batch(texts(_WARM_UP + number), min(plan.output_len, 8))
 
         def once(number: int, server: served.Server = server, texts: Any = texts, folder: Path = folder) -> Outcome:
             with served.sampling(server.folder, plan.every):
