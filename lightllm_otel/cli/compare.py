@@ -34,7 +34,10 @@ def compare(given: argparse.Namespace) -> int:
         elif not others:
             raise CannotCompare("give two runs or more, or --save-baseline FILE with one")
         comparisons = [compare_sides(first, other, shape) for other in others]
-        met = [said for each in comparisons for condition in conditions if (said := gates.met(condition, each.rows))]
+        met = [
+            said for each in comparisons for condition in conditions
+            if (said := gates.met(condition, each.rows, each.lacking))
+        ]  # fmt: skip
         data = as_json(first, comparisons, met)
         if given.html is not None:
             inputs.write_page(given.html, data, f"{first.name} · lightllm-otel compare")

@@ -99,6 +99,21 @@ class TestCompare:
         assert "all_reduce:decode:+5% is met" in capsys.readouterr().err
         assert cli.main(["compare", runs["a"], runs["slow"], "--fail-if", "all_reduce:decode:+15%"]) == 0
 
+    def test_an_operator_that_one_run_lacks_is_in_table_json_and_page_and_passes_no_condition(
+        self, runs, capsys, tmp_path
+    ):
+        without = simulated.write(tmp_path / "without", 9, repeats=5, steps=30, slower={Operator.ALL_REDUCE: 0.0})
+        words, page = ["compare", runs["a"], str(without)], tmp_path / "page.html"
+        note = "decode · graph: all_reduce occurs only in a, "
+        assert cli.main(words) == 0
+        assert f"note: {note}" in capsys.readouterr().out
+        assert cli.main([*words, "--json", "--html", str(page)]) == 0
+        (comparison,) = json.loads(capsys.readouterr().out)["comparisons"]
+        assert any(each.startswith(note) for each in comparison["notes"])
+        assert "all_reduce occurs only in a, " in page.read_text()
+        assert cli.main([*words, "--fail-if", "all_reduce:decode:+5%"]) == 1
+        assert "cannot be judged" in one_sentence(capsys)
+
     def test_a_saved_baseline_stands_in_for_its_run(self, runs, capsys, tmp_path):
         kept = tmp_path / "kept.json"
         assert cli.main(["compare", runs["a"], "--save-baseline", str(kept)]) == 0
