@@ -24,6 +24,7 @@ VERSION = 1
 def compare(given: argparse.Namespace) -> int:
     """Exit status 1 and one sentence for what cannot be compared, 3 where a condition of ``--fail-if`` is met."""
     try:
+        _check(given)
         if given.repeats:
             return compare_repeats(given.runs, given.json)
         conditions = [gates.parse(text) for text in given.fail_if]
@@ -31,8 +32,6 @@ def compare(given: argparse.Namespace) -> int:
         first, *others = (inputs.side(name) for name in given.runs)
         if given.save_baseline is not None:
             _save(given, first)
-        elif not others:
-            raise CannotCompare("give two runs or more, or --save-baseline FILE with one")
         comparisons = [compare_sides(first, other, shape) for other in others]
         met = [
             said for each in comparisons for condition in conditions
@@ -44,10 +43,34 @@ def compare(given: argparse.Namespace) -> int:
     except (BadRecording, CannotCompare, gates.BadCondition, LookupError) as problem:
         print(f"lightllm-otel compare: {problem.args[0]}", file=sys.stderr)
         return 1
-    print(json.dumps(data, indent=1) if given.json else "\n\n".join(render(each) for each in comparisons))
+    written = [f"wrote {path}" for path in (given.save_baseline, given.html) if path is not None]
+    parts = [*(render(each) for each in comparisons), *(["\n".join(written)] if written else [])]
+    print(json.dumps(data, indent=1) if given.json else "\n\n".join(parts))
     for sentence in met:
         print(f"lightllm-otel compare: {sentence}", file=sys.stderr)
     return GATE_STATUS if met else 0
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Nothing that is asked for is left out in silence. Raises CannotCompare."""
+    if given.repeats:
+        options = {
+            "--fail-if": given.fail_if, "--save-baseline": given.save_baseline, "--html": given.html, "--model": given.model,
+        }  # fmt: skip
+        foreign = [name for name, value in options.items() if value]
+        if foreign:
+            raise CannotCompare(
+                f"{' and '.join(foreign)} cannot go with --repeats, which sets no run against another; leave out one of them"
+            )
+        return
+    if len(given.runs) > 1:
+        return
+    if given.fail_if:
+        raise CannotCompare("--fail-if needs a second run, or there is no change to judge; give two runs or more")
+    if given.save_baseline is None:
+        raise CannotCompare("give two runs or more, or --save-baseline FILE with one")
+    if given.html is not None:
+        raise CannotCompare("--html needs a second run, or there is nothing to draw; give two runs or more")
 
 
 def _save(given: argparse.Namespace, first: Side) -> None:

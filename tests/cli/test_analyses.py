@@ -117,6 +117,7 @@ class TestCompare:
     def test_a_saved_baseline_stands_in_for_its_run(self, runs, capsys, tmp_path):
         kept = tmp_path / "kept.json"
         assert cli.main(["compare", runs["a"], "--save-baseline", str(kept)]) == 0
+        assert capsys.readouterr().out == f"wrote {kept}\n"
         assert cli.main(["compare", str(kept), runs["slow"], "--fail-if", "all_reduce:decode:+5%"]) == 3
 
     @pytest.mark.parametrize(
@@ -131,11 +132,24 @@ class TestCompare:
             ),
             (["A", "--save-baseline", "/no/such/folder/a.json"], "cannot be written"),
             (["A", "nothing"], "there is no nothing"),
+            (["A", "--fail-if", "ffn:decode:+5%"], "--fail-if needs a second run"),
+            (["A", "--fail-if", "ffn:decode:+5%", "--save-baseline", "a.json"], "--fail-if needs a second run"),
+            (["A", "--html", "a.html", "--save-baseline", "a.json"], "--html needs a second run"),
+            (["A", "--repeats", "--fail-if", "ffn:decode:+5%"], "--fail-if cannot go with --repeats"),
+            (
+                ["A", "--repeats", "--save-baseline", "a.json", "--html", "a.html"],
+                "--save-baseline and --html cannot go with --repeats",
+            ),
         ],
     )
-    def test_what_cannot_be_compared_is_one_sentence_and_status_1(self, runs, capsys, words, said):
+    def test_what_cannot_be_compared_is_one_sentence_and_status_1(
+        self, runs, capsys, words, said, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        before = sorted(tmp_path.iterdir())
         assert cli.main(["compare", *(runs["a"] if word == "A" else word for word in words)]) == 1
         assert said in one_sentence(capsys)
+        assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
