@@ -128,26 +128,41 @@ def _read(path: Path) -> Repeat:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadRecording(f"{path / MANIFEST} is damaged ({error!r}); record the run again") from error
-    steps, ranks, intervals, of, before = [], [], [], [], 0
+    steps, ranks, intervals, of, before, had_any, notes = [], [], [], [], 0, False, list(recording.torn)
     for rank, cells in sorted(recording.cells.items()):
         own_steps, own_intervals, own_of = layout.columns(cells)
+        had_any |= len(own_steps) > 0
+        if not (own_steps["tokens"] > 0).any():
+            what = "has health checks only" if len(own_steps) else "is empty or missing"
+            notes.append(
+                f"{path}: rank {rank} has no steps (rank-{rank}.records {what}), so all of this is of the other ranks"
+            )
+            continue
         steps.append(own_steps)
         ranks.append(np.full(len(own_steps), rank))
         intervals.append(own_intervals)
         of.append(own_of + before)
         before += len(own_steps)
     if not before:
-        raise BadRecording(f"{path} has no steps; record a run with requests in it")
+        what = "health checks only, no step of a request" if had_any else "no steps"
+        raise BadRecording(f"{path} has {what}; record a run with requests in it")
     repeat = Repeat(
         path, recording.facts, np.concatenate(steps), np.concatenate(ranks), np.concatenate(intervals),
-        np.concatenate(of), recording.torn,
+        np.concatenate(of), tuple(notes),
     )  # fmt: skip
     _check_facts(repeat)
     _check_codes(repeat)
     _check_numbers(repeat)
-    if not (repeat.steps["tokens"] > 0).any():
-        raise BadRecording(f"{path} has health checks only, no step of a request; record a run with requests in it")
-    return repeat
+    return dataclasses.replace(repeat, notes=(*notes, *_unnamed(repeat)))
+
+
+def _unnamed(repeat: Repeat) -> Iterator[str]:
+    """Ranks that belong to the group and are not in the manifest. Those of other nodes never are."""
+    facts = repeat.facts[min(repeat.facts)]
+    nodes = facts.get("nodes")
+    here = facts.get("tp", 1) // (nodes if isinstance(nodes, int) and nodes > 0 else 1)
+    if len(repeat.facts) < here:
+        yield f"{repeat.path / MANIFEST} names {len(repeat.facts)} of {here} ranks, so all of this is of those"
 
 
 def _check_facts(repeat: Repeat) -> None:

@@ -16,6 +16,7 @@ from lightllm_otel.cli import inputs
 from lightllm_otel.cli.repeats import compare_repeats
 from lightllm_otel.cli.units import duration, interval, percent, signed
 from lightllm_otel.export.recording import BadRecording
+from lightllm_otel.theory.shape import UnknownModel
 
 GATE_STATUS = 3  # a condition of --fail-if is met; 1 would be a comparison that could not be made
 VERSION = 1
@@ -40,8 +41,8 @@ def compare(given: argparse.Namespace) -> int:
         data = as_json(first, comparisons, met)
         if given.html is not None:
             inputs.write_page(given.html, data, f"{first.name} · lightllm-otel compare")
-    except (BadRecording, CannotCompare, gates.BadCondition, LookupError) as problem:
-        print(f"lightllm-otel compare: {problem.args[0]}", file=sys.stderr)
+    except (BadRecording, CannotCompare, gates.BadCondition, UnknownModel) as problem:
+        print(f"lightllm-otel compare: {problem}", file=sys.stderr)
         return 1
     written = [f"wrote {path}" for path in (given.save_baseline, given.html) if path is not None]
     parts = [*(render(each) for each in comparisons), *(["\n".join(written)] if written else [])]

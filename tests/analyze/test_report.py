@@ -9,7 +9,7 @@ import pytest
 import records
 import simulated
 
-from lightllm_otel.analyze import expected, pace, pictures
+from lightllm_otel.analyze import expected, pace, perfetto, pictures
 from lightllm_otel.analyze.operators import spent, utilisation
 from lightllm_otel.analyze.report import report
 from lightllm_otel.analyze.runs import load
@@ -204,6 +204,33 @@ class TestRuns:
         with (path / "rank-0.records").open("r+b") as file:
             file.truncate((path / "rank-0.records").stat().st_size - 20)
         assert any("ends in the middle of a step" in note for note in report(load(path))["notes"])
+
+    @pytest.mark.parametrize("rank", [0, 1])
+    @pytest.mark.parametrize(
+        ("damage", "said"),
+        [
+            (lambda file: file.unlink(), "is empty or missing"),
+            (lambda file: file.write_bytes(b""), "is empty or missing"),
+            (lambda file: file.write_bytes(file.read_bytes()[:100]), "is empty or missing"),
+            (lambda file: file.write_bytes(records.cells(decode(tokens=0)).tobytes()), "has health checks only"),
+        ],
+        ids=["gone", "empty", "torn in its first step", "without a request"],
+    )
+    def test_a_rank_without_steps_is_said_and_the_others_are_reported(self, tmp_path, rank, damage, said):
+        path = simulated.write(tmp_path, steps=4, ranks=2)
+        damage(path / f"rank-{rank}.records")
+        run = load(path)
+        assert set(run.repeats[0].rank) == {1 - rank}
+        data = report(run)
+        assert any(f"rank {rank} has no steps (rank-{rank}.records {said})" in note for note in data["notes"])
+        assert data["timeline"]["steps"] == 8
+        assert json.loads(json.dumps(perfetto.trace(run.repeats[0])))["traceEvents"]
+
+    def test_a_manifest_that_lacks_a_rank_is_said_but_for_those_of_other_nodes(self, tmp_path):
+        one = load(simulated.write(tmp_path / "one", steps=4, facts={"tp": 4}))
+        assert any("names 1 of 4 ranks" in note for note in report(one)["notes"])
+        node = load(simulated.write(tmp_path / "node", steps=4, ranks=2, facts={"tp": 4, "nodes": 2}))
+        assert not any("ranks, so all of this" in note for note in report(node)["notes"])
 
     @pytest.mark.parametrize(
         ("damage", "said"),

@@ -8,6 +8,7 @@ import pytest
 import simulated
 
 from lightllm_otel import cli
+from lightllm_otel.cli.inputs import PACKAGED
 from lightllm_otel.vocabulary import Operator
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -59,6 +60,7 @@ class TestReport:
             (["h200-llama-7b-tp1", "--model", "gpt-5"], "model 'gpt-5' is not known"),
             (["h200-llama-7b-tp1", "--gpu", "A1000"], "GPU 'A1000' is not known"),
             (["h200-llama-7b-tp1", "--html", "/no/such/folder/page.html"], "cannot be written"),
+            (["h200-llama-7b-tp1", "--svg", "/dev/null/pictures"], "/dev/null/pictures cannot be made"),
         ],
     )
     def test_what_cannot_be_done_is_one_sentence_and_status_1(self, capsys, words, said):
@@ -150,6 +152,32 @@ class TestCompare:
         assert cli.main(["compare", *(runs["a"] if word == "A" else word for word in words)]) == 1
         assert said in one_sentence(capsys)
         assert sorted(tmp_path.iterdir()) == before
+
+
+def failing(*_, **__):
+    raise IndexError("index 0 is out of bounds")
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("report.report_on", ["report", "h200-llama-tp2"]),
+        ("compare.compare_sides", ["compare", "h200-llama-tp2", "h200-llama-tp2"]),
+        ("theory.answer", ["theory", "--model", "llama2-7b", "--gpu", "H200"]),
+        ("plan.plan_for", ["plan", "--model", "llama2-7b", "--machine", "H200:1:4"]),
+    ],
+)
+def test_a_mistake_of_ours_is_never_shown_as_an_answer(monkeypatch, place, words):
+    monkeypatch.setattr(f"lightllm_otel.cli.{place}", failing)
+    with pytest.raises(IndexError):
+        cli.main(words)
+
+
+def test_a_rank_that_broke_off_at_once_does_not_keep_the_other_from_being_reported(tmp_path, capsys):
+    path = shutil.copytree(PACKAGED / "h200-llama-tp2", tmp_path / "run")
+    (path / "rank-0.records").write_bytes((path / "rank-0.records").read_bytes()[:100])
+    assert cli.main(["report", str(path)]) == 0
+    assert "rank 0 has no steps" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
