@@ -146,7 +146,8 @@ def _differences(first: Side, second: Side) -> list[str]:
         for fact, name in _NAMED.items()
         if first.facts.get(fact) != second.facts.get(fact)
     ]
-    one, two = (side.facts.get("implementations") or {} for side in (first, second))
+    said = [side.facts.get("implementations") for side in (first, second)]
+    one, two = (found if isinstance(found, dict) else {} for found in said)
     notes += [
         f"{operator} is another implementation: {one.get(operator, 'unknown')} against {two.get(operator, 'unknown')}"
         for operator in sorted({*one, *two})

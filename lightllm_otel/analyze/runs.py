@@ -107,10 +107,14 @@ def _bench(path: Path) -> dict[str, Any]:
 
 
 def _machine(bench: dict[str, Any]) -> dict[str, Any]:
-    """What of a benchmark's machine makes two runs differ."""
-    about = bench.get("machine") or {}
-    clocks = {gpu["sm_clock_most_mhz"] for gpu in about.get("gpus", ()) if "sm_clock_most_mhz" in gpu}
-    found = {"driver": about.get("driver"), "sm_clock_mhz": "/".join(map(str, sorted(clocks)))}
+    """What of a benchmark's machine makes two runs differ. What is not as a benchmark writes it says nothing."""
+    about = bench.get("machine")
+    if not isinstance(about, dict):
+        return {}
+    gpus, driver = about.get("gpus"), about.get("driver")
+    said = [gpu.get("sm_clock_most_mhz") for gpu in gpus if isinstance(gpu, dict)] if isinstance(gpus, list) else []
+    clocks = {clock for clock in said if isinstance(clock, (int, float))}
+    found = {"driver": driver if isinstance(driver, str) else "", "sm_clock_mhz": "/".join(map(str, sorted(clocks)))}
     return {name: value for name, value in found.items() if value}
 
 

@@ -51,6 +51,10 @@ def _check(given: argparse.Namespace) -> None:
         raise ValueError("give --model-dir: the model's folder" + ("" if given.static else ", for its tokenizer"))
     if bool(given.static) == bool(given.url):
         raise ValueError("give --url of a running server, or --static")
+    if not given.model_dir.is_dir():
+        raise ValueError(f"--model-dir {given.model_dir} is not a folder; give the one with the model's config.json")
+    if given.tp < 1:
+        raise ValueError(f"--tp {given.tp}: give a whole number of at least 1")
     if given.url and len(given.url) > len(NAMES):
         raise ValueError(f"give at most {len(NAMES)} servers")
     if given.ab and not given.static:

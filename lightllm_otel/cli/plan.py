@@ -14,7 +14,7 @@ from lightllm_otel.analyze.plan import plan as plan_for
 from lightllm_otel.cli import inputs
 from lightllm_otel.cli.units import duration
 from lightllm_otel.export.recording import BadRecording
-from lightllm_otel.theory import gpus, shape
+from lightllm_otel.theory import gpus, links, shape
 
 
 class BadQuestion(ValueError):
@@ -32,7 +32,7 @@ def plan(given: argparse.Namespace) -> int:
             shape.DTYPE_BYTES[given.dtype], given.network * 1e9,
         )  # fmt: skip
         found = plan_for([machine(text) for text in given.machine], load, [inputs.run(name) for name in given.run])
-    except (shape.UnknownModel, gpus.UnknownGpu, BadRecording, NoPlan, BadQuestion) as problem:
+    except (shape.UnknownModel, gpus.UnknownGpu, links.NoLink, BadRecording, NoPlan, BadQuestion) as problem:
         print(f"lightllm-otel plan: {problem}", file=sys.stderr)
         return 1
     data = as_json(found, load)

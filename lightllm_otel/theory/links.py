@@ -48,7 +48,7 @@ def link_of(gpu: Gpu, ranks: int, kind: str | None = None) -> Link | None:
     """The fastest link that all ``ranks`` share, or the one that is asked for; None for a single rank.
 
     Four A40s are two pairs with NVLink, so a group of four crosses PCI Express. Raises NoLink for an NVLink that the
-    GPU does not have.
+    GPU does not have, and where its file does not know the link.
     """
     if ranks == 1:
         return None
@@ -57,6 +57,11 @@ def link_of(gpu: Gpu, ranks: int, kind: str | None = None) -> Link | None:
         raise NoLink(f"{gpu.name} has no NVLink; give --link pcie")
     if kind == "nvlink" or (kind is None and has_nvlink):
         return Link("nvlink", gpu.nvlink_bytes_per_second)
+    if gpu.pcie_bytes_per_second == 0:
+        raise NoLink(
+            f"{gpu.source} does not say what the link between its GPUs carries; measure it with lightllm-otel calibrate "
+            f"--ranks {ranks}, or write pcie_bytes_per_second into it"
+        )
     return Link("pcie", gpu.pcie_bytes_per_second)
 
 

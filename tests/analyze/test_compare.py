@@ -1,6 +1,7 @@
 """One run against another: what is equal is not called different, what differs is found, what cannot be judged is said."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -244,6 +245,51 @@ class TestBaseline:
         baseline.save(tmp_path / "a.json", baseline.side(first))
         kept = compare(baseline.read(tmp_path / "a.json"), baseline.side(second))
         assert kept.rows == compare(baseline.side(first), baseline.side(second)).rows
+
+    def test_what_is_to_be_said_of_a_run_is_kept_with_it(self, tmp_path):
+        path = simulated.write(tmp_path / "a", ranks=2, steps=20)
+        (path / "rank-1.records").unlink()
+        baseline.save(tmp_path / "a.json", baseline.side(load(path)))
+        assert any("rank 1 has no steps" in note for note in baseline.read(tmp_path / "a.json").notes)
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda content: content.update(facts=[]),
+            lambda content: content["facts"].update(tp="many"),
+            lambda content: content["facts"].update(tp=0),
+            lambda content: content.update(name=3),
+            lambda content: content.update(notes=[1]),
+            lambda content: content.update(repeats=[]),
+            lambda content: content.update(repeats=["x"]),
+            lambda content: content["repeats"][0].update(keys=[]),
+            lambda content: content["repeats"][0]["keys"][0].__setitem__(2, float("inf")),
+            lambda content: content["repeats"][0]["keys"][0].__setitem__(2, -1),
+            *(
+                lambda content, name=name, value=value: content["repeats"][0][name].__setitem__(0, value)
+                for name, value in (("steps", 0), ("steps", -1), ("seconds", 0), ("sampled", float("nan")), ("batch", "x"))
+            ),
+            lambda content: content["repeats"][0]["operators"][0].__setitem__(0, float("inf")),
+        ],
+    )  # fmt: skip
+    def test_a_damaged_one_is_refused_in_one_sentence(self, tmp_path, damage):
+        path = tmp_path / "a.json"
+        baseline.save(path, baseline.side(load(simulated.write(tmp_path / "a", steps=20))))
+        content = json.loads(path.read_text())
+        damage(content)
+        path.write_text(json.dumps(content).replace("Infinity", "1e400"))
+        with pytest.raises(BadRecording, match="is damaged") as refusal:
+            baseline.read(path)
+        assert "\n" not in str(refusal.value)
+
+    @pytest.mark.parametrize(
+        "facts", [{"implementations": ["x"]}, {"config": [1]}, {"config": {"hidden_size": "wide"}}]
+    )
+    def test_facts_that_say_nothing_are_passed_over(self, tmp_path, facts):
+        path = simulated.write(tmp_path / "a", steps=20, facts=facts)
+        baseline.save(tmp_path / "a.json", baseline.side(load(path)))
+        kept = baseline.read(tmp_path / "a.json")
+        assert {each.expected for each in compare(kept, kept).rows} <= {1.0, None}
 
     @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": "lightllm-otel baseline", "version": 1}'])
     def test_what_is_none_is_refused_in_one_sentence(self, tmp_path, content):

@@ -297,6 +297,22 @@ class TestRuns:
         (path / "bench.json").write_text("{")
         assert report(load(path))["bench"] is None
 
+    @pytest.mark.parametrize(
+        "machine",
+        [
+            "x",
+            [],
+            {"gpus": None},
+            {"gpus": [1]},
+            {"gpus": {"a": 1}},
+            {"driver": 5, "gpus": [{"sm_clock_most_mhz": []}]},
+        ],
+    )
+    def test_a_machine_that_no_benchmark_wrote_says_nothing(self, tmp_path, machine):
+        path = simulated.write(tmp_path / "run", repeats=2, steps=4)
+        (path / "bench.json").write_text(json.dumps({"machine": machine}))
+        assert not {"driver", "sm_clock_mhz"} & set(report(load(path))["facts"])
+
     def test_recordings_of_different_models_are_no_repeats(self, tmp_path):
         simulated.write(tmp_path / "run" / "one", steps=4)
         simulated.write(tmp_path / "run" / "two", steps=4, facts={"model": "other-7b"})
