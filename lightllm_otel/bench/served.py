@@ -70,8 +70,8 @@ def sampling(folder: Path, every: int | None) -> Iterator[None]:
         yield
         return
     before = _state(folder)
-    ask(folder, {"level": Level.OPERATORS.value, "every": every})
     try:
+        ask(folder, {"level": Level.OPERATORS.value, "every": every})
         yield
     finally:
         ask(folder, before)
@@ -86,12 +86,15 @@ def repeat(server: Server, plan: Plan, prompts_of: Callable[[int], list[str]], n
     """One batch and its recording. ``prompts_of``: of a seed. Raises NoAnswer and NoRing."""
     prompts = prompts_of(number)
     tap = Tap(server.folder, out / f"repeat-{number}")
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    try:
         running = pool.submit(server.batch, prompts, plan.output_len)
         tap.until(running.done, ANSWER_SECONDS)
         tap.until_quiet()
         tap.close()
         tokens, seconds = running.result()
+    finally:
+        pool.shutdown(wait=False)  # who ends a benchmark wants the server's sampling back now, not after the batch
     return Outcome(
         str(tap.path.relative_to(out)),
         seconds,

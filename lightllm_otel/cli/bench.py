@@ -16,6 +16,7 @@ from lightllm_otel.bench import prompts, served, static
 from lightllm_otel.bench.manifest import Manifest, Outcome, Plan
 from lightllm_otel.bench.tap import NoRing
 from lightllm_otel.cli.ctl import find
+from lightllm_otel.cli.ending import ended_by_signals
 from lightllm_otel.cli.progress import Progress
 from lightllm_otel.export.control import Refused
 
@@ -26,6 +27,7 @@ Repeat = Callable[[int], Outcome]
 _PROBLEMS = (NoRing, Refused, ValueError, prompts.NoTokenizer, served.NoAnswer, static.RankFailed)
 
 
+@ended_by_signals()
 def bench(given: argparse.Namespace) -> int:
     """Exit status 1 and one sentence for what cannot be measured."""
     plan = Plan(given.batch_size, given.input_len, given.output_len, given.repeats, given.warmup, given.every)

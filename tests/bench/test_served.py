@@ -2,7 +2,9 @@
 
 import http.server
 import json
+import os
 import re
+import signal
 import threading
 import types
 
@@ -77,6 +79,86 @@ def test_the_prompt_cache_has_seen_no_prompt_of_a_repeat_at_warming_up(server, t
     assert cli.main(["bench", *map(str, words), "--group", "a", "--group", "b"]) == 0
     assert len(prompts) == 2 * (2 + REPEATS) * BATCH
     assert len(set(prompts)) == len(prompts)
+
+
+BEFORE = {"level": "steps", "every": 64}
+
+
+class TestAnEndByASignal:
+    """A server that was left sampling every step would be slow until somebody noticed."""
+
+    @pytest.fixture(autouse=True)
+    def told(self, tmp_path, monkeypatch):
+        """What the server was told."""
+        told = []
+        for command in ("bench", "capture"):
+            monkeypatch.setattr(f"lightllm_otel.cli.{command}.find", lambda group: tmp_path)
+        monkeypatch.setattr("lightllm_otel.cli.bench.prompts.tokenizer", lambda folder: (Words(), 5000))
+        monkeypatch.setattr(served, "_state", lambda folder: BEFORE)
+        monkeypatch.setattr(served, "ask", lambda folder, asked: told.append(asked))
+        return told
+
+    def ended(self, number):
+        """A tap that is told to end while it waits."""
+
+        class Ended(Recorded):
+            sampled = 0
+
+            def until(self, done, seconds):
+                os.kill(os.getpid(), number)
+                return Tap.until(self, lambda: False, 5)
+
+        return Ended
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+    def test_capture_leaves_the_servers_sampling_as_it_was(self, told, tmp_path, monkeypatch, number):
+        monkeypatch.setattr("lightllm_otel.cli.capture.Tap", self.ended(number))
+        with pytest.raises(SystemExit) as end:
+            cli.main(["capture", "--out", str(tmp_path)])
+        assert end.value.code == 128 + number
+        assert told == [{"level": "operators", "every": 1}, BEFORE]
+        assert signal.getsignal(number) is signal.SIG_DFL
+
+    def test_bench_does_so_before_the_batch_is_answered(self, told, tmp_path, monkeypatch):
+        answered, restored = threading.Event(), threading.Event()
+
+        def generate(self, prompt, new_tokens):
+            answered.wait(20)
+            return new_tokens
+
+        monkeypatch.setattr(served.Server, "generate", generate)
+        monkeypatch.setattr(served, "Tap", self.ended(signal.SIGTERM))
+        monkeypatch.setattr(served, "ask", lambda folder, asked: asked == BEFORE and restored.set())
+        watch = threading.Thread(target=lambda: (told.append(restored.wait(10)), answered.set()))
+        watch.start()
+        words = [
+            "--url",
+            "http://127.0.0.1:1",
+            "--every",
+            "1",
+            "--warmup",
+            "0",
+            "--input-len",
+            "8",
+            "--batch-size",
+            "2",
+        ]
+        with pytest.raises(SystemExit):
+            cli.main(["bench", *words, "--model-dir", str(tmp_path), "--out", str(tmp_path / "out")])
+        watch.join()
+        assert told == [True]
+
+    def test_whoever_is_to_outlive_its_terminal_does(self, told, tmp_path, monkeypatch, capsys):
+        """As nohup starts it."""
+        monkeypatch.setattr("lightllm_otel.cli.capture.Tap", self.ended(signal.SIGHUP))
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            monkeypatch.setattr(Tap, "until", lambda *_: True)
+            assert cli.main(["capture", "--out", str(tmp_path)]) == 1
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        assert "no step within" in capsys.readouterr().err
+        assert told[-1] == BEFORE
 
 
 PLAN = Plan(batch_size=80, input_len=1024, output_len=4, repeats=1, warmup=0, every=None)
