@@ -63,6 +63,8 @@ def as_json(found: Plan, load: Load) -> dict[str, Any]:
         "cost_per_million_output_tokens": {"apart": found.apart, "together": found.together},
         "prefill_machines_per_decode_machine": found.prefill_per_decode,
         "transfer": {"bytes_per_request": load.transfer_bytes, "seconds": load.transfer_seconds},
+        "refusals": list(found.refusals),
+        "notes": list(found.notes),
         "assumptions": assumptions(found, load),
     }
 
@@ -105,6 +107,8 @@ def render(found: Plan, load: Load, assumed: list[str]) -> str:
         f"{cost:.3g} on {name}" for name, cost in sorted(found.together.items(), key=lambda item: item[1])
     )
     lines += [
+        *(f"Not possible: {refusal}." for refusal in found.refusals),
+        *(f"note: {note}" for note in found.notes),
         "",
         f"A million output tokens cost {found.apart:.3g} with prefill on {found.prefill.gpu} and decode on {found.decode.gpu}, "
         f"{found.prefill_per_decode:.2g} prefill machines for each decode machine; together: {together or 'not possible'}.",
