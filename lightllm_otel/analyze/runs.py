@@ -179,16 +179,17 @@ def _check_facts(repeat: Repeat) -> None:
 
 
 def _check_codes(repeat: Repeat) -> None:
-    """Codes are only ever appended, so one that is not known was written by a newer version."""
-    kinds: tuple[tuple[type[Label], np.ndarray], ...] = (
-        (Phase, repeat.steps["phase"]), (Mode, repeat.steps["mode"]), (Operator, repeat.intervals["operator"]),
-        (Site, repeat.intervals["site"]), (IdleReason, repeat.steps["idle_reason"]),
+    """Codes are only ever appended, so one that is not known was written by a newer version, or never."""
+    kinds: tuple[tuple[str, type[Label], np.ndarray], ...] = (
+        ("a phase", Phase, repeat.steps["phase"]), ("a mode", Mode, repeat.steps["mode"]),
+        ("an operator", Operator, repeat.intervals["operator"]), ("a site", Site, repeat.intervals["site"]),
+        ("an idle reason", IdleReason, repeat.steps["idle_reason"]),
     )  # fmt: skip
-    for label, codes in kinds:
+    for what, label, codes in kinds:
         if len(codes) and int(codes.max()) >= len(label):
             raise BadRecording(
-                f"{repeat.path} has a {label.__name__.lower()} with code {int(codes.max())}, which this version does "
-                "not know; use the lightllm-otel that wrote it"
+                f"{repeat.path} has {what} with code {int(codes.max())}, which this version does not know; the file is "
+                "damaged, or of another version: use the lightllm-otel that wrote it"
             )
 
 
