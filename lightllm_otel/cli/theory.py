@@ -78,6 +78,7 @@ def answer(question: Question) -> dict[str, Any]:
             "takeover_payload_bytes": links.takeover_payload("all_reduce", question.tp, link),
             "decode_payload_bytes": question.batch_size * model.hidden * element,
         },
+        "notes": _notes(question.dtype, element),
         "phases": phases,
         "prefill_seconds": prefill_seconds,
         "decode_seconds": decode_seconds,
@@ -115,8 +116,19 @@ def answer_beside(run: Run, question: Question) -> dict[str, Any]:
         "link": None if link is None else {
             **dataclasses.asdict(link), "takeover_payload_bytes": links.takeover_payload("all_reduce", on.ranks, link),
         },
+        "notes": _notes(str(run.facts.get("dtype")), on.element),
         "phases": phases,
     }  # fmt: skip
+
+
+def _notes(dtype: str, element: float) -> list[str]:
+    if element == 2:
+        return []
+    what = "compute more" if element < 2 else "compute less"
+    return [
+        f"bytes are those of {dtype}, but the peak of FLOP/s is that of 16-bit types: most GPUs {what} a second in {dtype}, "
+        "so times that are bound by compute are not its own"
+    ]
 
 
 def _phase(batch: Batch, table: dict[Operator, Ideal]) -> dict[str, Any]:
@@ -157,6 +169,7 @@ def render(answered: dict[str, Any]) -> str:
                 else ""
             )
         )
+    lines += [f"note: {note}" for note in answered["notes"]]
     for name, phase in answered["phases"].items():
         lines += ["", f"{name:<18}{'ideal':>10}{'share':>8}{'TFLOP':>11}{'moved':>11}{'sent':>11}  bound"]
         ordered = sorted(phase["operators"].items(), key=lambda row: -row[1]["ideal_seconds"])

@@ -223,6 +223,17 @@ class TestTheCommand:
         assert cli.main([*self.ASKED, "--json", "--link", "pcie"]) == 0
         assert json.loads(capsys.readouterr().out)["link"]["bytes_per_second"] == 64e9
 
+    @pytest.mark.parametrize(
+        ("dtype", "said"), [("float8", "compute more"), ("int8", "compute more"), ("float32", "compute less")]
+    )
+    def test_of_what_types_the_peaks_are_is_said_where_it_is_another(self, capsys, dtype, said):
+        assert cli.main([*self.ASKED, "--dtype", dtype]) == 0
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if "that of 16-bit types" in line)
+        assert f"most GPUs {said} a second in {dtype}" in line
+        for same in ("float16", "bfloat16"):
+            assert cli.main([*self.ASKED, "--dtype", same]) == 0
+            assert "16-bit" not in capsys.readouterr().out
+
     def test_a_person_gets_a_table(self, capsys):
         assert cli.main(list(self.ASKED)) == 0
         said = capsys.readouterr().out
