@@ -31,7 +31,7 @@ def side(run: Run) -> Side:
 def save(path: Path, side: Side) -> None:
     """Raises OSError."""
     content = {
-        "format": FORMAT, "version": VERSION, "name": side.name, "facts": side.facts,
+        "format": FORMAT, "version": VERSION, "name": side.name, "facts": side.facts, "notes": side.notes,
         "repeats": [table.as_json() for table in side.tables],
     }  # fmt: skip
     path.write_text(json.dumps(content) + "\n")
@@ -46,12 +46,25 @@ def read(path: Path) -> Side:
                 f"{path} has format {content.get('format')!r} {content.get('version')}, this version reads {FORMAT!r} "
                 f"{VERSION}; save the baseline again"
             )
-        return Side(content["name"], content["facts"], tuple(Table.from_json(table) for table in content["repeats"]))
+        _check(content)
+        tables = tuple(Table.from_json(table) for table in content["repeats"])
+        return Side(content["name"], content["facts"], tables, tuple(content.get("notes", ())))
     except OSError as error:
         raise BadRecording(
             f"{path} cannot be read ({error.strerror}); give a recording's folder or a baseline"
         ) from error
     except BadRecording:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadRecording(f"{path} is no baseline of lightllm-otel; make one with compare --save-baseline") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise BadRecording(
+            f"{path} is no baseline of lightllm-otel, or is damaged; make one with compare --save-baseline"
+        ) from error
+
+
+def _check(content: dict[str, Any]) -> None:
+    """Of what comparisons take for granted in a rank's facts. Raises ValueError and KeyError."""
+    facts, notes = content["facts"], content.get("notes", [])  # the first versions kept none
+    ranks = facts.get("tp", 1)
+    sound = isinstance(content["name"], str) and isinstance(ranks, int) and ranks > 0 and len(content["repeats"]) > 0
+    if not sound or not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise ValueError("what it says of its run cannot be")

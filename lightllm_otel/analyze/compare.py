@@ -15,6 +15,7 @@ import numpy as np
 
 from lightllm_otel.analyze import expected
 from lightllm_otel.analyze.baseline import Side
+from lightllm_otel.analyze.lacking import Lacking, lacking
 from lightllm_otel.analyze.strata import PER_OCTAVE, Match, match
 from lightllm_otel.analyze.student import Difference, holm, welch
 from lightllm_otel.theory.shape import Shape
@@ -68,12 +69,13 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """``rows``: what matters most for the step first."""
+    """``rows``: what matters most for the step first. ``lacking``: what has no row; the notes say so."""
 
     first: Side
     second: Side
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    lacking: tuple[Lacking, ...] = ()
 
 
 def compare(first: Side, second: Side, shape: Shape | None = None) -> Comparison:
@@ -87,11 +89,15 @@ def compare(first: Side, second: Side, shape: Shape | None = None) -> Comparison
             f"how far two equal runs differ here; record at least {LEAST_REPEATS} on each side, better 5"
         )
     rows: list[Row] = []
+    without: list[Lacking] = []
     for phase in (Phase.PREFILL, Phase.DECODE, Phase.MIXED):
         for mode in Mode:
-            found, said = _kind(first, second, phase, mode, judged, shape)
-            rows += found
+            matched, said = _match(first, second, phase, mode)
             notes += said
+            if matched is not None:
+                rows += _rows(first, second, matched, phase, mode, judged, shape)
+                without += lacking((first.name, second.name), len(first.tables), matched, phase, mode)
+    notes += [each.note for each in without]
     if not rows:
         raise CannotCompare(
             f"{first.name} and {second.name} have no sampled steps of the same phase, mode, batch and context"
@@ -99,7 +105,7 @@ def compare(first: Side, second: Side, shape: Shape | None = None) -> Comparison
         )
     rows = _judged(rows)
     rows.sort(key=lambda row: (row.operator != STEP, -abs(row.weight)))
-    return Comparison(first, second, tuple(rows), tuple(notes))
+    return Comparison(first, second, tuple(rows), tuple(notes), tuple(without))
 
 
 def _judged(rows: list[Row]) -> list[Row]:
@@ -140,7 +146,8 @@ def _differences(first: Side, second: Side) -> list[str]:
         for fact, name in _NAMED.items()
         if first.facts.get(fact) != second.facts.get(fact)
     ]
-    one, two = (side.facts.get("implementations") or {} for side in (first, second))
+    said = [side.facts.get("implementations") for side in (first, second)]
+    one, two = (found if isinstance(found, dict) else {} for found in said)
     notes += [
         f"{operator} is another implementation: {one.get(operator, 'unknown')} against {two.get(operator, 'unknown')}"
         for operator in sorted({*one, *two})
@@ -149,23 +156,21 @@ def _differences(first: Side, second: Side) -> list[str]:
     return notes
 
 
-def _kind(
-    first: Side, second: Side, phase: Phase, mode: Mode, judged: bool, shape: Shape | None
-) -> tuple[list[Row], list[str]]:
-    """Rows of one phase and mode, and what is to be said about them."""
+def _match(first: Side, second: Side, phase: Phase, mode: Mode) -> tuple[Match | None, list[str]]:
+    """What both have of one phase and mode, and what is to be said about it."""
     tables = (*first.tables, *second.tables)
     has = [table.of(phase.code, mode.code).sampled.sum() > 0 for table in tables]
     kind = f"{phase} · {mode}"
     if not any(has):
-        return [], []
+        return None, []
     if not all(has):
         missing = first if not all(has[: len(first.tables)]) else second
-        return [], [
+        return None, [
             f"{kind}: {missing.name} has no sampled steps of this kind in every repeat; eager and graph are not mixed"
         ]
     matched = match(tables, phase.code, mode.code)
     if matched is None:
-        return [], [f"{kind}: no batch and context occurs in all repeats; run both with the same batch and lengths"]
+        return None, [f"{kind}: no batch and context occurs in all repeats; run both with the same batch and lengths"]
     notes = []
     if matched.coverage < 0.5:
         notes.append(
@@ -175,7 +180,7 @@ def _kind(
         notes.append(
             f"{kind}: sizes within {matched.width:g} octaves are taken as alike, because few occur in all repeats"
         )
-    return _rows(first, second, matched, phase, mode, judged, shape), notes
+    return matched, notes
 
 
 def _rows(

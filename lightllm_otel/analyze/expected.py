@@ -33,14 +33,17 @@ def machine(facts: Mapping[str, Any], given: Shape | None = None, gpu: Gpu | Non
     if own is None:
         try:
             own = shape.from_config(facts.get("config") or {}, str(facts.get("model", "")))
-        except (LookupError, ValueError, TypeError):
+        except shape.UnknownModel:
             own = None
     ranks = int(facts.get("tp", 1))
     try:
         gpu = gpu or gpus.find(str(facts.get("gpu_name", "")))
-    except LookupError:
+    except gpus.UnknownGpu:
         gpu = None
-    link = None if gpu is None else links.link_of(gpu, ranks)
+    try:
+        link = None if gpu is None else links.link_of(gpu, ranks)
+    except links.NoLink:
+        link = None
     return Machine(own, gpu, link, ranks, shape.DTYPE_BYTES.get(str(facts.get("dtype", "")), 2))
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from lightllm_otel.analyze.compare import STEP, Row
+from lightllm_otel.analyze.lacking import Lacking
 from lightllm_otel.vocabulary import Operator, Phase
 
 _FORM = re.compile(r"(?P<operator>\w+):(?P<phase>\w+):(?P<percent>[+-]\d+(?:\.\d+)?)%?")
@@ -40,10 +41,15 @@ def parse(text: str) -> Condition:
     return Condition(found["operator"], found["phase"], float(found["percent"]) / 100)
 
 
-def met(condition: Condition, rows: Sequence[Row]) -> str:
-    """A sentence when it is met for sure, else empty: the whole interval must lie beyond. Raises BadCondition."""
-    chosen = [row for row in rows if (row.operator, row.phase) == (condition.operator, condition.phase)]
-    if not chosen:
+def met(condition: Condition, rows: Sequence[Row], lacking: Sequence[Lacking] = ()) -> str:
+    """A sentence when it is met for sure, else empty: the whole interval must lie beyond. Raises BadCondition.
+
+    ``lacking``: what has no row, and so can never be said to be no worse.
+    """
+    asked = condition.operator, condition.phase
+    chosen = [row for row in rows if (row.operator, row.phase) == asked]
+    without = [each.note for each in lacking if (each.operator, each.phase) == asked]
+    if not chosen and not without:
         raise BadCondition(f"--fail-if {condition}: the comparison has no such operator in this phase")
     for row in chosen:
         if row.interval is None:
@@ -54,4 +60,6 @@ def met(condition: Condition, rows: Sequence[Row]) -> str:
                 f"{condition} is met ({row.mode}): {100 * row.change:+.1f} %, "
                 f"95 % interval {100 * low:+.1f} to {100 * high:+.1f} %"
             )
+    if without:
+        raise BadCondition(f"--fail-if {condition} cannot be judged: {'; '.join(without)}")
     return ""

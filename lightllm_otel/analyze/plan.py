@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
-from lightllm_otel.analyze.expected import batch as batch_of
-from lightllm_otel.analyze.expected import machine as machine_of
-from lightllm_otel.analyze.pace import pace
+from lightllm_otel.analyze.efficiency import efficiencies, unfair, useless
 from lightllm_otel.analyze.runs import Run
 from lightllm_otel.theory import ideal, links, memory
 from lightllm_otel.theory.gpus import Gpu
@@ -85,7 +83,10 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """``apart``: what a million output tokens cost with the cheapest of each phase; ``together``: on one kind alone."""
+    """``apart``: what a million output tokens cost with the cheapest of each phase; ``together``: on one kind alone.
+
+    ``refusals``: machines that cannot do a phase, and why; ``notes``: on the runs that were given.
+    """
 
     choices: tuple[Choice, ...]
     prefill: Choice
@@ -93,15 +94,19 @@ class Plan:
     apart: float
     together: dict[str, float]
     prefill_per_decode: float
+    refusals: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def plan(machines: Iterable[Machine], load: Load, runs: Iterable[Run] = ()) -> Plan:
     """Raises NoPlan."""
+    machines, runs = list(machines), list(runs)
     known = efficiencies(runs, load.shape)
     choices, refusals = [], []
     for machine in machines:
         for phase in (Phase.PREFILL, Phase.DECODE):
-            best, why = _best(machine, load, phase, known.get((machine.gpu.name, phase)))
+            measured = known.get((machine.gpu.name, phase))
+            best, why = _best(machine, load, phase, measured.efficiency if measured is not None else None)
             choices += [best] if best is not None else []
             refusals += [f"{machine.cards} × {machine.gpu.name} in {phase}: {why}"] if best is None else []
     cheapest = {
@@ -111,6 +116,10 @@ def plan(machines: Iterable[Machine], load: Load, runs: Iterable[Run] = ()) -> P
     prefill, decode = cheapest[Phase.PREFILL], cheapest[Phase.DECODE]
     if prefill is None or decode is None:
         raise NoPlan("no machine can do it: " + "; ".join(refusals))
+    asked = {machine.gpu.name for machine in machines}
+    assumed = {each.gpu for each in choices if each.phase == "decode" and not each.measured}
+    fair = {key: measured for key, measured in known.items() if key[0] in asked}
+    notes = (*useless(runs, asked), *unfair(fair, assumed))
     ratio = load.input_len / load.output_len
     together = {}
     for first in choices:
@@ -122,25 +131,8 @@ def plan(machines: Iterable[Machine], load: Load, runs: Iterable[Run] = ()) -> P
                 together[f"{first.cards} × {first.gpu}"] = first.cost * ratio + second.cost
     return Plan(
         tuple(choices), prefill, decode, prefill.cost * ratio + decode.cost, together,
-        decode.rate * ratio / prefill.rate,
+        decode.rate * ratio / prefill.rate, tuple(refusals), notes,
     )  # fmt: skip
-
-
-def efficiencies(runs: Iterable[Run], shape: Shape) -> Mapping[tuple[str, Phase], float]:
-    """Least time over measured time of a step, by GPU and phase, from runs; gaps within steps are part of it."""
-    found: dict[tuple[str, Phase], float] = {}
-    for run in runs:
-        on = machine_of(run.facts)
-        own = on.shape or shape
-        if on.gpu is None:
-            continue
-        for phase, mode in run.kinds():
-            seen = pace(run, phase, mode)
-            size = batch_of(phase, seen.batch, seen.tokens, seen.context * seen.batch)
-            least = sum(each.seconds for each in ideal.step(own, size, on.gpu, on.ranks, on.link, on.element).values())
-            key = (on.gpu.name, phase)
-            found[key] = max(found.get(key, 0.0), min(least / seen.mean, 1.0))
-    return found
 
 
 def _best(machine: Machine, load: Load, phase: Phase, measured: float | None) -> tuple[Choice | None, str]:

@@ -107,10 +107,14 @@ def _bench(path: Path) -> dict[str, Any]:
 
 
 def _machine(bench: dict[str, Any]) -> dict[str, Any]:
-    """What of a benchmark's machine makes two runs differ."""
-    about = bench.get("machine") or {}
-    clocks = {gpu["sm_clock_most_mhz"] for gpu in about.get("gpus", ()) if "sm_clock_most_mhz" in gpu}
-    found = {"driver": about.get("driver"), "sm_clock_mhz": "/".join(map(str, sorted(clocks)))}
+    """What of a benchmark's machine makes two runs differ. What is not as a benchmark writes it says nothing."""
+    about = bench.get("machine")
+    if not isinstance(about, dict):
+        return {}
+    gpus, driver = about.get("gpus"), about.get("driver")
+    said = [gpu.get("sm_clock_most_mhz") for gpu in gpus if isinstance(gpu, dict)] if isinstance(gpus, list) else []
+    clocks = {clock for clock in said if isinstance(clock, (int, float))}
+    found = {"driver": driver if isinstance(driver, str) else "", "sm_clock_mhz": "/".join(map(str, sorted(clocks)))}
     return {name: value for name, value in found.items() if value}
 
 
@@ -128,26 +132,41 @@ def _read(path: Path) -> Repeat:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadRecording(f"{path / MANIFEST} is damaged ({error!r}); record the run again") from error
-    steps, ranks, intervals, of, before = [], [], [], [], 0
+    steps, ranks, intervals, of, before, had_any, notes = [], [], [], [], 0, False, list(recording.torn)
     for rank, cells in sorted(recording.cells.items()):
         own_steps, own_intervals, own_of = layout.columns(cells)
+        had_any |= len(own_steps) > 0
+        if not (own_steps["tokens"] > 0).any():
+            what = "has health checks only" if len(own_steps) else "is empty or missing"
+            notes.append(
+                f"{path}: rank {rank} has no steps (rank-{rank}.records {what}), so all of this is of the other ranks"
+            )
+            continue
         steps.append(own_steps)
         ranks.append(np.full(len(own_steps), rank))
         intervals.append(own_intervals)
         of.append(own_of + before)
         before += len(own_steps)
     if not before:
-        raise BadRecording(f"{path} has no steps; record a run with requests in it")
+        what = "health checks only, no step of a request" if had_any else "no steps"
+        raise BadRecording(f"{path} has {what}; record a run with requests in it")
     repeat = Repeat(
         path, recording.facts, np.concatenate(steps), np.concatenate(ranks), np.concatenate(intervals),
-        np.concatenate(of), recording.torn,
+        np.concatenate(of), tuple(notes),
     )  # fmt: skip
     _check_facts(repeat)
     _check_codes(repeat)
     _check_numbers(repeat)
-    if not (repeat.steps["tokens"] > 0).any():
-        raise BadRecording(f"{path} has health checks only, no step of a request; record a run with requests in it")
-    return repeat
+    return dataclasses.replace(repeat, notes=(*notes, *_unnamed(repeat)))
+
+
+def _unnamed(repeat: Repeat) -> Iterator[str]:
+    """Ranks that belong to the group and are not in the manifest. Those of other nodes never are."""
+    facts = repeat.facts[min(repeat.facts)]
+    nodes = facts.get("nodes")
+    here = facts.get("tp", 1) // (nodes if isinstance(nodes, int) and nodes > 0 else 1)
+    if len(repeat.facts) < here:
+        yield f"{repeat.path / MANIFEST} names {len(repeat.facts)} of {here} ranks, so all of this is of those"
 
 
 def _check_facts(repeat: Repeat) -> None:
@@ -160,16 +179,17 @@ def _check_facts(repeat: Repeat) -> None:
 
 
 def _check_codes(repeat: Repeat) -> None:
-    """Codes are only ever appended, so one that is not known was written by a newer version."""
-    kinds: tuple[tuple[type[Label], np.ndarray], ...] = (
-        (Phase, repeat.steps["phase"]), (Mode, repeat.steps["mode"]), (Operator, repeat.intervals["operator"]),
-        (Site, repeat.intervals["site"]), (IdleReason, repeat.steps["idle_reason"]),
+    """Codes are only ever appended, so one that is not known was written by a newer version, or never."""
+    kinds: tuple[tuple[str, type[Label], np.ndarray], ...] = (
+        ("a phase", Phase, repeat.steps["phase"]), ("a mode", Mode, repeat.steps["mode"]),
+        ("an operator", Operator, repeat.intervals["operator"]), ("a site", Site, repeat.intervals["site"]),
+        ("an idle reason", IdleReason, repeat.steps["idle_reason"]),
     )  # fmt: skip
-    for label, codes in kinds:
+    for what, label, codes in kinds:
         if len(codes) and int(codes.max()) >= len(label):
             raise BadRecording(
-                f"{repeat.path} has a {label.__name__.lower()} with code {int(codes.max())}, which this version does "
-                "not know; use the lightllm-otel that wrote it"
+                f"{repeat.path} has {what} with code {int(codes.max())}, which this version does not know; the file is "
+                "damaged, or of another version: use the lightllm-otel that wrote it"
             )
 
 

@@ -70,14 +70,22 @@ class Table:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Table:
-        """Raises KeyError and ValueError for what is none."""
+        """Raises KeyError, TypeError, ValueError and OverflowError for what is none."""
         keys = np.array(content["keys"], int).reshape(-1, 4)
         width = len(Operator)
         operators = np.array(content["operators"], float).reshape(len(keys), -1)
         padded = np.zeros((len(keys), width))
         padded[:, : operators.shape[1]] = operators[:, :width]  # written before an operator was added
         sums = {name: np.array(content[name], float).reshape(len(keys)) for name in _SUMS if name != "operators"}
-        return cls(keys=keys, operators=padded, **sums)
+        table = cls(keys=keys, operators=padded, **sums)
+        least = {"steps": 1, "seconds": 1e-12}  # of what is divided by
+        for name in _SUMS:
+            values = getattr(table, name)
+            if not np.isfinite(values).all() or (name != "operators" and (values < least.get(name, 0)).any()):
+                raise ValueError(f"{name} has sums that cannot be")
+        if not len(keys) or (keys < 0).any():
+            raise ValueError("strata cannot be")
+        return table
 
 
 _SUMS = tuple(field.name for field in dataclasses.fields(Table) if field.name != "keys")

@@ -37,7 +37,10 @@ def tokenizer(model_dir: Path) -> tuple[Tokenizer, int]:
 
 
 def prompts(own: Tokenizer, size: int, count: int, tokens: int, seed: int) -> list[str]:
-    """``count`` texts that the server's tokenizer makes exactly ``tokens`` of. Raises ValueError where it cannot be."""
+    """``count`` texts that the server's tokenizer makes exactly ``tokens`` of. Raises ValueError where it cannot be.
+
+    ``seed``: at least 0; the negative of a seed would make the same texts.
+    """
     chance = random.Random(seed)
     return [_prompt(own, size, tokens, chance) for _ in range(count)]
 

@@ -16,14 +16,18 @@ from lightllm_otel.bench import prompts, served, static
 from lightllm_otel.bench.manifest import Manifest, Outcome, Plan
 from lightllm_otel.bench.tap import NoRing
 from lightllm_otel.cli.ctl import find
+from lightllm_otel.cli.ending import ended_by_signals
 from lightllm_otel.cli.progress import Progress
 from lightllm_otel.export.control import Refused
 
 NAMES = "abcdefgh"  # of the folders, where there are several runs
+# Beyond every repeat's seed: the prompt cache shall know no prompt of a repeat. Not negative: random.Random(-1) is Random(1).
+_WARM_UP = 1_000_000
 Repeat = Callable[[int], Outcome]
 _PROBLEMS = (NoRing, Refused, ValueError, prompts.NoTokenizer, served.NoAnswer, static.RankFailed)
 
 
+@ended_by_signals()
 def bench(given: argparse.Namespace) -> int:
     """Exit status 1 and one sentence for what cannot be measured."""
     plan = Plan(given.batch_size, given.input_len, given.output_len, given.repeats, given.warmup, given.every)
@@ -49,6 +53,10 @@ def _check(given: argparse.Namespace) -> None:
         raise ValueError("give --model-dir: the model's folder" + ("" if given.static else ", for its tokenizer"))
     if bool(given.static) == bool(given.url):
         raise ValueError("give --url of a running server, or --static")
+    if not given.model_dir.is_dir():
+        raise ValueError(f"--model-dir {given.model_dir} is not a folder; give the one with the model's config.json")
+    if given.tp < 1:
+        raise ValueError(f"--tp {given.tp}: give a whole number of at least 1")
     if given.url and len(given.url) > len(NAMES):
         raise ValueError(f"give at most {len(NAMES)} servers")
     if given.ab and not given.static:
@@ -72,7 +80,7 @@ def _served(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tupl
             return prompts.prompts(own, size, plan.batch_size, plan.input_len, 1000 * side + seed)
 
         for number in range(plan.warmup):
-            server.batch(texts(-1 - number), min(plan.output_len, 8))
+            server.batch(texts(_WARM_UP + number), min(plan.output_len, 8))
 
         def once(number: int, server: served.Server = server, texts: Any = texts, folder: Path = folder) -> Outcome:
             with served.sampling(server.folder, plan.every):

@@ -38,9 +38,12 @@ def png(page: str, path: Path, height: int = 4000) -> None:
 
 
 def svgs(page: str, folder: Path) -> list[Path]:
-    """Every picture as a file of its own, in the page's style, light or dark as its viewer likes. Raises NoBrowser, OSError."""
+    """Every picture as a file of its own, in the page's style, light or dark as its viewer likes. Raises NoBrowser."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NoBrowser(f"{folder} cannot be made ({error.strerror}); give another folder") from error
     drawn = _run(page, "--dump-dom", f"--window-size={WIDTH},1000")
-    folder.mkdir(parents=True, exist_ok=True)
     style = (FOLDER / "style.css").read_text()
     paths: list[Path] = []
     for number, found in enumerate(_SVG.finditer(drawn), 1):

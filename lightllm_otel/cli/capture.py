@@ -10,11 +10,13 @@ from pathlib import Path
 from lightllm_otel.bench.served import sampling
 from lightllm_otel.bench.tap import NoRing, Tap
 from lightllm_otel.cli.ctl import find
+from lightllm_otel.cli.ending import ended_by_signals
 from lightllm_otel.export.control import Refused
 
 DEFAULT_SECONDS = 60.0
 
 
+@ended_by_signals()
 def capture(given: argparse.Namespace) -> int:
     """Exit status 1 and one sentence when nothing could be captured; what was measured before goes on afterwards."""
     out = given.out or Path()

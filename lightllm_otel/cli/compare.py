@@ -16,6 +16,7 @@ from lightllm_otel.cli import inputs
 from lightllm_otel.cli.repeats import compare_repeats
 from lightllm_otel.cli.units import duration, interval, percent, signed
 from lightllm_otel.export.recording import BadRecording
+from lightllm_otel.theory.shape import UnknownModel
 
 GATE_STATUS = 3  # a condition of --fail-if is met; 1 would be a comparison that could not be made
 VERSION = 1
@@ -24,6 +25,7 @@ VERSION = 1
 def compare(given: argparse.Namespace) -> int:
     """Exit status 1 and one sentence for what cannot be compared, 3 where a condition of ``--fail-if`` is met."""
     try:
+        _check(given)
         if given.repeats:
             return compare_repeats(given.runs, given.json)
         conditions = [gates.parse(text) for text in given.fail_if]
@@ -31,20 +33,45 @@ def compare(given: argparse.Namespace) -> int:
         first, *others = (inputs.side(name) for name in given.runs)
         if given.save_baseline is not None:
             _save(given, first)
-        elif not others:
-            raise CannotCompare("give two runs or more, or --save-baseline FILE with one")
         comparisons = [compare_sides(first, other, shape) for other in others]
-        met = [said for each in comparisons for condition in conditions if (said := gates.met(condition, each.rows))]
+        met = [
+            said for each in comparisons for condition in conditions
+            if (said := gates.met(condition, each.rows, each.lacking))
+        ]  # fmt: skip
         data = as_json(first, comparisons, met)
         if given.html is not None:
             inputs.write_page(given.html, data, f"{first.name} · lightllm-otel compare")
-    except (BadRecording, CannotCompare, gates.BadCondition, LookupError) as problem:
-        print(f"lightllm-otel compare: {problem.args[0]}", file=sys.stderr)
+    except (BadRecording, CannotCompare, gates.BadCondition, UnknownModel) as problem:
+        print(f"lightllm-otel compare: {problem}", file=sys.stderr)
         return 1
-    print(json.dumps(data, indent=1) if given.json else "\n\n".join(render(each) for each in comparisons))
+    written = [f"wrote {path}" for path in (given.save_baseline, given.html) if path is not None]
+    parts = [*(render(each) for each in comparisons), *(["\n".join(written)] if written else [])]
+    print(json.dumps(data, indent=1) if given.json else "\n\n".join(parts))
     for sentence in met:
         print(f"lightllm-otel compare: {sentence}", file=sys.stderr)
     return GATE_STATUS if met else 0
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Nothing that is asked for is left out in silence. Raises CannotCompare."""
+    if given.repeats:
+        options = {
+            "--fail-if": given.fail_if, "--save-baseline": given.save_baseline, "--html": given.html, "--model": given.model,
+        }  # fmt: skip
+        foreign = [name for name, value in options.items() if value]
+        if foreign:
+            raise CannotCompare(
+                f"{' and '.join(foreign)} cannot go with --repeats, which sets no run against another; leave out one of them"
+            )
+        return
+    if len(given.runs) > 1:
+        return
+    if given.fail_if:
+        raise CannotCompare("--fail-if needs a second run, or there is no change to judge; give two runs or more")
+    if given.save_baseline is None:
+        raise CannotCompare("give two runs or more, or --save-baseline FILE with one")
+    if given.html is not None:
+        raise CannotCompare("--html needs a second run, or there is nothing to draw; give two runs or more")
 
 
 def _save(given: argparse.Namespace, first: Side) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import signal
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from lightllm_otel import __version__
+from lightllm_otel.cli.ending import ended_by_signals
 from lightllm_otel.cli.prometheus import NoPrometheus, Prometheus
 from lightllm_otel.export.exporter import Exporter
 from lightllm_otel.export.hardware import State
@@ -212,9 +212,9 @@ def _facts(rank: int, seed: int) -> dict[str, object]:
     }  # fmt: skip
 
 
+@ended_by_signals(status=0)  # and not without ending Prometheus
 def fleet(seconds: float | None, port: int | None, prometheus_port: int | None) -> int:
     """Until Ctrl-C, or for ``seconds``. ``prometheus_port``: where a real Prometheus scrapes them; None for none."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # and not without ending Prometheus
     with tempfile.TemporaryDirectory(prefix="lightllm-otel-fleet-") as directory:
         at = Path(directory)
         settings = dataclasses.replace(Settings.from_env({}), directory=at, record=None, state=None, nvml=False)
@@ -247,5 +247,4 @@ def fleet(seconds: float | None, port: int | None, prometheus_port: int | None) 
                 prometheus.stop()
             for server in servers:
                 server.close()
-            signal.signal(signal.SIGTERM, before)
     return 0

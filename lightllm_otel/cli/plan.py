@@ -14,21 +14,26 @@ from lightllm_otel.analyze.plan import plan as plan_for
 from lightllm_otel.cli import inputs
 from lightllm_otel.cli.units import duration
 from lightllm_otel.export.recording import BadRecording
-from lightllm_otel.theory import gpus, shape
+from lightllm_otel.theory import gpus, links, shape
+
+
+class BadQuestion(ValueError):
+    """It cannot be asked like that; the message says what to give instead."""
 
 
 def plan(given: argparse.Namespace) -> int:
     """Exit status 1 and one sentence where there is none."""
     try:
-        if min(given.input_len, given.output_len) < 1 or min(given.network, given.ttft, given.tpot) <= 0:
-            raise ValueError("--input-len, --output-len, --ttft, --tpot and --network are above 0")
+        sizes = (given.input_len, given.output_len, given.network, given.ttft, given.tpot)
+        if not all(each > 0 for each in sizes):  # nan is not, either
+            raise BadQuestion("--input-len, --output-len, --ttft, --tpot and --network are above 0")
         load = Load(
             shape.find(given.model), given.input_len, given.output_len, given.ttft, given.tpot,
             shape.DTYPE_BYTES[given.dtype], given.network * 1e9,
         )  # fmt: skip
         found = plan_for([machine(text) for text in given.machine], load, [inputs.run(name) for name in given.run])
-    except (LookupError, BadRecording, NoPlan, ValueError) as problem:
-        print(f"lightllm-otel plan: {problem.args[0]}", file=sys.stderr)
+    except (shape.UnknownModel, gpus.UnknownGpu, links.NoLink, BadRecording, NoPlan, BadQuestion) as problem:
+        print(f"lightllm-otel plan: {problem}", file=sys.stderr)
         return 1
     data = as_json(found, load)
     print(json.dumps(data, indent=1) if given.json else render(found, load, data["assumptions"]))
@@ -36,16 +41,16 @@ def plan(given: argparse.Namespace) -> int:
 
 
 def machine(text: str) -> Machine:
-    """``A100-SXM-40GB:8:12.5``: GPU, cards, price of the whole machine an hour. Raises ValueError and UnknownGpu."""
+    """``A100-SXM-40GB:8:12.5``: GPU, cards, price of the whole machine an hour. Raises BadQuestion and UnknownGpu."""
     words = text.rsplit(":", 2)
     try:
         name, cards, price = words[0], int(words[1]), float(words[2])
     except (IndexError, ValueError):
-        raise ValueError(
+        raise BadQuestion(
             f"--machine {text!r} is not understood: give GPU:CARDS:PRICE an hour, like A40:8:4.0"
         ) from None
-    if cards < 1 or price <= 0:
-        raise ValueError(f"--machine {text!r}: cards and price are above 0")
+    if cards < 1 or not 0 < price < math.inf:
+        raise BadQuestion(f"--machine {text!r}: cards and price are above 0, and finite")
     return Machine(gpus.find(name), cards, price)
 
 
@@ -58,6 +63,8 @@ def as_json(found: Plan, load: Load) -> dict[str, Any]:
         "cost_per_million_output_tokens": {"apart": found.apart, "together": found.together},
         "prefill_machines_per_decode_machine": found.prefill_per_decode,
         "transfer": {"bytes_per_request": load.transfer_bytes, "seconds": load.transfer_seconds},
+        "refusals": list(found.refusals),
+        "notes": list(found.notes),
         "assumptions": assumptions(found, load),
     }
 
@@ -100,6 +107,8 @@ def render(found: Plan, load: Load, assumed: list[str]) -> str:
         f"{cost:.3g} on {name}" for name, cost in sorted(found.together.items(), key=lambda item: item[1])
     )
     lines += [
+        *(f"Not possible: {refusal}." for refusal in found.refusals),
+        *(f"note: {note}" for note in found.notes),
         "",
         f"A million output tokens cost {found.apart:.3g} with prefill on {found.prefill.gpu} and decode on {found.decode.gpu}, "
         f"{found.prefill_per_decode:.2g} prefill machines for each decode machine; together: {together or 'not possible'}.",

@@ -47,13 +47,14 @@ def compare_repeats(names: Sequence[str], as_json: bool) -> int:
             "hardly any step of these recordings has its operators, so nothing can be said; record more of them, with a smaller "
             "LIGHTLLM_OTEL_SAMPLE_EVERY or lightllm-otel bench --every 1"
         )
-    print(json.dumps(described(repeats, kinds), indent=1) if as_json else render(repeats, kinds))
+    notes = [note for run in runs for note in run.notes]
+    print(json.dumps(described(repeats, kinds, notes), indent=1) if as_json else render(repeats, kinds, notes))
     return UNSTABLE_STATUS if any(kind.trust.blame for kind in kinds) else 0
 
 
-def described(repeats: Sequence[Repeat], kinds: Sequence[Kind]) -> dict[str, Any]:
+def described(repeats: Sequence[Repeat], kinds: Sequence[Kind], notes: Sequence[str]) -> dict[str, Any]:
     return {
-        "kind": "repeats", "version": 1, "repeats": [str(each.path) for each in repeats],
+        "kind": "repeats", "version": 1, "repeats": [str(each.path) for each in repeats], "notes": list(notes),
         "kinds": [
             {
                 "phase": kind.phase.value, "mode": kind.mode.value, "batch": kind.batch, "trusted": kind.trust.trusted,
@@ -68,9 +69,9 @@ def described(repeats: Sequence[Repeat], kinds: Sequence[Kind]) -> dict[str, Any
     }  # fmt: skip
 
 
-def render(repeats: Sequence[Repeat], kinds: Sequence[Kind]) -> str:
+def render(repeats: Sequence[Repeat], kinds: Sequence[Kind], notes: Sequence[str]) -> str:
     """A table for each phase and mode, what differs most first."""
-    parts = []
+    parts = ["\n".join(f"note: {note}" for note in notes)] if notes else []
     for kind in kinds:
         lines = [
             f"{kind.phase.value} · {kind.mode.value}, batch {kind.batch}, {len(repeats)} runs: {kind.trust.sentence}", "",

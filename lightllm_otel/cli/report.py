@@ -15,7 +15,7 @@ from lightllm_otel.analyze.runs import Run
 from lightllm_otel.cli import browser, inputs
 from lightllm_otel.cli.units import duration, percent, rate
 from lightllm_otel.export.recording import BadRecording
-from lightllm_otel.theory import gpus
+from lightllm_otel.theory import gpus, shape
 
 
 def report(given: argparse.Namespace) -> int:
@@ -24,8 +24,8 @@ def report(given: argparse.Namespace) -> int:
         run = inputs.run(given.run)
         data = report_on(run, inputs.model(given.model), gpus.find(given.gpu) if given.gpu else None)
         written = _write(given, run, data)
-    except (BadRecording, LookupError) as problem:
-        print(f"lightllm-otel report: {problem.args[0]}", file=sys.stderr)
+    except (BadRecording, shape.UnknownModel, gpus.UnknownGpu, browser.NoBrowser) as problem:
+        print(f"lightllm-otel report: {problem}", file=sys.stderr)
         return 1
     print(json.dumps(data, indent=1) if given.json else render(data))
     if written and not given.json:

@@ -13,6 +13,7 @@ from lightllm_otel.analyze.pace import pace
 from lightllm_otel.analyze.runs import Run
 from lightllm_otel.cli import inputs
 from lightllm_otel.cli.table import duration
+from lightllm_otel.export.recording import BadRecording
 from lightllm_otel.theory import gpus, ideal, links, shape
 from lightllm_otel.theory.ideal import Ideal
 from lightllm_otel.theory.work import Batch
@@ -33,26 +34,30 @@ class Question:
     dtype: str
 
 
+class BadQuestion(ValueError):
+    """It has no answer; the message says what to give instead."""
+
+
 def theory(question: Question, as_json: bool, run: str | None = None) -> int:
     """``run``: a recording to set beside it. Exit status 1 and one sentence for an unknown model or GPU, or a link that is
     not there.
     """
     try:
         answered = answer(question) if run is None else answer_beside(inputs.run(run), question)
-    except (LookupError, ValueError) as problem:
-        print(f"lightllm-otel theory: {problem.args[0]}", file=sys.stderr)
+    except (shape.UnknownModel, gpus.UnknownGpu, links.NoLink, BadRecording, BadQuestion) as problem:
+        print(f"lightllm-otel theory: {problem}", file=sys.stderr)
         return 1
     print(json.dumps(answered, indent=1) if as_json else render(answered))
     return 0
 
 
 def answer(question: Question) -> dict[str, Any]:
-    """Everything per rank. Raises UnknownModel, UnknownGpu and ValueError."""
+    """Everything per rank. Raises UnknownModel, UnknownGpu, NoLink and BadQuestion."""
     model, gpu = shape.find(question.model), gpus.find(question.gpu)
     if question.tp < 1 or question.batch_size < 1 or question.input_len < 1 or question.output_len < 1:
-        raise ValueError("--tp, --batch-size, --input-len and --output-len are whole numbers of at least 1")
+        raise BadQuestion("--tp, --batch-size, --input-len and --output-len are whole numbers of at least 1")
     if model.heads % question.tp:
-        raise ValueError(f"{model.name} has {model.heads} heads, which {question.tp} ranks cannot share evenly")
+        raise BadQuestion(f"{model.name} has {model.heads} heads, which {question.tp} ranks cannot share evenly")
     link = links.link_of(gpu, question.tp, question.link)
     element = shape.DTYPE_BYTES[question.dtype]
     batches = {
@@ -73,6 +78,7 @@ def answer(question: Question) -> dict[str, Any]:
             "takeover_payload_bytes": links.takeover_payload("all_reduce", question.tp, link),
             "decode_payload_bytes": question.batch_size * model.hidden * element,
         },
+        "notes": _notes(question.dtype, element),
         "phases": phases,
         "prefill_seconds": prefill_seconds,
         "decode_seconds": decode_seconds,
@@ -91,7 +97,7 @@ def answer_beside(run: Run, question: Question) -> dict[str, Any]:
         gpus.find(question.gpu) if question.gpu else None,
     )
     if on.shape is None or on.gpu is None:
-        raise ValueError(f"{run.name} does not say {'its model' if on.shape is None else 'a known GPU'}; give "
+        raise BadQuestion(f"{run.name} does not say {'its model' if on.shape is None else 'a known GPU'}; give "
                          f"{'--model' if on.shape is None else '--gpu'}")  # fmt: skip
     link = links.link_of(on.gpu, on.ranks, question.link)
     phases: dict[str, Any] = {}
@@ -110,8 +116,19 @@ def answer_beside(run: Run, question: Question) -> dict[str, Any]:
         "link": None if link is None else {
             **dataclasses.asdict(link), "takeover_payload_bytes": links.takeover_payload("all_reduce", on.ranks, link),
         },
+        "notes": _notes(str(run.facts.get("dtype")), on.element),
         "phases": phases,
     }  # fmt: skip
+
+
+def _notes(dtype: str, element: float) -> list[str]:
+    if element == 2:
+        return []
+    what = "compute more" if element < 2 else "compute less"
+    return [
+        f"bytes are those of {dtype}, but the peak of FLOP/s is that of 16-bit types: most GPUs {what} a second in {dtype}, "
+        "so times that are bound by compute are not its own"
+    ]
 
 
 def _phase(batch: Batch, table: dict[Operator, Ideal]) -> dict[str, Any]:
@@ -152,6 +169,7 @@ def render(answered: dict[str, Any]) -> str:
                 else ""
             )
         )
+    lines += [f"note: {note}" for note in answered["notes"]]
     for name, phase in answered["phases"].items():
         lines += ["", f"{name:<18}{'ideal':>10}{'share':>8}{'TFLOP':>11}{'moved':>11}{'sent':>11}  bound"]
         ordered = sorted(phase["operators"].items(), key=lambda row: -row[1]["ideal_seconds"])

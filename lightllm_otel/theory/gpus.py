@@ -70,6 +70,9 @@ GPUS = (
 )  # fmt: skip
 BY_NAME = {gpu.name: gpu for gpu in GPUS}
 _NUMBERS = ("flops", "memory_bytes_per_second", "memory_bytes", "nvlink_bytes_per_second", "pcie_bytes_per_second")
+# calibrate with a single rank has no link to measure.
+_MAYBE_NONE = ("nvlink_bytes_per_second", "pcie_bytes_per_second")
+_MOST = 1e20  # beyond it are other units, or none
 
 
 def find(name: str) -> Gpu:
@@ -91,13 +94,21 @@ def find(name: str) -> Gpu:
 def read(path: Path) -> Gpu:
     """A GPU from a file. Raises UnknownGpu when it cannot be read or something is missing in it."""
     try:
-        given: dict[str, Any] = json.loads(path.read_text())
+        given: Any = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UnknownGpu(f"{path} cannot be read as the description of a GPU: {error}") from error
+    if not isinstance(given, dict):
+        raise UnknownGpu(f"{path} does not describe a GPU: write an object with {', '.join(_NUMBERS)}")
     missing = [field for field in _NUMBERS if not isinstance(given.get(field), (int, float))]
     if missing:
         raise UnknownGpu(f"{path} lacks {', '.join(missing)}: numbers in bytes, bytes per second and FLOP per second")
+    wrong = [field for field in _NUMBERS if not (0 if field in _MAYBE_NONE else 1) <= given[field] <= _MOST]
+    if wrong:
+        raise UnknownGpu(f"{path} has {wrong[0]} {given[wrong[0]]}, which no GPU has; write what it really is")
+    group = given.get("nvlink_group", 1)
+    if not isinstance(group, int) or group < 1:
+        raise UnknownGpu(f"{path} has nvlink_group {group!r}; write how many GPUs NVLink joins, or 1 for none")
     return Gpu(
-        name=str(given.get("name", path.stem)), nvlink_group=int(given.get("nvlink_group", 1)), words=(), source=str(path),
+        name=str(given.get("name", path.stem)), nvlink_group=group, words=(), source=str(path),
         **{field: float(given[field]) for field in _NUMBERS},
     )  # fmt: skip

@@ -28,6 +28,10 @@ PROTOCOLS = (
 ONE_SHOT_CALL_SECONDS = {"nvlink": 4.0e-6, "pcie": 8.0e-6}
 
 
+class NoLink(ValueError):
+    """The GPU does not have the link that is asked for; the message says what to give instead."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Link:
     """``bytes_per_second``: of one GPU, both directions together, as in data sheets; a collective uses one at a time."""
@@ -43,16 +47,21 @@ class Link:
 def link_of(gpu: Gpu, ranks: int, kind: str | None = None) -> Link | None:
     """The fastest link that all ``ranks`` share, or the one that is asked for; None for a single rank.
 
-    Four A40s are two pairs with NVLink, so a group of four crosses PCI Express. Raises ValueError for an NVLink that
-    the GPU does not have.
+    Four A40s are two pairs with NVLink, so a group of four crosses PCI Express. Raises NoLink for an NVLink that the
+    GPU does not have, and where its file does not know the link.
     """
     if ranks == 1:
         return None
     has_nvlink = gpu.nvlink_bytes_per_second > 0 and ranks <= gpu.nvlink_group
     if kind == "nvlink" and gpu.nvlink_bytes_per_second == 0:
-        raise ValueError(f"{gpu.name} has no NVLink; give --link pcie")
+        raise NoLink(f"{gpu.name} has no NVLink; give --link pcie")
     if kind == "nvlink" or (kind is None and has_nvlink):
         return Link("nvlink", gpu.nvlink_bytes_per_second)
+    if gpu.pcie_bytes_per_second == 0:
+        raise NoLink(
+            f"{gpu.source} does not say what the link between its GPUs carries; measure it with lightllm-otel calibrate "
+            f"--ranks {ranks}, or write pcie_bytes_per_second into it"
+        )
     return Link("pcie", gpu.pcie_bytes_per_second)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float8": 1, "int8": 1}
+_MOST = 1 << 32  # of anything that a config counts
 
 
 class UnknownModel(LookupError):
@@ -106,24 +107,45 @@ def find(name: str) -> Shape:
         raise UnknownModel(f"model {name!r} is not known; known: {', '.join(BY_NAME)}, or give a config.json")
     try:
         config = json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UnknownModel(f"{path} is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise UnknownModel(f"{path} is damaged: it is no config of a model; take the model's own config.json")
     return from_config(config, str(config.get("_name_or_path") or path.parent.name))
 
 
 def from_config(config: Mapping[str, Any], name: str = "model") -> Shape:
-    """From the keys that LightLLM reads, with their aliases. Raises UnknownModel when one that is needed is missing."""
+    """From the keys that LightLLM reads, with their aliases. Raises UnknownModel when one that is needed is missing, or
+    is none that a model could have.
+    """
+    if not isinstance(config, Mapping):
+        raise UnknownModel(f"the config of {name} is no object with keys; take the model's own config.json")
 
     def value(*keys: str, default: int | None = None) -> int:
         for key in keys:
-            if config.get(key) is not None:
-                return int(config[key])
+            if (found := config.get(key)) is not None:
+                # What is 0 where it is left out may be said to be 0 as well.
+                least = 0 if default == 0 else 1
+                if (
+                    isinstance(found, bool)
+                    or not isinstance(found, (int, float))
+                    or not least <= found <= _MOST
+                    or found % 1
+                ):
+                    raise UnknownModel(
+                        f"the config of {name} has {key} {found!r}; it is a whole number of at least {least}"
+                    )
+                return int(found)
         if default is None:
             raise UnknownModel(f"the config of {name} has no {' or '.join(keys)}")
         return default
 
     hidden = value("hidden_size", "n_embd", "n_embed")
     heads = value("num_attention_heads", "n_head")
+    if heads > hidden:
+        raise UnknownModel(
+            f"the config of {name} has {heads} heads for a hidden size of {hidden}; one of them is wrong"
+        )
     intermediate = value("intermediate_size", "n_inner", default=4 * hidden)
     gated = str(config.get("hidden_act", config.get("hidden_activation", "silu"))) in (
         "silu",

@@ -1,6 +1,7 @@
 """One run against another: what is equal is not called different, what differs is found, what cannot be judged is said."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -178,6 +179,56 @@ class TestWhatCannotBeJudged:
         assert any(note.startswith("prefill · eager: a has no sampled steps") for note in comparison.notes)
 
 
+class TestWhatOneSideLacks:
+    """Tensor parallelism against none, or a fused kernel against two: the operator that is gone is what matters."""
+
+    @pytest.fixture
+    def with_and_without(self):
+        generator = np.random.default_rng(13)
+        return tables(generator, 3), tables(generator, 3, slower={Operator.ALL_REDUCE: 0.0})
+
+    @pytest.mark.parametrize("turned", [False, True])
+    def test_an_operator_that_only_one_side_has_is_named_with_its_share(self, with_and_without, turned):
+        sides = [side(name, own) for name, own in zip("ab", with_and_without)]
+        comparison = compare(*(reversed(sides) if turned else sides))
+        assert all(each.operator != "all_reduce" for each in comparison.rows)
+        (note,) = (each for each in comparison.notes if "all_reduce" in each)
+        share = 100 * 4 * 20e-6 / (1.01 * (4 * sum(simulated.LAYER.values()) + 1e-4))
+        assert note.startswith("decode · graph: all_reduce occurs only in a, ")
+        assert float(note.split()[-5]) == pytest.approx(share, rel=0.05)
+
+    def test_an_operator_that_some_repeats_lack_is_named_with_their_number(self, with_and_without):
+        whole, without = with_and_without
+        comparison = compare(side("a", whole), side("b", [*whole[:2], *without[:1]]))
+        (note,) = (each for each in comparison.notes if "all_reduce" in each)
+        assert "occurs in 3 of 3 repeats of a" in note
+        assert "in 2 of 3 repeats of b" in note
+
+    def test_a_condition_on_it_never_passes(self, with_and_without):
+        whole, without = with_and_without
+        found = compare(side("a", whole), side("b", without))
+        with pytest.raises(gates.BadCondition, match=r"cannot be judged: decode · graph: all_reduce occurs only in a"):
+            gates.met(gates.parse("all_reduce:decode:+5%"), found.rows, found.lacking)
+        assert not gates.met(gates.parse("ffn:decode:+5%"), found.rows, found.lacking)
+
+    def test_nor_where_another_mode_has_it(self, with_and_without):
+        """Eager steps of both sides have it, graphs of one side: what the eager ones say is not enough."""
+        whole, without = with_and_without
+        eager = tables(np.random.default_rng(14), 3, mode=Mode.EAGER)
+        found = compare(*(side(name, list(map(joined, own, eager))) for name, own in (("a", whole), ("b", without))))
+        assert {each.mode for each in found.rows if each.operator == "all_reduce"} == {"eager"}
+        with pytest.raises(gates.BadCondition, match="cannot be judged"):
+            gates.met(gates.parse("all_reduce:decode:+900%"), found.rows, found.lacking)
+
+
+def joined(one, two):
+    """Tables of steps of different kinds as one."""
+    names = [field.name for field in dataclasses.fields(one)]
+    return dataclasses.replace(
+        one, **{name: np.concatenate([getattr(one, name), getattr(two, name)]) for name in names}
+    )
+
+
 def test_strata_are_widened_where_the_fine_ones_leave_too_much_out():
     generator = np.random.default_rng(0)
     near = [tabulate(simulated.repeat(generator, steps=8, context=context)) for context in (1030, 1300)]
@@ -194,6 +245,51 @@ class TestBaseline:
         baseline.save(tmp_path / "a.json", baseline.side(first))
         kept = compare(baseline.read(tmp_path / "a.json"), baseline.side(second))
         assert kept.rows == compare(baseline.side(first), baseline.side(second)).rows
+
+    def test_what_is_to_be_said_of_a_run_is_kept_with_it(self, tmp_path):
+        path = simulated.write(tmp_path / "a", ranks=2, steps=20)
+        (path / "rank-1.records").unlink()
+        baseline.save(tmp_path / "a.json", baseline.side(load(path)))
+        assert any("rank 1 has no steps" in note for note in baseline.read(tmp_path / "a.json").notes)
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda content: content.update(facts=[]),
+            lambda content: content["facts"].update(tp="many"),
+            lambda content: content["facts"].update(tp=0),
+            lambda content: content.update(name=3),
+            lambda content: content.update(notes=[1]),
+            lambda content: content.update(repeats=[]),
+            lambda content: content.update(repeats=["x"]),
+            lambda content: content["repeats"][0].update(keys=[]),
+            lambda content: content["repeats"][0]["keys"][0].__setitem__(2, float("inf")),
+            lambda content: content["repeats"][0]["keys"][0].__setitem__(2, -1),
+            *(
+                lambda content, name=name, value=value: content["repeats"][0][name].__setitem__(0, value)
+                for name, value in (("steps", 0), ("steps", -1), ("seconds", 0), ("sampled", float("nan")), ("batch", "x"))
+            ),
+            lambda content: content["repeats"][0]["operators"][0].__setitem__(0, float("inf")),
+        ],
+    )  # fmt: skip
+    def test_a_damaged_one_is_refused_in_one_sentence(self, tmp_path, damage):
+        path = tmp_path / "a.json"
+        baseline.save(path, baseline.side(load(simulated.write(tmp_path / "a", steps=20))))
+        content = json.loads(path.read_text())
+        damage(content)
+        path.write_text(json.dumps(content).replace("Infinity", "1e400"))
+        with pytest.raises(BadRecording, match="is damaged") as refusal:
+            baseline.read(path)
+        assert "\n" not in str(refusal.value)
+
+    @pytest.mark.parametrize(
+        "facts", [{"implementations": ["x"]}, {"config": [1]}, {"config": {"hidden_size": "wide"}}]
+    )
+    def test_facts_that_say_nothing_are_passed_over(self, tmp_path, facts):
+        path = simulated.write(tmp_path / "a", steps=20, facts=facts)
+        baseline.save(tmp_path / "a.json", baseline.side(load(path)))
+        kept = baseline.read(tmp_path / "a.json")
+        assert {each.expected for each in compare(kept, kept).rows} <= {1.0, None}
 
     @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": "lightllm-otel baseline", "version": 1}'])
     def test_what_is_none_is_refused_in_one_sentence(self, tmp_path, content):

@@ -7,10 +7,11 @@ import pytest
 import simulated
 
 from lightllm_otel import cli
-from lightllm_otel.analyze.plan import ASSUMED, USABLE, Load, Machine, NoPlan, efficiencies, plan
+from lightllm_otel.analyze.efficiency import efficiencies
+from lightllm_otel.analyze.plan import ASSUMED, USABLE, Load, Machine, NoPlan, plan
 from lightllm_otel.analyze.runs import load
 from lightllm_otel.theory import gpus, memory, shape
-from lightllm_otel.vocabulary import Phase
+from lightllm_otel.vocabulary import Mode, Phase
 
 LLAMA70 = shape.find("llama2-70b")
 A100, A40, T4 = (gpus.find(name) for name in ("A100-SXM-40GB", "A40", "T4"))
@@ -98,11 +99,36 @@ class TestPlan:
     def test_a_run_says_how_near_to_theory_a_gpu_comes(self, tmp_path):
         run = load(simulated.write(tmp_path, steps=20, layers=32))
         known = efficiencies([run], LLAMA70)
-        assert 0 < known["H200", Phase.DECODE] <= 1
+        assert 0 < known["H200", Phase.DECODE].efficiency <= 1
         found = plan((Machine(gpus.find("H200"), 1, 4.0),), load_of(shape.find("llama2-7b")), [run])
         assert found.decode.measured
-        assert found.decode.efficiency == known["H200", Phase.DECODE]
+        assert found.decode.efficiency == known["H200", Phase.DECODE].efficiency
         assert found.decode.range == (found.decode.cost, found.decode.cost)
+        assert found.notes == ()
+
+    def test_a_machine_that_cannot_do_it_is_named_beside_those_that_can(self):
+        found = plan((Machine(A100, 8, 16.0), Machine(T4, 8, 1.0)), load_of())
+        assert {each.gpu for each in found.choices} == {A100.name}
+        for phase in ("prefill", "decode"):
+            assert any(each.startswith(f"8 × T4 in {phase}: its memory holds") for each in found.refusals)
+
+    def test_a_run_on_a_gpu_that_is_not_asked_for_is_said_to_be_of_no_use(self, tmp_path):
+        run = load(simulated.write(tmp_path / "run", steps=20))
+        (note,) = plan((Machine(A100, 8, 16.0),), load_of(), [run]).notes
+        assert "it is of H200, which is no --machine" in note
+        unknown = load(simulated.write(tmp_path / "unknown", steps=20, facts={"gpu_name": "NVIDIA X1"}))
+        (note,) = plan((Machine(A100, 8, 16.0),), load_of(), [unknown]).notes
+        assert "it is of NVIDIA X1, which is no --machine" in note
+
+    def test_decode_without_graphs_is_no_fair_measure_beside_what_is_assumed(self, tmp_path):
+        eager = load(simulated.write(tmp_path / "eager", steps=20, layers=32, mode=Mode.EAGER))
+        graphs = load(simulated.write(tmp_path / "graphs", steps=20, layers=32))
+        h200, small = Machine(gpus.find("H200"), 1, 4.0), load_of(shape.find("llama2-7b"))
+        (note,) = plan((h200, Machine(A40, 8, 5.0)), small, [eager]).notes
+        assert "decode on H200 was measured without CUDA graphs" in note
+        assert "beside A40" in note
+        assert plan((h200, Machine(A40, 8, 5.0)), small, [graphs]).notes == ()
+        assert plan((h200,), small, [eager]).notes == ()
 
 
 class TestTheCommand:
@@ -113,6 +139,17 @@ class TestTheCommand:
         said = capsys.readouterr().out
         assert "→ 8 × A40" in said
         assert "Assumed: where no run was given, 60 %" in said
+
+    def test_what_is_not_possible_and_what_a_run_is_worth_is_printed(self, capsys):
+        words = [*self.ASKED, "--machine", "T4:8:1", "--run", "h200-llama-tp2"]
+        assert cli.main(words) == 0
+        said = capsys.readouterr().out
+        assert "Not possible: 8 × T4 in decode: its memory holds no request" in said
+        assert "note: the run h200-llama-tp2 says nothing here: it is of H200" in said
+        assert cli.main([*words, "--json"]) == 0
+        data = json.loads(capsys.readouterr().out)
+        assert len(data["refusals"]) == 2
+        assert len(data["notes"]) == 1
 
     def test_json(self, capsys):
         assert cli.main([*self.ASKED, "--json"]) == 0
@@ -127,7 +164,11 @@ class TestTheCommand:
             (("--machine", "A40"), "give GPU:CARDS:PRICE"),
             (("--machine", "A1000:8:1"), "GPU 'A1000' is not known"),
             (("--machine", "A40:0:1"), "cards and price are above 0"),
+            (("--machine", "A40:8:nan"), "--machine 'A40:8:nan': cards and price are above 0, and finite"),
+            (("--machine", "A40:8:inf"), "--machine 'A40:8:inf': cards and price are above 0, and finite"),
             (("--ttft", "0"), "are above 0"),
+            (("--tpot", "nan"), "are above 0"),
+            (("--network", "nan"), "are above 0"),
             (("--ttft", "0.001"), "no machine can do it"),
             (("--run", "nothing"), "there is no nothing"),
         ],

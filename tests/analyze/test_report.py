@@ -9,7 +9,7 @@ import pytest
 import records
 import simulated
 
-from lightllm_otel.analyze import expected, pace, pictures
+from lightllm_otel.analyze import expected, pace, perfetto, pictures
 from lightllm_otel.analyze.operators import spent, utilisation
 from lightllm_otel.analyze.report import report
 from lightllm_otel.analyze.runs import load
@@ -205,6 +205,33 @@ class TestRuns:
             file.truncate((path / "rank-0.records").stat().st_size - 20)
         assert any("ends in the middle of a step" in note for note in report(load(path))["notes"])
 
+    @pytest.mark.parametrize("rank", [0, 1])
+    @pytest.mark.parametrize(
+        ("damage", "said"),
+        [
+            (lambda file: file.unlink(), "is empty or missing"),
+            (lambda file: file.write_bytes(b""), "is empty or missing"),
+            (lambda file: file.write_bytes(file.read_bytes()[:100]), "is empty or missing"),
+            (lambda file: file.write_bytes(records.cells(decode(tokens=0)).tobytes()), "has health checks only"),
+        ],
+        ids=["gone", "empty", "torn in its first step", "without a request"],
+    )
+    def test_a_rank_without_steps_is_said_and_the_others_are_reported(self, tmp_path, rank, damage, said):
+        path = simulated.write(tmp_path, steps=4, ranks=2)
+        damage(path / f"rank-{rank}.records")
+        run = load(path)
+        assert set(run.repeats[0].rank) == {1 - rank}
+        data = report(run)
+        assert any(f"rank {rank} has no steps (rank-{rank}.records {said})" in note for note in data["notes"])
+        assert data["timeline"]["steps"] == 8
+        assert json.loads(json.dumps(perfetto.trace(run.repeats[0])))["traceEvents"]
+
+    def test_a_manifest_that_lacks_a_rank_is_said_but_for_those_of_other_nodes(self, tmp_path):
+        one = load(simulated.write(tmp_path / "one", steps=4, facts={"tp": 4}))
+        assert any("names 1 of 4 ranks" in note for note in report(one)["notes"])
+        node = load(simulated.write(tmp_path / "node", steps=4, ranks=2, facts={"tp": 4, "nodes": 2}))
+        assert not any("ranks, so all of this" in note for note in report(node)["notes"])
+
     @pytest.mark.parametrize(
         ("damage", "said"),
         [
@@ -257,7 +284,9 @@ class TestRuns:
         intervals["operator"] = 200
         writer.append(0, records.cells((step, intervals)))
         writer.close()
-        with pytest.raises(BadRecording, match="operator with code 200"):
+        with pytest.raises(
+            BadRecording, match=r"has an operator with code 200.*; the file is damaged, or of another version"
+        ):
             load(writer.path)
 
     def test_what_a_benchmark_ran_on_is_part_of_its_report(self, tmp_path):
@@ -269,6 +298,22 @@ class TestRuns:
         assert data["bench"]["plan"]["batch_size"] == 20
         (path / "bench.json").write_text("{")
         assert report(load(path))["bench"] is None
+
+    @pytest.mark.parametrize(
+        "machine",
+        [
+            "x",
+            [],
+            {"gpus": None},
+            {"gpus": [1]},
+            {"gpus": {"a": 1}},
+            {"driver": 5, "gpus": [{"sm_clock_most_mhz": []}]},
+        ],
+    )
+    def test_a_machine_that_no_benchmark_wrote_says_nothing(self, tmp_path, machine):
+        path = simulated.write(tmp_path / "run", repeats=2, steps=4)
+        (path / "bench.json").write_text(json.dumps({"machine": machine}))
+        assert not {"driver", "sm_clock_mhz"} & set(report(load(path))["facts"])
 
     def test_recordings_of_different_models_are_no_repeats(self, tmp_path):
         simulated.write(tmp_path / "run" / "one", steps=4)

@@ -8,6 +8,7 @@ import pytest
 import simulated
 
 from lightllm_otel import cli
+from lightllm_otel.cli.inputs import PACKAGED
 from lightllm_otel.vocabulary import Operator
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -59,6 +60,7 @@ class TestReport:
             (["h200-llama-7b-tp1", "--model", "gpt-5"], "model 'gpt-5' is not known"),
             (["h200-llama-7b-tp1", "--gpu", "A1000"], "GPU 'A1000' is not known"),
             (["h200-llama-7b-tp1", "--html", "/no/such/folder/page.html"], "cannot be written"),
+            (["h200-llama-7b-tp1", "--svg", "/dev/null/pictures"], "/dev/null/pictures cannot be made"),
         ],
     )
     def test_what_cannot_be_done_is_one_sentence_and_status_1(self, capsys, words, said):
@@ -99,9 +101,25 @@ class TestCompare:
         assert "all_reduce:decode:+5% is met" in capsys.readouterr().err
         assert cli.main(["compare", runs["a"], runs["slow"], "--fail-if", "all_reduce:decode:+15%"]) == 0
 
+    def test_an_operator_that_one_run_lacks_is_in_table_json_and_page_and_passes_no_condition(
+        self, runs, capsys, tmp_path
+    ):
+        without = simulated.write(tmp_path / "without", 9, repeats=5, steps=30, slower={Operator.ALL_REDUCE: 0.0})
+        words, page = ["compare", runs["a"], str(without)], tmp_path / "page.html"
+        note = "decode · graph: all_reduce occurs only in a, "
+        assert cli.main(words) == 0
+        assert f"note: {note}" in capsys.readouterr().out
+        assert cli.main([*words, "--json", "--html", str(page)]) == 0
+        (comparison,) = json.loads(capsys.readouterr().out)["comparisons"]
+        assert any(each.startswith(note) for each in comparison["notes"])
+        assert "all_reduce occurs only in a, " in page.read_text()
+        assert cli.main([*words, "--fail-if", "all_reduce:decode:+5%"]) == 1
+        assert "cannot be judged" in one_sentence(capsys)
+
     def test_a_saved_baseline_stands_in_for_its_run(self, runs, capsys, tmp_path):
         kept = tmp_path / "kept.json"
         assert cli.main(["compare", runs["a"], "--save-baseline", str(kept)]) == 0
+        assert capsys.readouterr().out == f"wrote {kept}\n"
         assert cli.main(["compare", str(kept), runs["slow"], "--fail-if", "all_reduce:decode:+5%"]) == 3
 
     @pytest.mark.parametrize(
@@ -116,11 +134,50 @@ class TestCompare:
             ),
             (["A", "--save-baseline", "/no/such/folder/a.json"], "cannot be written"),
             (["A", "nothing"], "there is no nothing"),
+            (["A", "--fail-if", "ffn:decode:+5%"], "--fail-if needs a second run"),
+            (["A", "--fail-if", "ffn:decode:+5%", "--save-baseline", "a.json"], "--fail-if needs a second run"),
+            (["A", "--html", "a.html", "--save-baseline", "a.json"], "--html needs a second run"),
+            (["A", "--repeats", "--fail-if", "ffn:decode:+5%"], "--fail-if cannot go with --repeats"),
+            (
+                ["A", "--repeats", "--save-baseline", "a.json", "--html", "a.html"],
+                "--save-baseline and --html cannot go with --repeats",
+            ),
         ],
     )
-    def test_what_cannot_be_compared_is_one_sentence_and_status_1(self, runs, capsys, words, said):
+    def test_what_cannot_be_compared_is_one_sentence_and_status_1(
+        self, runs, capsys, words, said, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        before = sorted(tmp_path.iterdir())
         assert cli.main(["compare", *(runs["a"] if word == "A" else word for word in words)]) == 1
         assert said in one_sentence(capsys)
+        assert sorted(tmp_path.iterdir()) == before
+
+
+def failing(*_, **__):
+    raise IndexError("index 0 is out of bounds")
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("report.report_on", ["report", "h200-llama-tp2"]),
+        ("compare.compare_sides", ["compare", "h200-llama-tp2", "h200-llama-tp2"]),
+        ("theory.answer", ["theory", "--model", "llama2-7b", "--gpu", "H200"]),
+        ("plan.plan_for", ["plan", "--model", "llama2-7b", "--machine", "H200:1:4"]),
+    ],
+)
+def test_a_mistake_of_ours_is_never_shown_as_an_answer(monkeypatch, place, words):
+    monkeypatch.setattr(f"lightllm_otel.cli.{place}", failing)
+    with pytest.raises(IndexError):
+        cli.main(words)
+
+
+def test_a_rank_that_broke_off_at_once_does_not_keep_the_other_from_being_reported(tmp_path, capsys):
+    path = shutil.copytree(PACKAGED / "h200-llama-tp2", tmp_path / "run")
+    (path / "rank-0.records").write_bytes((path / "rank-0.records").read_bytes()[:100])
+    assert cli.main(["report", str(path)]) == 0
+    assert "rank 0 has no steps" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")

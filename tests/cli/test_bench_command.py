@@ -30,11 +30,11 @@ def own_folder(monkeypatch, tmp_path):
         (["--model-dir", ".", "--static", "--ab", "A", "B=1"], "NAME=VALUE"),
         (["--model-dir", ".", "--static", "--repeats", "0"], "--repeats 0"),
         (["--model-dir", "nothing here", "--url", "http://127.0.0.1:1"], "is not a folder"),
+        (["--model-dir", "nothing here", "--static"], "is not a folder"),
+        (["--model-dir", ".", "--static", "--tp", "0"], "--tp 0: give a whole number of at least 1"),
     ],
 )
 def test_bench_refuses_in_one_sentence(capsys, tmp_path, words, said):
-    if said == "is not a folder":
-        pytest.importorskip("transformers", reason="transformers is not installed here")
     assert cli.main(["bench", *words, "--out", str(tmp_path / "out")]) == 1
     problem = capsys.readouterr().err
     assert said in problem

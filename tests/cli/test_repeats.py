@@ -47,6 +47,17 @@ def test_json_says_the_same(tmp_path, capsys):
     assert decode["operators"]["ffn"]["differs"] is False
 
 
+def test_what_is_wrong_with_a_recording_is_said_beside_it(tmp_path, capsys):
+    for number in range(3):
+        path = simulated.write(tmp_path / str(number), number, steps=60, ranks=2)
+    (path / "rank-0.records").unlink()
+    cli.main(["compare", "--repeats", str(tmp_path)])
+    assert "note: " in capsys.readouterr().out
+    cli.main(["compare", "--repeats", str(tmp_path), "--json"])
+    (note,) = json.loads(capsys.readouterr().out)["notes"]
+    assert "rank 0 has no steps" in note
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_too_few_are_one_sentence(tmp_path, capsys, count):
     runs = written(tmp_path, [1.0] * count)

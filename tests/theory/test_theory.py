@@ -223,6 +223,17 @@ class TestTheCommand:
         assert cli.main([*self.ASKED, "--json", "--link", "pcie"]) == 0
         assert json.loads(capsys.readouterr().out)["link"]["bytes_per_second"] == 64e9
 
+    @pytest.mark.parametrize(
+        ("dtype", "said"), [("float8", "compute more"), ("int8", "compute more"), ("float32", "compute less")]
+    )
+    def test_of_what_types_the_peaks_are_is_said_where_it_is_another(self, capsys, dtype, said):
+        assert cli.main([*self.ASKED, "--dtype", dtype]) == 0
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if "that of 16-bit types" in line)
+        assert f"most GPUs {said} a second in {dtype}" in line
+        for same in ("float16", "bfloat16"):
+            assert cli.main([*self.ASKED, "--dtype", same]) == 0
+            assert "16-bit" not in capsys.readouterr().out
+
     def test_a_person_gets_a_table(self, capsys):
         assert cli.main(list(self.ASKED)) == 0
         said = capsys.readouterr().out
@@ -260,10 +271,64 @@ class TestTheCommand:
         assert cli.main([*self.ASKED, "--gpu", str(path)]) == 1
         assert "lacks memory_bytes_per_second" in capsys.readouterr().err
 
-    def test_a_damaged_config_is_one_sentence(self, capsys, tmp_path):
-        (tmp_path / "config.json").write_text("{")
+    @pytest.mark.parametrize(
+        ("changed", "said"),
+        [
+            ({"memory_bytes_per_second": 0}, "has memory_bytes_per_second 0, which no GPU has"),
+            ({"flops": -1}, "has flops -1"),
+            ({"memory_bytes": float("nan")}, "has memory_bytes nan"),
+            ({"flops": 10**400}, "has flops 1000"),
+            ({"nvlink_group": "two"}, "has nvlink_group 'two'"),
+            ({"pcie_bytes_per_second": 0}, "measure it with lightllm-otel calibrate --ranks"),
+            (None, "does not describe a GPU"),
+        ],
+    )
+    def test_a_gpu_that_cannot_be_is_one_sentence(self, capsys, tmp_path, changed, said):
+        described = {"name": "mine", "flops": 1e14, "memory_bytes_per_second": 1e12, "memory_bytes": 4e10,
+                     "nvlink_bytes_per_second": 0, "pcie_bytes_per_second": 32e9}  # fmt: skip
+        path = tmp_path / "mine.json"
+        path.write_text(json.dumps([] if changed is None else {**described, **changed}))
+        for words in (self.ASKED, ("plan", "--model", "llama2-70b", "--machine", f"{path}:8:1")):
+            assert cli.main([*words, *(("--gpu", str(path)) if words is self.ASKED else ())]) == 1
+            problem = capsys.readouterr().err
+            assert said in problem
+            assert len(problem.splitlines()) == 1
+
+    @pytest.mark.parametrize(
+        ("changed", "said"),
+        [
+            ({"num_attention_heads": 0}, "has num_attention_heads 0"),
+            ({"hidden_size": -4096}, "has hidden_size -4096"),
+            ({"num_hidden_layers": "many"}, "has num_hidden_layers 'many'"),
+            ({"num_hidden_layers": 1.5}, "has num_hidden_layers 1.5"),
+            ({"vocab_size": float("inf")}, "has vocab_size inf"),
+            ({"vocab_size": 10**400}, "has vocab_size 1000"),
+            ({"intermediate_size": [1, 2]}, "has intermediate_size [1, 2]"),
+            ({"num_attention_heads": 8192}, "8192 heads for a hidden size of 4096"),
+            ({"num_experts": 8, "num_experts_per_tok": -1}, "has num_experts_per_tok -1"),
+        ],
+    )
+    def test_a_shape_that_no_model_has_is_one_sentence(self, capsys, tmp_path, changed, said):
+        config = {"hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 32, "intermediate_size": 11008,
+                  "vocab_size": 32000}  # fmt: skip
+        (tmp_path / "config.json").write_text(json.dumps({**config, **changed}))
+        assert cli.main([*self.ASKED, "--model", str(tmp_path)]) == 1
+        problem = capsys.readouterr().err
+        assert said in problem
+        assert len(problem.splitlines()) == 1
+
+    @pytest.mark.parametrize("content", ["{", "[]", "3"])
+    def test_a_damaged_config_is_one_sentence(self, capsys, tmp_path, content):
+        (tmp_path / "config.json").write_text(content)
         assert cli.main([*self.ASKED, "--model", str(tmp_path)]) == 1
         assert "is damaged" in capsys.readouterr().err
+
+    def test_a_link_that_was_not_measured_is_not_needed_by_a_single_rank(self, capsys, tmp_path):
+        described = {"flops": 1e14, "memory_bytes_per_second": 1e12, "memory_bytes": 4e10, "nvlink_bytes_per_second": 0.0,
+                     "pcie_bytes_per_second": 0.0}  # fmt: skip
+        (tmp_path / "one.json").write_text(json.dumps(described))
+        assert cli.main([*self.ASKED, "--gpu", str(tmp_path / "one.json"), "--tp", "1"]) == 0
+        assert cli.main(["report", "h200-llama-tp2", "--gpu", str(tmp_path / "one.json")]) == 0
 
     def test_a_run_stands_beside_it_with_mfu_and_mbu(self, capsys):
         assert cli.main(["theory", "--run", "h200-llama-7b-tp1", "--model", "llama2-7b", "--json"]) == 0

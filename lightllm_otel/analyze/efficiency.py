@@ -1,0 +1,62 @@
+"""How near to theory a GPU came in runs, and what is to be said of runs that do not say it, or not fairly."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+from lightllm_otel.analyze.expected import batch as batch_of
+from lightllm_otel.analyze.expected import machine as machine_of
+from lightllm_otel.analyze.pace import pace
+from lightllm_otel.analyze.runs import Run
+from lightllm_otel.theory import ideal
+from lightllm_otel.theory.shape import Shape
+from lightllm_otel.vocabulary import Mode, Phase
+
+Known = Mapping[tuple[str, Phase], "Measured"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """``efficiency``: least time over measured time of a step, at most 1; gaps within steps are part of it."""
+
+    efficiency: float
+    mode: Mode
+    run: str
+
+
+def efficiencies(runs: Iterable[Run], shape: Shape) -> Known:
+    """The best of all runs, by GPU and phase."""
+    found: dict[tuple[str, Phase], Measured] = {}
+    for run in runs:
+        on = machine_of(run.facts)
+        own = on.shape or shape
+        if on.gpu is None:
+            continue
+        for phase, mode in run.kinds():
+            seen = pace(run, phase, mode)
+            size = batch_of(phase, seen.batch, seen.tokens, seen.context * seen.batch)
+            least = sum(each.seconds for each in ideal.step(own, size, on.gpu, on.ranks, on.link, on.element).values())
+            key, efficiency = (on.gpu.name, phase), min(least / seen.mean, 1.0)
+            if key not in found or efficiency > found[key].efficiency:
+                found[key] = Measured(efficiency, mode, run.name)
+    return found
+
+
+def useless(runs: Iterable[Run], asked: Collection[str]) -> Iterator[str]:
+    """A sentence on each run whose GPU is none of those asked for."""
+    for run in runs:
+        gpu = machine_of(run.facts).gpu
+        name = run.facts.get("gpu_name") or "an unknown GPU" if gpu is None else gpu.name
+        if name not in asked:
+            yield f"the run {run.name} says nothing here: it is of {name}, which is no --machine"
+
+
+def unfair(known: Known, assumed: Collection[str]) -> Iterator[str]:
+    """``assumed``: GPUs whose decode is not measured. Steps without CUDA graphs wait for the host, what is assumed does not."""
+    for (gpu, phase), measured in known.items():
+        if phase is Phase.DECODE and measured.mode is Mode.EAGER and assumed:
+            yield (
+                f"decode on {gpu} was measured without CUDA graphs (the run {measured.run}), so it looks worse beside "
+                f"{', '.join(sorted(assumed))}, where it is assumed; give a run with graphs, or one of each"
+            )
