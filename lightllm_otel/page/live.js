@@ -139,14 +139,15 @@ function drawRanks(data) {
 }
 
 function drawRanksOf(data, phase, ranks, rows) {
-  const own = rows.filter((row) => row.operator === "all_reduce");
-  const calls = own.reduce((sum, row) => sum + row.calls, 0), noise = Math.max(...Object.values(data.collectives.noise));
-  const mean = (of) => own.reduce((sum, row) => sum + row.calls * of(row), 0) / calls;
-  const whole = calls ? Math.max(...ranks.map((_, index) => mean((row) => (row.transfer ?? 0) + row.waits[index]))) : 0;
-  const known = own.some((row) => row.transfer !== null), unknown = own.some((row) => row.transfer === null);
-  const bars = !calls || !whole ? [] : ranks.flatMap((rank, index) => {
-    const transfer = mean((row) => row.transfer ?? 0), wait = mean((row) => row.waits[index]);
-    const text = `${t("transfer")} ${known ? seconds(transfer) : "–"} · ${t("wait")} ${wait ? seconds(wait) : "0"}`;
+  const own = rows.filter((row) => row.operator === "all_reduce"), known = own.filter((row) => row.transfer !== null);
+  const noise = Math.max(...Object.values(data.collectives.noise));
+  const mean = (of, among) => among.reduce((sum, row) => sum + row.calls * of(row), 0) / among.reduce((sum, row) => sum + row.calls, 0);
+  const transfer = known.length ? mean((row) => row.transfer, known) : 0;
+  const waits = own.length ? ranks.map((_, index) => mean((row) => row.waits[index], own)) : [];
+  const whole = transfer + Math.max(0, ...waits);
+  const bars = !whole ? [] : ranks.flatMap((rank, index) => {
+    const wait = waits[index];
+    const text = `${t("transfer")} ${known.length ? seconds(transfer) : "–"} · ${t("wait")} ${wait ? seconds(wait) : "0"}`;
     return [element("p", { class: "bar" }, `${t("rank")} ${rank} · ${text}`), drawStack(`${t("rank")} ${rank}`, [
       { name: t("transfer"), short: t("transfer"), value: transfer / whole, text: seconds(transfer), fill: "var(--op-all_reduce)" },
       { name: t("wait"), short: t("wait"), value: wait / whole, text: seconds(wait), fill: "var(--wait)" }], 22)];
@@ -157,7 +158,7 @@ function drawRanksOf(data, phase, ranks, rows) {
   return figure(t(phase), [windowName(data, rows[0].of), asOf(data), noise ? t("waits above {noise} count", { noise: seconds(noise) }) : null].filter(Boolean).join(" · "),
     bars, scroll(`all_reduce, ${t(phase)}`, table(heads, cells)),
     element("p", { class: "legend" }, t("last: how often this rank came last, so that all others waited.")),
-    unknown ? element("p", { class: "legend" }, t("–: in every call the last rank's GPU waited for its host, so what moving the data took is not known.")) : null);
+    rows.some((row) => row.transfer === null) ? element("p", { class: "legend" }, t("–: in every call the last rank's GPU waited for its host, so what moving the data took is not known.")) : null);
 }
 
 // 4. The slowest steps.
