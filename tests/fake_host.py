@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import types
-from functools import partial
+from functools import partial, wraps
 
 # Seconds that each kernel of a fake layer takes; powers of two, so that sums are exact in floating point.
 COST = {
@@ -23,6 +23,10 @@ COST = {
     "ffn": 2**-7,
     "lm_head": 2**-9,
     "all_reduce": 2**-6,
+    "all_gather": 2**-6,
+    "gather_into": 2**-4,
+    "reduce_scatter": 2**-3,
+    "pad_copy": 2**-15,
     "sample": 2**-10,
     "between": 2**-5,
 }
@@ -121,12 +125,33 @@ class InferReq:
         return self.length
 
 
-def make(now, tp=1, layers=2, sizes=(1, 2, 4), shared_output=True, peers=None, longest_prefill_fails=0, custom=False):
+def as_torch_does(function):
+    """The names of the wrapped function for those who read them, and any arguments: torch logs what its collectives raise."""
+
+    @wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def make(
+    now,
+    tp=1,
+    layers=2,
+    sizes=(1, 2, 4),
+    shared_output=True,
+    peers=None,
+    longest_prefill_fails=0,
+    custom=False,
+    tpsp=False,
+):
     """A fresh host whose time is ``now`` (a list of one float). ``tp`` > 1: with collectives.
 
     ``longest_prefill_fails``: how often its last check at the start does. ``sizes``: batch sizes of CUDA graphs.
     ``shared_output``: all graphs write their logits to one place, as with LightLLM's tensor cache; without it each
-    has its own. ``peers``: the other ranks of the group. ``custom``: all_reduce by a kernel of the host's own.
+    has its own. ``peers``: the other ranks of the group. ``custom``: all_reduce and all_gather_into_tensor by kernels of
+    the host's own. ``tpsp``: tokens are split over the ranks between its operators (--enable_tpsp_mix_mode).
     """
     gpu, failing = Gpu(), [longest_prefill_fails]
     peers = peers or Alone()
@@ -141,6 +166,7 @@ def make(now, tp=1, layers=2, sizes=(1, 2, 4), shared_output=True, peers=None, l
 
     registered = [0]
 
+    @as_torch_does
     def all_reduce(tensor, op=None, group=None, async_op=False):
         # A captured one reads the buffers that its peers registered for the very same node of the very same graph.
         registered[0] += 1
@@ -148,14 +174,32 @@ def make(now, tp=1, layers=2, sizes=(1, 2, 4), shared_output=True, peers=None, l
         gpu.launch(lambda: peers.collective(tag))
         work("all_reduce")
 
-    def all_gather(tensors, tensor, group=None, async_op=False):
-        work("all_reduce")
+    @as_torch_does
+    def all_gather(tensor_list, tensor, group=None, async_op=False):
+        assert len(tensor_list) == tp
+        work("all_gather")
+
+    @as_torch_does
+    def all_gather_into_tensor(output_tensor, input_tensor, group=None, async_op=False):
+        assert output_tensor.numel() == tp * input_tensor.numel()
+        work("gather_into")
+
+    @as_torch_does
+    def reduce_scatter_tensor(output, input, op=None, group=None, async_op=False):
+        assert input.numel() == tp * output.numel()
+        work("reduce_scatter")
 
     dist.all_reduce, dist.all_gather = all_reduce, all_gather
+    dist.all_gather_into_tensor, dist.reduce_scatter_tensor = all_gather_into_tensor, reduce_scatter_tensor
 
     class CustomProcessGroup:
         def all_reduce(self, input_):
             return work("all_reduce") if custom else dist.all_reduce(input_)
+
+        def all_gather_into_tensor(self, output_, input_, async_op=False):
+            if custom:
+                return work("gather_into")
+            return dist.all_gather_into_tensor(output_, input_, group=None, async_op=async_op)
 
     group = CustomProcessGroup()
 
@@ -169,6 +213,14 @@ def make(now, tp=1, layers=2, sizes=(1, 2, 4), shared_output=True, peers=None, l
             return Tensor(*ids.shape, 8)
 
         token_forward = context_forward
+
+        def tpsp_context_forward(self, ids, state, weight):
+            """Calls the other entry, and leaves each rank its part of the tokens."""
+            hidden = self.context_forward(ids, state, weight)
+            work("pad_copy")
+            return Tensor(-(-hidden.shape[0] // tp), 8)
+
+        tpsp_token_forward = tpsp_context_forward
 
     class Post:
         def token_forward(self, hidden, state, weight):
@@ -184,6 +236,11 @@ def make(now, tp=1, layers=2, sizes=(1, 2, 4), shared_output=True, peers=None, l
 
             gpu.launch(kernel)
             return logits
+
+        def tpsp_token_forward(self, hidden, state, weight):
+            if tp > 1:
+                dist.all_gather([hidden] * tp, hidden)
+            return self.token_forward(Tensor(*state.ids.shape, 8), state, weight)
 
     def blocks(state):
         """What the first layer's attention computes once and keeps for the others, as MLA's kernels do."""
@@ -235,6 +292,47 @@ def make(now, tp=1, layers=2, sizes=(1, 2, 4), shared_output=True, peers=None, l
             if getattr(state, "broken", False):
                 raise RuntimeError("the host's own error")
             work("ffn")
+            return hidden
+
+        def _tpsp_get_qkv(self, hidden, cache_kv, state, weight):
+            if tp > 1:
+                group.all_gather_into_tensor(Tensor(tp * hidden.shape[0], 8), hidden)
+            work("qkv")
+            return hidden, cache_kv
+
+        def _tpsp_get_o(self, hidden, state, weight):
+            work("o")
+            if tp > 1:
+                dist.reduce_scatter_tensor(
+                    hidden, Tensor(tp * hidden.shape[0], 8), op="sum", group=None, async_op=False
+                )
+            return hidden
+
+        def _tpsp_ffn(self, hidden, state, weight):
+            gathered = Tensor(tp * hidden.shape[0], 8)
+            if tp > 1:
+                group.all_gather_into_tensor(gathered, hidden)
+            work("ffn")
+            if tp > 1:
+                dist.reduce_scatter_tensor(hidden, gathered, op="sum", group=None, async_op=False)
+            return hidden
+
+        def tpsp_context_forward(self, hidden, state, weight):
+            return self._tpsp_forward(hidden, state, weight, partial(self._context_attention_kernel, hidden, None))
+
+        def tpsp_token_forward(self, hidden, state, weight):
+            return self._tpsp_forward(hidden, state, weight, partial(self._token_attention_kernel, hidden))
+
+        def _tpsp_forward(self, hidden, state, weight, attention):
+            self._att_norm(hidden, state, weight)
+            self._tpsp_get_qkv(hidden, None, state, weight)
+            self._copy_kv_to_mem_cache(None, None, None)
+            attention(state, weight)
+            self._tpsp_get_o(hidden, state, weight)
+            work("add")
+            self._ffn_norm(hidden, state, weight)
+            self._tpsp_ffn(hidden, state, weight)
+            work("add")
             return hidden
 
         def context_forward(self, hidden, state, weight):
@@ -349,11 +447,12 @@ def make(now, tp=1, layers=2, sizes=(1, 2, 4), shared_output=True, peers=None, l
             return self._token_forward(model_input.input_ids, state)
 
         def _token_forward(self, ids, state):
-            name = "context_forward" if state.is_prefill else "token_forward"
+            mode = "tpsp_" if tpsp else ""
+            name = f"{mode}context_forward" if state.is_prefill else f"{mode}token_forward"
             hidden = getattr(self.pre_infer, name)(ids, state, None)
             for layer in self.layers_infer:
                 hidden = getattr(layer, name)(hidden, state, None)
-            return self.post_infer.token_forward(hidden, state, None)
+            return getattr(self.post_infer, f"{mode}token_forward")(hidden, state, None)
 
     def sample(logits, reqs, eos_id=(2,)):
         work("sample")

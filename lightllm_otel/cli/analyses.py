@@ -44,6 +44,8 @@ def add(commands: Any) -> None:
     compare.add_argument(
         "--save-baseline", type=Path, metavar="FILE", help="keep what comparisons need of the first run"
     )
+    compare.add_argument("--save-expectation", type=Path, metavar="FILE",
+                         help="of one good run, for LIGHTLLM_OTEL_BASELINE: a server is then held against it")  # fmt: skip
     compare.add_argument(
         "--html", type=Path, metavar="FILE", help="write one page with pictures, which needs nothing else"
     )
@@ -118,6 +120,10 @@ def _report(given: argparse.Namespace) -> int:
 
 
 def _compare(given: argparse.Namespace) -> int:
+    if given.save_expectation is not None:
+        from lightllm_otel.cli.expectation import save_expectation
+
+        return save_expectation(given)
     from lightllm_otel.cli.compare import compare
 
     return compare(given)

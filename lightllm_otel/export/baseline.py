@@ -1,7 +1,7 @@
 """Where expectations are kept: a file per kind of server, so that a restart, or a slow drift, does not begin anew.
 
 ``FOLDER/MODEL-GPU-tpN-HASH.json`` has ``format``, ``version``, ``key`` (what the expectation is of) and ``buckets``. A file of
-the same form can be given as a baseline; then nothing is learned.
+the same form can be given as a baseline (``compare --save-expectation`` makes one of a recording); then nothing is learned.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def read(path: Path) -> dict[Bucket, list[Plane]]:
         content = json.loads(path.read_text())
         if content.get("format") != FORMAT or content.get("version") != VERSION:
             raise BadBaseline(
-                f"{path} is no file of expectations that this version reads; remove it, or use another one"
+                f"{path} is no file of expectations that this version reads, its format is {content.get('format')!r} "
+                f"{content.get('version')}; remove it, or use another one: a server keeps its own in LIGHTLLM_OTEL_STATE, "
+                "and lightllm-otel compare RUN --save-expectation FILE makes one of a recording"
             )
         return understood(content["buckets"])
     except OSError as error:

@@ -150,7 +150,7 @@ def collective(host: Host, leaf: Leaf, timer: Timer, guard: Guard, transport: Tr
         finally:
             with measure:
                 if own >= 0:
-                    end(marking, own, args[leaf.payload] if len(args) > leaf.payload else None)
+                    end(marking, own, args[leaf.payload] if len(args) > leaf.payload else kwargs.get(leaf.keyword))
 
     return functools.wraps(host)(handing_on(host, timer, measured))
 

@@ -56,22 +56,23 @@ class Leaf:
     """A collective where it is called: attribute ``name`` of ``torch.distributed`` or of LightLLM's group class.
 
     ``payload``: the position of the argument that holds all of the data: the tensor that is reduced, or the output
-    that is gathered into, or the input that is scattered.
+    that is gathered into, or the input that is scattered. ``keyword``: its name, where the caller gives it by that.
     """
 
     operator: Operator
     name: str
     payload: int
+    keyword: str
 
 
 TORCH_LEAVES = (
-    Leaf(Operator.ALL_REDUCE, "all_reduce", 0),
-    Leaf(Operator.ALL_GATHER, "all_gather", 0),
-    Leaf(Operator.ALL_GATHER, "all_gather_into_tensor", 0),
-    Leaf(Operator.REDUCE_SCATTER, "reduce_scatter_tensor", 1),
+    Leaf(Operator.ALL_REDUCE, "all_reduce", 0, "tensor"),
+    Leaf(Operator.ALL_GATHER, "all_gather", 0, "tensor_list"),
+    Leaf(Operator.ALL_GATHER, "all_gather_into_tensor", 0, "output_tensor"),
+    Leaf(Operator.REDUCE_SCATTER, "reduce_scatter_tensor", 1, "input"),
 )
 # Methods: the first argument is the group itself.
 GROUP_LEAVES = (
-    Leaf(Operator.ALL_REDUCE, "all_reduce", 1),
-    Leaf(Operator.ALL_GATHER, "all_gather_into_tensor", 1),
+    Leaf(Operator.ALL_REDUCE, "all_reduce", 1, "input_"),
+    Leaf(Operator.ALL_GATHER, "all_gather_into_tensor", 1, "output_"),
 )

@@ -13,7 +13,9 @@ from lightllm_otel.measure.pool import Pool
 from lightllm_otel.measure.sampling import Sampling
 from lightllm_otel.measure.stamps import KEPT, Overwritten, slot_intervals
 from lightllm_otel.measure.step import Step, Work
+from lightllm_otel.measure.timer import Timer
 from lightllm_otel.ring import layout
+from lightllm_otel.ring.writer import RingWriter
 from lightllm_otel.vocabulary import Operator, Phase, Site
 
 
@@ -195,3 +197,20 @@ def test_a_packed_step_has_the_fields_of_the_ring_in_their_places():
     values = list(range(1, len(names) + 1))
     record = unpacked(layout.PACKED_STEP.pack(*values))
     assert [int(record[name]) for name in names] == values
+
+
+def test_a_step_is_in_flight_in_the_ring_until_the_gpu_has_passed_its_end(tmp_path):
+    now = [1000.0]
+    clock, ring = fakes.ManualClock(now), RingWriter(tmp_path / "rank-0.ring", 1)
+    timer = Timer(clock, ring, wall_clock=lambda: 1e9 + now[0])
+    clock.frontier = 0.0
+    timer.leave(timer.enter(Work(Phase.DECODE, 1, 1, 1), 7, due=True))
+    for _ in range(3):
+        now[0] += 30.0
+        timer.tick()
+        assert ring.header[["in_flight", "in_flight_number", "in_flight_since"]].tolist() == [(1, 7, 1e9 + 1000.0)]
+        assert ring.header["steps"] == 0
+    clock.frontier = float("inf")
+    timer.tick()
+    assert ring.header[["in_flight", "steps"]].tolist() == [(0, 1)]
+    ring.close()

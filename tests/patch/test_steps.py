@@ -1,5 +1,6 @@
 """Steps of the fake host, through our real patches, in exact times."""
 
+import inspect
 import threading
 
 import fake_host
@@ -7,6 +8,7 @@ import pytest
 from fake_host import COST, InferReq, ModelInput
 
 from lightllm_otel.patch.operators import Transport
+from lightllm_otel.patch.slots import TORCH_LEAVES
 from lightllm_otel.ring import layout
 from lightllm_otel.vocabulary import IdleReason, Implementation, Mode, Operator, Site, Whole
 
@@ -84,6 +86,123 @@ def test_a_collective_says_who_moved_the_data(serve, custom, implementation):
     assert {Implementation.of(int(how)) for how in reduces["implementation"]} == {implementation}
     assert {Implementation.of(int(how)) for how in gathers["implementation"]} == {Implementation.NCCL}
     assert not intervals["implementation"][intervals["operator"] == Operator.FFN.code].any()
+
+
+# Tokens that are split over the ranks (tpsp): padded to a multiple of them, gathered before and scattered after the matrices.
+BATCH, HIDDEN, BYTES = 3, 8, 2
+WHOLE = 4 * HIDDEN * BYTES
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_split_tokens_have_the_exact_times_of_operators_and_of_what_is_nested_in_them(serve, phase):
+    _, session, rpc = serve(tp=2, host_options={"tpsp": True})
+    request(rpc, phase, batch=BATCH)
+    rpc.decode()
+    assert session.kept.seconds() == {
+        "embedding": [COST["embedding"] + COST["pad_copy"]],
+        "attn_norm": [COST["att_norm"]] * LAYERS,
+        "qkv_proj": [COST["qkv"]] * LAYERS,
+        "kv_write": [COST["kv"]] * LAYERS,
+        "attention": [COST["attention"]] * LAYERS,
+        "o_proj": [COST["o"]] * LAYERS,
+        "residual": [COST["add"]] * (2 * LAYERS),
+        "ffn_norm": [COST["ffn_norm"]] * LAYERS,
+        "ffn": [COST["ffn"]] * LAYERS,
+        "lm_head": [2 * COST["lm_head"]],
+        "sampling": [COST["sample"]],
+        "gap": [COST["between"]],
+        "all_reduce": [COST["all_reduce"]],
+        "all_gather": [COST["gather_into"]] * (2 * LAYERS) + [COST["all_gather"]] * 2,
+        "reduce_scatter": [COST["reduce_scatter"]] * (2 * LAYERS),
+    }
+    step, intervals = session.kept.steps[-1]
+    assert intervals["seconds"].sum() == step["seconds"] == step["closure_seconds"]
+    assert len(session.kept.steps) == 1
+
+
+@pytest.mark.parametrize(("custom", "implementation"), [(False, Implementation.NCCL), (True, Implementation.CUSTOM)])
+def test_what_gathers_and_scatters_split_tokens_says_where_it_was_how_much_and_who_moved_it(
+    serve, custom, implementation
+):
+    _, session, rpc = serve(tp=2, host_options={"tpsp": True, "custom": custom})
+    request(rpc, batch=BATCH)
+    rpc.decode()
+    intervals = session.kept.steps[-1][1]
+
+    def said(operator):
+        found = intervals[intervals["operator"] == operator.code]
+        sites = [Site.of(int(site)).value for site in found["site"]]
+        ways = [Implementation.of(int(how)) for how in found["implementation"]]
+        return list(
+            zip(found["layer"].tolist(), found["occurrence"].tolist(), sites, found["payload_bytes"].tolist(), ways)
+        )
+
+    in_layers = [
+        (layer, occurrence, site, WHOLE)
+        for layer in range(LAYERS)
+        for occurrence, site in enumerate(["attention", "ffn"])
+    ]
+    at_the_end = [(-1, 0, "lm_head", WHOLE, Implementation.NCCL), (-1, 1, "lm_head", 2 * WHOLE, Implementation.NCCL)]
+    assert said(Operator.ALL_GATHER) == [(*each, implementation) for each in in_layers] + at_the_end
+    assert said(Operator.REDUCE_SCATTER) == [(*each, Implementation.NCCL) for each in in_layers]  # torch's in any case
+    assert said(Operator.ALL_REDUCE) == [(-1, 0, "embedding", BATCH * HIDDEN * BYTES, implementation)]
+
+
+def arguments_of(leaf):
+    """By name, in torch's order: two ranks' worth of data where all of it is, one rank's elsewhere."""
+    part, whole = fake_host.Tensor(5), fake_host.Tensor(10)
+    return {
+        "all_reduce": {"tensor": whole},
+        "all_gather": {"tensor_list": [part, part], "tensor": part},
+        "all_gather_into_tensor": {"output_tensor": whole, "input_tensor": part},
+        "reduce_scatter_tensor": {"output": part, "input": whole},
+    }[leaf.name]
+
+
+@pytest.mark.parametrize("by_name", [0, 1, 2], ids=["none by name", "the last by name", "all by name"])
+@pytest.mark.parametrize("leaf", TORCH_LEAVES, ids=lambda leaf: leaf.name)
+def test_a_payload_is_known_however_it_is_passed(serve, leaf, by_name):
+    host, session, rpc = serve(tp=2)
+    layer, given = rpc.model.layers_infer[0], arguments_of(leaf)
+    ffn, names = layer._ffn, list(given)[: len(given) - by_name if by_name < 2 else 0]
+
+    def collective_before(*args):
+        getattr(host.dist, leaf.name)(
+            *[given[name] for name in names], **{name: given[name] for name in given if name not in names}
+        )
+        return ffn(*args)
+
+    layer._ffn = collective_before
+    request(rpc)
+    layer._ffn = ffn
+    intervals = session.kept.steps[-1][1]
+    chosen = (intervals["operator"] == leaf.operator.code) & (intervals["layer"] == 0)
+    assert 10 * BYTES in intervals["payload_bytes"][chosen].tolist()
+
+
+@pytest.mark.parametrize("leaf", TORCH_LEAVES, ids=lambda leaf: leaf.name)
+def test_torch_has_the_argument_that_the_table_names_and_so_has_the_fake(now, leaf):
+    real = pytest.importorskip("torch.distributed", reason="torch is not installed here")
+    for module in (real, fake_host.make(now).dist):
+        assert list(inspect.signature(getattr(module, leaf.name)).parameters)[leaf.payload] == leaf.keyword
+
+
+def test_a_collective_without_a_payload_that_is_known_has_none(serve):
+    host, session, rpc = serve(tp=2)
+    layer = rpc.model.layers_infer[0]
+    ffn = layer._ffn
+
+    def wrong_call(*args):
+        with pytest.raises(TypeError):
+            host.dist.all_reduce(group=None)
+        return ffn(*args)
+
+    layer._ffn = wrong_call
+    request(rpc)
+    layer._ffn = ffn
+    intervals = session.kept.steps[-1][1]
+    assert sorted(intervals["payload_bytes"][intervals["operator"] == Operator.ALL_REDUCE.code])[0] == 0
+    assert not any(session.guard.errors)
 
 
 def test_a_backend_that_cannot_be_asked_is_unknown():
