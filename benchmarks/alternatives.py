@@ -26,7 +26,7 @@ import numpy as np
 import pairing
 from alternation import Batch, straight
 from pairing import Schedule
-from plugin_cost import Keep, Rows, Sizes, passes, rows_of
+from plugin_cost import Keep, Rows, Sizes, passes, rows_of, stock_tokens
 from workers import build, checkpoint_of, environment, say, stay_on_one_core
 
 from lightllm_otel.patch import slots
@@ -218,6 +218,7 @@ def measure(arguments: argparse.Namespace, sizes: Sizes, keep: Keep) -> None:
                 if blocking.wait_ready():
                     cases.clear()
             say("both models are built")
+            keep(stock_tokens(model, sizes, arguments.shape))
             keep(event_pairs(model, sizes, arguments.scale))
             say("event_pairs")
             keep(eager_instead_of_graphs(model, sizes, arguments.scale))

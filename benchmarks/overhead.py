@@ -59,14 +59,18 @@ def summarise(rows: Rows) -> dict[str, Any]:
     summary["servers"] = _servers(rows)
     tokens = [row for row in _of("tokens", rows) if row["setting"] != "off"]
     tp2_tokens = [row for row in _of("tp2_tokens", rows) if row["server"] == "instrumented"]
-    compared = [row["identical"] for row in tokens] + [row["same_as_stock"] for row in tp2_tokens]
+    stock = same_as_stock(rows)
+    compared = [row["identical"] for row in tokens] + [row["same_as_stock"] for row in tp2_tokens] + [*stock.values()]
     return {
         **summary,
         **_parts_of_a_step(samples),
         "outputs_identical": all(compared) if compared else None,
         "tokens_compared": sum(row["tokens_compared"] for row in (*tokens, *tp2_tokens)),
+        "tokens_compared_with_stock": sum(row["tokens_compared"] for row in tokens if _batch_of(row) in stock)
+        + sum(row["tokens_compared"] for row in tp2_tokens),
         "stock_identical_to_itself": _all(
-            [row["identical"] for row in _of("tokens", rows) if row["setting"] == "off"]
+            [len(digests) == 1 for digests in _stock_digests(rows).values()]
+            + [row["identical"] for row in _of("tokens", rows) if row["setting"] == "off"]
             + [row["same_as_stock"] for row in _of("tp2_tokens", rows) if row["server"] == "stock again"]
         ),
         "hook_ns": _last("hook", "hook_ns", rows),
@@ -215,6 +219,28 @@ def _twin_mib(tp: int, rows: Rows) -> Any:
         "mib_each": round(largest.get("bytes", 0) / 2**20 / max(len(largest.get("sizes", ())), 1), 2),
         "state": largest.get("state"),
     }  # fmt: skip
+
+
+def _batch_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row.get("shape"), row.get("mode"), row.get("batch")
+
+
+def _stock_digests(rows: Rows) -> dict[tuple[Any, ...], set[str]]:
+    found: dict[tuple[Any, ...], set[str]] = {}
+    for row in _of("stock_tokens", rows):
+        found.setdefault(_batch_of(row), set()).add(row["digest"])
+    return found
+
+
+def same_as_stock(rows: Rows) -> dict[tuple[Any, ...], bool]:
+    """(shape, mode, batch) → whether every setting has the tokens of a process without the plugin; only what both have."""
+    found: dict[tuple[Any, ...], bool] = {}
+    digests = _stock_digests(rows)
+    for row in _of("tokens", rows):
+        at = _batch_of(row)
+        if at in digests and "digest" in row:
+            found[at] = found.get(at, True) and digests[at] == {row["digest"]}
+    return found
 
 
 def _critical_path(rows: Rows) -> dict[str, float]:

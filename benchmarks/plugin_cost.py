@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import os
 import time
 import timeit
@@ -304,10 +305,29 @@ def tokens(model: Any, plugin: Plugin, sizes: Sizes, shape: str) -> Rows:
             answer = batch.tokens(positions)
             rows.append({
                 "kind": "tokens", "shape": shape, "mode": what, "setting": name, "batch": sizes.batch,
-                "tokens_compared": sum(map(len, answer)), "identical": answer == reference,
+                "tokens_compared": sum(map(len, answer)), "identical": answer == reference, "digest": digest(answer),
             })  # fmt: skip
         plugin.follow(OFF)
     return rows
+
+
+def stock_tokens(model: Any, sizes: Sizes, shape: str) -> Rows:
+    """The same batches twice from a process that has never had the plugin."""
+    rows: Rows = []
+    for what, positions in (("graph", sizes.token_positions), ("eager", sizes.eager_token_positions)):
+        batch = Batch(model, sizes.batch, sizes.input_tokens, graphs=what == "graph")
+        for repetition in range(2):
+            answer = batch.tokens(positions)
+            rows.append({
+                "kind": "stock_tokens", "shape": shape, "mode": what, "batch": sizes.batch, "repetition": repetition,
+                "tokens_compared": sum(map(len, answer)), "digest": digest(answer),
+            })  # fmt: skip
+    return rows
+
+
+def digest(answer: Any) -> str:
+    """Of token ids, for comparison with those of another process."""
+    return hashlib.sha256(repr(answer).encode()).hexdigest()[:16]
 
 
 # What it consists of ---------------------------------------------------------------------------------------------------

@@ -247,6 +247,18 @@ def test_one_other_token_anywhere_is_told():
     assert (itself["outputs_identical"], itself["stock_identical_to_itself"]) == (True, False)
 
 
+@pytest.mark.parametrize(
+    ("digests", "itself", "alike"), [("aaa", True, True), ("aab", True, False), ("aba", False, False)]
+)
+def test_tokens_are_compared_with_those_of_a_process_without_the_plugin(digests, itself, alike):
+    about = {"part": "any", "shape": "llama-7b", "mode": "graph", "batch": 20}
+    stock = [{**about, "kind": "stock_tokens", "digest": each, "tokens_compared": 2560} for each in digests[:2]]
+    summary = overhead.summarise([*stock, {**about, **tokens("every_step", True), "digest": digests[2]}])
+    assert summary["outputs_identical"] is alike
+    assert summary["stock_identical_to_itself"] is itself
+    assert summary["tokens_compared_with_stock"] == 2560
+
+
 def test_rounds_of_two_servers_are_compared_number_by_number():
     rows = []
     for number in range(8):
