@@ -98,6 +98,14 @@ class TestAnEndByASignal:
         monkeypatch.setattr(served, "ask", lambda folder, asked: told.append(asked))
         return told
 
+    @pytest.fixture(autouse=True)
+    def _signals(self):
+        """As in a terminal, also where nohup has started these tests."""
+        before = [(number, signal.signal(number, signal.SIG_DFL)) for number in (signal.SIGTERM, signal.SIGHUP)]
+        yield
+        for number, handler in before:
+            signal.signal(number, handler)
+
     def ended(self, number):
         """A tap that is told to end while it waits."""
 
