@@ -105,7 +105,7 @@ def rows_of(run: Run, tp: int) -> Rows:
             rows += share_rows(run, each)
         elif each["kind"] in ("plain", "slow"):
             rows.append(pass_row(run, each))
-        elif each["kind"] == "bandwidth":
+        elif each["kind"] == "bandwidth" and tp > 1:
             calls = [row["own"] for row in run.left]
             rows.append({**bandwidth_row(run, each, calls), "pass": number})
     lost = [sum(each["dropped"]) + each["overwrites"] for each in run.left]

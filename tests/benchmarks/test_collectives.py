@@ -115,6 +115,11 @@ def test_bus_bandwidth_is_compared_with_the_benchmarks_own_times_and_formula():
     assert summary["bus_bandwidth_error_percent"] == pytest.approx(0.99, abs=0.01)
 
 
+def test_one_rank_has_no_bandwidth_and_no_problem_with_it():
+    made = MadeUp().add("bandwidth", PREFILL, own=TRANSFER)
+    assert [row for row in rows(made, tp=1) if row["kind"] == "bandwidth"] == []
+
+
 def test_own_calls_that_are_not_the_plugins_are_a_problem():
     made = MadeUp().add("bandwidth", PREFILL, own=TRANSFER)
     made.own[1].pop()
