@@ -48,6 +48,7 @@ def write(
     if not measured and merged:
         content |= {key: merged[-1][key] for key in ("date", "gpu", "software", "commit")}
     path = (folder or RESULTS) / f"{benchmark}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)  # what took hours to measure does not fail on that
     text = json.dumps(content, indent=1, default=lambda value: value.item())  # numpy's numbers
     path.write_text(text + "\n")
     return path
