@@ -43,7 +43,7 @@ import outcome  # noqa: E402
 import workers  # noqa: E402
 from rank import EAGER, GRAPH, PREFILL  # noqa: E402
 
-from lightllm_otel.aggregate.collectives import Collectives, last_arrival, noise_seconds, split, told  # noqa: E402
+from lightllm_otel.aggregate.collectives import Collectives, last_arrival, noise_seconds, split, sure, told  # noqa: E402
 from lightllm_otel.aggregate.matching import Matched, Matching  # noqa: E402
 from lightllm_otel.ring import layout  # noqa: E402
 from lightllm_otel.vocabulary import Operator, Site, Unmatched  # noqa: E402
@@ -142,24 +142,29 @@ def in_layers(matched: Matched) -> np.ndarray:
 def pass_row(run: Run, each: dict[str, Any]) -> dict[str, Any]:
     """Transfer of a call, what each rank waited on average, and in how many steps and calls which rank was last.
 
-    ``told``: how many calls have a transfer; steps without one are left out of it, as the exporter leaves them out.
+    ``told``: how many calls have a transfer, ``sure``: how many say who was last; what says nothing is left out, as the exporter
+    leaves it out, and a step without such a call names nobody.
     """
     noise = noise_seconds(*run.clock(each["mode"]))
-    transfers, waits, last_steps, last_calls, known = [], [], [], [], 0
+    transfers, waits, last_steps, last_calls, known, calls = [], [], [], [], 0, 0
     steps = run.of(each)
     for matched in steps:
         layers = matched.only(in_layers(matched))
+        calls += len(layers.calls)
         transfer, wait = split(layers.seconds)
         if len(moved := transfer[told(layers)]):
             transfers.append(float(moved.mean()))
             known += len(moved)
+        wait = wait[:, sure(layers)]
+        if not wait.shape[1]:
+            continue
         waits.append(wait.mean(axis=1))
         last_calls += last_arrival(wait, noise).tolist()
         last_steps.append(int(last_arrival(wait.mean(axis=1, keepdims=True), noise)[0]))
     slow = each["slow"]
     return {
         "kind": each["kind"], "mode": each["mode"], "slow": slow, "delay_ms": each["delay_ms"],
-        "steps": each["steps"], "matched": len(steps), "calls": len(last_calls), "told": known,
+        "steps": each["steps"], "matched": len(steps), "calls": calls, "told": known, "sure": len(last_calls),
         "transfer_us": round(1e6 * float(np.median(transfers)), 3) if transfers else None,
         "transfer_us_by_step": [round(1e6 * value, 3) for value in transfers],
         "wait_us": [round(1e6 * float(value), 3) for value in np.mean(waits, axis=0)] if waits else None,

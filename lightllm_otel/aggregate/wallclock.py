@@ -12,9 +12,8 @@ import dataclasses
 from typing import Any
 
 WAITED_SECONDS = 20e-6  # a step that was launched behind a running one follows it within some microseconds
-BEHIND_SECONDS = (
-    0.25  # nobody keeps a GPU busy for so long between two steps; the host's clock may have been set, though
-)
+# Nobody keeps a GPU busy for so long between two steps; the host's clock may have been set, though.
+BEHIND_SECONDS = 0.25
 SLEW = 1e-3  # seconds per second, by which a host's clock may be slowed down to set it right
 DRIFT = 50e-6  # seconds per second, between the clocks of a host and a GPU; quartz is good for less
 

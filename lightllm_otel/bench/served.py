@@ -21,9 +21,8 @@ from lightllm_otel.ring.reader import RingReader
 from lightllm_otel.vocabulary import Level, Phase
 
 ANSWER_SECONDS = 3600.0
-_SHARED_TOKENS = (
-    4  # of each request, about: tokenizers begin every prompt alike, and the prompt cache knows that beginning
-)
+# Of each request, about: tokenizers begin every prompt alike, and the prompt cache knows that beginning.
+_SHARED_TOKENS = 4
 
 
 class NoAnswer(RuntimeError):
