@@ -30,6 +30,18 @@ COST = {
     "sample": 2**-10,
     "between": 2**-5,
 }
+LAYERS = 2  # of a model, unless more are asked for
+# What the operators of a step's layers are measured to take: each call on its own.
+LAYER_SECONDS = {
+    "attn_norm": [COST["att_norm"]] * LAYERS,
+    "qkv_proj": [COST["qkv"]] * LAYERS,
+    "kv_write": [COST["kv"]] * LAYERS,
+    "attention": [COST["attention"]] * LAYERS,
+    "o_proj": [COST["o"]] * LAYERS,
+    "residual": [COST["add"]] * (2 * LAYERS),
+    "ffn_norm": [COST["ffn_norm"]] * LAYERS,
+    "ffn": [COST["ffn"]] * LAYERS,
+}
 
 
 class Tensor:
@@ -138,7 +150,7 @@ def as_torch_does(function):
 def make(
     now,
     tp=1,
-    layers=2,
+    layers=LAYERS,
     sizes=(1, 2, 4),
     shared_output=True,
     peers=None,
@@ -500,7 +512,7 @@ def make(
     return host
 
 
-def make_old(now, layers=2):
+def make_old(now, layers=LAYERS):
     """OLD: one forward with many arguments, no graphs, no seam before the first forward."""
     host = make(now, layers=layers)
     new_model = host.basemodel.TpPartBaseModel

@@ -5,14 +5,12 @@ import threading
 
 import fake_host
 import pytest
-from fake_host import COST, InferReq, ModelInput
+from fake_host import COST, LAYER_SECONDS, LAYERS, InferReq, ModelInput
 
 from lightllm_otel.patch.operators import Transport
 from lightllm_otel.patch.slots import TORCH_LEAVES
 from lightllm_otel.ring import layout
 from lightllm_otel.vocabulary import IdleReason, Implementation, Mode, Operator, Site, Whole
-
-LAYERS = 2
 
 
 def request(rpc, phase="decode", requests=None, batch=1, tokens=None):
@@ -28,14 +26,7 @@ def test_every_operator_of_a_step_has_its_exact_time(serve, phase):
     assert session.kept.phases() == [phase]
     assert session.kept.seconds() == {
         "embedding": [COST["embedding"]],
-        "attn_norm": [COST["att_norm"]] * LAYERS,
-        "qkv_proj": [COST["qkv"]] * LAYERS,
-        "kv_write": [COST["kv"]] * LAYERS,
-        "attention": [COST["attention"]] * LAYERS,
-        "o_proj": [COST["o"]] * LAYERS,
-        "residual": [COST["add"]] * (2 * LAYERS),
-        "ffn_norm": [COST["ffn_norm"]] * LAYERS,
-        "ffn": [COST["ffn"]] * LAYERS,
+        **LAYER_SECONDS,
         "lm_head": [COST["lm_head"]],
         "sampling": [COST["sample"]],
         "gap": [COST["between"]],
@@ -100,14 +91,7 @@ def test_split_tokens_have_the_exact_times_of_operators_and_of_what_is_nested_in
     rpc.decode()
     assert session.kept.seconds() == {
         "embedding": [COST["embedding"] + COST["pad_copy"]],
-        "attn_norm": [COST["att_norm"]] * LAYERS,
-        "qkv_proj": [COST["qkv"]] * LAYERS,
-        "kv_write": [COST["kv"]] * LAYERS,
-        "attention": [COST["attention"]] * LAYERS,
-        "o_proj": [COST["o"]] * LAYERS,
-        "residual": [COST["add"]] * (2 * LAYERS),
-        "ffn_norm": [COST["ffn_norm"]] * LAYERS,
-        "ffn": [COST["ffn"]] * LAYERS,
+        **LAYER_SECONDS,
         "lm_head": [2 * COST["lm_head"]],
         "sampling": [COST["sample"]],
         "gap": [COST["between"]],

@@ -2,12 +2,10 @@
 
 import fake_host
 import pytest
-from fake_host import COST, CaptureBroken, InferReq, ModelInput, answer
+from fake_host import COST, LAYER_SECONDS, LAYERS, CaptureBroken, InferReq, ModelInput, answer
 
 from lightllm_otel.patch import seams, twins
 from lightllm_otel.vocabulary import DropReason, Mode, Operator, Stage, Whole
-
-LAYERS = 2
 
 
 def ask(rpc, batch=1, context=8, value=0):
@@ -40,14 +38,7 @@ def test_a_sampled_step_replays_the_twin_and_has_every_operator_in_exact_time(se
     assert seconds.pop("gap") == [COST["between"]]
     assert seconds == {
         "embedding": [COST["embedding"]],
-        "attn_norm": [COST["att_norm"]] * LAYERS,
-        "qkv_proj": [COST["qkv"]] * LAYERS,
-        "kv_write": [COST["kv"]] * LAYERS,
-        "attention": [COST["attention"]] * LAYERS,
-        "o_proj": [COST["o"]] * LAYERS,
-        "residual": [COST["add"]] * (2 * LAYERS),
-        "ffn_norm": [COST["ffn_norm"]] * LAYERS,
-        "ffn": [COST["ffn"]] * LAYERS,
+        **LAYER_SECONDS,
         "all_reduce": [COST["all_reduce"]] * (1 + 2 * LAYERS),
         "all_gather": [COST["all_reduce"]],
         "lm_head": [2 * COST["lm_head"]],
