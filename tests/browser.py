@@ -29,6 +29,20 @@ class Browser:
         self.problems: list[str] = []
         self.requested: list[str] = []
         self._numbers = itertools.count(1)
+        self._start(folder, language)
+        try:
+            found = self.order("Target.getTargets")
+        except (BrokenPipeError, AssertionError):  # on a busy machine it sometimes ends as soon as it has begun
+            self.close()
+            self._start(folder, language)
+            found = self.order("Target.getTargets")
+        (target,) = [each for each in found["targetInfos"] if each["type"] == "page"][:1]
+        attached = self.order("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self._session: str | None = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.order(f"{domain}.enable")
+
+    def _start(self, folder: Path, language: str) -> None:
         self._pending = b""
         theirs, self._orders = os.pipe()
         self._answers, other = os.pipe()
@@ -48,11 +62,6 @@ class Browser:
         )  # fmt: skip
         os.close(theirs)
         os.close(other)
-        (target,) = [each for each in self.order("Target.getTargets")["targetInfos"] if each["type"] == "page"][:1]
-        attached = self.order("Target.attachToTarget", targetId=target["targetId"], flatten=True)
-        self._session: str | None = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Network", "Log"):
-            self.order(f"{domain}.enable")
 
     _session = None
 
