@@ -41,7 +41,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "deploy" / "demo")]
 
 import outcome  # noqa: E402
 import workers  # noqa: E402
-from rank import EAGER, GRAPH, PREFILL  # noqa: E402
+from rank import DECODES, GRAPH, PREFILL  # noqa: E402
 
 from lightllm_otel.aggregate.collectives import Collectives, last_arrival, noise_seconds, split, sure, told  # noqa: E402
 from lightllm_otel.aggregate.matching import Matched, Matching  # noqa: E402
@@ -151,7 +151,7 @@ def pass_row(run: Run, each: dict[str, Any]) -> dict[str, Any]:
     for matched in steps:
         layers = matched.only(in_layers(matched))
         calls += len(layers.calls)
-        transfer, wait = split(layers.seconds)
+        transfer, wait = split(layers.seconds, layers.launching)
         if len(moved := transfer[told(layers)]):
             transfers.append(float(moved.mean()))
             known += len(moved)
@@ -234,13 +234,14 @@ def slow_group(rows: Rows) -> dict[str, Any]:
     """Of ranks of one kind: how far a slow one moves transfer, in percent; of the worst pass."""
     slow = [row for row in rows if row.get("kind") == "slow"]
     found = [shift for row in slow if (shift := shift_of(row, rows)) is not None]
+    modes = [mode for mode in DECODES if any(row["mode"] == mode for row in slow)]
     beyond = (max(shift["percent"] - shift["noise_percent"], 0.0) for shift in found)
     return {
         # The part beyond what passes without any delay differ by among themselves.
         "transfer_shift_percent": max(beyond, default=None),
         "transfer_shift_percent_with_noise": max((shift["percent"] for shift in found), default=None),
-        "transfer_noise_percent": {mode: plain_noise(rows, mode) for mode in (GRAPH, EAGER)},
-        "transfer_us": {mode: plain_transfer(rows, mode) for mode in (GRAPH, EAGER)},
+        "transfer_noise_percent": {mode: plain_noise(rows, mode) for mode in modes},
+        "transfer_us": {mode: plain_transfer(rows, mode) for mode in modes},
         "slow_steps": sum(row["steps"] for row in slow),
     }
 

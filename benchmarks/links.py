@@ -22,6 +22,7 @@ All 64 prompts are one forward of 65,536 tokens. Alerts are evaluated from the r
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 import signal
@@ -41,7 +42,7 @@ import rank  # noqa: E402
 import variants  # noqa: E402
 import workers  # noqa: E402
 from pairing import Schedule  # noqa: E402
-from rank import EAGER, GRAPH  # noqa: E402
+from rank import DECODES  # noqa: E402
 from variants import Plan, Rows, Variant  # noqa: E402
 
 from lightllm_otel.theory import gpus, links  # noqa: E402
@@ -87,7 +88,7 @@ def summarise(rows: Rows) -> dict[str, Any]:
 def worst(found: dict[str, Any]) -> dict[str, Any]:
     """mode → the least named and the largest shift of all variants. Eager decode is bound by the hosts: another question."""
     answer = {}
-    for mode in (GRAPH, EAGER):
+    for mode in DECODES:
         own = [each["slow_rank"][mode] for each in found.values() if mode in each.get("slow_rank", {})]
         if own:
             shifts = [each["transfer_shift_percent"] for each in own if each["transfer_shift_percent"] is not None]
@@ -117,7 +118,7 @@ def summary_of(name: str, rows: Rows) -> dict[str, Any]:
 def by_mode(rows: Rows) -> dict[str, Any]:
     """mode → the worst pass with a slow rank: how often that was named, how far transfer moved, beyond the noise and with it."""
     found = {}
-    for mode in (GRAPH, EAGER):
+    for mode in DECODES:
         own = [row for row in rows if row.get("mode") == mode]
         if any(row.get("kind") == "slow" for row in own):
             group = collectives.slow_group(own)
@@ -208,7 +209,8 @@ def child(arguments: argparse.Namespace) -> None:
     if arguments.child == "checkpoint":
         workers.checkpoint_of(arguments.work, arguments.shape, arguments.cpu)
         return
-    variants.run_rank(arguments, VARIANTS[arguments.variant[0]], TINY if arguments.cpu else FULL)
+    plan = dataclasses.replace(TINY if arguments.cpu else FULL, only=tuple(arguments.mode or ()))
+    variants.run_rank(arguments, VARIANTS[arguments.variant[0]], plan)
 
 
 def together(merged: Sequence[dict[str, Any]], wanted: Sequence[str]) -> Rows:
@@ -221,19 +223,25 @@ def together(merged: Sequence[dict[str, Any]], wanted: Sequence[str]) -> Rows:
 
 
 def with_passes(rows: Rows, later: dict[str, Any]) -> Rows:
-    """``rows`` with the passes with a slow rank of a later file, and those around them; each says its commit."""
+    """``rows`` with a later file's passes with a slow rank, and those around them, of each mode; each says its commit."""
     passes = [{**row, "commit": later["commit"]} for row in later["rows"] if row.get("kind") in ("plain", "slow")]
-    replaced = {row["variant"] for row in passes}
-    return [
-        *(row for row in rows if row.get("kind") not in ("plain", "slow") or row["variant"] not in replaced), *passes,
-    ]  # fmt: skip
+    replaced = {(row["variant"], row["mode"]) for row in passes}
+    kept = [
+        row for row in rows if row.get("kind") not in ("plain", "slow") or (row["variant"], row["mode"]) not in replaced
+    ]
+    return kept + passes
 
 
 def main() -> None:
     made = variants.parser(__doc__, Path("/dev/shm/links"), limit=150.0)
     made.add_argument("--variant", action="append", choices=tuple(VARIANTS), help="default: all")
+    made.add_argument("--mode", action="append", choices=DECODES, help="only passes with a slow rank, in this mode")
     made.add_argument(
-        "--passes", type=Path, help="an earlier result whose passes with a slow rank replace those of --merge"
+        "--passes",
+        nargs="*",
+        type=Path,
+        default=[],
+        help="earlier results whose passes with a slow rank replace those of --merge",
     )
     made.add_argument("--shape", default=SHAPE)
     made.add_argument("--tp", type=int, default=TP, help=argparse.SUPPRESS)
@@ -246,8 +254,8 @@ def main() -> None:
     wanted = [] if arguments.nothing else arguments.variant or list(VARIANTS)
     merged = [json.loads(path.read_text()) for path in arguments.merge]
     rows = together(merged, wanted)
-    if arguments.passes:
-        merged.append(json.loads(arguments.passes.read_text()))
+    for path in arguments.passes:
+        merged.append(json.loads(path.read_text()))
         rows = with_passes(rows, merged[-1])
     arguments.out.mkdir(parents=True, exist_ok=True)
     if wanted:
@@ -255,8 +263,9 @@ def main() -> None:
     for name in wanted:
         arguments.nccl_port += 1  # the last group's may linger
         own = collectives.run_group(
-            arguments, TP, variants.gpus(arguments.cpu), True, __file__, ["--variant", name], VARIANTS[name].environment,
-            variants.left_rows,
+            arguments, TP, variants.gpus(arguments.cpu), True, __file__,
+            ["--variant", name, *(word for mode in arguments.mode or () for word in ("--mode", mode))],
+            VARIANTS[name].environment, variants.left_rows,
         )  # fmt: skip
         rows += [{"variant": name, **row} for row in own] + [
             {"variant": name, "kind": "modules", "modules": variants.modules()}

@@ -21,6 +21,8 @@ from slowdown import Later, Sleep, Spin, patch_layers
 from workers import CPU_MAX_LENGTH, MAX_LENGTH, say
 
 PREFILL, GRAPH, EAGER = "prefill", "graph", "eager"
+AHEAD = "eager_ahead"  # without graphs, but the GPU begins a step when its host has launched it
+DECODES = (GRAPH, EAGER, AHEAD)
 NOBODY = -1
 SPARE_STEPS = 16
 OWN_PREFILLS = 2
@@ -213,7 +215,7 @@ class Rank:
     def _as(self, each: Pass) -> Any:
         host = self.model.model
         graph = host.graph
-        if each.mode == EAGER:
+        if each.mode in (EAGER, AHEAD):
             host.graph = None
         self._own.on = each.own
         try:
@@ -223,6 +225,8 @@ class Rank:
 
     def _step(self, each: Pass, seed: int) -> None:
         if each.mode != PREFILL:
+            if each.mode == AHEAD:
+                self._later.real.hold()
             self.model.decode()
             return
         if self.model.tokens:

@@ -11,14 +11,20 @@ from typing import Any, Protocol
 PTX = Path(__file__).with_name("spin.ptx")
 LAYER = "lightllm.models.llama.layer_infer.transformer_layer_infer"
 SLOTS = ("_get_o", "_ffn")
+HOLD_SECONDS = 0.04  # a step of 32 layers is launched in 20 ms
 
 
 class Slowdown(Protocol):
-    """``wait`` is called in every slot, also while a graph is captured; ``set`` says for how long from now on."""
+    """``wait`` is called in every slot, also while a graph is captured; ``set`` says for how long from now on.
+
+    ``hold``: the next slot, and only that, keeps the GPU until the host has launched the rest of the step.
+    """
 
     def wait(self) -> None: ...
 
     def set(self, seconds: float) -> None: ...
+
+    def hold(self) -> None: ...
 
 
 class Spin:
@@ -35,11 +41,19 @@ class Spin:
         self._stream = CupyKernels()._stream
         self._kernel = cupy.RawModule(path=str(PTX)).get_function("spin")
         self._cell = torch.zeros(1, dtype=torch.int64, device="cuda")
-        self._arguments = (np.uint64(self._cell.data_ptr()),)
+        self._long = torch.full((1,), round(HOLD_SECONDS * 1e9), dtype=torch.int64, device="cuda")
+        self._arguments, self._held = ((np.uint64(cell.data_ptr()),) for cell in (self._cell, self._long))
+        self._hold = False
 
     def wait(self) -> None:
         with self._stream(self._torch.cuda.current_stream().cuda_stream):
+            if self._hold:
+                self._hold = False
+                self._kernel((1,), (1,), self._held)
             self._kernel((1,), (1,), self._arguments)
+
+    def hold(self) -> None:
+        self._hold = True
 
     def set(self, seconds: float) -> None:
         self._torch.cuda.synchronize()
@@ -59,6 +73,9 @@ class Sleep:
 
     def set(self, seconds: float) -> None:
         self._seconds = seconds
+
+    def hold(self) -> None:
+        """Nothing is launched here, so nothing can be launched ahead."""
 
 
 class Later:

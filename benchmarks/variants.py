@@ -40,7 +40,7 @@ from alternation import Batch  # noqa: E402
 from collectives import Run  # noqa: E402
 from pairing import Schedule  # noqa: E402
 from plugin_cost import OFF, SETTINGS, Case  # noqa: E402
-from rank import EAGER, GRAPH, PREFILL, Pass  # noqa: E402
+from rank import AHEAD, DECODES, EAGER, GRAPH, PREFILL, Pass  # noqa: E402
 
 from lightllm_otel.aggregate.collectives import Collectives  # noqa: E402
 from lightllm_otel.bench import machine  # noqa: E402
@@ -57,7 +57,8 @@ CASES = {"default": "graph_default", "every_step": "graph_every_step"}
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """How much is run. ``sizes``: of the passes; ``repeats``: of the shares; ``tokens``: that are compared of each request;
-    ``overhead``: its schedule, with prompts of ``overhead_input`` tokens.
+    ``overhead``: its schedule, with prompts of ``overhead_input`` tokens; ``only``: nothing but the passes with a slow rank in
+    these modes.
     """
 
     sizes: rank.Sizes
@@ -66,6 +67,7 @@ class Plan:
     tokens: int = 64
     overhead: Schedule = Schedule(256, 8, 8)  # noqa: RUF009 - frozen
     overhead_input: int = 256
+    only: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +83,12 @@ def passes(plan: Plan, tp: int, graphs: bool) -> list[Pass]:
     """The same on every rank; both modes with a slow rank begin at the same context."""
     sizes, decode = plan.sizes, GRAPH if graphs else EAGER
     made = [Pass("warm", PREFILL, 1)]
-    for number in range(plan.repeats):
+    for number in range(0 if plan.only else plan.repeats):
         made += [Pass("share", PREFILL, sizes.prefills)]
         made += [Pass("bandwidth", PREFILL, rank.OWN_PREFILLS, own=True)] if number == 0 else []
         made += [Pass("warm", decode, 3), Pass("share", decode, sizes.share_steps)]
-    for mode in ([GRAPH, EAGER] if graphs else [EAGER]) if plan.inject else []:
+    modes = plan.only or (DECODES if graphs else (EAGER, AHEAD))
+    for mode in modes if plan.inject else ():
         plain = Pass("plain", mode, sizes.steps)
         made += [Pass("warm", PREFILL, 1), Pass("warm", mode, 2), plain]
         for slow in range(tp):
@@ -111,11 +114,11 @@ def run_rank(arguments: argparse.Namespace, variant: Variant, plan: Plan) -> Non
     each = rank.Rank(arguments, plan.sizes, made, model_dir, plan.inject, variant.words)
 
     def go_on(done: list[dict[str, Any]]) -> bool:
-        if variant.needs is None or done[-1]["kind"] != "share" or done[-1]["mode"] == PREFILL:
+        if variant.needs is None or done[-1]["kind"] not in ("share", "plain") or done[-1]["mode"] == PREFILL:
             return True
         return variant.needs in implementations(layout.steps_in(each.cells()), done[-1])
 
-    if not each.run(go_on):
+    if not each.run(go_on) or plan.only:
         return
     kept = workers.RowsFile(arguments.folder / f"more-{arguments.rank}.json")
     quiet(arguments.rank)

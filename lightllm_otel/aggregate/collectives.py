@@ -5,9 +5,10 @@ ranks is the *transfer*, and what a rank has beyond it is its *wait*. Only durat
 different GPUs. The minimum of several noisy times lies below the true one: by up to the noise that
 :func:`noise_seconds` allows, the more the more ranks there are.
 
-In steps that the host launches call by call, a GPU may wait for its host within the call: then the shortest time is no transfer,
-but what launching took (:func:`told`), and the last one may have been another (:func:`sure`). Such calls are left out of what
-they say nothing of.
+In steps that the host launches call by call, a GPU may wait for its host within the call. When it arrived is then known only to
+lie within the time that its host took to launch (``Matched.launching``): its time in the collective is between ``seconds -
+launching`` and ``seconds``. So the shortest time may be what launching took and no transfer (:func:`told`), and the last one may
+have been another (:func:`sure`). Such calls are left out of what they say nothing of; a wait counts as far as it is certain.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from lightllm_otel.vocabulary import Operator, Scope, Site
 
 # From this quantum on, a clock cannot tell one call's transfer: a minimum over its steps would be a rounded-down one.
 COARSE_QUANTUM_SECONDS = 0.25e-6
-# What a host may need to launch a collective, between two events: some tens of microseconds of Python and NCCL.
-LAUNCH_SECONDS = 100e-6
+# From the launch of a kernel to its start on a GPU that has nothing else to do: some microseconds.
+START_SECONDS = 10e-6
 _QUANTA = 4
 At = tuple[int, int]
 """Site code, phase code."""
@@ -36,28 +37,36 @@ def noise_seconds(quantum: float, boundary_cost: float) -> float:
     return _QUANTA * quantum + boundary_cost
 
 
-def split(seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``(transfer, wait)`` of calls on each rank (``seconds``, shape (ranks, calls)): shapes (calls,) and (ranks, calls)."""
+def split(seconds: np.ndarray, launching: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """``(transfer, wait)`` of calls on each rank (``seconds``, shape (ranks, calls)): shapes (calls,) and (ranks, calls).
+
+    ``launching``: as in Matched, or what it adds up to; it is not taken for waiting.
+    """
     transfer: np.ndarray = seconds.min(axis=0)
-    return transfer, seconds - transfer
+    return transfer, np.maximum(least(seconds, launching) - transfer, 0.0)
+
+
+def least(seconds: np.ndarray, launching: np.ndarray | float) -> np.ndarray:
+    """What a rank's time in the collective is at least; the same shape."""
+    started = np.where(np.asarray(launching) > 0, launching + START_SECONDS, 0.0)
+    return np.asarray(np.maximum(seconds - started, 0.0))
 
 
 def sure(matched: Matched) -> np.ndarray:
-    """Which of its calls say who came last, shape (calls,).
-
-    A starved rank began when its host had launched the call, somewhere within its time. That it was not the last one is certain
-    only where it took longer than the shortest by more than launching takes.
-    """
-    waited = matched.seconds - matched.seconds.min(axis=0)
-    unknown: np.ndarray = (matched.starved & (waited > 0) & (waited < LAUNCH_SECONDS)).any(axis=0)
-    return ~unknown
+    """Which of its calls say who came last, shape (calls,): one rank's time is at most what each of the others' is at least."""
+    others = least(matched.seconds, matched.launching)
+    np.put_along_axis(others, _shortest(matched)[None], np.inf, axis=0)
+    return np.asarray(matched.seconds.min(axis=0) <= others.min(axis=0))
 
 
 def told(matched: Matched) -> np.ndarray:
     """Which of its calls say what moving the data took, shape (calls,): the last rank's GPU had nothing else to wait for."""
-    shortest = matched.seconds.argmin(axis=0)
-    starved = matched.starved[shortest, np.arange(len(shortest))]
-    return np.asarray(sure(matched) & ~starved)
+    launching = np.take_along_axis(matched.launching, _shortest(matched)[None], axis=0)[0]
+    return np.asarray(sure(matched) & (launching == 0))
+
+
+def _shortest(matched: Matched) -> np.ndarray:
+    return np.asarray(matched.seconds.argmin(axis=0))
 
 
 def last_arrival(wait: np.ndarray, noise: float) -> np.ndarray:
@@ -72,22 +81,25 @@ def last_arrival(wait: np.ndarray, noise: float) -> np.ndarray:
     return np.where(next_to_last > noise, last, -1)
 
 
-def over_layers(matched: Matched) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def over_layers(matched: Matched) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Calls of a site and operator added up over the layers, for a coarse clock.
 
-    Returns ``(rows, seconds, count)``: the first call of each kind, seconds of an average call on each rank (shape
-    (ranks, kinds)), and how many calls that stands for (shape (kinds,)).
+    Returns ``(rows, seconds, launching, count)``: the first call of each kind, seconds and launching of an average call on
+    each rank (shape (ranks, kinds)), and how many calls that stands for (shape (kinds,)).
     """
     kinds = matched.calls["operator"].astype(int) * len(Site) + matched.calls["site"]
     _, rows, kind, count = np.unique(kinds, return_index=True, return_inverse=True, return_counts=True)
-    sums = np.stack([np.bincount(kind.reshape(-1), row, len(rows)) for row in matched.seconds])
-    return rows, sums / count, count
+    seconds, launching = (
+        np.stack([np.bincount(kind.reshape(-1), row, len(rows)) for row in of_rank]) / count
+        for of_rank in (matched.seconds, matched.launching)
+    )
+    return rows, seconds, launching, count
 
 
-def each_call(matched: Matched) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def each_call(matched: Matched) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """As :func:`over_layers`, for a clock that tells calls apart."""
     many = len(matched.calls)
-    return np.arange(many), matched.seconds, np.ones(many, int)
+    return np.arange(many), matched.seconds, matched.launching, np.ones(many, int)
 
 
 class Collectives:
@@ -119,8 +131,8 @@ class Collectives:
         if matched.scope is Scope.NODE:
             return
         matched = matched.only(sure(matched))
-        rows, seconds, count = over_layers(matched) if coarse else each_call(matched)
-        _, wait = split(seconds)
+        rows, seconds, launching, count = over_layers(matched) if coarse else each_call(matched)
+        _, wait = split(seconds, launching)
         sites = matched.calls["site"][rows]
         for site in np.unique(sites).tolist():
             chosen = sites == site
@@ -131,7 +143,7 @@ class Collectives:
             )
 
     def _count_transfers(self, moved: Matched, phase: int, coarse: bool) -> None:
-        rows, seconds, count = over_layers(moved) if coarse else each_call(moved)
+        rows, seconds, _, count = over_layers(moved) if coarse else each_call(moved)
         transfer, _ = split(seconds)
         sites, payloads = moved.calls["site"][rows], moved.calls["payload_bytes"][rows]
         for site in np.unique(sites).tolist():

@@ -17,6 +17,8 @@ from lightllm_otel.ring import layout
 from lightllm_otel.vocabulary import COLLECTIVES, Scope, Unmatched
 
 MOST_WAITING = 256  # steps that some rank has delivered and another has not
+# Of a collective in a recording that does not say: some tens of microseconds of Python and NCCL.
+UNKNOWN_LAUNCHING_SECONDS = 100e-6
 _CODES = [operator.code for operator in COLLECTIVES]
 _SAME_STEP = ("phase", "mode", "batch", "context", "padded")
 _SAME_CALL = ("operator", "site", "layer", "occurrence", "payload_bytes")
@@ -25,22 +27,22 @@ _SAME_CALL = ("operator", "site", "layer", "occurrence", "payload_bytes")
 @dataclasses.dataclass(frozen=True)
 class Matched:
     """The collectives of one step. ``calls``: those of the first rank (``INTERVAL``, shape (calls,)); ``seconds`` of each on
-    each rank, shape (ranks, calls), rows in the order of ``ranks``. ``starved``: where the GPU waited for its host in it, the
-    same shape.
+    each rank, shape (ranks, calls), rows in the order of ``ranks``. ``launching``: seconds within which the host launched it
+    where the GPU waited for that, else 0; the same shape.
     """
 
     step: np.void
     ranks: tuple[int, ...]
     calls: np.ndarray
     seconds: np.ndarray
-    starved: np.ndarray
+    launching: np.ndarray
     scope: Scope
     size: int
 
     def only(self, chosen: np.ndarray) -> Matched:
         """These of its calls; ``chosen``: shape (calls,)."""
         return dataclasses.replace(
-            self, calls=self.calls[chosen], seconds=self.seconds[:, chosen], starved=self.starved[:, chosen]
+            self, calls=self.calls[chosen], seconds=self.seconds[:, chosen], launching=self.launching[:, chosen]
         )
 
 
@@ -136,8 +138,9 @@ class Matching:
                 self.unmatched[Unmatched.DIFFERENT] += 1
                 return
         seconds = np.stack([of_rank[rank][1]["seconds"] for rank in ranks]).astype(float)
-        starved = np.stack([of_rank[rank][1]["flags"] & layout.STARVED for rank in ranks]) > 0
-        self._sink(Matched(first, ranks, calls, seconds, starved, self.scope, self._size))
+        flags = np.stack([of_rank[rank][1]["flags"] for rank in ranks])
+        launching = layout.launching_seconds(flags, UNKNOWN_LAUNCHING_SECONDS)
+        self._sink(Matched(first, ranks, calls, seconds, launching, self.scope, self._size))
 
     def _give_up(self, number: int, reason: Unmatched) -> None:
         del self._waiting[number]

@@ -20,17 +20,22 @@ _MOST_PAYLOAD = 2**32 - 1
 
 @dataclasses.dataclass(frozen=True)
 class Intervals:
-    """Consecutive intervals: ``codes`` of their marks, ``seconds``, what of it is a boundary's ``cost``, ``starved``.
+    """Consecutive intervals: ``codes`` of their marks, ``seconds``, what of it is a boundary's ``cost``.
 
+    ``launching``: seconds within which the host launched what the GPU waited for; 0 where it was not ``starved``.
     ``closure``: seconds that boundaries cover; of a graph what its own stamps say, by another clock than the events.
     """
 
     codes: tuple[int, ...]
     seconds: np.ndarray
     cost: np.ndarray
-    starved: np.ndarray
+    launching: np.ndarray
     payloads: list[tuple[int, int]]
     closure: float
+
+    @property
+    def starved(self) -> np.ndarray:
+        return np.asarray(self.launching > 0)
 
 
 class Harvest:
@@ -59,7 +64,8 @@ class Harvest:
         intervals = shape.template.copy()
         intervals["seconds"] = np.bincount(shape.row, seconds, rows)
         if parts.starved.any():
-            intervals["flags"][shape.row[parts.starved]] = layout.STARVED
+            launching = np.bincount(shape.row, parts.launching, rows)
+            intervals["flags"] = np.where(launching > 0, layout.STARVED | layout.launching_bits(launching), 0)
         for at, packed in parts.payloads:
             payload, how = unpack(packed)
             row = shape.row[at]
@@ -93,11 +99,12 @@ class Harvest:
         count = len(marking.codes)
         seconds = self._clock.intervals(marking.places[:count])
         starved = np.array(marking.before[1:count]) == self._clock.finished
+        launching = np.where(starved, np.maximum(np.diff(marking.at[:count]), 1) * 1e-9, 0.0)
         # Where the GPU waited for the host, the boundary was over before the next kernel came: nothing to subtract.
         cost = np.where(starved, 0.0, self.calibration.boundary_cost)
         payloads = [(at - 1, payload) for at, payload in marking.payloads]
         codes = tuple(marking.codes[1:])  # the first boundary only begins
-        parts = Intervals(codes, seconds, cost, starved, payloads, float(seconds.sum()))
+        parts = Intervals(codes, seconds, cost, launching, payloads, float(seconds.sum()))
         return parts if step.twin is None else self._with_graph(step, parts)
 
     def _with_graph(self, step: Step, around: Intervals) -> Intervals:
@@ -122,7 +129,7 @@ class Harvest:
             (*around.codes[:at], *twin.codes[1:], self._gap, *around.codes[at + 1 :]),
             spliced(around.seconds, inside, rest),
             spliced(around.cost, np.full(many, self.stamp_calibration.boundary_cost), 0.0),
-            spliced(around.starved, np.zeros(many, dtype=bool), False).astype(bool),
+            spliced(around.launching, np.zeros(many), 0.0),
             [*((at + place - 1, payload) for place, payload in twin.payloads), *around.payloads],
             around.closure - replay + stamped,
         )

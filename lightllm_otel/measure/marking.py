@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter_ns
 from typing import Any
 
 from lightllm_otel.measure.clock import Clock, Handle
@@ -37,10 +38,11 @@ class EagerMarking(Marking):
     """Events on the step's stream.
 
     ``before[i]``: what the clock said of boundary i-1 when boundary i was recorded; where it was over already, the GPU
-    waited for the host. ``places``: the step's first event, which begins the first interval, and then those of ``block``.
+    waited for the host. ``at[i]``: the host's clock then, in nanoseconds. ``places``: the step's first event, which begins the
+    first interval, and then those of ``block``.
     """
 
-    __slots__ = ("_ask", "_record", "_stream", "before", "block", "places")
+    __slots__ = ("_ask", "_record", "_stream", "at", "before", "block", "places")
 
     def __init__(self, clock: Clock, first: Handle, code: int, block: list[Handle], stream: Any, pairs: bool) -> None:
         super().__init__(len(block), pairs)
@@ -48,6 +50,7 @@ class EagerMarking(Marking):
         self.places = [first, *block]
         self.codes.append(code)
         self.before: list[Any] = [None]
+        self.at: list[int] = [perf_counter_ns()]
         self._record = clock.record
         self._ask = clock.ask
         self._stream = stream
@@ -60,14 +63,17 @@ class EagerMarking(Marking):
             return
         places = self.places
         before = self._ask(places[at - 1])
+        now = perf_counter_ns()
         self._record(places[at], self._stream)
         codes.append(code)
         self.before.append(before)
+        self.at.append(now)
 
     def end(self, code: int, last: Handle) -> None:
         """The last interval ends with the step's last event, which is recorded elsewhere."""
         at = len(self.codes)
         self.before.append(self._ask(self.places[at - 1]))
+        self.at.append(perf_counter_ns())
         self.places[at] = last
         self.codes.append(code)
 

@@ -23,7 +23,7 @@ INTERVAL = np.dtype(
     [
         ("operator", "u1"),  # Operator.code
         ("site", "u1"),  # Site.code, for collectives
-        ("flags", "u1"),  # STARVED
+        ("flags", "u1"),  # STARVED, and launching_bits above it
         ("implementation", "u1"),  # Implementation.code, of a collective
         ("layer", "<i2"),  # -1: not in a layer
         ("occurrence", "<u2"),  # how often this operator was called before in this layer and step
@@ -32,6 +32,9 @@ INTERVAL = np.dtype(
     ]
 )
 STARVED = 1  # the previous boundary was already complete when this one was recorded: the GPU waited for the host
+_LAUNCHING_STEPS = 8  # to a factor of two: an eighth of an octave is 9 %
+_LAUNCHING_UNIT = 1e-6
+_LAUNCHING_MOST = 127  # 7 bits: 60 ms or more
 
 STEP = np.dtype(
     [
@@ -99,6 +102,20 @@ assert STEP.itemsize == STEP_CELLS * CELL_BYTES == PACKED_STEP.size
 assert INTERVAL.itemsize == CELL_BYTES
 assert HEADER.itemsize <= JSON_OFFSET
 MAX_INTERVALS = 2**16 - 1
+
+
+def launching_bits(seconds: np.ndarray) -> np.ndarray:
+    """For ``flags``: how long the host was on its way between the two boundaries, rounded up to an eighth of an octave."""
+    steps = np.ceil(_LAUNCHING_STEPS * np.log2(np.maximum(seconds, _LAUNCHING_UNIT) / _LAUNCHING_UNIT)) + 1
+    return np.asarray(np.minimum(steps, _LAUNCHING_MOST).astype(np.uint8) << 1)
+
+
+def launching_seconds(flags: np.ndarray, unknown: float) -> np.ndarray:
+    """Of intervals: 0 where the GPU did not wait for its host, infinite from 60 ms on; ``unknown`` where that is not said."""
+    steps = (flags >> 1).astype(float)
+    seconds = _LAUNCHING_UNIT * 2 ** ((steps - 1) / _LAUNCHING_STEPS)
+    seconds = np.where(steps == 0, unknown, np.where(steps == _LAUNCHING_MOST, np.inf, seconds))
+    return np.asarray(np.where(flags & STARVED, seconds, 0.0))
 
 
 def steps_in(cells: np.ndarray) -> list[tuple[np.void, np.ndarray]]:

@@ -1,5 +1,6 @@
 """From made-up rows of links.py and scaling.py to what is claimed, and from the records of made-up ranks to such rows."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,7 +11,7 @@ import pytest
 import records
 import scaling
 import variants
-from rank import EAGER, GRAPH, NOBODY, PREFILL
+from rank import DECODES, EAGER, GRAPH, NOBODY, PREFILL
 
 from lightllm_otel.vocabulary import Implementation, Mode, Operator, Phase
 
@@ -88,6 +89,8 @@ def test_later_passes_replace_those_of_their_variant_and_nothing_else():
     ]
     kept = [row for row in rows(**BOTH) if row["variant"] == "nccl_pcie" or row["kind"] not in ("slow", "plain")]
     assert found[:-1] == kept
+    other_mode = [{**row, "mode": EAGER} for row in later]
+    assert links.with_passes(rows(**BOTH), {"commit": "abc", "rows": other_mode})[:-1] == rows(**BOTH)
 
 
 def test_the_default_costs_what_the_steps_that_it_samples_cost():
@@ -172,12 +175,18 @@ def test_rows_of_what_ranks_left_say_what_moved_and_by_whom(tmp_path):
     assert next(row for row in found if row["kind"] == "share")["operator"] == Operator.ALL_REDUCE.value
 
 
-def test_both_modes_begin_at_the_same_context():
+def test_all_modes_begin_at_the_same_context():
     made = variants.passes(links.FULL, 2, graphs=True)
     at = {mode: next(number for number, each in enumerate(made) if (each.kind, each.mode) == ("plain", mode))
-          for mode in (GRAPH, EAGER)}  # fmt: skip
+          for mode in DECODES}  # fmt: skip
     assert all((made[first - 2].mode, made[first - 1].kind) == (PREFILL, "warm") for first in at.values())
-    assert [each.delay_ms for each in made if each.kind == "slow"] == [0.02, 0.05, 0.2] * 4
+    assert [each.delay_ms for each in made if each.kind == "slow"] == [0.02, 0.05, 0.2] * 6
+
+
+def test_passes_of_some_modes_are_those_with_a_slow_rank_and_nothing_else():
+    made = variants.passes(dataclasses.replace(links.FULL, only=(EAGER,)), 2, graphs=True)
+    assert {each.kind for each in made} == {"warm", "plain", "slow"}
+    assert {each.mode for each in made} == {PREFILL, EAGER}
 
 
 def test_scaling_repeats_shares_and_slows_nobody():

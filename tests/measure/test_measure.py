@@ -118,7 +118,31 @@ def test_nothing_is_subtracted_where_the_gpu_waited_for_the_host():
     harvest.calibration = Calibration(boundary_cost=0.5)
     _record, intervals = harvest(step, None, True)
     assert intervals["seconds"].tolist() == [8.0, 3.5]
-    assert intervals["flags"].tolist() == [layout.STARVED, 0]
+    assert (intervals["flags"] & layout.STARVED).tolist() == [layout.STARVED, 0]
+
+
+def test_where_the_gpu_waited_for_the_host_the_record_says_how_long_that_was_launching():
+    now = [0.0]
+    step, harvest = sampled_step(fakes.ManualClock(now), now, [8.0, 4.0, 2.0], [True, False, True])
+    step.marking.at = [1_000, 41_000, 61_000, 561_000]
+    _record, intervals = harvest(step, None, True)
+    first, second, third = layout.launching_seconds(intervals["flags"], np.nan)
+    assert 40e-6 <= first < 40e-6 * 1.1
+    assert second == 0.0
+    assert 500e-6 <= third < 500e-6 * 1.1
+
+
+@pytest.mark.parametrize("seconds", [1e-9, 0.9e-6, 1e-6, 3.3e-6, 1e-3, 49e-3])
+def test_a_launching_time_is_never_rounded_down(seconds):
+    flags = layout.STARVED | layout.launching_bits(np.array([seconds]))
+    assert flags[0] & layout.STARVED
+    assert seconds <= layout.launching_seconds(flags, np.nan)[0] <= max(seconds * 1.1, 1e-6)
+
+
+def test_a_launching_time_beyond_what_the_bits_hold_is_no_bound_and_none_is_unknown():
+    flags = layout.STARVED | layout.launching_bits(np.array([0.07, 3600.0]))
+    assert layout.launching_seconds(flags, np.nan).tolist() == [np.inf, np.inf]
+    assert layout.launching_seconds(np.array([layout.STARVED, 0], np.uint8), 0.25).tolist() == [0.25, 0.0]
 
 
 def test_no_interval_is_negative_and_the_operator_is_right_all_the_same():
