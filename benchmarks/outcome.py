@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,7 @@ def write(
         "commit": commit(),
         "command": " ".join(["python", *(Path(word).name if Path(word).exists() else word for word in sys.argv)]),
         "summary": summary,
-        "rows": [
-            *(
-                {"merged": {key: part[key] for key in ("date", "commit", "command", "gpu", "software")}}
-                for part in merged or ()
-            ),
-            *rows,
-        ],
+        "rows": [*sources(merged or ()), *(row for row in rows if "merged" not in row)],
     }
     if not measured and merged:
         content |= {key: merged[-1][key] for key in ("date", "gpu", "software", "commit")}
@@ -52,6 +47,15 @@ def write(
     text = json.dumps(content, indent=1, default=lambda value: value.item())  # numpy's numbers
     path.write_text(text + "\n")
     return path
+
+
+def sources(merged: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where the rows of these files were measured: each of them, and what it was put together from itself; once each."""
+    found: list[dict[str, Any]] = []
+    for part in merged:
+        own = {"merged": {key: part[key] for key in ("date", "commit", "command", "gpu", "software")}}
+        found += [row for row in (*(row for row in part["rows"] if "merged" in row), own) if row not in found]
+    return found
 
 
 def gpu() -> dict[str, Any]:

@@ -42,6 +42,7 @@ from pairing import (  # noqa: E402
 )
 
 PARTS = ("default", "paired", "moe", "alternatives", "servers", "tp2")
+BESIDE = "paired, beside another benchmark"
 MOE_SHAPE = "qwen3-moe"
 Rows = list[dict[str, Any]]
 
@@ -51,12 +52,17 @@ Rows = list[dict[str, Any]]
 
 def summarise(rows: Rows) -> dict[str, Any]:
     """Everything from the rows alone, so that results of several runs can be put together."""
-    samples = {
-        case: Sample.of_rows([row for row in rows if row.get("kind") == "cell" and row["case"] == case])
-        for case in dict.fromkeys(row["case"] for row in rows if row.get("kind") == "cell")
-    }
+    everything, beside = rows, [row for row in rows if row.get("part") == BESIDE]
+    rows = [row for row in rows if row.get("part") != BESIDE]
+    samples = _samples(rows)
     summary: dict[str, Any] = {case: _case(case, samples, rows) for case in samples}
     summary["servers"] = _servers(rows)
+    if beside:
+        again = _samples(beside)
+        summary["beside_another_benchmark"] = {
+            **{case: _case(case, again, beside) for case in again},
+            "resident_mib": _resident(beside),
+        }
     tokens = [row for row in _of("tokens", rows) if row["setting"] != "off"]
     tp2_tokens = [row for row in _of("tp2_tokens", rows) if row["server"] == "instrumented"]
     stock = same_as_stock(rows)
@@ -88,10 +94,10 @@ def summarise(rows: Rows) -> dict[str, Any]:
         "resident_mib": _resident(rows),
         "startup": {f"tp{tp}": _startup(tp, rows) for tp in (1, 2)},
         "twin_mib": {f"tp{tp}": _twin_mib(tp, rows) for tp in (1, 2)},
-        "errors": sum(sum(row["errors"]) for row in (*_of("plugin", rows), *_of("ring", rows))),
+        "errors": sum(sum(row["errors"]) for row in (*_of("plugin", everything), *_of("ring", everything))),
         "dropped": sum(
             count
-            for row in (*_of("plugin", rows), *_of("ring", rows))
+            for row in (*_of("plugin", everything), *_of("ring", everything))
             for reason, count in row["dropped"].items()
             if reason != "control"  # what live control lets go when it switches off
         ),
@@ -99,12 +105,38 @@ def summarise(rows: Rows) -> dict[str, Any]:
     }
 
 
+def _samples(rows: Rows) -> dict[str, Sample]:
+    cells = _of("cell", rows)
+    return {
+        case: Sample.of_rows([row for row in cells if row["case"] == case])
+        for case in dict.fromkeys(row["case"] for row in cells)
+    }
+
+
+def together(merged: Sequence[dict[str, Any]], wanted: Sequence[str]) -> Rows:
+    """Rows of earlier files; the last that has a part counts for it, and none for a part that is measured now."""
+    of_part: dict[str, Rows] = {}
+    for earlier in merged:
+        for part in {row["part"] for row in earlier["rows"] if "part" in row}:
+            of_part[part] = [row for row in earlier["rows"] if row.get("part") == part]
+    return [row for part in (*PARTS, BESIDE) if part not in wanted for row in of_part.get(part, [])]
+
+
+def with_beside(rows: Rows, later: Rows) -> Rows:
+    """``rows`` with a later run of the part paired: its tokens in their place, its times apart from theirs."""
+    tokens = [row for row in later if row.get("kind") == "tokens"]
+    kept = [row for row in rows if not (row.get("part") == "paired" and row.get("kind") == "tokens")]
+    return (
+        kept + tokens + [{**row, "part": BESIDE} for row in later if row.get("part") == "paired" and row not in tokens]
+    )
+
+
 def _of(kind: str, rows: Rows) -> Rows:
     return [row for row in rows if row.get("kind") == kind]
 
 
 def _last(kind: str, name: str, rows: Rows) -> Any:
-    found = [row[name] for row in _of(kind, rows) if row["part"] == "paired"]
+    found = [row[name] for row in _of(kind, rows) if row["part"] in ("paired", BESIDE)]
     return found[-1] if found else None
 
 
@@ -201,6 +233,7 @@ def _startup(tp: int, rows: Rows) -> dict[str, Any]:
     stock, instrumented = min(seconds["stock"]), min(seconds["instrumented"])
     twins = [row["twins"] for row in _of("ring", rows) if row["tp"] == tp]
     return {
+        "starts_of_each": min(map(len, seconds.values())),
         "stock_seconds": stock, "instrumented_seconds": instrumented,
         "added_seconds": round(instrumented - stock, 3),
         "added_percent": round(100 * (instrumented / stock - 1), 2),
@@ -325,7 +358,12 @@ def parser() -> argparse.ArgumentParser:
         nargs="*",
         type=Path,
         default=[],
-        help="earlier partial results; what is run now replaces its part in them",
+        help="earlier partial results: of each part the last counts, or what is run now",
+    )
+    made.add_argument(
+        "--beside",
+        type=Path,
+        help="a result whose part paired shared its machine with another benchmark: its tokens count, its times stand apart",
     )
     made.add_argument("--nothing", action="store_true", help="measure nothing: put the results of --merge together")
     made.add_argument("--child", choices=(*PARTS, "blocking"), help=argparse.SUPPRESS)
@@ -347,7 +385,10 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     merged = [json.loads(path.read_text()) for path in arguments.merge]
     parts = () if arguments.nothing else arguments.part or PARTS
-    rows = [row for earlier in merged for row in earlier["rows"] if row.get("part") not in parts]
+    rows = together(merged, parts)
+    if arguments.beside:
+        merged.append(json.loads(arguments.beside.read_text()))
+        rows = with_beside(rows, merged[-1]["rows"])
     for part in parts:
         rows += run_part(arguments, part, arguments.limit)
         outcome.write("overhead", summarise(rows), rows, arguments.out, merged)

@@ -174,9 +174,17 @@ def not_yet(benchmark: str) -> str:
 
 
 def run_on(found: Any) -> str:
+    """Also of a file that was put together: of what was measured, not of the putting together."""
     gpu = found["gpu"]
-    return (f"*Measured* with `benchmarks/{found['benchmark']}.py` on {found['date']}, on {gpu.get('count', 0)} × "
-            f"{gpu.get('name', 'a CPU')}, at `{found['commit'][:8]}`")  # fmt: skip
+    parts = [
+        row["merged"]
+        for row in found.get("rows", ())
+        if "merged" in row and "--nothing" not in row["merged"]["command"]
+    ]
+    dates = sorted({each["date"] for each in parts or [found]})
+    commits = list(dict.fromkeys(f"`{each['commit'][:7]}`" for each in parts or [found]))
+    return (f"*Measured* with `benchmarks/{found['benchmark']}.py` on {' and '.join(dates)}, on {gpu.get('count', 0)} × "
+            f"{gpu.get('name', 'a CPU')}, at {', '.join(commits)}")  # fmt: skip
 
 
 def shared(summary: Any) -> str:

@@ -284,7 +284,7 @@ def test_starts_are_compared_by_the_quickest_of_each():
     rows = [start("stock", 60.0), start("instrumented", 42.0), start("instrumented", 41.0), start("stock", 40.0),
             start("stock", 30.0, 2), start("instrumented", 33.0, 2), start("stock again", 20.0, 2), ring(1)]  # fmt: skip
     startup = overhead.summarise(rows)["startup"]
-    assert startup["tp1"] == {"stock_seconds": 40.0, "instrumented_seconds": 41.0, "added_seconds": 1.0,
+    assert startup["tp1"] == {"starts_of_each": 2, "stock_seconds": 40.0, "instrumented_seconds": 41.0, "added_seconds": 1.0,
                               "added_percent": 2.5, "twins_seconds": 0.5}  # fmt: skip
     assert startup["tp2"]["stock_seconds"] == 20.0
 
@@ -300,3 +300,30 @@ def test_twins_errors_and_drops_of_all_ranks():
 def test_a_part_that_failed_is_a_problem_of_the_result():
     rows = [{"part": "tp2", "kind": "problem", "problem": "tp2: not done after 300 s"}]
     assert overhead.summarise(rows)["problems"] == ["tp2: not done after 300 s"]
+
+
+def test_of_results_put_together_the_last_that_has_a_part_counts():
+    older = {"rows": [{"merged": {}}, {"part": "paired", "kind": "hook"}, {"part": "moe", "kind": "cell"}]}
+    newer = {"rows": [{"part": "paired", "kind": "tail"}]}
+    assert overhead.together([older, newer], ["moe"]) == newer["rows"]
+    assert overhead.together([older], []) == older["rows"][1:]
+
+
+def test_a_run_beside_another_benchmark_has_its_tokens_counted_and_its_times_apart():
+    cell = {
+        "part": "paired",
+        "kind": "cell",
+        "case": "graph_every_step",
+        "pairs": 4,
+        "off_us": 100.0,
+        "off_kept_us": 100.0,
+    }
+    tokens = {"part": "paired", "kind": "tokens", "setting": "default", "tokens_compared": 8, "identical": True}
+    quiet = [{**cell, "on_us": on, "on_kept_us": on} for on in (101.0, 101.0)]
+    noisy = [{**cell, "on_us": on, "on_kept_us": on} for on in (104.0, 106.0)]
+    rows = overhead.with_beside([*quiet, tokens], [*noisy, {**tokens, "tokens_compared": 32, "identical": False}])
+    found = overhead.summarise(rows)
+    assert found["graph_every_step"]["added_us"] == 1.0
+    assert found["beside_another_benchmark"]["graph_every_step"]["added_us"] == 5.0
+    assert (found["tokens_compared"], found["outputs_identical"]) == (32, False)
+    assert overhead.summarise([*quiet, tokens]).keys().isdisjoint({"beside_another_benchmark"})
