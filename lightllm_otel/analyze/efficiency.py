@@ -18,9 +18,12 @@ Known = Mapping[tuple[str, Phase], "Measured"]
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """``efficiency``: least time over measured time of a step, at most 1; gaps within steps are part of it."""
+    """``efficiency``: least time over measured time of a step, at most 1; gaps within steps are part of it. ``range``: the same
+    for the ends of the mean step's interval (95 %).
+    """
 
     efficiency: float
+    range: tuple[float, float]
     mode: Mode
     run: str
 
@@ -37,9 +40,11 @@ def efficiencies(runs: Iterable[Run], shape: Shape) -> Known:
             seen = pace(run, phase, mode)
             size = batch_of(phase, seen.batch, seen.tokens, seen.context * seen.batch)
             least = sum(each.seconds for each in ideal.step(own, size, on.gpu, on.ranks, on.link, on.element).values())
-            key, efficiency = (on.gpu.name, phase), min(least / seen.mean, 1.0)
+            shortest, longest = seen.interval
+            low, efficiency, high = (min(least / seconds, 1.0) for seconds in (longest, seen.mean, shortest))
+            key = (on.gpu.name, phase)
             if key not in found or efficiency > found[key].efficiency:
-                found[key] = Measured(efficiency, mode, run.name)
+                found[key] = Measured(efficiency, (low, high), mode, run.name)
     return found
 
 

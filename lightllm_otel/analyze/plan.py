@@ -1,7 +1,8 @@
 """Which machine for prefill and which for decode: the cheapest that keeps its limits, by theory and how near to it one gets.
 
 Every time is the least time of :mod:`lightllm_otel.theory.ideal` divided by an efficiency: a measured one where a run on that
-GPU is given, else an assumed range. A plan is worked out at both ends of the range as well, which is its uncertainty.
+GPU is given, with the interval of its mean step, else an assumed range. A plan is worked out at both ends of either as well,
+which is its uncertainty.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 
-from lightllm_otel.analyze.efficiency import efficiencies, unfair, useless
+from lightllm_otel.analyze.efficiency import Measured, efficiencies, unfair, useless
 from lightllm_otel.analyze.runs import Run
 from lightllm_otel.theory import ideal, links, memory
 from lightllm_otel.theory.gpus import Gpu
@@ -106,7 +107,7 @@ def plan(machines: Iterable[Machine], load: Load, runs: Iterable[Run] = ()) -> P
     for machine in machines:
         for phase in (Phase.PREFILL, Phase.DECODE):
             measured = known.get((machine.gpu.name, phase))
-            best, why = _best(machine, load, phase, measured.efficiency if measured is not None else None)
+            best, why = _best(machine, load, phase, measured)
             choices += [best] if best is not None else []
             refusals += [f"{machine.cards} × {machine.gpu.name} in {phase}: {why}"] if best is None else []
     cheapest = {
@@ -135,9 +136,11 @@ def plan(machines: Iterable[Machine], load: Load, runs: Iterable[Run] = ()) -> P
     )  # fmt: skip
 
 
-def _best(machine: Machine, load: Load, phase: Phase, measured: float | None) -> tuple[Choice | None, str]:
+def _best(machine: Machine, load: Load, phase: Phase, measured: Measured | None) -> tuple[Choice | None, str]:
     """The cheapest way to cut the machine, or None and the reason."""
-    low, middle, high = (measured,) * 3 if measured is not None else ASSUMED
+    low, middle, high = ASSUMED
+    if measured is not None:
+        middle, (low, high) = measured.efficiency, measured.range
     options, whys = [], []
     for tp in _cuts(machine, load.shape):
         found, why = _cut(machine, load, phase, tp, middle, measured is not None)

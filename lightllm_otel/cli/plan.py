@@ -83,7 +83,10 @@ def assumptions(found: Plan, load: Load) -> list[str]:
             f"where no run was given, {middle} % of what data sheets allow is reached; ranges are for {low} to {high} %"
         )
     if any(choice.measured for choice in found.choices):
-        lines.append("where a run was given, as near to the data sheet as that run came, at whatever size it ran")
+        lines.append(
+            "where a run was given, as near to the data sheet as that run came; ranges are for the 95 % interval of its mean "
+            "step, and leave out what other sizes than its own would change"
+        )
     return [
         *lines,
         f"{100 * USABLE:.0f} % of a GPU's memory is for weights and cache; every request has {load.input_len} tokens in and "

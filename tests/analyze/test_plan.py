@@ -103,7 +103,13 @@ class TestPlan:
         found = plan((Machine(gpus.find("H200"), 1, 4.0),), load_of(shape.find("llama2-7b")), [run])
         assert found.decode.measured
         assert found.decode.efficiency == known["H200", Phase.DECODE].efficiency
-        assert found.decode.range == (found.decode.cost, found.decode.cost)
+        low, high = known["H200", Phase.DECODE].range
+        efficiency = known["H200", Phase.DECODE].efficiency
+        assert low < efficiency < high <= 1
+        assert found.decode.range == pytest.approx(
+            (found.decode.cost * efficiency / high, found.decode.cost * efficiency / low), rel=0.05
+        )
+        assert found.decode.range[0] < found.decode.cost < found.decode.range[1]
         assert found.notes == ()
 
     def test_a_machine_that_cannot_do_it_is_named_beside_those_that_can(self):
