@@ -82,8 +82,8 @@ METRICS = (
            " low by noise, the more the more ranks there are, by less than lightllm_otel_collective_noise_seconds. Without calls "
            "in which the last rank's GPU waited for its host."),
     Metric("lightllm_gpu_collective_wait_seconds", HISTOGRAM, ("site", "phase"),
-           "What a rank's collective took beyond the shortest, each rank an observation: it waited for the last rank. Without "
-           "calls in which launching may have made another rank the last one."),
+           "What a rank's collective took beyond the shortest, each rank an observation: it waited for the last rank. Not the "
+           "time of its own launching, nor calls in which launching may have made another rank the last one."),
     Metric("lightllm_gpu_collective_rank_wait_seconds_total", COUNTER, ("site", "phase", "rank"),
            "Time that a rank waited in collectives for the others; only waits above the noise."),
     Metric("lightllm_gpu_collective_last_arrivals_total", COUNTER, ("site", "phase", "rank"),
