@@ -122,6 +122,24 @@ def cost() -> str:
     return "\n".join(rows)
 
 
+def link_targets() -> list[tuple[str, str, str, bool]]:
+    """Of two GPUs, the worst of the links."""
+    links = [each for each in result("links")["summary"]["variants"].values() if each.get("available")]
+    highest = max(each["overhead"]["default"]["loss_percent_ci95"][1] for each in links)
+    lost = max(each["overhead"]["default"]["loss_percent"] for each in links)
+    rows = [("two GPUs, default sampling: tokens per second lost, %", "0.1, its interval up to 0.3 at most",
+             f"{lost:.2f}, up to {highest:.2f}", lost <= 0.1 and highest <= 0.3)]  # fmt: skip
+    for mode, words in (("graph", "in CUDA graphs"), ("eager_ahead", "without, launched ahead")):
+        named = min(each["slow_rank"][mode]["named_percent"] for each in links)
+        moved = max(each["slow_rank"][mode]["transfer_shift_percent"] for each in links)
+        rows += [
+            (f"a rank late by 20 µs or more, {words}: named, steps, %, at least", "95", f"{named:.0f}", named >= 95),
+            ("what that moves transfer by, %", "5", f"{moved:.1f}", moved <= 5),
+        ]
+    shared = result("collectives")["summary"]["slow_groups"]["one GPU"]["transfer_shift_percent"]
+    return [*rows, ("the same with both ranks on one GPU, %", "5", f"{shared:.1f}", shared <= 5)]
+
+
 def targets() -> str:
     """What was aimed at before anything was measured, and what came of it."""
     overhead, exact = result("overhead")["summary"], result("accuracy")["summary"]
@@ -157,6 +175,7 @@ def targets() -> str:
         *((f"start-up, {tp}, the quicker of {each['starts_of_each']}, %".replace("the quicker of 1", "one start"), f"+{most}",
            f"{each['added_percent']:+.1f}", each["added_percent"] <= most)
           for (tp, each), most in zip(starts.items(), (5, 15))),
+        *link_targets(),
         ("memory of a model process, MiB, CuPy included; one GPU in the machine, two", "32",
          " and ".join(f"{each:.1f}" for each in resident), max(resident) <= 32),
     ]  # fmt: skip

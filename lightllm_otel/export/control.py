@@ -87,7 +87,7 @@ class Controller:
 
     def _outcome(self, seq: int, level: Level, every: int, ranks: int) -> str:
         what = {
-            Level.OFF: "off: every patch is undone but the one that counts forwards",
+            Level.OFF: "off: in a step every patch is undone but the one that counts forwards",
             Level.STEPS: "steps: whole steps only",
             Level.OPERATORS: f"operators: one decode step in {every}",
         }[level]
