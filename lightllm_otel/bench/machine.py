@@ -8,6 +8,9 @@ import os
 import platform
 from typing import Any
 
+from lightllm_otel.export.link import address, joined
+from lightllm_otel.export.nvml import Nvml
+
 PACKAGES = (
     "torch",
     "triton",
@@ -68,7 +71,7 @@ def _nvml() -> dict[str, Any]:
         return {
             "driver": _text(pynvml.nvmlSystemGetDriverVersion()),
             "gpus": [_gpu(pynvml, handle) for handle in handles],
-            "links": [[_link(pynvml, one, two) for two in handles] for one in handles],
+            "links": _links(pynvml, handles),
         }
     finally:
         pynvml.nvmlShutdown()
@@ -94,15 +97,16 @@ def _gpu(nvml: Any, handle: Any) -> dict[str, Any]:
     return found
 
 
-def _link(nvml: Any, one: Any, two: Any) -> str:
-    """As nvidia-smi topo names how two GPUs are joined, but for NVLink, which is counted elsewhere."""
-    if one is two:
-        return "X"
-    names = {0: "internal", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
-    try:
-        return names.get(int(nvml.nvmlDeviceGetTopologyCommonAncestor(one, two)), "?")
-    except nvml.NVMLError:
-        return "?"
+def _links(module: Any, handles: list[Any]) -> list[list[str]]:
+    """GPU by GPU."""
+    nvml = Nvml(module)
+    places = [nvml.ask(None, "DeviceGetPciInfo", handle) for handle in handles]
+    buses = ["" if place is None else address(place) for place in places]
+    numbered = list(zip(handles, buses))
+    return [
+        ["X" if row == column else joined(nvml, (one, two), (first, second)) for column, (two, second) in enumerate(numbered)]
+        for row, (one, first) in enumerate(numbered)
+    ]  # fmt: skip
 
 
 def _text(value: str | bytes) -> str:

@@ -161,8 +161,9 @@ def render(answered: dict[str, Any]) -> str:
     ]
     if link is not None:
         lines.append(
-            f"{link['kind']} {link['bytes_per_second'] / 1e9:.4g} GB/s both ways: bandwidth takes over latency at "
-            f"{_bytes(link['takeover_payload_bytes'])}"
+            f"{link['kind']} {link['bytes_per_second'] / 1e9:.4g} GB/s both ways"
+            + (f", {duration(link['alpha']['all_reduce'])} a call as measured" if "all_reduce" in link["alpha"] else "")
+            + f": bandwidth takes over latency at {_bytes(link['takeover_payload_bytes'])}"
             + (
                 f"; one all_reduce of decode is {_bytes(link['decode_payload_bytes'])}"
                 if "decode_payload_bytes" in link

@@ -76,6 +76,21 @@ def link(facts: Sequence[Mapping[str, Any]], nvml: Optional[Nvml]) -> GroupLink:
     return GroupLink(kind, kind, 0.0, path, ports)
 
 
+def joined(nvml: Nvml, pair: tuple[Any, Any], buses: tuple[str, str]) -> str:
+    """How two GPUs are joined, as ``nvidia-smi topo --matrix`` has it: NV18 for that many NVLinks, else PIX to SYS."""
+    one, two = pair
+    if _is_near(nvml, one, two):
+        numbers = [number for number in range(MOST_NVLINKS) if nvml.ask(0, "DeviceGetNvLinkState", one, number)]
+        return f"NV{sum(_leads_into(nvml, one, number, buses) for number in numbers)}"
+    return PATHS.get(nvml.ask(-1, "DeviceGetTopologyCommonAncestor", one, two), "?")
+
+
+def _is_near(nvml: Nvml, one: Any, other: Any) -> bool:
+    """By NVLink, directly or over a switch."""
+    said: Any = nvml.ask(None, "DeviceGetP2PStatus", one, other, "P2P_CAPS_INDEX_NVLINK")
+    return bool(said == nvml.constant("P2P_STATUS_OK"))
+
+
 def _kind(nvml: Nvml, facts: Sequence[Mapping[str, Any]], buses: Sequence[str], handles: Sequence[Any]) -> str:
     ranks = int(facts[0].get("tp", 1))
     if ranks == 1:
@@ -111,8 +126,12 @@ def _leads_into(nvml: Nvml, handle: Any, number: int, group: Sequence[str]) -> b
     remote: Any = nvml.ask(None, "DeviceGetNvLinkRemotePciInfo", handle, number)
     if remote is None:
         return True
-    place = f"{remote.domain:08X}:{remote.bus:02X}:{remote.device:02X}.0"
-    return len(group) == 1 or place in group
+    return len(group) == 1 or address(remote) in group
+
+
+def address(place: Any) -> str:
+    """Of NVML's ``nvmlPciInfo_t``, as CUDA writes it."""
+    return f"{place.domain:08X}:{place.bus:02X}:{place.device:02X}.0"
 
 
 def _has_ring(nvml: Nvml, handles: Sequence[Any]) -> bool:
@@ -120,8 +139,7 @@ def _has_ring(nvml: Nvml, handles: Sequence[Any]) -> bool:
     near = {
         (one, other)
         for one, other in itertools.permutations(range(len(handles)), 2)
-        if nvml.ask(None, "DeviceGetP2PStatus", handles[one], handles[other], "P2P_CAPS_INDEX_NVLINK")
-        == nvml.constant("P2P_STATUS_OK")
+        if _is_near(nvml, handles[one], handles[other])
     }
 
     def goes_on(at: int, left: frozenset[int]) -> bool:

@@ -29,7 +29,11 @@ GEN3, GEN4, GEN5 = 32e9, 64e9, 128e9  # PCI Express x16, both directions, PCI-SI
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """Bytes and bytes per second; ``flops`` per second. ``words``: what of NVML's name identifies it, all of them."""
+    """Bytes and bytes per second; ``flops`` per second. ``words``: what of NVML's name identifies it, all of them.
+
+    ``latencies``: (operator, seconds of a call that moves nothing) of collectives between ``latency_ranks`` GPUs, as calibrate
+    measured them; none in data sheets.
+    """
 
     name: str
     flops: float
@@ -40,6 +44,8 @@ class Gpu:
     pcie_bytes_per_second: float
     words: tuple[str, ...]
     source: str
+    latencies: tuple[tuple[str, float], ...] = ()
+    latency_ranks: int = 0
 
 
 class UnknownGpu(LookupError):
@@ -108,7 +114,24 @@ def read(path: Path) -> Gpu:
     group = given.get("nvlink_group", 1)
     if not isinstance(group, int) or group < 1:
         raise UnknownGpu(f"{path} has nvlink_group {group!r}; write how many GPUs NVLink joins, or 1 for none")
+    ranks = given.get("ranks")
     return Gpu(
         name=str(given.get("name", path.stem)), nvlink_group=group, words=(), source=str(path),
+        latencies=_latencies(given.get("collectives"), path), latency_ranks=ranks if isinstance(ranks, int) else 0,
         **{field: float(given[field]) for field in _NUMBERS},
     )  # fmt: skip
+
+
+def _latencies(collectives: Any, path: Path) -> tuple[tuple[str, float], ...]:
+    """What calibrate wrote; a file that somebody wrote by hand need not have it."""
+    if not isinstance(collectives, dict):
+        return ()
+    found = []
+    for name, fit in collectives.items():
+        seconds = fit.get("alpha_seconds") if isinstance(fit, dict) else None
+        if not isinstance(seconds, (int, float)) or not 0 <= seconds < 1:
+            raise UnknownGpu(
+                f"{path} has no alpha_seconds below one second for {name}; calibrate again, or take collectives out"
+            )
+        found.append((str(name), float(seconds)))
+    return tuple(found)

@@ -2,12 +2,14 @@
 
 Time of a collective = α per call + α per hop · hops + bytes / β, for each algorithm and protocol; NCCL takes the best.
 The latencies are NCCL's own (``ncclTunerConstantsDefaults`` in src/graph/tuning.cc, at 5067397): seconds per call and
-per hop of a ring. Its LL protocol sends a flag with every four bytes of data, so half of the bandwidth is left.
+per hop of a ring. Its LL protocol sends a flag with every four bytes of data, so half of the bandwidth is left. Where calibrate has
+measured a machine, its own α per call stands in the place of both.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from lightllm_otel.theory.gpus import Gpu
 
@@ -34,10 +36,14 @@ class NoLink(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """``bytes_per_second``: of one GPU, both directions together, as in data sheets; a collective uses one at a time."""
+    """``bytes_per_second``: of one GPU, both directions together, as in data sheets; a collective uses one at a time.
+
+    ``alpha``: operator → measured seconds of a call that moves nothing, between as many ranks as share the link.
+    """
 
     kind: str
     bytes_per_second: float
+    alpha: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def one_way(self) -> float:
@@ -52,17 +58,19 @@ def link_of(gpu: Gpu, ranks: int, kind: str | None = None) -> Link | None:
     """
     if ranks == 1:
         return None
+    alpha = dict(gpu.latencies) if ranks == gpu.latency_ranks else {}
     has_nvlink = gpu.nvlink_bytes_per_second > 0 and ranks <= gpu.nvlink_group
     if kind == "nvlink" and gpu.nvlink_bytes_per_second == 0:
         raise NoLink(f"{gpu.name} has no NVLink; give --link pcie")
     if kind == "nvlink" or (kind is None and has_nvlink):
-        return Link("nvlink", gpu.nvlink_bytes_per_second)
+        return Link("nvlink", gpu.nvlink_bytes_per_second, alpha)
     if gpu.pcie_bytes_per_second == 0:
         raise NoLink(
             f"{gpu.source} does not say what the link between its GPUs carries; measure it with lightllm-otel calibrate "
             f"--ranks {ranks}, or write pcie_bytes_per_second into it"
         )
-    return Link("pcie", gpu.pcie_bytes_per_second)
+    # What was measured was measured over NVLink, where there is one.
+    return Link("pcie", gpu.pcie_bytes_per_second, {} if has_nvlink else alpha)
 
 
 def traffic(operator: str, payload: float, ranks: int) -> float:
@@ -80,8 +88,10 @@ def hops(operator: str, ranks: int) -> int:
 
 
 def ring_seconds(operator: str, payload: float, ranks: int, link: Link) -> float:
-    """Of one call, by the better protocol."""
+    """Of one call: as it was measured, or else by the better protocol."""
     sent = traffic(operator, payload, ranks)
+    if operator in link.alpha:
+        return link.alpha[operator] + sent / link.one_way
     return min(
         protocol.call_seconds + hops(operator, ranks) * protocol.hop_seconds[link.kind]
         + sent / (link.one_way * protocol.bandwidth_share)

@@ -48,6 +48,26 @@ def test_what_is_measured_becomes_a_gpu_for_theory(tmp_path, capsys):
     assert answered["link"]["kind"] == "nvlink"
     assert answered["link"]["bytes_per_second"] == pytest.approx(400e9)
     assert answered["gpu"]["flops"] == 7e14
+    reduced = answered["phases"]["decode"]["operators"]["all_reduce"]
+    sent = reduced["communication_bytes"]
+    # The measured 20 us a call in the place of NCCL's own: twice a layer, and once for the embedding.
+    assert reduced["ideal_seconds"] == pytest.approx(65 * 20e-6 + sent / 200e9, rel=1e-3)
+    assert cli.main(["theory", "--gpu", str(path), "--model", "llama2-7b", "--tp", "8"]) == 0
+    assert "20 µs a call as measured" in capsys.readouterr().out
+    assert cli.main(["theory", "--gpu", str(path), "--model", "llama2-7b", "--tp", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["link"]["alpha"] == {}, "it was measured between eight"
+
+
+@pytest.mark.parametrize("alpha", [None, "20 us", -1.0, 3.0])
+def test_a_latency_that_no_collective_has_is_one_sentence(tmp_path, capsys, alpha):
+    path = tmp_path / "x.json"
+    about = {"flops": 1e14, "memory_bytes_per_second": 1e12, "memory_bytes": 4e10, "nvlink_bytes_per_second": 0,
+             "pcie_bytes_per_second": 32e9, "ranks": 2, "collectives": {"all_reduce": {"alpha_seconds": alpha}}}  # fmt: skip
+    path.write_text(json.dumps(about))
+    assert cli.main(["theory", "--gpu", str(path), "--model", "llama2-7b", "--tp", "2"]) == 1
+    said = capsys.readouterr().err
+    assert "has no alpha_seconds below one second for all_reduce" in said
+    assert len(said.splitlines()) == 1
 
 
 def test_the_whole_command_on_the_cpu(tmp_path, capsys):

@@ -7,7 +7,7 @@ import pytest
 from nvml_answers import FakeGpu, FakeNvml
 
 from lightllm_otel.export import nvml as nvml_module
-from lightllm_otel.export.link import link
+from lightllm_otel.export.link import joined, link
 from lightllm_otel.export.nvml import Nvml
 from lightllm_otel.theory import gpus, lanes
 
@@ -115,3 +115,24 @@ def test_every_link_has_a_source():
     table = [*lanes.NVLINK.values(), lanes.NARROW_NVLINK, *lanes.PCIE.values()]
     assert all(lane.source.startswith("https://") for lane in table)
     assert set(lanes.NVLINK_GENERATION.values()) == set(lanes.NVLINK)
+
+
+@pytest.mark.parametrize(
+    ("machine", "pairs"),
+    [
+        (nvml_answers.h200(), {(0, 1): "NV18"}),
+        (nvml_answers.a40_pairs(4), {(0, 1): "NV4", (1, 2): "SYS"}),
+        (nvml_answers.v100_cube(), {(0, 3): "NV2"}),
+        (nvml_answers.t4(2, path=10), {(0, 1): "PIX"}),
+    ],
+)
+def test_two_gpus_are_joined_as_the_matrix_of_nvidia_smi_says(machine, pairs):
+    for (one, two), said in pairs.items():
+        assert joined(Nvml(machine), (one, two), (machine.bus(one), machine.bus(two))) == said
+
+
+def test_gpus_that_do_not_say_how_they_are_joined_get_a_question_mark():
+    class Silent(FakeNvml):
+        nvmlDeviceGetTopologyCommonAncestor = nvmlDeviceGetP2PStatus = None
+
+    assert joined(Nvml(Silent([FakeGpu(), FakeGpu()])), (0, 1), ("", "")) == "?"
