@@ -151,7 +151,7 @@ def pass_row(run: Run, each: dict[str, Any]) -> dict[str, Any]:
     for matched in steps:
         layers = matched.only(in_layers(matched))
         calls += len(layers.calls)
-        transfer, wait = split(layers.seconds, layers.launching)
+        transfer, wait = split(layers.seconds, layers.at_least)
         if len(moved := transfer[told(layers)]):
             transfers.append(float(moved.mean()))
             known += len(moved)
@@ -213,7 +213,9 @@ def summarise(rows: Rows) -> dict[str, Any]:
         "slow_groups": {"one GPU" if one_gpu else "a GPU each": each for one_gpu, each in groups.items() if each["slow_steps"]},
         "straggler_named_percent": round(100 * sum(row["named_steps"] for row in slow) / steps, 2) if steps else None,
         "straggler_named_percent_worst_pass": round(min(named), 2) if named else None,
-        "straggler_named_percent_of_calls": _percent(sum(row["named_calls"] for row in slow), sum(row["calls"] for row in slow)),
+        "straggler_named_percent_of_calls": _percent(
+            sum(row["named_calls"] for row in slow), sum(row.get("sure", row["calls"]) for row in slow)
+        ),
         "slow_steps": steps,
         "bus_bandwidth_error_percent": max((abs(row["error_percent"]) for row in bandwidth), default=None),
         "bus_bytes_per_second": [row["exported_bytes_per_second"] for row in bandwidth],

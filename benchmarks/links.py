@@ -42,7 +42,7 @@ import rank  # noqa: E402
 import variants  # noqa: E402
 import workers  # noqa: E402
 from pairing import Schedule  # noqa: E402
-from rank import DECODES  # noqa: E402
+from rank import AHEAD, DECODES, GRAPH  # noqa: E402
 from variants import Plan, Rows, Variant  # noqa: E402
 
 from lightllm_otel.theory import gpus, links  # noqa: E402
@@ -81,7 +81,9 @@ def summarise(rows: Rows) -> dict[str, Any]:
         "topology": {name: value for name, value in topology.items() if name not in ("kind", "variant", "tp", "one_gpu")},
         "one_gpu": any(row.get("one_gpu") for row in rows),
         "alerts": alerts(rows, topology),
-        "problems": [f"{row['variant']}: {row['problem']}" for row in rows if row.get("problem") and "variant" in row],
+        "problems": [f"{row['variant']}: {row['problem']}" for row in rows if row.get("problem") and "variant" in row]
+        + [f"{row['variant']}: {row['kind']} in mode {AHEAD}, but in {missed} calls the GPU waited for its host"
+           for row in rows if row.get("mode") == AHEAD and (missed := row["calls"] - row["told"])],
     }  # fmt: skip
 
 
@@ -124,6 +126,9 @@ def by_mode(rows: Rows) -> dict[str, Any]:
             group = collectives.slow_group(own)
             found[mode] = {
                 "named_percent": collectives.summarise(own)["straggler_named_percent_worst_pass"],
+                "sure_percent": min(
+                    round(100 * row["sure"] / row["calls"], 2) for row in own if row.get("kind") == "slow"
+                ),
                 **{name: group[name] for name in ("transfer_shift_percent", "transfer_shift_percent_with_noise")},
                 "transfer_noise_percent": group["transfer_noise_percent"][mode],
             }
@@ -218,13 +223,15 @@ def together(merged: Sequence[dict[str, Any]], wanted: Sequence[str]) -> Rows:
     of_variant: dict[str, Rows] = {}
     for earlier in merged:
         for name in {row["variant"] for row in earlier["rows"] if "variant" in row}:
-            of_variant[name] = [row for row in earlier["rows"] if row.get("variant") == name]
+            measured = {key: earlier[key] for key in ("date", "commit")}
+            of_variant[name] = [{**measured, **row} for row in earlier["rows"] if row.get("variant") == name]
     return [row for name in VARIANTS if name not in wanted for row in of_variant.get(name, [])]
 
 
 def with_passes(rows: Rows, later: dict[str, Any]) -> Rows:
     """``rows`` with a later file's passes with a slow rank, and those around them, of each mode; each says its commit."""
-    passes = [{**row, "commit": later["commit"]} for row in later["rows"] if row.get("kind") in ("plain", "slow")]
+    measured = {name: later[name] for name in ("date", "commit")}
+    passes = [{**row, **measured} for row in later["rows"] if row.get("kind") in ("plain", "slow")]
     replaced = {(row["variant"], row["mode"]) for row in passes}
     kept = [
         row for row in rows if row.get("kind") not in ("plain", "slow") or (row["variant"], row["mode"]) not in replaced
@@ -246,6 +253,8 @@ def main() -> None:
     made.add_argument("--shape", default=SHAPE)
     made.add_argument("--tp", type=int, default=TP, help=argparse.SUPPRESS)
     arguments = made.parse_args()
+    if arguments.cpu and GRAPH in (arguments.mode or ()):
+        made.error("--mode graph: there are no graphs on a CPU")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what outlives this script keeps its GPU memory
     arguments.shape = "tiny" if arguments.cpu else arguments.shape
     if arguments.child:
@@ -253,7 +262,7 @@ def main() -> None:
         return
     wanted = [] if arguments.nothing else arguments.variant or list(VARIANTS)
     merged = [json.loads(path.read_text()) for path in arguments.merge]
-    rows = together(merged, wanted)
+    rows = together(merged, [] if arguments.mode else wanted)  # of a variant in some modes only, the rest stays
     for path in arguments.passes:
         merged.append(json.loads(path.read_text()))
         rows = with_passes(rows, merged[-1])
@@ -267,9 +276,11 @@ def main() -> None:
             ["--variant", name, *(word for mode in arguments.mode or () for word in ("--mode", mode))],
             VARIANTS[name].environment, variants.left_rows,
         )  # fmt: skip
-        rows += [{"variant": name, **row} for row in own] + [
-            {"variant": name, "kind": "modules", "modules": variants.modules()}
-        ]
+        own = [{"variant": name, **row} for row in own]
+        if arguments.mode:
+            rows = with_passes(rows, {"date": outcome.today(), "commit": outcome.commit(), "rows": own})
+        else:
+            rows += [*own, {"variant": name, "kind": "modules", "modules": variants.modules()}]
         workers.say(f"{name}: {len(rows)} rows so far")
         outcome.write("links", summarise(rows), rows, arguments.out, merged)
     summary = summarise(rows)

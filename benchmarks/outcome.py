@@ -32,7 +32,7 @@ def write(
     """
     content = {
         "benchmark": benchmark,
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "date": today(),
         "gpu": gpu(),
         "software": software(),
         "commit": commit(),
@@ -49,13 +49,18 @@ def write(
     return path
 
 
+def today() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+
+
 def sources(merged: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Where the rows of these files were measured: each of them, and what it was put together from itself; once each."""
-    found: list[dict[str, Any]] = []
+    """What was put together: each of these files, and what it was put together from itself; once each."""
+    found: dict[str, dict[str, Any]] = {}
     for part in merged:
         own = {"merged": {key: part[key] for key in ("date", "commit", "command", "gpu", "software")}}
-        found += [row for row in (*(row for row in part["rows"] if "merged" in row), own) if row not in found]
-    return found
+        for row in (*(row for row in part["rows"] if "merged" in row), own):
+            found.setdefault(json.dumps(row, sort_keys=True), row)
+    return [*found.values()]
 
 
 def gpu() -> dict[str, Any]:

@@ -101,7 +101,7 @@ def summarise(rows: Rows) -> dict[str, Any]:
             for reason, count in row["dropped"].items()
             if reason != "control"  # what live control lets go when it switches off
         ),
-        "problems": [row["problem"] for row in _of("problem", rows)],
+        "problems": [row["problem"] for row in _of("problem", everything)],
     }
 
 
@@ -125,7 +125,10 @@ def together(merged: Sequence[dict[str, Any]], wanted: Sequence[str]) -> Rows:
 def with_beside(rows: Rows, later: Rows) -> Rows:
     """``rows`` with a later run of the part paired: its tokens in their place, its times apart from theirs."""
     tokens = [row for row in later if row.get("kind") == "tokens"]
-    kept = [row for row in rows if not (row.get("part") == "paired" and row.get("kind") == "tokens")]
+    kept = [
+        row for row in rows
+        if row.get("part") != BESIDE and not (row.get("part") == "paired" and row.get("kind") == "tokens")
+    ]  # fmt: skip
     return (
         kept + tokens + [{**row, "part": BESIDE} for row in later if row.get("part") == "paired" and row not in tokens]
     )

@@ -80,7 +80,7 @@ class Variant:
 
 
 def passes(plan: Plan, tp: int, graphs: bool) -> list[Pass]:
-    """The same on every rank; both modes with a slow rank begin at the same context."""
+    """The same on every rank; all modes with a slow rank begin at the same context."""
     sizes, decode = plan.sizes, GRAPH if graphs else EAGER
     made = [Pass("warm", PREFILL, 1)]
     for number in range(0 if plan.only else plan.repeats):

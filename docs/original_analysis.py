@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,16 +174,12 @@ def not_yet(benchmark: str) -> str:
     return f"Not measured yet: `benchmarks/{benchmark}.py`."
 
 
-def run_on(found: Any) -> str:
-    """Also of a file that was put together: of what was measured, not of the putting together."""
+def run_on(found: Any, kinds: Sequence[str] = ()) -> str:
+    """``kinds``: of the rows that are spoken of. Rows that were put together say where they are from, others are the file's."""
     gpu = found["gpu"]
-    parts = [
-        row["merged"]
-        for row in found.get("rows", ())
-        if "merged" in row and "--nothing" not in row["merged"]["command"]
-    ]
-    dates = sorted({each["date"] for each in parts or [found]})
-    commits = list(dict.fromkeys(f"`{each['commit'][:7]}`" for each in parts or [found]))
+    rows = [row for row in found.get("rows", ()) if row.get("kind") in kinds] or [{}]
+    dates = sorted({row.get("date", found["date"]) for row in rows})
+    commits = sorted({f"`{row.get('commit', found['commit'])[:7]}`" for row in rows})
     return (f"*Measured* with `benchmarks/{found['benchmark']}.py` on {' and '.join(dates)}, on {gpu.get('count', 0)} × "
             f"{gpu.get('name', 'a CPU')}, at {', '.join(commits)}")  # fmt: skip
 
@@ -213,9 +210,9 @@ def measured_links(results: Path) -> str:
     heads = ["all_reduce, NVLink · PCIe", "payload", "transfer of a call", "ratio", "theory", "bus bandwidth, GB/s",
              "share of the step, %"]  # fmt: skip
     return "\n\n".join([
-        f"*The original:* twice as fast over NVLink in prefill, hardly different in decode. {run_on(found)}: LLaMA-7B's shape, "
-        f"TP 2, batch 64, 1024 tokens in; `{summary['topology'].get('link')}` by NVML, the slower side without peer access, "
-        f"through the host's memory.{shared(summary)}",
+        f"*The original:* twice as fast over NVLink in prefill, hardly different in decode. {run_on(found, ('moved', 'share'))}: "
+        f"LLaMA-7B's shape, TP 2, batch 64, 1024 tokens in; `{summary['topology'].get('link')}` by NVML, the slower side without "
+        f"peer access, through the host's memory.{shared(summary)}",
         table(heads, rows), why(summary, ratios), *custom(own),
     ])  # fmt: skip
 

@@ -6,9 +6,10 @@ different GPUs. The minimum of several noisy times lies below the true one: by u
 :func:`noise_seconds` allows, the more the more ranks there are.
 
 In steps that the host launches call by call, a GPU may wait for its host within the call. When it arrived is then known only to
-lie within the time that its host took to launch (``Matched.launching``): its time in the collective is between ``seconds -
-launching`` and ``seconds``. So the shortest time may be what launching took and no transfer (:func:`told`), and the last one may
-have been another (:func:`sure`). Such calls are left out of what they say nothing of; a wait counts as far as it is certain.
+lie within the time that its host took to launch (``Matched.launching``): its time in the collective is at most ``seconds``,
+and at least ``Matched.at_least``. So the shortest time may be what launching took and no transfer (:func:`told`), and the last
+one may have been another (:func:`sure`). Such calls are left out of what they say nothing of; a wait counts as far as it is
+certain.
 """
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ from lightllm_otel.vocabulary import Operator, Scope, Site
 
 # From this quantum on, a clock cannot tell one call's transfer: a minimum over its steps would be a rounded-down one.
 COARSE_QUANTUM_SECONDS = 0.25e-6
-# From the launch of a kernel to its start on a GPU that has nothing else to do: some microseconds.
-START_SECONDS = 10e-6
 _QUANTA = 4
 At = tuple[int, int]
 """Site code, phase code."""
@@ -37,36 +36,31 @@ def noise_seconds(quantum: float, boundary_cost: float) -> float:
     return _QUANTA * quantum + boundary_cost
 
 
-def split(seconds: np.ndarray, launching: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+def split(seconds: np.ndarray, at_least: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """``(transfer, wait)`` of calls on each rank (``seconds``, shape (ranks, calls)): shapes (calls,) and (ranks, calls).
 
-    ``launching``: as in Matched, or what it adds up to; it is not taken for waiting.
+    ``at_least``: Matched's, where it is not ``seconds``; a rank waited for what that is beyond the shortest at any rate.
     """
     transfer: np.ndarray = seconds.min(axis=0)
-    return transfer, np.maximum(least(seconds, launching) - transfer, 0.0)
-
-
-def least(seconds: np.ndarray, launching: np.ndarray | float) -> np.ndarray:
-    """What a rank's time in the collective is at least; the same shape."""
-    started = np.where(np.asarray(launching) > 0, launching + START_SECONDS, 0.0)
-    return np.asarray(np.maximum(seconds - started, 0.0))
+    return transfer, np.maximum((seconds if at_least is None else at_least) - transfer, 0.0)
 
 
 def sure(matched: Matched) -> np.ndarray:
     """Which of its calls say who came last, shape (calls,): one rank's time is at most what each of the others' is at least."""
-    others = least(matched.seconds, matched.launching)
-    np.put_along_axis(others, _shortest(matched)[None], np.inf, axis=0)
+    others = matched.at_least.copy()
+    np.put_along_axis(others, _first(matched)[None], np.inf, axis=0)
     return np.asarray(matched.seconds.min(axis=0) <= others.min(axis=0))
 
 
 def told(matched: Matched) -> np.ndarray:
     """Which of its calls say what moving the data took, shape (calls,): the last rank's GPU had nothing else to wait for."""
-    launching = np.take_along_axis(matched.launching, _shortest(matched)[None], axis=0)[0]
+    launching = np.take_along_axis(matched.launching, _first(matched)[None], axis=0)[0]
     return np.asarray(sure(matched) & (launching == 0))
 
 
-def _shortest(matched: Matched) -> np.ndarray:
-    return np.asarray(matched.seconds.argmin(axis=0))
+def _first(matched: Matched) -> np.ndarray:
+    """The row with the shortest time of each call; of two the one that may be shorter still."""
+    return np.asarray(np.lexsort((matched.at_least, matched.seconds), axis=0)[0])
 
 
 def last_arrival(wait: np.ndarray, noise: float) -> np.ndarray:
@@ -81,25 +75,30 @@ def last_arrival(wait: np.ndarray, noise: float) -> np.ndarray:
     return np.where(next_to_last > noise, last, -1)
 
 
-def over_layers(matched: Matched) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Calls of a site and operator added up over the layers, for a coarse clock.
+class Kinds:
+    """What of a step's calls is taken together: each call for itself, or all of a site and operator over the layers. Calls in
+    which a rank was launching are never taken together: what that took differs by more than a coarse clock's step.
 
-    Returns ``(rows, seconds, launching, count)``: the first call of each kind, seconds and launching of an average call on
-    each rank (shape (ranks, kinds)), and how many calls that stands for (shape (kinds,)).
+    ``rows``: the first call of each kind; ``count``: how many calls it stands for.
     """
-    kinds = matched.calls["operator"].astype(int) * len(Site) + matched.calls["site"]
-    _, rows, kind, count = np.unique(kinds, return_index=True, return_inverse=True, return_counts=True)
-    seconds, launching = (
-        np.stack([np.bincount(kind.reshape(-1), row, len(rows)) for row in of_rank]) / count
-        for of_rank in (matched.seconds, matched.launching)
-    )
-    return rows, seconds, launching, count
 
+    def __init__(self, matched: Matched, coarse: bool) -> None:
+        many = len(matched.calls)
+        self.rows, self.count = np.arange(many), np.ones(many, int)
+        self._kind = self.rows
+        if coarse:
+            kinds = matched.calls["operator"].astype(int) * len(Site) + matched.calls["site"]
+            alone = (matched.launching > 0).any(axis=0)
+            kinds[alone] = -1 - np.flatnonzero(alone)
+            _, self.rows, kind, self.count = np.unique(
+                kinds, return_index=True, return_inverse=True, return_counts=True
+            )
+            self._kind = kind.reshape(-1)
 
-def each_call(matched: Matched) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """As :func:`over_layers`, for a clock that tells calls apart."""
-    many = len(matched.calls)
-    return np.arange(many), matched.seconds, matched.launching, np.ones(many, int)
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """``values`` of each rank and call, shape (ranks, calls): of each rank and kind."""
+        sums = [np.bincount(self._kind, of_rank, len(self.rows)) for of_rank in values]
+        return np.asarray(np.stack(sums) / self.count)
 
 
 class Collectives:
@@ -130,22 +129,15 @@ class Collectives:
         self._count_transfers(moved, phase, coarse)
         if matched.scope is Scope.NODE:
             return
-        matched = matched.only(sure(matched))
-        rows, seconds, launching, count = over_layers(matched) if coarse else each_call(matched)
-        _, wait = split(seconds, launching)
-        sites = matched.calls["site"][rows]
-        for site in np.unique(sites).tolist():
-            chosen = sites == site
-            times = count[chosen]
-            self._histogram(self.wait, site, phase).observe(np.repeat(wait[:, chosen], times, axis=1).reshape(-1))
-            self._count_waits(
-                matched.ranks, wait[:, chosen], times, (site, phase), noise_seconds(quantum, boundary_cost)
-            )
+        noise = noise_seconds(quantum, boundary_cost)
+        self._count_waits(matched, phase, coarse, noise)
+        self._count_last(matched.only(sure(matched)), phase, coarse, noise)
 
     def _count_transfers(self, moved: Matched, phase: int, coarse: bool) -> None:
-        rows, seconds, _, count = over_layers(moved) if coarse else each_call(moved)
-        transfer, _ = split(seconds)
-        sites, payloads = moved.calls["site"][rows], moved.calls["payload_bytes"][rows]
+        kinds = Kinds(moved, coarse)
+        transfer, _ = split(kinds.mean(moved.seconds))
+        count = kinds.count
+        sites, payloads = moved.calls["site"][kinds.rows], moved.calls["payload_bytes"][kinds.rows]
         for site in np.unique(sites).tolist():
             chosen = sites == site
             if moved.scope is Scope.NODE:
@@ -155,14 +147,28 @@ class Collectives:
             self._histogram(self.transfer, site, phase).observe(np.repeat(transfer[chosen], count[chosen]))
             self.windows[site, phase].add(payloads[chosen], transfer[chosen])
 
-    def _count_waits(self, ranks: tuple[int, ...], wait: np.ndarray, times: np.ndarray, at: At, noise: float) -> None:
-        waited = (np.where(wait > noise, wait, 0.0) * times).sum(axis=1)
-        last = last_arrival(wait, noise)
-        for row, rank in enumerate(ranks):
-            self.wait_seconds[at[0], at[1], rank] += float(waited[row])
-            # The embedding's comes first in a step: who is late there was woken late by the host, and says nothing of a GPU.
-            if at[0] != Site.EMBEDDING.code:
-                self.last_arrivals[at[0], at[1], rank] += int(times[last == row].sum())
+    def _count_waits(self, matched: Matched, phase: int, coarse: bool, noise: float) -> None:
+        kinds = Kinds(matched, coarse)
+        _, wait = split(kinds.mean(matched.seconds), kinds.mean(matched.at_least))
+        sites = matched.calls["site"][kinds.rows]
+        for site in np.unique(sites).tolist():
+            chosen = sites == site
+            own, times = wait[:, chosen], kinds.count[chosen]
+            self._histogram(self.wait, site, phase).observe(np.repeat(own, times, axis=1).reshape(-1))
+            waited = (np.where(own > noise, own, 0.0) * times).sum(axis=1)
+            for row, rank in enumerate(matched.ranks):
+                self.wait_seconds[site, phase, rank] += float(waited[row])
+
+    def _count_last(self, known: Matched, phase: int, coarse: bool, noise: float) -> None:
+        """``known``: calls that say who it was."""
+        kinds = Kinds(known, coarse)
+        _, wait = split(kinds.mean(known.seconds), kinds.mean(known.at_least))
+        last, sites = last_arrival(wait, noise), known.calls["site"][kinds.rows]
+        # The embedding's comes first in a step: who is late there was woken late by the host, and says nothing of a GPU.
+        for site in set(np.unique(sites).tolist()) - {Site.EMBEDDING.code}:
+            times = np.where(sites == site, kinds.count, 0)
+            for row, rank in enumerate(known.ranks):
+                self.last_arrivals[site, phase, rank] += int(times[last == row].sum())
 
     def _count_payloads(self, matched: Matched, phase: int) -> None:
         calls = matched.calls

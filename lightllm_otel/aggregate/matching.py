@@ -7,6 +7,7 @@ trusted: a step is compared only if all ranks say that they computed the same ba
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +20,8 @@ from lightllm_otel.vocabulary import COLLECTIVES, Scope, Unmatched
 MOST_WAITING = 256  # steps that some rank has delivered and another has not
 # Of a collective in a recording that does not say: some tens of microseconds of Python and NCCL.
 UNKNOWN_LAUNCHING_SECONDS = 100e-6
+# From the launch of a kernel to its start on a GPU that has nothing else to do: some microseconds.
+START_SECONDS = 10e-6
 _CODES = [operator.code for operator in COLLECTIVES]
 _SAME_STEP = ("phase", "mode", "batch", "context", "padded")
 _SAME_CALL = ("operator", "site", "layer", "occurrence", "payload_bytes")
@@ -39,11 +42,22 @@ class Matched:
     scope: Scope
     size: int
 
+    @functools.cached_property
+    def at_least(self) -> np.ndarray:
+        """Seconds that each rank was in each collective at any rate, the same shape."""
+        return without_launching(self.seconds, self.launching)
+
     def only(self, chosen: np.ndarray) -> Matched:
         """These of its calls; ``chosen``: shape (calls,)."""
         return dataclasses.replace(
             self, calls=self.calls[chosen], seconds=self.seconds[:, chosen], launching=self.launching[:, chosen]
         )
+
+
+def without_launching(seconds: np.ndarray, launching: np.ndarray) -> np.ndarray:
+    """What of ``seconds`` is left when a rank arrived as late as its host's ``launching`` allows; the same shape."""
+    started = np.where(launching > 0, launching + START_SECONDS, 0.0)
+    return np.asarray(np.maximum(seconds - started, 0.0))
 
 
 class Matching:

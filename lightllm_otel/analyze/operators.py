@@ -15,8 +15,8 @@ from lightllm_otel.theory.work import Work
 from lightllm_otel.vocabulary import COLLECTIVES, Mode, Operator, Phase
 
 HOST = "host"
-# Of an operator's time in intervals at whose start the GPU waited. How long it waited is not known, so an operator that
-# reaches half of what the hardware allows is not blamed on the host.
+# Of an operator's time in intervals at whose start the GPU waited. How long it waited is known only to be no longer than the
+# host took to launch, so an operator that reaches half of what the hardware allows is not blamed on the host.
 _MOSTLY, _BUSY = 0.5, 0.5
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lightllm_otel.aggregate.matching import UNKNOWN_LAUNCHING_SECONDS, without_launching
 from lightllm_otel.analyze.runs import Repeat
 from lightllm_otel.ring import layout
 from lightllm_otel.vocabulary import COLLECTIVES, IdleReason, Operator, Phase, Site
@@ -84,7 +85,8 @@ def _intervals(repeat: Repeat, rank: int, of_step: slice, at: float, waits: np.n
 
 
 def collective_waits(repeat: Repeat) -> np.ndarray:
-    """Seconds of each interval that are more than the fastest rank's in the same collective; 0 for all others.
+    """Seconds of each interval that are more than the fastest rank's in the same collective; 0 for all others. What launching
+    may have taken is none of them.
 
     Only where every rank has the call: same step, layer, operator, site and occurrence.
     """
@@ -104,7 +106,9 @@ def collective_waits(repeat: Repeat) -> np.ndarray:
     least = np.full(int(group.max()) + 1, np.inf)
     np.minimum.at(least, group, seconds)
     complete = np.bincount(group) == ranks
-    waits[chosen] = np.where(complete[group], seconds - least[group], 0.0)
+    launching = layout.launching_seconds(calls["flags"], UNKNOWN_LAUNCHING_SECONDS)
+    at_least = without_launching(seconds, launching)
+    waits[chosen] = np.where(complete[group], np.maximum(at_least - least[group], 0.0), 0.0)
     return waits
 
 

@@ -179,7 +179,7 @@ class Server:
                 intervals = plan.intervals.copy()
                 intervals["seconds"] = times[rank]
                 if not decode:
-                    intervals["flags"][:2] = layout.STARVED
+                    intervals["flags"][:2] = layout.STARVED | layout.launching_bits(times[rank, :2])
                 head["flags"], head["intervals"] = layout.SAMPLED, len(intervals)
             ring.write(head.tobytes(), intervals)
             ring.header["sampled_steps"] += sampled

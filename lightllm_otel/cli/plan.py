@@ -85,7 +85,7 @@ def assumptions(found: Plan, load: Load) -> list[str]:
     if any(choice.measured for choice in found.choices):
         lines.append(
             "where a run was given, as near to the data sheet as that run came; ranges are for the 95 % interval of its mean "
-            "step, and leave out what other sizes than its own would change"
+            "step (of a single recording: within it), and leave out what other sizes than its own would change"
         )
     return [
         *lines,

@@ -80,15 +80,15 @@ METRICS = (
     Metric("lightllm_gpu_collective_transfer_seconds", HISTOGRAM, ("site", "phase"),
            "Shortest time of one collective over the ranks of its group, in sampled steps: what moving the data took. Biased"
            " low by noise, the more the more ranks there are, by less than lightllm_otel_collective_noise_seconds. Without calls "
-           "in which the last rank's GPU waited for its host."),
+           "whose last rank is not known, or had a GPU that waited for its host."),
     Metric("lightllm_gpu_collective_wait_seconds", HISTOGRAM, ("site", "phase"),
-           "What a rank's collective took beyond the shortest, each rank an observation: it waited for the last rank. Not the "
-           "time of its own launching, nor calls in which launching may have made another rank the last one."),
+           "What a rank's collective took beyond the shortest, each rank an observation: it waited for the last rank. Without the "
+           "time that its own launching may have taken."),
     Metric("lightllm_gpu_collective_rank_wait_seconds_total", COUNTER, ("site", "phase", "rank"),
-           "Time that a rank waited in collectives for the others; only waits above the noise."),
+           "Time that a rank waited in collectives for the others, at least; only waits above the noise."),
     Metric("lightllm_gpu_collective_last_arrivals_total", COUNTER, ("site", "phase", "rank"),
-           "Collectives to which this rank came last while all others waited longer than the noise. Not of the embedding's, "
-           "whose wait is that for the host's wake-up."),
+           "Collectives to which this rank is known to have come last while all others waited longer than the noise. Not of the "
+           "embedding's, whose wait is that for the host's wake-up."),
     Metric("lightllm_gpu_collective_payload_bytes_total", COUNTER, ("operator", "site", "phase", "implementation"),
            "Bytes of the collectives whose transfer is known, each call of the group once, by who moved them. Divided by the "
            "seconds of that transfer: nccl-tests' algorithm bandwidth."),

@@ -16,6 +16,7 @@ from lightllm_otel.vocabulary import Operator
 
 _NO_INTERVALS = np.zeros(0, layout.INTERVAL)
 _MOST_PAYLOAD = 2**32 - 1
+_LEAST_LAUNCHING = 1e-9  # seconds: above 0, which says that there was none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,8 @@ class Harvest:
         intervals["seconds"] = np.bincount(shape.row, seconds, rows)
         if parts.starved.any():
             launching = np.bincount(shape.row, parts.launching, rows)
-            intervals["flags"] = np.where(launching > 0, layout.STARVED | layout.launching_bits(launching), 0)
+            starved = np.flatnonzero(launching)
+            intervals["flags"][starved] = layout.STARVED | layout.launching_bits(launching[starved])
         for at, packed in parts.payloads:
             payload, how = unpack(packed)
             row = shape.row[at]
@@ -99,7 +101,7 @@ class Harvest:
         count = len(marking.codes)
         seconds = self._clock.intervals(marking.places[:count])
         starved = np.array(marking.before[1:count]) == self._clock.finished
-        launching = np.where(starved, np.maximum(np.diff(marking.at[:count]), 1) * 1e-9, 0.0)
+        launching = np.where(starved, np.maximum(np.diff(marking.at[:count]), _LEAST_LAUNCHING), 0.0)
         # Where the GPU waited for the host, the boundary was over before the next kernel came: nothing to subtract.
         cost = np.where(starved, 0.0, self.calibration.boundary_cost)
         payloads = [(at - 1, payload) for at, payload in marking.payloads]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter_ns
 from typing import Any
 
 from lightllm_otel.measure.clock import Clock, Handle
@@ -38,19 +37,29 @@ class EagerMarking(Marking):
     """Events on the step's stream.
 
     ``before[i]``: what the clock said of boundary i-1 when boundary i was recorded; where it was over already, the GPU
-    waited for the host. ``at[i]``: the host's clock then, in nanoseconds. ``places``: the step's first event, which begins the
-    first interval, and then those of ``block``.
+    waited for the host. ``at[i]``: the host's clock just before that, in seconds; of the first one just after. ``places``: the
+    step's first event, which begins the first interval, and then those of ``block``.
     """
 
-    __slots__ = ("_ask", "_record", "_stream", "at", "before", "block", "places")
+    __slots__ = ("_ask", "_now", "_record", "_stream", "at", "before", "block", "places")
 
-    def __init__(self, clock: Clock, first: Handle, code: int, block: list[Handle], stream: Any, pairs: bool) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        first: Handle,
+        code: int,
+        block: list[Handle],
+        stream: Any,
+        pairs: bool,
+        now: Callable[[], float],
+    ) -> None:
         super().__init__(len(block), pairs)
         self.block = block
         self.places = [first, *block]
         self.codes.append(code)
         self.before: list[Any] = [None]
-        self.at: list[int] = [perf_counter_ns()]
+        self.at: list[float] = [now()]
+        self._now = now
         self._record = clock.record
         self._ask = clock.ask
         self._stream = stream
@@ -63,7 +72,7 @@ class EagerMarking(Marking):
             return
         places = self.places
         before = self._ask(places[at - 1])
-        now = perf_counter_ns()
+        now = self._now()
         self._record(places[at], self._stream)
         codes.append(code)
         self.before.append(before)
@@ -73,7 +82,7 @@ class EagerMarking(Marking):
         """The last interval ends with the step's last event, which is recorded elsewhere."""
         at = len(self.codes)
         self.before.append(self._ask(self.places[at - 1]))
-        self.at.append(perf_counter_ns())
+        self.at.append(self._now())
         self.places[at] = last
         self.codes.append(code)
 

@@ -165,7 +165,7 @@ class Timer:
             self._drop(DropReason.PENDING_FULL)
             return
         step.marking = self.armed = EagerMarking(
-            self._clock, step.ends[0], self.gap, block, step.stream, step.work.pairs
+            self._clock, step.ends[0], self.gap, block, step.stream, step.work.pairs, self._cpu
         )
 
     def disarm(self, reason: Whole) -> None:

@@ -32,9 +32,9 @@ INTERVAL = np.dtype(
     ]
 )
 STARVED = 1  # the previous boundary was already complete when this one was recorded: the GPU waited for the host
-_LAUNCHING_STEPS = 8  # to a factor of two: an eighth of an octave is 9 %
-_LAUNCHING_UNIT = 1e-6
-_LAUNCHING_MOST = 127  # 7 bits: 60 ms or more
+# What launching may have taken, in 7 bits: eight steps to a factor of two, 1 microsecond to 50.5 milliseconds.
+_LAUNCHING_LEVELS = 1e-6 * 2 ** (np.arange(126) / 8)
+_LAUNCHING_MORE = 127
 
 STEP = np.dtype(
     [
@@ -105,17 +105,14 @@ MAX_INTERVALS = 2**16 - 1
 
 
 def launching_bits(seconds: np.ndarray) -> np.ndarray:
-    """For ``flags``: how long the host was on its way between the two boundaries, rounded up to an eighth of an octave."""
-    steps = np.ceil(_LAUNCHING_STEPS * np.log2(np.maximum(seconds, _LAUNCHING_UNIT) / _LAUNCHING_UNIT)) + 1
-    return np.asarray(np.minimum(steps, _LAUNCHING_MOST).astype(np.uint8) << 1)
+    """For ``flags``: how long the host was on its way between two boundaries, rounded up."""
+    return np.asarray((np.searchsorted(_LAUNCHING_LEVELS, seconds) + 1).astype(np.uint8) << 1)
 
 
 def launching_seconds(flags: np.ndarray, unknown: float) -> np.ndarray:
-    """Of intervals: 0 where the GPU did not wait for its host, infinite from 60 ms on; ``unknown`` where that is not said."""
-    steps = (flags >> 1).astype(float)
-    seconds = _LAUNCHING_UNIT * 2 ** ((steps - 1) / _LAUNCHING_STEPS)
-    seconds = np.where(steps == 0, unknown, np.where(steps == _LAUNCHING_MOST, np.inf, seconds))
-    return np.asarray(np.where(flags & STARVED, seconds, 0.0))
+    """Of intervals: 0 where the GPU did not wait for its host, infinite above the last level; ``unknown`` where not said."""
+    levels = np.concatenate(([unknown], _LAUNCHING_LEVELS, [np.inf]))
+    return np.asarray(np.where(flags & STARVED, levels[flags >> 1], 0.0))
 
 
 def steps_in(cells: np.ndarray) -> list[tuple[np.void, np.ndarray]]:

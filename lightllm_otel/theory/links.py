@@ -2,8 +2,8 @@
 
 Time of a collective = α per call + α per hop · hops + bytes / β, for each algorithm and protocol; NCCL takes the best.
 The latencies are NCCL's own (``ncclTunerConstantsDefaults`` in src/graph/tuning.cc, at 5067397): seconds per call and
-per hop of a ring. Its LL protocol sends a flag with every four bytes of data, so half of the bandwidth is left. Where calibrate has
-measured a machine, its own α per call stands in the place of both.
+per hop of a ring. Its LL protocol sends a flag with every four bytes of data, so half of the bandwidth is left. Where
+calibrate has measured a machine, its own α per call stands in the place of both.
 """
 
 from __future__ import annotations

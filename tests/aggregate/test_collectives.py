@@ -1,19 +1,21 @@
 """The same collective on several ranks: what belongs together, and how its time is told apart. In exact values."""
 
+import itertools
+
 import numpy as np
 import pytest
 import records
 
-from lightllm_otel.aggregate.collectives import last_arrival, noise_seconds, over_layers, split
+from lightllm_otel.aggregate.collectives import Collectives, Kinds, last_arrival, noise_seconds, split, sure, told
 from lightllm_otel.aggregate.group import Group
-from lightllm_otel.aggregate.matching import MOST_WAITING
+from lightllm_otel.aggregate.matching import MOST_WAITING, Matched
 from lightllm_otel.cli.demo import find
 from lightllm_otel.export.recording import read_recording
 from lightllm_otel.ring import layout
 from lightllm_otel.vocabulary import Implementation, Mode, Operator, Phase, Scope, Site
 
 ATTENTION, FFN, EMBEDDING = Site.ATTENTION.code, Site.FFN.code, Site.EMBEDDING.code
-DECODE = Phase.DECODE.code
+DECODE, PREFILL = Phase.DECODE.code, Phase.PREFILL.code
 LAYERS = 2
 
 
@@ -181,9 +183,82 @@ def test_layers_are_added_up_by_operator_and_site():
     for rank in range(2):
         group.consume(rank, records.cells(records.with_collectives(0, records.collectives([[1, 2], [3, 4]]))))
     group.settle()
-    rows, seconds, _, count = over_layers(seen[0])
-    assert seen[0].calls["site"][rows].tolist() == [ATTENTION, FFN]
-    assert (seconds.tolist(), count.tolist()) == ([[2.0, 3.0]] * 2, [2, 2])
+    kinds = Kinds(seen[0], coarse=True)
+    assert seen[0].calls["site"][kinds.rows].tolist() == [ATTENTION, FFN]
+    assert (kinds.mean(seen[0].seconds).tolist(), kinds.count.tolist()) == ([[2.0, 3.0]] * 2, [2, 2])
+
+
+# Bound by the hosts -----------------------------------------------------------------------------------------------------
+
+
+def calls_of(seconds, launching, scope=Scope.GROUP):
+    """All of one site: microseconds of each rank, shape (ranks, calls)."""
+    seconds, launching = (1e-6 * np.array(each, float) for each in (seconds, launching))
+    calls = records.collectives(np.zeros((seconds.shape[1], 1)))
+    step = np.void(np.zeros(1, layout.STEP)[0])
+    return Matched(step, tuple(range(len(seconds))), calls, seconds, launching, scope, len(seconds))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "launching", "is_sure", "is_told"),
+    [
+        ([30, 500], [0, 0], True, True),
+        ([30, 500], [0, 459], True, True),
+        ([30, 500], [0, 461], False, False),
+        ([30, 500], [0, np.inf], False, False),
+        ([30, 500], [20, 0], True, False),
+        ([30, 500, 600], [0, 100, 100], True, True),
+        ([30, 500, 600], [0, 100, 580], False, False),
+        ([30, 500, 600], [0, 480, 100], False, False),
+        ([30], [20], True, False),
+    ],
+)
+def test_who_was_last_is_known_where_one_took_no_longer_than_each_other_did_at_least(
+    seconds, launching, is_sure, is_told
+):
+    for order in itertools.permutations(range(len(seconds))):  # the order of the ranks is no reason
+        matched = calls_of([[seconds[rank]] for rank in order], [[launching[rank]] for rank in order])
+        assert sure(matched).tolist() == [is_sure]
+        assert told(matched).tolist() == [is_told]
+
+
+@pytest.mark.parametrize("launching", [(0, 60), (60, 0)])
+def test_of_two_equal_times_the_one_that_was_launching_may_be_the_shorter(launching):
+    """It came last, or both came at once."""
+    matched = calls_of([[50], [50]], [[each] for each in launching])
+    assert (sure(matched).tolist(), told(matched).tolist()) == ([True], [False])
+
+
+def counted(matched, quantum=0.0):
+    found = Collectives()
+    found.add(matched, quantum, 0.0)
+    return found
+
+
+def test_a_wait_counts_as_far_as_it_is_certain_also_where_the_last_one_is_not_known():
+    found = counted(calls_of([[100], [2000], [115]], [[0], [50], [30]]))
+    assert not found.transfer
+    assert not any(found.last_arrivals.values())
+    waits = [found.wait_seconds[ATTENTION, PREFILL, rank] for rank in range(3)]
+    assert waits == [0.0, pytest.approx(1840e-6), 0.0]
+    assert found.wait[ATTENTION, PREFILL].total == pytest.approx(1840e-6), "no observation is negative"
+
+
+def test_of_a_group_that_spans_hosts_doubtful_calls_are_no_local_minimum():
+    found = counted(calls_of([[30, 30], [500, 500]], [[0, 0], [100, 480]], scope=Scope.NODE))
+    assert found.local_calls[ATTENTION, PREFILL] == 1
+    assert found.local_seconds[ATTENTION, PREFILL] == pytest.approx(30e-6)
+    assert not found.wait
+
+
+@pytest.mark.parametrize("quantum", [0.0, 0.5e-6])
+def test_one_call_of_a_host_that_hung_does_not_hide_what_the_others_say(quantum):
+    """Also of a coarse clock, whose calls are added up: 63 of 64 waits remain."""
+    seconds = [[1050.0] * 63 + [60_000.0], [50.0] * 63 + [61_000.0]]
+    launching = [[0.0] * 63 + [np.inf], [0.0] * 64]
+    found = counted(calls_of(seconds, launching), quantum)
+    assert found.wait_seconds[ATTENTION, PREFILL, 0] == pytest.approx(63 * 1000e-6, rel=0.04)
+    assert found.last_arrivals[ATTENTION, PREFILL, 1] >= 63
 
 
 # Volumes ----------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import records
 import scaling
 import variants
-from rank import DECODES, EAGER, GRAPH, NOBODY, PREFILL
+from rank import AHEAD, DECODES, EAGER, GRAPH, NOBODY, PREFILL
 
 from lightllm_otel.vocabulary import Implementation, Mode, Operator, Phase
 
@@ -45,8 +45,8 @@ def build(prefill_us=1000.0, decode_us=20.0, how="nccl"):
     """Rows of a variant."""
     return [
         dict(TOPOLOGY), *shares(1, PREFILL, prefill_us, 4e5, payload=1 << 29), *shares(4, GRAPH, decode_us, 6e3, how),
-        {"kind": "slow", "mode": GRAPH, "slow": 1, "delay_ms": 0.02, "steps": 24, "matched": 24, "calls": 10, "named_calls": 9,
-         "named_steps": 18, "transfer_us": decode_us, "wait_us": [20.0, 0.0]},
+        {"kind": "slow", "mode": GRAPH, "slow": 1, "delay_ms": 0.02, "steps": 24, "matched": 24, "calls": 10,
+         "told": 10, "sure": 8, "named_calls": 9, "named_steps": 18, "transfer_us": decode_us, "wait_us": [20.0, 0.0]},
         *({"kind": "plain", "mode": GRAPH, "steps": 24, "transfer_us": decode_us} for _ in range(2)),
         {"kind": "tokens", "rank": 0, "setting": "default", "tokens_compared": 4096, "identical": True},
         *({"kind": "cell", "rank": 0, "case": case, "pairs": 14, **dict.fromkeys(("on_us", "on_kept_us"), on),
@@ -83,14 +83,28 @@ def test_later_passes_replace_those_of_their_variant_and_nothing_else():
     later = rows(
         nccl_nvlink=[{"kind": "slow", "mode": GRAPH, "slow": 0, "delay_ms": 0.2, "steps": 24, "named_steps": 24}]
     )
-    found = links.with_passes(rows(**BOTH), {"commit": "abc", "rows": later})
-    assert [row["commit"] for row in found if row["variant"] == "nccl_nvlink" and row["kind"] in ("slow", "plain")] == [
-        "abc"
+    measured = {"date": "2026-11-26", "commit": "abc"}
+    found = links.with_passes(rows(**BOTH), {**measured, "rows": later})
+    assert [row for row in found if row["variant"] == "nccl_nvlink" and row["kind"] in ("slow", "plain")] == [
+        {**later[0], **measured}
     ]
     kept = [row for row in rows(**BOTH) if row["variant"] == "nccl_pcie" or row["kind"] not in ("slow", "plain")]
     assert found[:-1] == kept
     other_mode = [{**row, "mode": EAGER} for row in later]
-    assert links.with_passes(rows(**BOTH), {"commit": "abc", "rows": other_mode})[:-1] == rows(**BOTH)
+    assert links.with_passes(rows(**BOTH), {**measured, "rows": other_mode})[:-1] == rows(**BOTH)
+
+
+def test_launched_ahead_is_not_what_it_says_where_a_gpu_waited_for_its_host():
+    ahead = {"kind": "plain", "mode": AHEAD, "calls": 64, "sure": 64, "told": 63, "transfer_us": 10.0, "steps": 1}
+    assert links.summarise(rows(nccl_pcie=[ahead]))["problems"] == [
+        "nccl_pcie: plain in mode eager_ahead, but in 1 calls the GPU waited for its host"
+    ]
+    assert links.summarise(rows(nccl_pcie=[{**ahead, "told": 64}]))["problems"] == []
+
+
+def test_how_many_calls_say_who_was_last_is_told():
+    slow = links.summarise(rows(nccl_nvlink=build()))["variants"]["nccl_nvlink"]["slow_rank"]
+    assert slow[GRAPH]["sure_percent"] == 80.0
 
 
 def test_the_default_costs_what_the_steps_that_it_samples_cost():
@@ -215,8 +229,13 @@ def test_scaling_is_a_speedup_for_each_operator_and_what_repeats_differ_by():
 
 
 def test_the_last_file_with_a_variant_counts_for_it():
-    first, second = {"rows": rows(**BOTH)}, {"rows": rows(nccl_pcie=[{"kind": "problem", "problem": "none"}])}
+    older, newer = {"date": "2026-11-25", "commit": "abc"}, {"date": "2026-11-26", "commit": "def"}
+    first = {**older, "rows": rows(**BOTH)}
+    second = {**newer, "rows": rows(nccl_pcie=[{"kind": "problem", "problem": "none"}])}
     found = links.together([first, second], [])
-    assert [row for row in found if row["variant"] == "nccl_pcie"] == second["rows"]
-    assert [row for row in found if row["variant"] == "nccl_nvlink"] == rows(nccl_nvlink=build())
+    assert [row for row in found if row["variant"] == "nccl_pcie"] == [{**newer, **row} for row in second["rows"]]
+    assert [row for row in found if row["variant"] == "nccl_nvlink"] == [
+        {**older, **row} for row in rows(nccl_nvlink=build())
+    ]
+    assert links.together([{**newer, "rows": found}], []) == found, "rows keep where they were measured"
     assert links.together([first], ["nccl_nvlink", "nccl_pcie"]) == []

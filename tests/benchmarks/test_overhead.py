@@ -327,3 +327,6 @@ def test_a_run_beside_another_benchmark_has_its_tokens_counted_and_its_times_apa
     assert found["beside_another_benchmark"]["graph_every_step"]["added_us"] == 5.0
     assert (found["tokens_compared"], found["outputs_identical"]) == (32, False)
     assert overhead.summarise([*quiet, tokens]).keys().isdisjoint({"beside_another_benchmark"})
+    assert overhead.with_beside(rows, noisy) == overhead.with_beside([*quiet], noisy), "a later one replaces it"
+    failed = overhead.with_beside(rows, [{"part": "paired", "kind": "problem", "problem": "paired: not done"}])
+    assert overhead.summarise(failed)["problems"] == ["paired: not done"]

@@ -84,7 +84,7 @@ def sampled_step(clock, now, durations, starved):
     gap = marks.code(Mark(Operator.GAP))
     clock.record(step.ends[0], None)
     step.closed = True
-    step.marking = EagerMarking(clock, step.ends[0], gap, clock.handles(len(durations)), None, False)
+    step.marking = EagerMarking(clock, step.ends[0], gap, clock.handles(len(durations)), None, False, lambda: now[0])
     for at, duration in enumerate(durations, 1):
         now[0] += duration
         code = marks.code(Mark(Operator.FFN, at))
@@ -123,8 +123,7 @@ def test_nothing_is_subtracted_where_the_gpu_waited_for_the_host():
 
 def test_where_the_gpu_waited_for_the_host_the_record_says_how_long_that_was_launching():
     now = [0.0]
-    step, harvest = sampled_step(fakes.ManualClock(now), now, [8.0, 4.0, 2.0], [True, False, True])
-    step.marking.at = [1_000, 41_000, 61_000, 561_000]
+    step, harvest = sampled_step(fakes.ManualClock(now), now, [40e-6, 20e-6, 500e-6], [True, False, True])
     _record, intervals = harvest(step, None, True)
     first, second, third = layout.launching_seconds(intervals["flags"], np.nan)
     assert 40e-6 <= first < 40e-6 * 1.1
@@ -132,7 +131,43 @@ def test_where_the_gpu_waited_for_the_host_the_record_says_how_long_that_was_lau
     assert 500e-6 <= third < 500e-6 * 1.1
 
 
-@pytest.mark.parametrize("seconds", [1e-9, 0.9e-6, 1e-6, 3.3e-6, 1e-3, 49e-3])
+def test_launching_ends_before_the_boundary_is_recorded():
+    """What recording itself takes, and what comes after, is the next one's."""
+    now = [0.0]
+    clock = fakes.ManualClock(now)
+    record = clock.record
+
+    def slow(handle, stream):
+        record(handle, stream)
+        now[0] += 1e-3
+
+    clock.record = slow
+    step, harvest = sampled_step(clock, now, [40e-6, 20e-6], [True, True])
+    _record, intervals = harvest(step, None, True)
+    first, second = layout.launching_seconds(intervals["flags"], np.nan)
+    assert 40e-6 <= first < 50e-6
+    assert 1.02e-3 <= second < 1.2e-3
+
+
+def test_pieces_of_an_operator_add_up_what_launching_took():
+    now = [0.0]
+    clock, marks = fakes.ManualClock(now), Marks()
+    gap, part = marks.code(Mark(Operator.GAP)), marks.code(Mark(Operator.FFN, 0))
+    step = Step(7, Work(Phase.DECODE, 2, 2, 100), clock.handles(2), None, 5.0)
+    clock.record(step.ends[0], None)
+    step.closed = True
+    step.marking = EagerMarking(clock, step.ends[0], gap, clock.handles(4), None, False, lambda: now[0])
+    for seconds, code in ((30e-6, marks.part(part)), (8e-6, marks.code(Mark(Operator.ALL_REDUCE, 0))), (34e-6, part)):
+        now[0] += seconds
+        step.marking.mark(code)
+    step.marking.before[1:] = [True, False, True]
+    _record, intervals = Harvest(clock, marks, marks.code(Mark(Operator.GAP, -2)), gap)(step, None, True)
+    launching = dict(zip(intervals["operator"].tolist(), layout.launching_seconds(intervals["flags"], np.nan)))
+    assert 64e-6 <= launching[Operator.FFN.code] < 64e-6 * 1.1
+    assert launching[Operator.ALL_REDUCE.code] == 0.0
+
+
+@pytest.mark.parametrize("seconds", [1e-9, 0.9e-6, 1e-6, 3.3e-6, 1e-3, 49e-3, 50.5e-3])
 def test_a_launching_time_is_never_rounded_down(seconds):
     flags = layout.STARVED | layout.launching_bits(np.array([seconds]))
     assert flags[0] & layout.STARVED
@@ -140,7 +175,7 @@ def test_a_launching_time_is_never_rounded_down(seconds):
 
 
 def test_a_launching_time_beyond_what_the_bits_hold_is_no_bound_and_none_is_unknown():
-    flags = layout.STARVED | layout.launching_bits(np.array([0.07, 3600.0]))
+    flags = layout.STARVED | layout.launching_bits(np.array([50.6e-3, 3600.0]))
     assert layout.launching_seconds(flags, np.nan).tolist() == [np.inf, np.inf]
     assert layout.launching_seconds(np.array([layout.STARVED, 0], np.uint8), 0.25).tolist() == [0.25, 0.0]
 
