@@ -82,8 +82,8 @@ METRICS = (
            " low by noise, the more the more ranks there are, by less than lightllm_otel_collective_noise_seconds. Without calls "
            "whose last rank is not known, or had a GPU that waited for its host."),
     Metric("lightllm_gpu_collective_wait_seconds", HISTOGRAM, ("site", "phase"),
-           "What a rank's collective took beyond the shortest, each rank an observation: it waited for the last rank. Without the "
-           "time that its own launching may have taken."),
+           "What a rank's collective took beyond the shortest, each rank an observation: it waited for the last rank. Without "
+           "the time that its own launching may have taken."),
     Metric("lightllm_gpu_collective_rank_wait_seconds_total", COUNTER, ("site", "phase", "rank"),
            "Time that a rank waited in collectives for the others, at least; only waits above the noise."),
     Metric("lightllm_gpu_collective_last_arrivals_total", COUNTER, ("site", "phase", "rank"),
