@@ -187,13 +187,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def probed_python(wheel_python: Path) -> Path:
     """The wheel's Python, in which MODULE_PROBE=FOLDER reveals what every process has imported, CPU_GRAPHS=1 gives
-    servers on the CPU something like CUDA graphs, and SLOW_RANK=FILE slows one rank down.
+    servers on the CPU something like CUDA graphs, SLOW_RANK=FILE slows one rank down, and BROKEN_RANK breaks the plugin of one.
     """
     (site_packages,) = wheel_python.parents[1].glob("lib/python*/site-packages")
     for module, variable in (
         ("module_probe", "MODULE_PROBE"),
         ("cpu_graphs", "CPU_GRAPHS"),
         ("slow_rank", "SLOW_RANK"),
+        ("broken_rank", "BROKEN_RANK"),
     ):
         (site_packages / f"{module}.py").write_text((Path(__file__).parent / f"{module}.py").read_text())
         line = f"import os; os.environ.get('{variable}') and __import__('{module}')\n"

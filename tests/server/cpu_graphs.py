@@ -12,6 +12,7 @@ from typing import Any
 
 import wrapt
 
+OWN = "own"  # a graph without collectives, to calibrate with: each rank replays it as it likes
 CAPTURING = [False]  # on a GPU nothing runs then; here it does, and must not count as a replay
 
 
@@ -22,7 +23,7 @@ class Graph:
     def replay(self) -> None:
         import torch.distributed as dist
 
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if self._kind != OWN and dist.is_initialized() and dist.get_world_size() > 1:
             said: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(said, self._kind)
             if len(set(said)) > 1:
@@ -61,7 +62,7 @@ def graphs_on_cpu(module: Any) -> None:
             body()
         finally:
             CAPTURING[0] = False
-        return Graph("twin", body)
+        return Graph("twin" if getattr(body, "__qualname__", "").startswith("Twins.") else OWN, body)
 
     def seconds(self: Any, graph: Any) -> float:
         began = time.perf_counter()

@@ -40,3 +40,27 @@ def test_twins_are_armed_on_all_ranks_replayed_by_the_host_and_answer_as_its_own
     if tp > 1:
         assert metrics.total(name, operator="all_reduce", mode="graph") == (2 * LAYERS + 1) * calls["lm_head"]
     assert "ranks replay different graphs" not in observed.server.log.read_text(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("absent", "rank 1 did not vote on 'plan': is the plugin there?"),
+        ("capture", "the twin for batch size 2 could not be captured on every rank"),
+    ],
+)
+def test_where_one_rank_alone_fails_no_rank_replays_a_twin_and_the_answers_stay(
+    how: str, said: str, observe: Callable[..., Observed], server_of: ServerOf, host_of: Callable[[str, int], Host]
+) -> None:
+    """A replay that the other rank does not make would hang both."""
+    with server_of(host_of("new", 2), ENVIRONMENT, graphs=True) as stock:
+        expected = [stock.generate(f"prompt number {number}", 4) for number in range(3)]
+
+    observed = observe(("new", 2), env={**ENVIRONMENT, "BROKEN_RANK": how}, graphs=True)
+    assert [observed.server.generate(f"prompt number {number}", 4) for number in range(3)] == expected
+    metrics = observed.settled()
+    assert metrics.total("lightllm_otel_graph_twins") == 0
+    assert said in observed.server.log.read_text(errors="replace")
+    calls = metrics.total("lightllm_gpu_operator_duration_seconds_count", phase="decode", mode="graph", operator="ffn")
+    assert calls == 0
+    assert metrics.steps("decode") > 0, "whole steps are measured all the same"
