@@ -31,10 +31,12 @@ def parser() -> argparse.ArgumentParser:
     live.add_argument("--once", action="store_true", help="print one table and end")
     live.add_argument("--url", help="address of an exporter; default: the one that announced itself on this machine")
     live.add_argument("--every", type=float, default=2.0, metavar="SECONDS")
+    live.add_argument("--json", action="store_true", help="a line of JSON instead of each table")
 
     control = commands.add_parser("ctl", help="change what a running server measures, without a restart")
     control.add_argument("words", nargs="+", metavar="off|steps|operators|every N")
     control.add_argument("--group", help="the server's name as doctor shows it, where several run")
+    control.add_argument("--json", action="store_true")
 
     ideal = commands.add_parser("theory", help="what a step must cost on a machine, and what bounds it")
     ideal.add_argument("--model", help="a name (llama2-70b), a config.json, or a folder with one")
@@ -107,13 +109,13 @@ def _exporter(given: argparse.Namespace) -> int:
 def _top(given: argparse.Namespace) -> int:
     from lightllm_otel.cli.top import top
 
-    return top(given.url, given.once, given.every)
+    return top(given.url, given.once, given.every, given.json)
 
 
 def _ctl(given: argparse.Namespace) -> int:
     from lightllm_otel.cli.ctl import ctl
 
-    return ctl(given.words, given.group)
+    return ctl(given.words, given.group, given.json)
 
 
 def _theory(given: argparse.Namespace) -> int:

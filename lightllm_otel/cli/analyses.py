@@ -57,7 +57,9 @@ def add(commands: Any) -> None:
     capture.add_argument(
         "--seconds", type=float, help="give up after so long, default: 60; with --kernels: for how long, default: 2"
     )
-    capture.add_argument("--kernels", action="store_true", help="torch.profiler on the first rank; slows it meanwhile")
+    capture.add_argument(
+        "--kernels", action="store_true", help="torch.profiler on the first rank, which it slows; not of CUDA graphs"
+    )
     capture.add_argument(
         "--out", type=Path, metavar="FOLDER", help="where the recording's folder is made; default: here"
     )

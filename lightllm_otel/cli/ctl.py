@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from lightllm_otel.export.control import SOCKET, Refused, ask
 from lightllm_otel.ring.folder import LOCK_NAME, is_locked
 
 
-def ctl(words: list[str], group: str | None) -> int:
+def ctl(words: list[str], group: str | None, as_json: bool = False) -> int:
     """Exit status 0 when it was accepted."""
     try:
-        print(ask(find(group), request(words)))
+        folder, asked = find(group), request(words)
+        said = ask(folder, asked)
+        print(json.dumps({"kind": "ctl", "group": folder.name, "asked": asked, "said": said}) if as_json else said)
     except Refused as problem:
         print(f"lightllm-otel ctl: {problem}", file=sys.stderr)
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from typing import Any
@@ -29,6 +30,7 @@ def add(commands: Any) -> None:
     grafana.add_argument("--datasource", metavar="NAME", help="the Prometheus that the dashboards show at first")
     grafana.add_argument("--prometheus-url", metavar="URL", help="make that data source (or change it) to point there")
     grafana.add_argument("--dry-run", action="store_true", help="with push: say what would change, as a diff")
+    grafana.add_argument("--json", action="store_true")
 
 
 def grafana(given: argparse.Namespace) -> int:
@@ -63,18 +65,23 @@ def _changes(given: argparse.Namespace) -> tuple[Grafana, list[Change]]:
 
 def _push(given: argparse.Namespace) -> int:
     server, changes = _changes(given)
+    say = (lambda text: None) if given.json else print
     for change in changes:
         if given.dry_run:
-            print(f"{change.what} {DUE[change.state]}")
-            print("".join(f"  {line}\n" for line in change.diff), end="")
+            say("\n".join([f"{change.what} {DUE[change.state]}", *(f"  {line}" for line in change.diff)]))
             continue
         server.apply(change)
-        print(f"{change.what}: {DONE[change.state]}")
+        say(f"{change.what}: {DONE[change.state]}")
+    if given.json:
+        print(_json(given, changes))
     return 0
 
 
 def _check(given: argparse.Namespace) -> int:
     server, changes = _changes(given)
+    if given.json:
+        print(_json(given, changes))
+        return int(any(change.state != SAME for change in changes))
     print(f"Grafana {server.version()} at {given.url}")
     for change in changes:
         print(f"{change.what} {DUE[change.state]}")
@@ -82,3 +89,10 @@ def _check(given: argparse.Namespace) -> int:
         return 0
     print("next: lightllm-otel grafana push")
     return 1
+
+
+def _json(given: argparse.Namespace, changes: list[Change]) -> str:
+    """What was done, or (check, --dry-run) is due."""
+    words = DUE if given.action == "check" or given.dry_run else DONE
+    found = [{"what": each.what, "state": words[each.state], "diff": list(each.diff)} for each in changes]
+    return json.dumps({"kind": "grafana", "action": given.action, "url": given.url, "changes": found})

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lightllm_otel.analyze.kernels import Kernel
+from lightllm_otel.analyze.kernels import OUTSIDE, Kernel
 from lightllm_otel.analyze.kernels import kernels as kernels_of
 from lightllm_otel.cli.ctl import find
 from lightllm_otel.cli.units import duration
@@ -75,4 +75,9 @@ def render(rows: list[Kernel], path: Path) -> str:
         lines += [f"  {row.calls:>7} × {duration(row.seconds / row.calls):>8}  {row.name[:90]}" for row in own[:_SHOWN]]
         if len(own) > _SHOWN:
             lines.append(f"  and {len(own) - _SHOWN} more")
+    if OUTSIDE in operators:
+        lines += [
+            "",
+            f"{OUTSIDE}: what no operator of ours launched; also all that runs in CUDA graphs, whose operators report has",
+        ]
     return "\n".join([*lines, "", f"the trace, for ui.perfetto.dev: {path}"])

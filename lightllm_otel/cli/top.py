@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 import time
+from typing import Any
 
 from lightllm_otel.cli.scrape import NoExporter, Scrape, fetch, only_address
 from lightllm_otel.cli.table import render, rows
@@ -12,17 +15,18 @@ from lightllm_otel.cli.verdict import verdict
 CLEAR = "\x1b[H\x1b[2J"
 
 
-def top(url: str | None, once: bool, every: float) -> int:
+def top(url: str | None, once: bool, every: float, as_json: bool = False) -> int:
     """Since the exporter's start at first, then what the last ``every`` seconds brought."""
+    shown = line if as_json else page
     try:
         address = url or only_address()
         now = fetch(address)
-        print(page(now, None, None, address))
+        print(shown(now, None, None, address), flush=True)
         while not once:
             time.sleep(every)
             before, now = now, fetch(address)
-            sys.stdout.write(CLEAR if sys.stdout.isatty() else "")
-            print(page(now, before, every, address), flush=True)
+            sys.stdout.write(CLEAR if sys.stdout.isatty() and not as_json else "")
+            print(shown(now, before, every, address), flush=True)
     except NoExporter as problem:
         print(f"lightllm-otel top: {problem}", file=sys.stderr)
         return 1
@@ -41,3 +45,24 @@ def page(now: Scrape, before: Scrape | None, seconds: float | None, address: str
     span = f"the last {seconds:g} s" if seconds else "since the exporter started"
     late = verdict(now, before)
     return f"{head}\n{span}\n\n{table}" + (f"\n{late}\n" if late else "")
+
+
+def line(now: Scrape, before: Scrape | None, seconds: float | None, address: str) -> str:
+    """The same as JSON: seconds of a call, and of all calls together; what was not observed is null or not there."""
+    phases = [
+        {"phase": phase, "mode": mode, "operators": {
+            operator: {"calls": row.count, "seconds": row.seconds, "mean": _finite(row.seconds / row.count),
+                       "p50": _finite(row.quantile(0.5)), "p99": _finite(row.quantile(0.99))}
+            for operator, row in sorted(operators.items(), key=lambda item: -item[1].seconds) if row.count
+        }}
+        for (phase, mode), operators in sorted(rows(now, before).items())
+    ]  # fmt: skip
+    said: dict[str, Any] = {
+        "kind": "top", "address": address, "server": now.info("lightllm_server_info"), "span_seconds": seconds,
+        "phases": phases, "verdict": verdict(now, before),
+    }  # fmt: skip
+    return json.dumps(said)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -78,6 +78,17 @@ def test_top_finds_the_exporter_and_shows_the_dearest_operator_first(serving, ca
     assert [row[:2] for row in table] == [["ffn", "75.0%"], ["attention", "25.0%"]]
 
 
+def test_top_as_json_has_the_same_in_seconds(serving, capsys):
+    assert cli.main(["top", "--once", "--json"]) == 0
+    (said,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert said["server"]["model"] == "llama-7b"
+    (phase,) = said["phases"]
+    found = phase["operators"]
+    assert list(found) == ["ffn", "attention"]
+    assert found["ffn"]["seconds"] == pytest.approx(3 * found["attention"]["seconds"])
+    assert found["ffn"]["mean"] == found["ffn"]["seconds"] / found["ffn"]["calls"]
+
+
 def test_top_says_that_there_is_nothing_to_show(capsys):
     assert cli.main(["top", "--once"]) == 1
     assert "no exporter has announced itself" in capsys.readouterr().err

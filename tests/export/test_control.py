@@ -118,6 +118,14 @@ def test_every_rank_follows_and_the_answer_says_from_where_on(serve, capsys):
     assert Level.of(int(ranks.rings[1].header["level"][0])) is Level.OPERATORS
 
 
+def test_the_answer_as_json_says_what_was_asked_of_whom(serve, capsys):
+    folder, _ = serve()
+    assert cli.main(["ctl", "every", "16", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["kind"], said["group"], said["asked"]) == ("ctl", folder.name, {"every": 16})
+    assert "one decode step in 16" in said["said"]
+
+
 def test_an_idle_server_takes_it_with_its_next_requests(serve, capsys):
     serve(busy=False)
     assert cli.main(["ctl", "steps"]) == 0

@@ -1,5 +1,6 @@
 """``lightllm-otel grafana`` against Grafana's API."""
 
+import json
 import socket
 import sys
 from pathlib import Path
@@ -52,6 +53,16 @@ class TestPush:
         assert call(stub, "push", *SOURCE) == 0
         assert stub.writes == []
         assert capsys.readouterr().out.count(": unchanged") == len(PATHS) + 2
+
+    def test_as_json_it_says_the_same_of_each(self, stub, capsys):
+        assert call(stub, "check", "--json") == 1
+        due = json.loads(capsys.readouterr().out)
+        assert {each["state"] for each in due["changes"]} == {"is missing"}
+        assert call(stub, "push", "--json") == 0
+        done = json.loads(capsys.readouterr().out)
+        assert [each["what"] for each in done["changes"]] == [each["what"] for each in due["changes"]]
+        assert {each["state"] for each in done["changes"]} == {"created"}
+        assert call(stub, "check", "--json") == 0
 
     def test_a_dashboard_that_someone_changed_is_put_right_and_only_that(self, stub, capsys):
         call(stub, "push")
