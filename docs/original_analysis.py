@@ -275,6 +275,62 @@ def measured_scaling(results: Path) -> str:
     return "\n\n".join(parts)
 
 
+def measured_ends(results: Path) -> str:
+    """One GPU, both versions, from the runs of analysis.py."""
+    found = result(results, "analysis")
+    steps = found["summary"]["step_ms"] if found else {}
+    rows = []
+    for part, name in (("static_new", "the current LightLLM, decode in CUDA graphs"), ("static_old", "LightLLM 0.0.1")):
+        prefill, decode = (next((ms for kind, ms in steps.get(part, {}).items() if kind.startswith(phase)), None)
+                           for phase in ("prefill", "decode"))  # fmt: skip
+        if prefill is not None and decode is not None:
+            rows.append([name, f"{prefill / 1e3:.3g} s", f"{decode:.4g} ms", f"{decode * (LENGTH - 1) / 1e3:.3g} s"])
+    if not rows:
+        return not_yet("analysis")
+    gpu = found["gpu"].get("name", "a CPU")
+    return "\n\n".join([
+        f"*Measured* with `benchmarks/analysis.py` on one {gpu}: LLaMA-7B's shape, batch 20, 1024 tokens in and {LENGTH} out.",
+        table(["end to end", "prefill", "a decode step", f"{LENGTH - 1} of them"], rows),
+    ])  # fmt: skip
+
+
+def measured_launching(results: Path) -> str:
+    found = result(results, "launching")
+    hidden = found["summary"]["hidden"] if found else {}
+    if not hidden:
+        return not_yet("launching")
+    rows = [
+        [size, *(f"{ways[way]['step_ms']:.4g} ms" for way in ("as it is", "blocking")),
+         *(f"{ways[way]['mbu_percent']:.3g} %" for way in ("as it is", "blocking"))]
+        for size, ways in hidden.items() if len(ways) == 2
+    ]  # fmt: skip
+    heads = [
+        "hidden size",
+        "a decode step",
+        "with blocking launches",
+        "of the memory's bandwidth",
+        "with blocking launches",
+    ]
+    return "\n\n".join([
+        f"{run_on(found)}: LightLLM 0.0.1, eight layers, batch 20, 1024 tokens in.", table(heads, rows),
+    ])  # fmt: skip
+
+
+def measured_lengths(results: Path) -> str:
+    found = result(results, "launching")
+    lengths = found["summary"]["lengths"] if found else {}
+    if not lengths:
+        return not_yet("launching")
+    rows = [
+        [length, f"{own['attention_ms']:.4g} ms", f"{own['step_ms']:.4g} ms", f"{own['attention_percent']:.0f} %"]
+        for length, own in lengths.items()
+    ]
+    return "\n\n".join([
+        f"{run_on(found)}: the current LightLLM, eight of LLaMA-7B's layers, batch 4, in CUDA graphs.",
+        table(["tokens in", "attention of a step", "the step", "attention's share"], rows),
+    ])  # fmt: skip
+
+
 def cell(ratio: Any) -> str:
     if ratio is None:
         return ""
@@ -289,7 +345,10 @@ def status(results: Path) -> str:
             "others, is marked\n*measured*.")  # fmt: skip
 
 
-MEASURED = {"status": status, "links": measured_links, "scaling": measured_scaling}
+MEASURED = {
+    "status": status, "links": measured_links, "scaling": measured_scaling, "ends": measured_ends,
+    "launching": measured_launching, "lengths": measured_lengths,
+}  # fmt: skip
 
 
 def fill(text: str, results: Path = RESULTS) -> str:

@@ -51,6 +51,10 @@ SHAPES = {
         layers=2, hidden=64, intermediate=176, heads=4, kv_heads=2, vocab=512,
         head_dim=32, experts=8, active_experts=2, moe_intermediate=64,
     ),
+    # Eight layers of three hidden sizes beside LLaMA-7B's: where the host is the bound, a step does not get longer with them.
+    "llama-1024": Shape(layers=8, hidden=1024, intermediate=2816, heads=8, kv_heads=8, vocab=32000),
+    "llama-2048": Shape(layers=8, hidden=2048, intermediate=5632, heads=16, kv_heads=16, vocab=32000),
+    "llama-8192": Shape(layers=8, hidden=8192, intermediate=22528, heads=64, kv_heads=64, vocab=32000),
     "llama-8-layers": Shape(layers=8, hidden=4096, intermediate=11008, heads=32, kv_heads=32, vocab=32000),
     "llama-7b": Shape(layers=32, hidden=4096, intermediate=11008, heads=32, kv_heads=32, vocab=32000),
     "llama-13b": Shape(layers=40, hidden=5120, intermediate=13824, heads=40, kv_heads=40, vocab=32000),

@@ -101,3 +101,26 @@ def test_a_scaling_that_was_measured(generator, tmp_path):
     assert "| tp4, decode | 20 ms | 20 % | 30 µs | 10 | 0.5 % |" in text
     assert "| `ffn` |  | 1.8 (2) |" in text
     assert "| `gap` |  | 1 |" in text
+
+
+def test_what_bounds_decode_stands_beside_the_originals_15_percent(generator, tmp_path):
+    def decode(step_ms, mbu):
+        return {"step_ms": step_ms, "mbu_percent": mbu, "mfu_percent": 1.0}
+
+    summary = {
+        "hidden": {"1024": {"as it is": decode(6.0, 2.5), "blocking": decode(9.0, 1.5)}, "2048": {"as it is": decode(6.1, 5.0)}},
+        "lengths": {"4096": {"step_ms": 4.0, "attention_ms": 3.0, "attention_percent": 75.0}},
+    }  # fmt: skip
+    (tmp_path / "launching.json").write_text(composed("launching", summary))
+    text = generator.fill(generator.PAGE.read_text(), tmp_path)
+    assert "| 1024 | 6 ms | 9 ms | 2.5 % | 1.5 % |" in text
+    assert "| 2048 |" not in text, "one way of launching says nothing of the other"
+    assert "| 4096 | 3 ms | 4 ms | 75 % |" in text
+
+
+def test_end_to_end_is_the_prefill_and_all_steps_of_decode(generator, tmp_path):
+    steps = {"static_new": {"prefill eager": 500.0, "decode graph": 10.0}, "static_old": {"prefill eager": 600.0}}
+    (tmp_path / "analysis.json").write_text(composed("analysis", {"step_ms": steps}))
+    text = generator.fill(generator.PAGE.read_text(), tmp_path)
+    assert "| the current LightLLM, decode in CUDA graphs | 0.5 s | 10 ms | 10.2 s |" in text
+    assert "| LightLLM 0.0.1 |" not in text
