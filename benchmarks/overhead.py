@@ -145,7 +145,10 @@ def _last(kind: str, name: str, rows: Rows) -> Any:
 
 def _resident(rows: Rows) -> dict[str, float] | None:
     parts = _last("plugin", "resident_mib", rows)
-    return None if parts is None else {**parts, "total": round(sum(parts.values()), 2)}
+    if parts is None:
+        return None
+    # CuPy's own module is apart where it was imported before the rest.
+    return {**parts, "total": round(sum(value for name, value in parts.items() if name != "cupy"), 2)}
 
 
 def _all(values: Sequence[bool]) -> bool | None:
@@ -172,7 +175,10 @@ def _case(case: str, samples: dict[str, Sample], rows: Rows) -> dict[str, Any]:
 def _loss(case: str, samples: dict[str, Sample], rows: Rows) -> Estimate:
     """Where few steps are sampled, those few are among the pairs that are left out: their cost comes from elsewhere."""
     kind = "_moe" if case.endswith("_moe") else ""
-    often, never = samples.get(f"graph_every_step{kind}"), samples.get("graph_steps_only")
+    pair = (f"graph_every_step{kind}", "graph_steps_only")
+    if case.startswith("eager"):
+        pair = ("eager_decode_every_step", "eager_steps_only")
+    often, never = map(samples.get, pair)
     shares = [
         row["sampled_percent"] / 100 for row in _of("case", rows) if row["case"] == case and "sampled_percent" in row
     ]

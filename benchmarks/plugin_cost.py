@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib
 import os
 import time
 import timeit
@@ -95,6 +96,8 @@ def dense_cases(sizes: Sizes, scale: float) -> list[Case]:
         ),
         Case("eager_decode_every_step", "every_step", "eager", batch, passes(sizes.eager, 10, scale)),
         Case("graph_default_batch_1", "default", "graph", 1, passes(sizes.graph, 10, scale)),
+        Case("eager_default", "default", "eager", batch, passes(sizes.eager, 10, scale)),
+        Case("eager_steps_only", "steps_only", "eager", batch, passes(sizes.eager, 10, scale)),
     ]
 
 
@@ -123,10 +126,14 @@ class Plugin:
             "LIGHTLLM_OTEL_GRAPH_BATCH_SIZES": ",".join(map(str, graph_batches)),
         }  # fmt: skip
         before = resident()
+        with contextlib.suppress(ImportError):
+            importlib.import_module("cupy")
+        self.resident_mib = {"cupy": resident() - before}
+        before = resident()
         from lightllm_otel.activate import bootstrap, session
         from lightllm_otel.patch.twins import Twins
 
-        self.resident_mib = {"modules": resident() - before}
+        self.resident_mib["modules"] = resident() - before
         for owner, names in ((session.ServerSession, ("attach", "serve")), (Twins, ("plan", "capture"))):
             for name in names:
                 setattr(owner, name, self._weighed(getattr(owner, name), name))
@@ -195,6 +202,7 @@ def measure(
         say(f"{shape} built; twins {plugin.session.twins.facts()}")
         warm_up(model, plugin, sizes, cases)
         stay_on_one_core()
+        keep([{"kind": "cores", "cores": sorted(os.sched_getaffinity(0)), "of": os.cpu_count()}])
         keep(tokens(model, plugin, sizes, shape))
         say("tokens compared")
         if details:

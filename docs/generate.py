@@ -96,6 +96,8 @@ COSTS = {
     "graph_every_step_moe": "the same, mixture of experts",
     "eager_prefill_every_step": "every step sampled, prefill",
     "eager_decode_every_step": "every step sampled, decode without CUDA graphs",
+    "eager_default": "default, decode without CUDA graphs",
+    "eager_steps_only": "`LIGHTLLM_OTEL_LEVEL=steps`, decode without CUDA graphs",
     BESIDE: "the same again, on the machine of the alternatives below",
     "torch_profiler": "instead: torch.profiler always on, CUDA graphs",
     "launch_blocking": "instead: `CUDA_LAUNCH_BLOCKING=1`, without CUDA graphs",
@@ -112,6 +114,8 @@ def cost() -> str:
         "|---|---|---|---|---|",
     ]
     for case, name in COSTS.items():
+        if case != BESIDE and case not in summary:
+            continue
         found = summary["beside_another_benchmark"]["eager_decode_every_step"] if case == BESIDE else summary[case]
         lost, (low, high) = (found[f"throughput_loss_percent{end}"] for end in ("", "_ci95"))
         tail = round(found["itl_p99_increase_percent"], 1) + 0.0  # never -0.0

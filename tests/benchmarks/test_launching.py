@@ -5,7 +5,8 @@ import launching
 
 def row(part, phase="decode", **fields):
     return {"kind": "phase", "part": part, "phase": phase, "step_ms": 8.0, "mbu_percent": 5.0, "mfu_percent": 1.0,
-            "shares": {"attention": {"percent": 25.0}}, "hidden": 1024, "input_len": 1024, "blocking": False, **fields}  # fmt: skip
+            "shares": {"attention": {"percent": 25.0}}, "hidden": 1024, "input_len": 1024, "blocking": False,
+            **fields}  # fmt: skip
 
 
 def test_each_hidden_size_has_both_ways_of_launching_and_prefill_is_another_matter():

@@ -330,3 +330,17 @@ def test_a_run_beside_another_benchmark_has_its_tokens_counted_and_its_times_apa
     assert overhead.with_beside(rows, noisy) == overhead.with_beside([*quiet], noisy), "a later one replaces it"
     failed = overhead.with_beside(rows, [{"part": "paired", "kind": "problem", "problem": "paired: not done"}])
     assert overhead.summarise(failed)["problems"] == ["paired: not done"]
+
+
+def test_the_default_of_eager_decode_has_the_cost_of_eager_steps_that_it_samples():
+    shares = [{"kind": "case", "case": "eager_default", "sampled_percent": 100 / 64}]
+    plain = [*case_rows("eager_default", 0.0), *case_rows("eager_steps_only", 0.0)]
+    dear = overhead.summarise([*plain, *case_rows("eager_decode_every_step", 39.0), *shares])["eager_default"]
+    cheap = overhead.summarise([*plain, *case_rows("eager_decode_every_step", 0.0), *shares])["eager_default"]
+    assert dear["throughput_loss_percent"] - cheap["throughput_loss_percent"] == pytest.approx(1.0, abs=0.3)
+
+
+def test_memory_of_ours_is_without_the_module_of_cupy():
+    plugin = {"part": "paired", "kind": "plugin", "resident_mib": {"cupy": 10.0, "attach": 3.0, "plan": 0.5},
+              "errors": [], "dropped": {}}  # fmt: skip
+    assert overhead.summarise([plugin])["resident_mib"]["total"] == 3.5
