@@ -1,4 +1,4 @@
-"""Fill the generated blocks of both READMEs from the code and from benchmarks/results: ``python docs/generate.py``."""
+"""Fill the generated blocks of READMEs and of pages in docs from code and results: ``python docs/generate.py``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lightllm_otel.export.metrics import METRICS, Metric  # noqa: E402
 from lightllm_otel.settings import PREFIX, SETTINGS  # noqa: E402
 
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
+PAGES = (ROOT / "docs" / "metrics.md", ROOT / "docs" / "measured.md")
 RESULTS = ROOT / "benchmarks" / "results"
 COLUMNS = ("OLD, eager, prefill", "OLD, eager, decode", "NEW, eager, prefill", "NEW, eager, decode")
 
@@ -353,7 +354,7 @@ def analysis() -> str:
         rows += ["", "| | aim | found | |", "|---|---|---|---|"]
         rows += [f"| {name} | {aim} | {value} | {'met' if met else '**missed**'} |" for name, aim, value, met in claims]
     if (ROOT / "docs" / "example-report.html").exists():
-        rows += ["", "[The report on the first two columns](docs/example-report.html)"]
+        rows += ["", "[The report on the first two columns](example-report.html)"]
     return "\n".join(rows)
 
 
@@ -417,7 +418,7 @@ def fill(text: str) -> str:
 
 
 def main() -> None:
-    for path in READMES:
+    for path in (*READMES, *PAGES):
         path.write_text(fill(path.read_text()))
 
 

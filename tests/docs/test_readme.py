@@ -1,4 +1,4 @@
-"""Both READMEs say what the code and the measurements say."""
+"""Both READMEs, and what of them is told at length in docs, say what the code and the measurements say."""
 
 import importlib.util
 import json
@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+PAGES = [ROOT / "docs" / "metrics.md", ROOT / "docs" / "measured.md"]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 OUTER_FORM = {"benchmark", "date", "gpu", "software", "commit", "command", "summary", "rows"}
 MEASURED = re.compile(r"^## (?:Measured|实测)\n(.*?)(?=^## )", re.DOTALL | re.MULTILINE)
@@ -61,25 +62,44 @@ def unfounded(text: str, known: list[float]) -> list[str]:
     return [figure for figure in FIGURE.findall(text) if not stands(figure)]
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
-class TestReadme:
-    def test_generated_blocks_are_current(self, readme: Path, generate: ModuleType) -> None:
+def blocks(path: Path) -> list[str]:
+    return re.findall(r"<!-- generated: (\w+) -->", path.read_text())
+
+
+@pytest.mark.parametrize("page", [*READMES, *PAGES], ids=lambda path: path.name)
+class TestEveryPage:
+    def test_generated_blocks_are_current(self, page: Path, generate: ModuleType) -> None:
         """Else run: python docs/generate.py"""
-        text = readme.read_text()
+        text = page.read_text()
         assert generate.fill(text) == text
 
-    def test_every_block_is_there_once(self, readme: Path, generate: ModuleType) -> None:
-        names = re.findall(r"<!-- generated: (\w+) -->", readme.read_text())
-        assert sorted(names) == sorted(generate.BLOCKS)
+    def test_links_lead_somewhere(self, page: Path) -> None:
+        links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", CODE.sub("", page.read_text()))]
+        assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
-    def test_measured_figures_stand_in_a_result(self, readme: Path) -> None:
-        text = measured(readme)
-        assert len(FIGURE.findall(text)) > 50
-        assert unfounded(text, claimed()) == []
+    def test_metrics_have_names_that_exist(self, page: Path, generate: ModuleType) -> None:
+        named = set(re.findall(r"`(lightllm_(?:gpu|otel|server)_\w+)", CODE.sub("", page.read_text())))
+        assert named - {metric.name for metric in generate.METRICS} == set()
 
-    def test_links_lead_somewhere(self, readme: Path) -> None:
-        links = re.findall(r"\]\(([^)]+)\)", CODE.sub("", readme.read_text()))
-        assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
+def test_measured_figures_of_a_readme_stand_in_a_result(readme: Path) -> None:
+    text = measured(readme)
+    assert len(FIGURE.findall(text)) > 50
+    assert unfounded(text, claimed()) == []
+
+
+def test_measured_figures_at_length_stand_in_a_result() -> None:
+    text = PAGES[1].read_text()
+    assert len(FIGURE.findall(text)) > 200
+    assert unfounded(text, claimed()) == []
+
+
+def test_every_block_is_in_both_readmes_or_on_a_page(generate: ModuleType) -> None:
+    assert blocks(READMES[0]) == blocks(READMES[1])
+    everywhere = {name for path in (READMES[0], *PAGES) for name in blocks(path)}
+    assert everywhere == set(generate.BLOCKS)
+    assert all(len(set(blocks(path))) == len(blocks(path)) for path in (READMES[0], *PAGES))
 
 
 @pytest.mark.parametrize(
