@@ -19,6 +19,8 @@ from lightllm_otel.guard import log
 
 FORMAT, VERSION = "lightllm-otel expectation", 1
 SAVE_SECONDS = 10.0
+# What makes times another matter; versions are what a baseline is there to be compared over.
+SAME_KIND = ("model", "config", "dtype", "gpu_name", "tp", "dp", "link")
 # A server with another of these is another kind of server, and learns an expectation of its own.
 KEY = ("model", "config", "dtype", "gpu_name", "tp", "dp", "lightllm", "torch", "cuda", "plugin", "clock")
 
@@ -46,8 +48,8 @@ def write(path: Path, key: Mapping[str, Any], planes: Mapping[Bucket, list[Plane
     new.replace(path)
 
 
-def read(path: Path) -> dict[Bucket, list[Plane]]:
-    """Raises BadBaseline, also for a file that is not there."""
+def read(path: Path) -> tuple[dict[Bucket, list[Plane]], dict[str, Any]]:
+    """``(planes, key)``. Raises BadBaseline, also for a file that is not there."""
     try:
         content = json.loads(path.read_text())
         if content.get("format") != FORMAT or content.get("version") != VERSION:
@@ -56,7 +58,7 @@ def read(path: Path) -> dict[Bucket, list[Plane]]:
                 f"{content.get('version')}; remove it, or use another one: a server keeps its own in LIGHTLLM_OTEL_STATE, "
                 "and lightllm-otel compare RUN --save-expectation FILE makes one of a recording"
             )
-        return understood(content["buckets"])
+        return understood(content["buckets"]), dict(content["key"])
     except OSError as error:
         raise BadBaseline(f"{path} cannot be read ({error.strerror})") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -88,13 +90,24 @@ class Baseline:
         path = self._pinned or self._path
         if path is not None and (self._pinned is not None or path.exists()):
             try:
-                planes = read(path)
+                planes, of = read(path)
+                self._warn_of_another_kind(of)
             except BadBaseline as problem:
                 log.error(
                     "%s: %s", problem, "nothing is compared" if self._pinned else "it is learned anew, in memory only"
                 )
                 self._folder = None
         self._expectation.begin(planes, learns=self._pinned is None, ranks=int(facts.get("tp", 1)))
+
+    def _warn_of_another_kind(self, of: Mapping[str, Any]) -> None:
+        """Of a pinned file only: the others' names are made from the same key."""
+        unknown = ("", None, "unknown")  # a recording knows no link
+        other = [name for name in SAME_KIND if of.get(name) not in (*unknown, self._key[name])]
+        if self._pinned is not None and other:
+            log.warning(
+                "%s is of another kind of server, in %s: slowdown is against that one. Its like has one in LIGHTLLM_OTEL_STATE",
+                self._pinned, ", ".join(f"{name} ({of[name]!r}, here {self._key[name]!r})" for name in other),
+            )  # fmt: skip
 
     def save(self, now: float) -> None:
         """What was learned since the last time, if that is some seconds ago."""

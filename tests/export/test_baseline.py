@@ -86,6 +86,19 @@ def test_a_pinned_baseline_is_compared_with_and_teaches_nothing(learned, tmp_pat
     assert (learned.read_text(), (tmp_path / "own").exists()) == (before, False)
 
 
+def test_a_pinned_baseline_of_another_kind_of_server_is_said_in_one_sentence(learned, tmp_path, caplog):
+    begun(tmp_path / "own", pinned=learned, facts={**FACTS, "gpu_name": "NVIDIA A40", "torch": "2.7.0"})
+    (said,) = [record.message for record in caplog.records]
+    assert "is of another kind of server, in gpu_name ('NVIDIA H200', here 'NVIDIA A40'): " in said
+    caplog.clear()
+    begun(tmp_path / "own", pinned=learned, facts={**FACTS, "torch": "2.7.0"})
+    assert not caplog.records, "other versions are what a baseline is for"
+    content = json.loads(learned.read_text())
+    learned.write_text(json.dumps({**content, "key": {**content["key"], "link": "unknown", "dtype": ""}}))
+    begun(tmp_path / "own", pinned=learned)
+    assert not caplog.records, "what a file does not know is no difference"
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
