@@ -142,8 +142,8 @@ def in_layers(matched: Matched) -> np.ndarray:
 def pass_row(run: Run, each: dict[str, Any]) -> dict[str, Any]:
     """Transfer of a call, what each rank waited on average, and in how many steps and calls which rank was last.
 
-    ``told``: how many calls have a transfer, ``sure``: how many say who was last; what says nothing is left out, as the exporter
-    leaves it out, and a step without such a call names nobody.
+    ``told``: how many calls have a transfer, ``sure``: how many say who was last. The waits are those of the latter (the exporter
+    counts what is certain of all), and a step without such a call names nobody.
     """
     noise = noise_seconds(*run.clock(each["mode"]))
     transfers, waits, last_steps, last_calls, known, calls = [], [], [], [], 0, 0

@@ -75,7 +75,11 @@ def cases(cpu: bool) -> list[Case]:
 
 def summarise(rows: Rows) -> dict[str, Any]:
     """Everything from the rows alone. ``hidden``: hidden size → way of launching → decode; ``lengths``: tokens in → decode."""
-    decode = [row for row in rows if row.get("phase") == "decode"]
+    graphs = any(row.get("mode") == "graph" for row in rows)  # there are none on a CPU
+    decode = [
+        row for row in rows
+        if row.get("phase") == "decode" and (row["part"] == "hidden" or not graphs or row["mode"] == "graph")
+    ]  # fmt: skip
     hidden: dict[str, dict[str, Any]] = {}
     for row in decode:
         if row["part"] == "hidden":
@@ -141,7 +145,10 @@ def parser() -> argparse.ArgumentParser:
 
 def together(merged: Sequence[dict[str, Any]], wanted: Sequence[str]) -> Rows:
     """Rows of earlier files, of parts that are not measured now."""
-    return [row for earlier in merged for row in earlier["rows"] if row.get("part") not in (None, *wanted)]
+    return [
+        {"date": earlier["date"], "commit": earlier["commit"], **row}
+        for earlier in merged for row in earlier["rows"] if row.get("part") not in (None, *wanted)
+    ]  # fmt: skip
 
 
 def main() -> None:

@@ -52,6 +52,7 @@ SHAPE = "llama-7b"
 TP = 2
 NVLINK, PCIE, CUSTOM = "nccl_nvlink", "nccl_pcie", "custom"
 NCCL = {"NCCL_NVLS_ENABLE": "0", "NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT,P2P,SHM"}
+ABOUT = ("kind", "variant", "tp", "one_gpu", "date", "commit")  # of a row, not of what it says
 VARIANTS = {
     NVLINK: Variant(("--disable_custom_allreduce",), NCCL),
     PCIE: Variant(("--disable_custom_allreduce",), {**NCCL, "NCCL_P2P_DISABLE": "1"}),
@@ -78,7 +79,7 @@ def summarise(rows: Rows) -> dict[str, Any]:
         "speedup": speedup(found, topology),
         "slow_rank": worst(found),
         "tokens_identical": all(identical) if identical else None,
-        "topology": {name: value for name, value in topology.items() if name not in ("kind", "variant", "tp", "one_gpu")},
+        "topology": {name: value for name, value in topology.items() if name not in ABOUT},
         "one_gpu": any(row.get("one_gpu") for row in rows),
         "alerts": alerts(rows, topology),
         "problems": [f"{row['variant']}: {row['problem']}" for row in rows if row.get("problem") and "variant" in row]
@@ -127,7 +128,12 @@ def by_mode(rows: Rows) -> dict[str, Any]:
             found[mode] = {
                 "named_percent": collectives.summarise(own)["straggler_named_percent_worst_pass"],
                 "sure_percent": min(
-                    round(100 * row["sure"] / row["calls"], 2) for row in own if row.get("kind") == "slow"
+                    (
+                        round(100 * row["sure"] / row["calls"], 2)
+                        for row in own
+                        if row.get("kind") == "slow" and row["calls"]
+                    ),
+                    default=None,
                 ),
                 **{name: group[name] for name in ("transfer_shift_percent", "transfer_shift_percent_with_noise")},
                 "transfer_noise_percent": group["transfer_noise_percent"][mode],
@@ -229,14 +235,17 @@ def together(merged: Sequence[dict[str, Any]], wanted: Sequence[str]) -> Rows:
 
 
 def with_passes(rows: Rows, later: dict[str, Any]) -> Rows:
-    """``rows`` with a later file's passes with a slow rank, and those around them, of each mode; each says its commit."""
+    """``rows`` with a later file's passes with a slow rank, and those around them, of each mode; each says its commit. What was
+    lost in that run counts as well.
+    """
     measured = {name: later[name] for name in ("date", "commit")}
     passes = [{**row, **measured} for row in later["rows"] if row.get("kind") in ("plain", "slow")]
     replaced = {(row["variant"], row["mode"]) for row in passes}
     kept = [
         row for row in rows if row.get("kind") not in ("plain", "slow") or (row["variant"], row["mode"]) not in replaced
     ]
-    return kept + passes
+    lost = [{**row, **measured} for row in later["rows"] if row.get("kind") in ("unmatched", "rank facts", "ring")]
+    return kept + passes + [row for row in lost if row not in kept]
 
 
 def main() -> None:
@@ -279,6 +288,7 @@ def main() -> None:
         own = [{"variant": name, **row} for row in own]
         if arguments.mode:
             rows = with_passes(rows, {"date": outcome.today(), "commit": outcome.commit(), "rows": own})
+            rows += [row for row in own if row["kind"] == "problem"]
         else:
             rows += [*own, {"variant": name, "kind": "modules", "modules": variants.modules()}]
         workers.say(f"{name}: {len(rows)} rows so far")

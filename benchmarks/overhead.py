@@ -124,14 +124,11 @@ def together(merged: Sequence[dict[str, Any]], wanted: Sequence[str]) -> Rows:
 
 def with_beside(rows: Rows, later: Rows) -> Rows:
     """``rows`` with a later run of the part paired: its tokens in their place, its times apart from theirs."""
+    later = [row for row in later if row.get("part") == "paired"]
     tokens = [row for row in later if row.get("kind") == "tokens"]
-    kept = [
-        row for row in rows
-        if row.get("part") != BESIDE and not (row.get("part") == "paired" and row.get("kind") == "tokens")
-    ]  # fmt: skip
-    return (
-        kept + tokens + [{**row, "part": BESIDE} for row in later if row.get("part") == "paired" and row not in tokens]
-    )
+    replaced = [row for row in rows if tokens and row.get("part") == "paired" and row.get("kind") == "tokens"]
+    kept = [row for row in rows if row.get("part") != BESIDE and row not in replaced]
+    return kept + tokens + [{**row, "part": BESIDE} for row in later if row not in tokens]
 
 
 def _of(kind: str, rows: Rows) -> Rows:

@@ -183,7 +183,10 @@ def main() -> None:
         return
     wanted = [] if arguments.nothing else sorted(arguments.tp or ([2] if arguments.cpu else PARALLEL))
     merged = [json.loads(path.read_text()) for path in arguments.merge]
-    rows: Rows = [row for earlier in merged for row in earlier["rows"] if "tp" in row and row["tp"] not in wanted]
+    rows: Rows = [
+        {"date": earlier["date"], "commit": earlier["commit"], **row}
+        for earlier in merged for row in earlier["rows"] if "tp" in row and row["tp"] not in wanted
+    ]  # fmt: skip
     arguments.out.mkdir(parents=True, exist_ok=True)
     words = ["--layers", str(arguments.layers)]
     if wanted:

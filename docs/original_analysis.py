@@ -177,7 +177,7 @@ def not_yet(benchmark: str) -> str:
 def run_on(found: Any, kinds: Sequence[str] = ()) -> str:
     """``kinds``: of the rows that are spoken of. Rows that were put together say where they are from, others are the file's."""
     gpu = found["gpu"]
-    rows = [row for row in found.get("rows", ()) if row.get("kind") in kinds] or [{}]
+    rows = [row for row in found.get("rows", ()) if row.get("kind") in kinds or row.get("part") in kinds] or [{}]
     dates = sorted({row.get("date", found["date"]) for row in rows})
     commits = sorted({f"`{row.get('commit', found['commit'])[:7]}`" for row in rows})
     return (f"*Measured* with `benchmarks/{found['benchmark']}.py` on {' and '.join(dates)}, on {gpu.get('count', 0)} × "
@@ -256,7 +256,8 @@ def measured_scaling(results: Path) -> str:
     if not found or not found["summary"]["groups"]:
         return not_yet("scaling")
     summary = found["summary"]
-    parts = [f"{run_on(found)}: LLaMA-2-70B's shape with {', '.join(map(str, summary['layers']))} of its 80 layers, batch 20, "
+    where = run_on(found, ("moved", "share"))
+    parts = [f"{where}: LLaMA-2-70B's shape with {', '.join(map(str, summary['layers']))} of its 80 layers, batch 20, "
              f"1024 tokens in; five repeats, {summary['repeats']}.{shared(summary)}"]  # fmt: skip
     shares = [
         [f"{name}, {phase}", f"{own[phase]['step_us'] / 1e3:.4g} ms", f"{own[phase]['all_reduce_percent']:.3g} %",
@@ -302,7 +303,7 @@ def measured_launching(results: Path) -> str:
     rows = [
         [size, *(f"{ways[way]['step_ms']:.4g} ms" for way in ("as it is", "blocking")),
          *(f"{ways[way]['mbu_percent']:.3g} %" for way in ("as it is", "blocking"))]
-        for size, ways in hidden.items() if len(ways) == 2
+        for size, ways in hidden.items() if len(ways) == 2 and all(each["mbu_percent"] is not None for each in ways.values())
     ]  # fmt: skip
     heads = [
         "hidden size",
@@ -312,7 +313,7 @@ def measured_launching(results: Path) -> str:
         "with blocking launches",
     ]
     return "\n\n".join([
-        f"{run_on(found)}: LightLLM 0.0.1, eight layers, batch 20, 1024 tokens in.", table(heads, rows),
+        f"{run_on(found, ['hidden'])}: LightLLM 0.0.1, eight layers, batch 20, 1024 tokens in.", table(heads, rows),
     ])  # fmt: skip
 
 
@@ -324,9 +325,10 @@ def measured_lengths(results: Path) -> str:
     rows = [
         [length, f"{own['attention_ms']:.4g} ms", f"{own['step_ms']:.4g} ms", f"{own['attention_percent']:.0f} %"]
         for length, own in lengths.items()
+        if own["attention_ms"] is not None
     ]
     return "\n\n".join([
-        f"{run_on(found)}: the current LightLLM, eight of LLaMA-7B's layers, batch 4, in CUDA graphs.",
+        f"{run_on(found, ['lengths'])}: the current LightLLM, eight of LLaMA-7B's layers, batch 4, in CUDA graphs.",
         table(["tokens in", "attention of a step", "the step", "attention's share"], rows),
     ])  # fmt: skip
 

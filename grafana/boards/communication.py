@@ -41,7 +41,7 @@ COMMUNICATION = Board(
                   " takes. Rises: the link or the size of the payload. Biased low by noise, the more the more ranks there are.",
                   (Query(mean(T), "{{site}} {{phase}}"),), empty=NONE),
             Panel("Waiting", LINES, "s",
-                  "Mean of what a rank's collective took beyond its transfer (lightllm_gpu_collective_wait_seconds). Rises while transfer"
+                  "Mean of what a rank waited in a collective, at least (lightllm_gpu_collective_wait_seconds). Rises while transfer"
                   " does not: a rank is late. The embedding's is mostly the wait for the host's wake-up.",
                   (Query(mean(W), "{{site}} {{phase}}"),), empty=NONE),
             Panel("What collectives cost a GPU", STACK, "suffix:s/s",

@@ -106,7 +106,8 @@ class Collectives:
 
     ``payload_bytes``: (operator, site, phase, implementation) → bytes, each call of the group once; ``bus_bytes``: what the
     busiest link had to carry of them, by nccl-tests' factors. ``local_seconds``, ``local_calls``: of a group that spans
-    hosts, where the shortest time among a host's own ranks is not the transfer.
+    hosts, where the shortest time among a host's own ranks is not the transfer. ``known``: calls that say who came last.
+    ``operators`` of each site and phase.
     """
 
     def __init__(self) -> None:
@@ -118,6 +119,8 @@ class Collectives:
         self.bus_bytes: dict[At, float] = defaultdict(float)
         self.local_seconds: dict[At, float] = defaultdict(float)
         self.local_calls: dict[At, int] = defaultdict(int)
+        self.known: dict[At, int] = defaultdict(int)
+        self.operators: dict[At, int] = {}
         self.windows: dict[At, Window] = defaultdict(Window)
 
     def add(self, matched: Matched, quantum: float, boundary_cost: float) -> None:
@@ -156,8 +159,11 @@ class Collectives:
             own, times = wait[:, chosen], kinds.count[chosen]
             self._histogram(self.wait, site, phase).observe(np.repeat(own, times, axis=1).reshape(-1))
             waited = (np.where(own > noise, own, 0.0) * times).sum(axis=1)
+            self.operators[site, phase] = int(matched.calls["operator"][kinds.rows][chosen][0])
             for row, rank in enumerate(matched.ranks):
                 self.wait_seconds[site, phase, rank] += float(waited[row])
+                if site != Site.EMBEDDING.code:
+                    self.last_arrivals[site, phase, rank] += 0  # from the first call on: a rate needs to see it rise
 
     def _count_last(self, known: Matched, phase: int, coarse: bool, noise: float) -> None:
         """``known``: calls that say who it was."""
@@ -167,6 +173,7 @@ class Collectives:
         # The embedding's comes first in a step: who is late there was woken late by the host, and says nothing of a GPU.
         for site in set(np.unique(sites).tolist()) - {Site.EMBEDDING.code}:
             times = np.where(sites == site, kinds.count, 0)
+            self.known[site, phase] += int(times.sum())
             for row, rank in enumerate(known.ranks):
                 self.last_arrivals[site, phase, rank] += int(times[last == row].sum())
 

@@ -39,6 +39,7 @@ FIELDS: dict[str, tuple[int, ...]] = {
     "compared": (len(Phase), len(Operator)),
     "expected": (len(Phase), len(Operator)),
     "compared_calls": (len(Phase), len(Site)),
+    "known_calls": (len(Phase), len(Site)),
     "transfer_calls": (len(Phase), len(Site)),
     "transfer_seconds": (len(Phase), len(Site)),
     "rank_wait_seconds": (len(Phase), len(Site), MOST_RANKS),

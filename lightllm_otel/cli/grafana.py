@@ -66,14 +66,18 @@ def _changes(given: argparse.Namespace) -> tuple[Grafana, list[Change]]:
 def _push(given: argparse.Namespace) -> int:
     server, changes = _changes(given)
     say = (lambda text: None) if given.json else print
-    for change in changes:
-        if given.dry_run:
-            say("\n".join([f"{change.what} {DUE[change.state]}", *(f"  {line}" for line in change.diff)]))
-            continue
-        server.apply(change)
-        say(f"{change.what}: {DONE[change.state]}")
-    if given.json:
-        print(_json(given, changes))
+    done: list[Change] = []
+    try:
+        for change in changes:
+            if given.dry_run:
+                say("\n".join([f"{change.what} {DUE[change.state]}", *(f"  {line}" for line in change.diff)]))
+            else:
+                server.apply(change)
+                say(f"{change.what}: {DONE[change.state]}")
+            done.append(change)
+    finally:  # also what was done before one that failed
+        if given.json:
+            print(_json(given, done))
     return 0
 
 

@@ -82,7 +82,7 @@ def joined(nvml: Nvml, pair: tuple[Any, Any], buses: tuple[str, str]) -> str:
     if _is_near(nvml, one, two):
         numbers = [number for number in range(MOST_NVLINKS) if nvml.ask(0, "DeviceGetNvLinkState", one, number)]
         return f"NV{sum(_leads_into(nvml, one, number, buses) for number in numbers)}"
-    return PATHS.get(nvml.ask(-1, "DeviceGetTopologyCommonAncestor", one, two), "?")
+    return {**PATHS, 0: "internal"}.get(nvml.ask(-1, "DeviceGetTopologyCommonAncestor", one, two), "?")
 
 
 def _is_near(nvml: Nvml, one: Any, other: Any) -> bool:

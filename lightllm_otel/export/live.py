@@ -91,6 +91,7 @@ class Live:
                 total[field][phase, operator] = seconds
         for (site, phase), histogram in group.collectives.wait.items():  # an observation for each rank
             total["compared_calls"][phase, site] = histogram.count / max(len(group.ranks), 1)
+            total["known_calls"][phase, site] = group.collectives.known[site, phase]
         for (site, phase), histogram in group.collectives.transfer.items():
             total["transfer_calls"][phase, site] = histogram.count
             total["transfer_seconds"][phase, site] = histogram.total
@@ -134,8 +135,7 @@ class Live:
 
     def _collectives(self, minute: Sums, hour: Sums) -> dict[str, Any]:
         group = self._group
-        operators = {(site, phase): Operator.of(operator).value
-                     for operator, site, phase, _ in group.collectives.payload_bytes}  # fmt: skip
+        operators = {at: Operator.of(operator).value for at, operator in group.collectives.operators.items()}
         ranks = sorted(rank for rank in group.ranks if rank < MOST_RANKS)
         rows = []
         for site in Site:
@@ -147,7 +147,8 @@ class Live:
                     rows.append({
                         "phase": phase.value, "site": site.value, "of": "now" if sums is minute else "hour",
                         "operator": operators.get((site.code, phase.code), COLLECTIVES[0].value), "calls": round(calls),
-                        # Where each call waited for the last rank's host, moving the data has no time of its own.
+                        "known": int(sums["known_calls"][at]),
+                        # Where the last rank's GPU always waited for its host, or may have, moving has no time of its own.
                         "transfer": _rounded(float(sums["transfer_seconds"][at]) / moved) if moved else None,
                         "waits": [_rounded(float(sums["rank_wait_seconds"][at][rank]) / calls) for rank in ranks],
                         "last": [int(sums["last_arrivals"][at][rank]) for rank in ranks],

@@ -154,11 +154,11 @@ function drawRanksOf(data, phase, ranks, rows) {
   });
   const heads = [t("after"), t("operator"), t("calls"), t("transfer"), ...ranks.map((rank) => `${t("wait")} ${rank}`), ...ranks.map((rank) => `${t("last")} ${rank}`)];
   const cells = rows.map((row) => [t(row.site), row.operator, plain(row.calls), row.transfer === null ? "–" : seconds(row.transfer), ...row.waits.map((each) => (each ? seconds(each) : "0")),
-    ...row.last.map((each) => percent(each / row.calls, 0))]);
+    ...row.last.map((each) => (row.known ? percent(each / row.known, 0) : "–"))]);
   return figure(t(phase), [windowName(data, rows[0].of), asOf(data), noise ? t("waits above {noise} count", { noise: seconds(noise) }) : null].filter(Boolean).join(" · "),
     bars, scroll(`all_reduce, ${t(phase)}`, table(heads, cells)),
-    element("p", { class: "legend" }, t("last: how often this rank came last, so that all others waited.")),
-    rows.some((row) => row.transfer === null) ? element("p", { class: "legend" }, t("–: in every call the last rank's GPU waited for its host, so what moving the data took is not known.")) : null);
+    element("p", { class: "legend" }, t("last: how often this rank came last, so that all others waited, of the calls that say who did.")),
+    rows.some((row) => row.transfer === null) ? element("p", { class: "legend" }, t("–: not known, because GPUs waited for their hosts in every call.")) : null);
 }
 
 // 4. The slowest steps.

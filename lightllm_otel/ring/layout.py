@@ -32,9 +32,8 @@ INTERVAL = np.dtype(
     ]
 )
 STARVED = 1  # the previous boundary was already complete when this one was recorded: the GPU waited for the host
-# What launching may have taken, in 7 bits: eight steps to a factor of two, 1 microsecond to 50.5 milliseconds.
+# What launching may have taken, in 7 bits: eight steps to a factor of two, 1 microsecond to 50.5 milliseconds; 127 is more.
 _LAUNCHING_LEVELS = 1e-6 * 2 ** (np.arange(126) / 8)
-_LAUNCHING_MORE = 127
 
 STEP = np.dtype(
     [

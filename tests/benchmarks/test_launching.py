@@ -5,6 +5,7 @@ import launching
 
 def row(part, phase="decode", **fields):
     return {"kind": "phase", "part": part, "phase": phase, "step_ms": 8.0, "mbu_percent": 5.0, "mfu_percent": 1.0,
+            "mode": "graph",
             "shares": {"attention": {"percent": 25.0}}, "hidden": 1024, "input_len": 1024, "blocking": False,
             **fields}  # fmt: skip
 
@@ -31,5 +32,11 @@ def test_launches_block_in_half_of_the_starts_of_each_hidden_size():
 
 
 def test_earlier_rows_of_the_other_part_are_kept():
-    earlier = [{"rows": [{"merged": {}}, {"part": "hidden"}, {"part": "lengths"}]}]
-    assert launching.together(earlier, ["lengths"]) == [{"part": "hidden"}]
+    measured = {"date": "2026-11-26", "commit": "abc"}
+    earlier = [{**measured, "rows": [{"merged": {}}, {"part": "hidden"}, {"part": "lengths"}]}]
+    assert launching.together(earlier, ["lengths"]) == [{**measured, "part": "hidden"}]
+
+
+def test_lengths_are_those_of_graphs_where_there_are_any():
+    rows = [row("lengths", step_ms=4.0), row("lengths", step_ms=9.0, mode="eager")]
+    assert launching.summarise(rows)["lengths"]["1024"]["step_ms"] == 4.0

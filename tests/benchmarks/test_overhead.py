@@ -327,7 +327,14 @@ def test_a_run_beside_another_benchmark_has_its_tokens_counted_and_its_times_apa
     assert found["beside_another_benchmark"]["graph_every_step"]["added_us"] == 5.0
     assert (found["tokens_compared"], found["outputs_identical"]) == (32, False)
     assert overhead.summarise([*quiet, tokens]).keys().isdisjoint({"beside_another_benchmark"})
-    assert overhead.with_beside(rows, noisy) == overhead.with_beside([*quiet], noisy), "a later one replaces it"
+    again = overhead.with_beside(rows, noisy)
+    assert [row for row in again if row["part"] == overhead.BESIDE] == [
+        {**row, "part": overhead.BESIDE} for row in noisy
+    ]
+    assert [row for row in again if row["kind"] == "tokens"] == [{**tokens, "tokens_compared": 32, "identical": False}]
+    moe = {**tokens, "part": "moe"}
+    assert overhead.with_beside([moe], [moe, *noisy])[0] == moe
+    assert [row for row in overhead.with_beside([moe], [moe]) if row["kind"] == "tokens"] == [moe]
     failed = overhead.with_beside(rows, [{"part": "paired", "kind": "problem", "problem": "paired: not done"}])
     assert overhead.summarise(failed)["problems"] == ["paired: not done"]
 

@@ -141,9 +141,23 @@ def test_where_hosts_were_waited_for_the_transfer_is_unknown_and_waits_are_those
     assert rows["ffn"]["transfer"] is None
     assert rows["attention"]["transfer"] == pytest.approx(1e-4, rel=1e-3)
     assert [rows[site]["calls"] for site in ("attention", "ffn")] == [2, 2]
+    assert [rows[site]["known"] for site in ("attention", "ffn")] == [2, 2]
     # Of a starved call the time that launching may have taken, 0.11 ms, is not taken for waiting.
     assert rows["attention"]["waits"] == [pytest.approx((2e-4 + 0.9e-4) / 2, rel=1e-3), 0.0]
     assert rows["ffn"]["waits"] == [pytest.approx(0.9e-4, rel=1e-3), 0.0]
+
+
+def test_calls_that_leave_open_who_came_last_are_no_part_of_who_did():
+    group = group_of(2)
+    live = live_of(group)
+    for rank, seconds in enumerate([3e-4, 2.5e-4]):
+        intervals = records.collectives(np.full((2, 2), seconds))
+        intervals["flags"] = layout.STARVED * (intervals["layer"] == 0)
+        group.consume(rank, records.cells(records.with_collectives(1, intervals, wall_time=WALL)))
+    group.settle()
+    live.poll(10.0)
+    row = next(row for row in live.data(10.0)["collectives"]["rows"] if row["site"] == "ffn")
+    assert (row["calls"], row["known"], row["last"]) == (2, 1, [0, 1])
 
 
 def test_a_step_that_does_not_end_is_seen():
