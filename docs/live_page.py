@@ -32,4 +32,4 @@ def take(address: str) -> None:
 
 
 if __name__ == "__main__":
-    take(sys.argv[1])
+    take(sys.argv[1].rstrip("/") + "/")
