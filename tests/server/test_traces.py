@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 NEW_TOKENS = 3
 ENDPOINTS = ["/generate", "/generate_stream"]
-OF_NEW_ALONE = ["/v1/completions", "/v1/chat/completions"]  # OLD's router cannot take the text that its chat has for an id
+OF_NEW_ALONE = [
+    "/v1/completions",
+    "/v1/chat/completions",
+]  # OLD's router cannot take the text that its chat has for an id
 
 
 @pytest.fixture
