@@ -17,7 +17,7 @@ from lightllm_otel.patch.lane import Lane
 from lightllm_otel.patch.ledger import Ledger
 from lightllm_otel.patch.slots import GROUP_LEAVES, TORCH_LEAVES
 from lightllm_otel.patch.twins import Twins
-from lightllm_otel.ring import layout
+from lightllm_otel.ring import layout, reached
 from lightllm_otel.ring.control import Listener
 from lightllm_otel.settings import Settings
 from lightllm_otel.vocabulary import Level, Operator, Phase, Stage
@@ -70,6 +70,7 @@ class Kept:
         self.whole: list[int] = []
         self.oldest_unread = 0.0
         self.in_flight = None
+        self.reached = [0] * reached.WORDS
 
     def write(self, step, intervals):
         self.steps.append((np.frombuffer(step, layout.STEP)[0], intervals))

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Optional
 
 from lightllm_otel.cli.scrape import directories
+from lightllm_otel.ring import reached
 from lightllm_otel.ring.folder import RING_PATTERN, is_locked, lock_owner, rank_of
+from lightllm_otel.ring.reached import Reached
 from lightllm_otel.ring.reader import RingReader
 from lightllm_otel.vocabulary import Phase
 
@@ -25,7 +27,8 @@ STOPPED = ("T", "t")
 @dataclasses.dataclass(frozen=True)
 class Position:
     """``number``: of the step that the rank entered last; ``on_gpu``: for how many seconds that step has been in flight, None
-    when it has ended; ``state``: the kernel's letter for the process, empty where it cannot be seen.
+    when it has ended; ``state``: the kernel's letter for the process, empty where it cannot be seen; ``reached``: how far its
+    host is with launching that step, None where no marks are taken of it.
     """
 
     rank: int
@@ -35,16 +38,21 @@ class Position:
     phase: str
     on_gpu: Optional[float]
     last_sign: float
+    reached: Optional[Reached] = None
 
     @property
     def progress(self) -> tuple[int, bool]:
         return self.number, self.on_gpu is None
 
+    @property
+    def way(self) -> str:
+        return "" if self.reached is None else f", {self.reached}"
+
     def __str__(self) -> str:
         if not self.alive:
             return f"rank {self.rank}: its process has ended; {self.phase} step {self.number} was its last"
         where = (
-            f"in {self.phase} step {self.number} for {self.on_gpu:.1f} s" if self.on_gpu is not None
+            f"in {self.phase} step {self.number} for {self.on_gpu:.1f} s{self.way}" if self.on_gpu is not None
             else f"after {self.phase} step {self.number}"
         )  # fmt: skip
         process = f"; the process is {STATES[self.state]}" if self.state in STATES else ""
@@ -93,7 +101,7 @@ def positions_in(folder: Path, now: float) -> list[Position]:
         found.append(Position(
             rank_of(path), is_locked(path), state_of(lock_owner(path)), int(header["in_flight_number"]),
             Phase.of(min(int(header["in_flight_phase"]), len(Phase) - 1)).value, seconds if header["in_flight"] else None,
-            max(0.0, now - float(header["heartbeat"])),
+            max(0.0, now - float(header["heartbeat"])), reached.read(header),
         ))  # fmt: skip
     return found
 
@@ -131,11 +139,33 @@ def judge(positions: Sequence[Position], patience: float) -> Verdict:
             behind,
             f"rank {behind[0]} has been in one step for {longest:.1f} s: its GPU or the host does not go on",
         )
+    return _in_one_step(positions, longest)
+
+
+def _in_one_step(positions: Sequence[Position], longest: float) -> Verdict:
+    """All are in the same step. Who has not launched it while others have is behind; between two that are still launching
+    the marks only hint: where the GPU is stuck, its full queue holds the hosts up, each of them somewhere.
+    """
+    known = [each for each in positions if each.reached is not None]
+    launching = [each for each in known if each.reached is not None and not each.reached.everything]
+    hint = ""
+    if len(known) == len(positions) and launching:
+        if len(launching) < len(positions):
+            ranks = tuple(each.rank for each in launching)
+            return Verdict(
+                True,
+                ranks,
+                f"{_ranks(ranks)} still launching the step, all of which the others have launched: a host that is held up "
+                "(it compiles a kernel, loads, waits for a lock); py-spy dump on its process shows where",
+            )
+        least = min(launching, key=lambda each: each.reached.marks if each.reached is not None else 0)
+        if any(each.reached != least.reached for each in launching):
+            hint = f"; rank {least.rank} has launched the least of it, so look there first"
     return Verdict(
         True,
         (),
         f"all ranks have been in the same step for up to {longest:.1f} s, so the headers cannot tell whom the others wait for: a "
-        "kernel that does not end, or a link that is down (nvidia-smi shows which GPU works, dmesg a lost one)",
+        f"kernel that does not end, or a link that is down (nvidia-smi shows which GPU works, dmesg a lost one){hint}",
     )
 
 

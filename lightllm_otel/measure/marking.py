@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightllm_otel.measure.clock import Clock, Handle
 from lightllm_otel.measure.stamps import Stamps
+from lightllm_otel.ring import reached
+from lightllm_otel.ring.reached import MARKS, PLACE
 
 
 class Marking:
@@ -38,10 +40,22 @@ class EagerMarking(Marking):
 
     ``before[i]``: what the clock said of boundary i-1 when boundary i was recorded; where it was over already, the GPU
     waited for the host. ``at[i]``: the host's clock just before that, in seconds; of the first one just after. ``places``: the
-    step's first event, which begins the first interval, and then those of ``block``.
+    step's first event, which begins the first interval, and then those of ``block``. ``words`` are kept at how far the
+    host has come in step ``number``, for whoever asks while it is stuck; ``reaches``: what that is for each code.
     """
 
-    __slots__ = ("_ask", "_now", "_record", "_stream", "at", "before", "block", "places")
+    __slots__ = (
+        "_ask",
+        "_now",
+        "_reaches",
+        "_record",
+        "_stream",
+        "_words",
+        "at",
+        "before",
+        "block",
+        "places",
+    )
 
     def __init__(
         self,
@@ -52,8 +66,14 @@ class EagerMarking(Marking):
         stream: Any,
         pairs: bool,
         now: Callable[[], float],
+        words: reached.Words,
+        reaches: Sequence[int],
+        number: int,
     ) -> None:
         super().__init__(len(block), pairs)
+        self._words = words
+        self._reaches = reaches
+        reached.begin(words, number)
         self.block = block
         self.places = [first, *block]
         self.codes.append(code)
@@ -77,6 +97,16 @@ class EagerMarking(Marking):
         codes.append(code)
         self.before.append(before)
         self.at.append(now)
+        words = self._words
+        words[MARKS] = at
+        place = self._reaches[code]
+        if place:
+            words[PLACE] = place
+
+    def launched(self) -> None:
+        """All of the step is launched. What is marked from here on tells nothing of where the host is."""
+        reached.launched(self._words)
+        self._words = [0] * reached.WORDS
 
     def end(self, code: int, last: Handle) -> None:
         """The last interval ends with the step's last event, which is recorded elsewhere."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightllm_otel.ring import layout
+from lightllm_otel.ring.reached import place
 from lightllm_otel.vocabulary import Implementation, Operator, Site
 
 _SITES = {
@@ -64,6 +65,8 @@ class Marks:
     def __init__(self) -> None:
         self._codes: dict[Mark, int] = {}
         self._marks: list[Mark] = []
+        self.reaches: list[int] = []
+        """Of each code: where a host is that has taken this mark (:func:`lightllm_otel.ring.reached.place`)."""
         self._collectives: dict[tuple[Operator, int], int] = {}
         self._shapes: dict[tuple[int, ...], Shape] = {}
 
@@ -71,7 +74,12 @@ class Marks:
         if mark not in self._codes:
             self._codes[mark] = len(self._marks)
             self._marks.append(mark)
+            self.reaches.append(place(mark.operator, mark.layer))
         return self._codes[mark]
+
+    def name(self, code: int) -> str:
+        """Of the operator that the mark with this code stands for."""
+        return self._marks[code].operator.value
 
     def part(self, code: int) -> int:
         """The code of a piece of that operator."""

@@ -21,6 +21,7 @@ from lightllm_otel.measure.marks import Mark, Marks
 from lightllm_otel.measure.pool import Pool
 from lightllm_otel.measure.stamps import Overwritten
 from lightllm_otel.measure.step import Step, Twin, Work
+from lightllm_otel.ring import reached
 from lightllm_otel.vocabulary import DropReason, IdleReason, Mode, Operator, Whole
 
 PENDING_STEPS = 64
@@ -45,6 +46,10 @@ class Sink(Protocol):
     def enter(self, number: int, phase: int, wall_time: float) -> None: ...
 
     def leave(self) -> None: ...
+
+    @property
+    def reached(self) -> reached.Words:
+        """The words that marks set: :mod:`lightllm_otel.ring.reached`."""
 
     def count(
         self, dropped: list[int], whole: list[int], sampled: int, hook_seconds: float, oldest_unread: float
@@ -165,8 +170,9 @@ class Timer:
             self._drop(DropReason.PENDING_FULL)
             return
         step.marking = self.armed = EagerMarking(
-            self._clock, step.ends[0], self.gap, block, step.stream, step.work.pairs, self._cpu
-        )
+            self._clock, step.ends[0], self.gap, block, step.stream, step.work.pairs, self._cpu,
+            self._sink.reached, self.marks.reaches, step.number,
+        )  # fmt: skip
 
     def disarm(self, reason: Whole) -> None:
         """The operators of the forward in progress cannot be told apart; counted if they were due."""
@@ -175,6 +181,7 @@ class Timer:
         if step is not None and step.marking is not None:
             self.whole[reason.code] += 1
             self._forget_marks(step)
+            reached.forget(self._sink.reached)
 
     def _forget_marks(self, step: Step) -> None:
         if step.marking is not None:
@@ -192,9 +199,11 @@ class Timer:
         began = self._cpu()
         if padded:
             step.mode, step.padded = Mode.GRAPH, padded
-        if step.marking is not None and step.marking.full:
-            self._drop(DropReason.TOO_LARGE)
-            self._forget_marks(step)
+        if step.marking is not None:
+            step.marking.launched()
+            if step.marking.full:
+                self._drop(DropReason.TOO_LARGE)
+                self._forget_marks(step)
         self._record(step.ends[1], step.stream)
         self._pending.append(step)
         self._marked += step.marking is not None

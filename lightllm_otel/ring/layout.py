@@ -93,6 +93,7 @@ HEADER = np.dtype(
         ("sample_every", "<u4"),
         ("control_seq", "<u4"),  # the last order of live control that this rank follows
         ("control_at", "<u4"),  # since which forward
+        ("reached", "<u4", (3,)),  # how far the host is in a step with marks: lightllm_otel.ring.reached
     ]
 )
 RING_MAGIC = b"LLMOTEL\x00"

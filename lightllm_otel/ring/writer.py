@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lightllm_otel.ring import layout
+from lightllm_otel.ring.reached import WORDS
 
 # in_flight … heartbeat of the header, in one go: this is on the path of every step.
 _IN_FLIGHT = struct.Struct("<BBHIdd")
@@ -21,6 +22,7 @@ _WRITTEN = struct.Struct("<QQ")  # written, steps
 _WRITTEN_OFFSET = layout.HEADER.fields["written"][1] if layout.HEADER.fields else 0
 _COUNTS = struct.Struct("<dQd")  # oldest_unread … hook_seconds
 _COUNTS_OFFSET = layout.HEADER.fields["oldest_unread"][1] if layout.HEADER.fields else 0
+_REACHED_OFFSET = layout.HEADER.fields["reached"][1] if layout.HEADER.fields else 0
 
 
 class RingWriter:
@@ -54,6 +56,8 @@ class RingWriter:
             raise
         self._capacity = capacity
         self._written = self._steps = 0
+        self.reached = memoryview(self._map)[_REACHED_OFFSET : _REACHED_OFFSET + 4 * WORDS].cast("I")
+        """Words that the marks of a step set: :mod:`lightllm_otel.ring.reached`."""
         self._dropped: list[int] = []
         self._whole: list[int] = []
 
@@ -119,5 +123,6 @@ class RingWriter:
     def close(self) -> None:
         """For tests and replays; a model process never closes its ring."""
         del self.header, self._cells
+        self.reached.release()
         self._map.close()
         os.close(self._descriptor)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,12 +13,33 @@ import pytest
 
 from lightllm_otel import cli
 from lightllm_otel.cli.stuck import Position, judge
+from lightllm_otel.ring import reached
+from lightllm_otel.ring.reached import Reached
+from lightllm_otel.vocabulary import Operator
 
 PATIENCE = 10.0
 
 
-def position(rank, number=7, on_gpu=60.0, alive=True, state="S"):
-    return Position(rank, alive, state, number, "decode", on_gpu, 1.0)
+LAUNCHED = Reached(0, everything=True)
+
+
+def position(rank, number=7, on_gpu=60.0, alive=True, state="S", reached=None):
+    return Position(rank, alive, state, number, "decode", on_gpu, 1.0, reached)
+
+
+def words(number, marks, operator=Operator.GAP, layer=-1):
+    """What is in the header; ``marks``: None is everything."""
+    found = [0] * reached.WORDS
+    reached.begin(found, number)
+    if marks is None:
+        reached.launched(found)
+    else:
+        found[reached.MARKS], found[reached.PLACE] = marks, reached.place(operator, layer)
+    return found
+
+
+def at(marks):
+    return Reached(marks, "ffn", 3)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +55,11 @@ def position(rank, number=7, on_gpu=60.0, alive=True, state="S"):
         ([position(0), position(1, alive=False)], True, (1,), "rank 1 is gone"),
         ([position(0), position(1)], True, (), "cannot tell"),
         ([position(0)], True, (0,), "does not go on"),
+        ([position(0, reached=LAUNCHED), position(1, reached=at(9))], True, (1,), "rank 1 is still launching"),
+        ([position(0, reached=LAUNCHED), position(1, reached=LAUNCHED)], True, (), "or a link that is down"),
+        ([position(0, reached=LAUNCHED), position(1)], True, (), "cannot tell"),
+        ([position(0, reached=at(9)), position(1, reached=at(8))], True, (), "rank 1 has launched the least"),
+        ([position(0, reached=at(9)), position(1, reached=at(9))], True, (), "dmesg a lost one)"),
     ],
 )
 def test_who_is_behind(positions, stuck, ranks, word):
@@ -46,6 +73,8 @@ import pathlib, sys, time
 from lightllm_otel.ring.writer import RingWriter
 ring = RingWriter(pathlib.Path(sys.argv[1]), 1)
 ring.enter(int(sys.argv[2]), 1, time.time() - 60)
+for at, word in enumerate(sys.argv[3:]):
+    ring.reached[at] = int(word)
 print("there", flush=True)
 time.sleep(120)
 """
@@ -53,17 +82,18 @@ time.sleep(120)
 
 @pytest.fixture
 def start(tmp_path, monkeypatch):
-    """``start(numbers)``: a process per rank, a minute in the step with that number; returns them."""
+    """``start(numbers)``: a process per rank, a minute in the step with that number; returns them. ``words``: how far each is."""
     monkeypatch.setenv("LIGHTLLM_OTEL_DIR", str(tmp_path))
     monkeypatch.setattr("lightllm_otel.cli.scrape.os.getuid", lambda: 4_000_000)
     folder = tmp_path / "group"
     folder.mkdir()
     with contextlib.ExitStack() as stack:
 
-        def make(*numbers):
+        def make(*numbers, words=()):
             processes = []
             for rank, number in enumerate(numbers):
                 command = [sys.executable, "-c", RANK, str(folder / f"rank-{rank}.ring"), str(number)]
+                command += map(str, words[rank] if words else ())
                 process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
                 stack.callback(process.kill)
                 assert process.stdout.readline() == b"there\n"
@@ -97,6 +127,23 @@ def test_a_rank_that_did_not_enter_the_step_is_named_for_machines_too(start, cap
     assert (status, server["server"], server["positions"][1]["number"]) == (1, "group", 7)
     assert server["behind"] == [1]
     assert server["sentence"].startswith("rank 1 is behind")
+
+
+def test_the_operator_that_a_host_has_launched_last_is_shown(start, capsys):
+    start(7, 7, words=(words(7, None), words(7, 31, Operator.O_PROJ, 3)))
+    status, out = asked(capsys)
+    assert status == 1
+    assert re.search(r"rank 0: in decode step 7 for 60\.. s, all of it launched; last sign", out)
+    assert re.search(r"rank 1: in decode step 7 for 60\.. s, launched up to o_proj of layer 3; last sign", out)
+    assert "→ rank 1 is still launching the step" in out
+    (server,) = json.loads(asked(capsys, "--json")[1])
+    assert server["positions"][1]["reached"] == {"marks": 31, "operator": "o_proj", "layer": 3, "everything": False}
+
+
+def test_what_an_earlier_step_has_reached_is_not_taken_for_this_ones(start, capsys):
+    start(7, 7, words=(words(6, None), words(6, 0)))
+    (server,) = json.loads(asked(capsys, "--json")[1])
+    assert [each["reached"] for each in server["positions"]] == [None, None]
 
 
 def test_how_long_is_too_long_can_be_said(start, capsys):

@@ -1,5 +1,9 @@
 """What doctor --stuck reads of a rank whose GPU does not come to an end: the ring's header while a kernel spins, and after it."""
 
+import json
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -84,3 +88,70 @@ def test_a_step_is_in_flight_for_as_long_as_its_kernel_spins(clock, ring, due):
 
     timer.tick()
     assert (reader.header["in_flight"], reader.header["steps"]) == (0, 2)
+
+
+SPINNING = """
+import pathlib, sys, time
+import torch
+from lightllm_otel.measure.cuda import TorchEvents
+from lightllm_otel.measure.marks import Mark
+from lightllm_otel.measure.step import Work
+from lightllm_otel.measure.timer import Timer
+from lightllm_otel.ring.writer import RingWriter
+from lightllm_otel.vocabulary import Operator, Phase
+
+clock = TorchEvents()
+first, last = clock.handles(2)
+clock.occupy(0.5)
+clock.record(first, clock.stream())
+clock.occupy(0.5)
+clock.record(last, clock.stream())
+torch.cuda.synchronize()
+factor = 0.5 / clock.seconds(first, last)  # of the guess that occupy makes of the frequency
+
+timer = Timer(clock, RingWriter(pathlib.Path(sys.argv[1]), 1))
+step = timer.enter(Work(Phase.PREFILL, 1, 512, 512), 7, True)
+clock.record(first, clock.stream())
+clock.occupy(float(sys.argv[2]) * factor)
+clock.record(last, clock.stream())
+timer.armed.mark(timer.marks.code(Mark(Operator.FFN, 0)))
+timer.leave(step)
+print("launched", flush=True)
+torch.cuda.synchronize()
+print(clock.seconds(first, last), flush=True)
+timer.tick()
+sys.stdin.readline()
+"""
+MINUTE, FOUND_WITHIN = 60.0, 30.0
+
+
+def test_a_kernel_that_spins_for_a_minute_is_found_by_doctor_within_half_of_it(tmp_path):
+    (tmp_path / "group").mkdir()
+    environment = {**os.environ, "LIGHTLLM_OTEL_DIR": str(tmp_path)}
+
+    def asked():
+        command = [sys.executable, "-m", "lightllm_otel", "doctor", "--stuck", "--json"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, next(each for each in json.loads(done.stdout) if each["server"] == "group")
+
+    command = [sys.executable, "-c", SPINNING, str(tmp_path / "group" / "rank-0.ring"), str(MINUTE)]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as spinning:
+        try:
+            assert spinning.stdout.readline() == "launched\n"
+            began = time.monotonic()
+            assert asked()[0] == 0  # not yet
+            while (found := asked())[0] == 0:
+                time.sleep(0.5)
+            took = time.monotonic() - began
+            assert took < FOUND_WITHIN
+            (position,) = found[1]["positions"]
+            assert (position["phase"], position["number"], position["reached"]["everything"]) == ("prefill", 7, True)
+            assert found[1]["sentence"].startswith("rank 0 has been in one step for 1")
+            assert float(spinning.stdout.readline()) > 0.8 * MINUTE
+            while asked()[1]["positions"][0]["on_gpu"] is not None and time.monotonic() < began + 2 * MINUTE:
+                time.sleep(0.1)
+            assert asked()[0] == 0
+        finally:
+            spinning.kill()

@@ -84,7 +84,18 @@ def sampled_step(clock, now, durations, starved):
     gap = marks.code(Mark(Operator.GAP))
     clock.record(step.ends[0], None)
     step.closed = True
-    step.marking = EagerMarking(clock, step.ends[0], gap, clock.handles(len(durations)), None, False, lambda: now[0])
+    step.marking = EagerMarking(
+        clock,
+        step.ends[0],
+        gap,
+        clock.handles(len(durations)),
+        None,
+        False,
+        lambda: now[0],
+        [0, 0, 0],
+        marks.reaches,
+        0,
+    )
     for at, duration in enumerate(durations, 1):
         now[0] += duration
         code = marks.code(Mark(Operator.FFN, at))
@@ -156,7 +167,9 @@ def test_pieces_of_an_operator_add_up_what_launching_took():
     step = Step(7, Work(Phase.DECODE, 2, 2, 100), clock.handles(2), None, 5.0)
     clock.record(step.ends[0], None)
     step.closed = True
-    step.marking = EagerMarking(clock, step.ends[0], gap, clock.handles(4), None, False, lambda: now[0])
+    step.marking = EagerMarking(
+        clock, step.ends[0], gap, clock.handles(4), None, False, lambda: now[0], [0, 0, 0], marks.reaches, 0
+    )
     for seconds, code in ((30e-6, marks.part(part)), (8e-6, marks.code(Mark(Operator.ALL_REDUCE, 0))), (34e-6, part)):
         now[0] += seconds
         step.marking.mark(code)

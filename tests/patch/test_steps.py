@@ -9,7 +9,7 @@ from fake_host import COST, LAYER_SECONDS, LAYERS, InferReq, ModelInput
 
 from lightllm_otel.patch.operators import Transport
 from lightllm_otel.patch.slots import TORCH_LEAVES
-from lightllm_otel.ring import layout
+from lightllm_otel.ring import layout, reached
 from lightllm_otel.vocabulary import IdleReason, Implementation, Mode, Operator, Site, Whole
 
 
@@ -50,6 +50,42 @@ def test_a_collective_is_an_observation_of_its_own_with_site_layer_and_payload(s
     assert reduces["occurrence"].tolist() == [0, 0, 1, 0, 1]
     assert reduces["payload_bytes"].tolist() == [1 * 8 * 2] * 5
     assert reduces["seconds"].tolist() == [COST["all_reduce"]] * 5
+
+
+def test_while_a_step_is_launched_the_ring_says_how_far_its_host_is(serve):
+    _, session, rpc = serve(tp=2)
+    seen, layer = [], rpc.model.layers_infer[1]
+
+    def looked(method):
+        def look(*args, **kwargs):
+            header = {"reached": session.kept.reached, "in_flight": 1, "in_flight_number": session.kept.in_flight}
+            seen.append(str(reached.read(header)))
+            return method(*args, **kwargs)
+
+        return look
+
+    pre = rpc.model.pre_infer
+    ours = layer._ffn, pre.token_forward
+    layer._ffn, pre.token_forward = map(looked, ours)
+    request(rpc)
+    layer._ffn, pre.token_forward = ours
+    assert seen == ["nothing of it launched yet", "launched up to ffn_norm of layer 1"]
+
+
+def test_when_a_step_is_launched_the_ring_says_so_until_the_next_one_with_marks(serve):
+    _, session, rpc = serve()
+    number = session.forwards.completed
+    request(rpc)
+    header = {"reached": session.kept.reached, "in_flight": 1, "in_flight_number": number}
+    assert reached.read(header).everything
+
+
+def test_where_marks_do_not_suffice_the_ring_does_not_say_how_far_the_host_is(serve, now):
+    _, session, rpc = serve(boundaries=4)
+    session.clock.frontier = now[0]
+    request(rpc)
+    header = {"reached": session.kept.reached, "in_flight": 1, "in_flight_number": session.kept.in_flight}
+    assert reached.read(header).everything
 
 
 def test_what_is_nested_is_taken_out_of_its_operator_and_the_pieces_are_one_observation(serve):

@@ -1,4 +1,4 @@
-"""A rank of a real server is stopped in the middle of its work: who is named, and that the server goes on afterwards."""
+"""A rank of a real server is stopped or held up in its work: who is named, and that the server goes on afterwards."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ import pytest
 from lightllm_otel.ring.folder import lock_owner, ring_path
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from conftest import Observed
 
 NEW_TOKENS = 24
 NAMED_WITHIN = 30.0  # seconds
+HELD, PATIENCE = 8.0, 3.0
 
 
-def doctor(observed: Observed, python: Path) -> tuple[int, dict[str, Any]]:
+def doctor(observed: Observed, python: Path, patience: float = 10.0) -> tuple[int, dict[str, Any]]:
     """Exit status, and what it says of the one server that is alive in this folder."""
-    command = [str(python), "-m", "lightllm_otel", "doctor", "--stuck", "--json"]
+    command = [str(python), "-m", "lightllm_otel", "doctor", "--stuck", str(patience), "--json"]
     environment = {**os.environ, "LIGHTLLM_OTEL_DIR": str(observed.folder)}
     done = subprocess.run(
         command, env=environment, cwd=observed.folder, capture_output=True, text=True, check=False, timeout=NAMED_WITHIN
@@ -75,3 +77,33 @@ def test_a_stopped_rank_is_named_and_the_server_goes_on_when_it_does(
     status, after = doctor(observed, wheel_python)
     assert (status, after["stuck"], after["behind"]) == (0, False, []), after
     assert observed.metrics().total("lightllm_otel_errors_total") == 0
+
+
+@pytest.mark.parametrize("version", ["old", "new"])
+def test_the_operator_that_a_held_host_has_reached_is_shown_in_the_step_that_all_are_in(
+    version: str, observe: Callable[..., Observed], wheel_python: Path, tmp_path: Path
+) -> None:
+    order = tmp_path / "order"
+    order.write_text("-1 0")
+    observed = observe((version, 2), env={"SLOW_RANK": str(order)})
+    assert len(observed.server.generate("nobody is held up", 2).token_ids) == 2
+    seen: dict[str, Any] = {}
+
+    def held() -> bool:
+        seen.update(doctor(observed, wheel_python, PATIENCE)[1])
+        return "rank 1 has launched the least" in seen["sentence"]
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        order.write_text(f"1 {HELD}")
+        asked = pool.submit(observed.server.generate, "while rank 1 is held up", 2)
+        try:
+            observed.wait_until(held, NAMED_WITHIN, "a step in which rank 1 has launched the least")
+        finally:
+            order.write_text("-1 0")
+        peer, slow = seen["positions"]
+        assert (slow["number"], slow["phase"]) == (peer["number"], peer["phase"])
+        # On the CPU the peer's host waits in the all_reduce behind the feed-forward in which the other one is held up.
+        assert slow["reached"]["operator"] == "ffn_norm"
+        assert (peer["reached"]["operator"], peer["reached"]["layer"]) == ("ffn", slow["reached"]["layer"])
+        assert len(asked.result().token_ids) == 2
+    assert (doctor(observed, wheel_python)[0], observed.metrics().total("lightllm_otel_errors_total")) == (0, 0)
