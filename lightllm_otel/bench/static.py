@@ -40,7 +40,7 @@ def repeat(
 
     Raises RankFailed.
     """
-    with _temporary() as directory:
+    with temporary() as directory:
         ranks = [
             Rank(plan, model_dir, tp, rank, port, number, directory, changes or {}, data_type, graphs, share_gpu)
             for port in [_free_port()]
@@ -56,7 +56,7 @@ def repeat(
 
 
 def _run(ranks: list[Rank], plan: Plan, directory: Path, out: Path, number: int) -> Outcome:
-    tap = Tap(_group(directory, len(ranks)), out / f"repeat-{number}")
+    tap = Tap(group_of(directory, len(ranks)), out / f"repeat-{number}")
     for rank in ranks:
         rank.go()
     reading = threading.Event()
@@ -82,7 +82,7 @@ def _run(ranks: list[Rank], plan: Plan, directory: Path, out: Path, number: int)
 
 
 @contextlib.contextmanager
-def _temporary() -> Iterator[Path]:
+def temporary() -> Iterator[Path]:
     """For rings and logs. The ranks' exporter may still write to it when it goes."""
     directory = Path(tempfile.mkdtemp(prefix="lightllm-otel-bench-"))
     try:
@@ -91,7 +91,7 @@ def _temporary() -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _group(directory: Path, ranks: int) -> Path:
+def group_of(directory: Path, ranks: int) -> Path:
     """The one group in there, once all of its rings are."""
     end = time.monotonic() + END_SECONDS
     while time.monotonic() < end:

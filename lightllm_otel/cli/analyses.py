@@ -58,7 +58,7 @@ def add(commands: Any) -> None:
         "--seconds", type=float, help="give up after so long, default: 60; with --kernels: for how long, default: 2"
     )
     capture.add_argument(
-        "--kernels", action="store_true", help="torch.profiler on the first rank, which it slows; not of CUDA graphs"
+        "--kernels", action="store_true", help="torch.profiler on the first rank, which it slows: kernels by operator"
     )
     capture.add_argument(
         "--out", type=Path, metavar="FOLDER", help="where the recording's folder is made; default: here"
@@ -95,6 +95,9 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument(
         "--url", action="append", help="of a running server on this machine; twice: turn about, as a and b"
     )
+    bench.add_argument(
+        "--serve", metavar="COMMAND", help="start a server with this command, a fresh one for every repeat, and end it"
+    )
     bench.add_argument("--group", action="append", help="each server's name as doctor shows it, where several run")
     bench.add_argument("--static", action="store_true", help="without a server: the model class, one process per rank")
     bench.add_argument("--model-dir", type=Path, help="the model's folder")
@@ -110,7 +113,9 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument(
         "--share-gpu", action="store_true", help="all ranks of --tp on one GPU, joined by sockets: slow, to try it out"
     )
-    bench.add_argument("--ab", nargs=2, metavar="ENV", help="two environments, turn about: 'A=1 B=2' ''")
+    bench.add_argument(
+        "--ab", nargs=2, metavar="ENV", help="with --serve or --static: two environments, turn about: 'A=1 B=2' ''"
+    )
     bench.add_argument("--out", type=Path, metavar="FOLDER", help="default: bench- and the time")
     bench.add_argument("--json", action="store_true")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lightllm_otel.bench import prompts, served, static
+from lightllm_otel.bench import launched, prompts, served, static
 from lightllm_otel.bench.manifest import Manifest, Outcome, Plan
 from lightllm_otel.bench.tap import NoRing
 from lightllm_otel.cli.ctl import find
@@ -24,7 +24,7 @@ NAMES = "abcdefgh"  # of the folders, where there are several runs
 # Beyond every repeat's seed: the prompt cache shall know no prompt of a repeat. Not negative: random.Random(-1) is Random(1).
 _WARM_UP = 1_000_000
 Repeat = Callable[[int], Outcome]
-_PROBLEMS = (NoRing, Refused, ValueError, prompts.NoTokenizer, served.NoAnswer, static.RankFailed)
+_PROBLEMS = (NoRing, Refused, ValueError, prompts.NoTokenizer, served.NoAnswer, static.RankFailed, launched.NoServer)
 
 
 @ended_by_signals()
@@ -35,7 +35,8 @@ def bench(given: argparse.Namespace) -> int:
     try:
         plan.check()
         _check(given)
-        sides = _static(given, plan, out) if given.static else _served(given, plan, out)
+        way = _static if given.static else _launched if given.serve else _served
+        sides = way(given, plan, out)
         manifests = _run(sides, plan, given)
     except _PROBLEMS as problem:
         print(f"lightllm-otel bench: {problem}", file=sys.stderr)
@@ -51,18 +52,22 @@ def bench(given: argparse.Namespace) -> int:
 def _check(given: argparse.Namespace) -> None:
     if given.model_dir is None:
         raise ValueError("give --model-dir: the model's folder" + ("" if given.static else ", for its tokenizer"))
-    if bool(given.static) == bool(given.url):
-        raise ValueError("give --url of a running server, or --static")
+    ways = [bool(given.static), bool(given.serve), bool(given.url) and not given.serve]
+    if sum(ways) != 1:
+        raise ValueError("give --url of a running server, or --serve with the command of one, or --static")
     if not given.model_dir.is_dir():
         raise ValueError(f"--model-dir {given.model_dir} is not a folder; give the one with the model's config.json")
     if given.tp < 1:
         raise ValueError(f"--tp {given.tp}: give a whole number of at least 1")
     if given.url and len(given.url) > len(NAMES):
         raise ValueError(f"give at most {len(NAMES)} servers")
-    if given.ab and not given.static:
+    if given.ab and not (given.static or given.serve):
         raise ValueError(
-            "--ab starts models of its own, so it goes with --static; for two running servers give --url twice"
+            "--ab starts servers or models of its own, so it goes with --serve or --static; for two running servers give "
+            "--url twice"
         )
+    if given.serve and given.url and len(given.url) > 1:
+        raise ValueError("with --serve give one --url: where its server listens")
 
 
 def _served(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
@@ -87,6 +92,30 @@ def _served(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tupl
                 return served.repeat(server, plan, texts, number, folder)
 
         sides[folder] = once, Manifest(folder, "served", plan, url=server.url)
+    return sides
+
+
+def _launched(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
+    """A fresh server for every repeat, as without one: what differs from start to start is then in the repeats."""
+    words = launched.words_of(given.serve)
+    url = given.url[0] if given.url else launched.url_of(words)
+    changes = [_changes(text) for text in given.ab or [""]]
+    own, size = prompts.tokenizer(given.model_dir)
+    sides: dict[Path, tuple[Repeat, Manifest]] = {}
+    for place, change in enumerate(changes):
+        folder = out / NAMES[place] if given.ab else out
+
+        def texts(seed: int) -> list[str]:
+            return prompts.prompts(own, size, plan.batch_size, plan.input_len, seed)
+
+        def once(number: int, change: dict[str, str] = change, folder: Path = folder) -> Outcome:
+            log = folder / f"server-{number}.log"
+            with launched.running(words, url, change, plan.every, log) as server:
+                for again in range(plan.warmup):
+                    server.batch(texts(_WARM_UP + again), min(plan.output_len, 8))
+                return served.repeat(server, plan, texts, number, folder)
+
+        sides[folder] = once, Manifest(folder, "served", plan, url=url, command=words, changes=change)
     return sides
 
 

@@ -21,12 +21,15 @@ def own_folder(monkeypatch, tmp_path):
     ("words", "said"),
     [
         (["--static"], "give --model-dir"),
-        (["--model-dir", "."], "give --url of a running server, or --static"),
+        (["--model-dir", "."], "give --url of a running server, or --serve"),
         (
             ["--model-dir", ".", "--static", "--url", "http://127.0.0.1:1"],
-            "give --url of a running server, or --static",
+            "give --url of a running server, or --serve",
         ),
-        (["--model-dir", ".", "--url", "http://127.0.0.1:1", "--ab", "A=1", ""], "so it goes with --static"),
+        (["--model-dir", ".", "--url", "http://127.0.0.1:1", "--ab", "A=1", ""], "so it goes with --serve or --static"),
+        (["--model-dir", ".", "--serve", "x", "--static"], "or --serve with the command of one, or --static"),
+        (["--model-dir", ".", "--serve", "x", "--url", "a", "--url", "b"], "with --serve give one --url"),
+        (["--model-dir", ".", "--serve", "x", "--ab", "A", ""], "NAME=VALUE"),
         (["--model-dir", ".", "--static", "--ab", "A", "B=1"], "NAME=VALUE"),
         (["--model-dir", ".", "--static", "--repeats", "0"], "--repeats 0"),
         (["--model-dir", "nothing here", "--url", "http://127.0.0.1:1"], "is not a folder"),
