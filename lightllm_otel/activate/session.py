@@ -148,11 +148,14 @@ class ServerSession:
             ring.header["listening"] = 1
         self.timer = timer
         if identity.rank == 0 and self._folder is not None:
-            self._kernels = Kernels(self._folder, self.guard)
+            self._kernels = Kernels(self._folder, self.guard, twins=self._operators_of_twins)
             if self.standard.traces:
                 with self.guard(Stage.RING):  # without them there are steps without requests
                     self.notes = StepNotes(NotesWriter(self._folder / f"rank-{os.getpid()}.notes"))
         self.housekeep()
+
+    def _operators_of_twins(self) -> list[list[str]]:
+        return self.twins.operators() if self.twins is not None else []
 
     def _describe(self, ring: RingWriter, timer: Timer) -> None:
         calibration, stamps, header = timer.harvest.calibration, timer.harvest.stamp_calibration, ring.header

@@ -8,10 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lightllm_otel.analyze.stamped import GPU_RANGE, KERNELS, is_ours
+
 PREFIX = "lightllm_otel: "
 OUTSIDE = "outside operators"
-_GPU_RANGE, _CPU_RANGE = "gpu_user_annotation", "user_annotation"
-_KERNELS = ("kernel", "gpu_memcpy", "gpu_memset")
+STAMPS = "the plugin's stamps"
+_CPU_RANGE = "user_annotation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +27,16 @@ class Kernel:
 def kernels(trace: Mapping[str, Any]) -> list[Kernel]:
     """The longest first. Where the trace has no GPU (a server on the CPU), torch's own operations stand for kernels."""
     events = [event for event in trace.get("traceEvents", ()) if event.get("ph") == "X"]
-    found = [event for event in events if event.get("cat") in _KERNELS]
-    category = _GPU_RANGE
+    found = [event for event in events if event.get("cat") in KERNELS]
+    category = GPU_RANGE
     if not found:
         found, category = _outermost(event for event in events if event.get("cat") == "cpu_op"), _CPU_RANGE
     spans = _spans(event for event in events if event.get("cat") == category)
     sums: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0.0])
     for event in found:
-        own = sums[_inside(spans.get(_line(event), []), float(event["ts"])), str(event["name"])]
+        name = str(event["name"])
+        operator = STAMPS if is_ours(name) else _inside(spans.get(_line(event), []), float(event["ts"]))
+        own = sums[operator, name]
         own[0] += 1
         own[1] += float(event.get("dur", 0.0))
     rows = [Kernel(operator, name, int(calls), took / 1e6) for (operator, name), (calls, took) in sums.items()]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
 import sys
 import time
+from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from lightllm_otel.analyze.kernels import OUTSIDE, Kernel
 from lightllm_otel.analyze.kernels import kernels as kernels_of
+from lightllm_otel.analyze.stamped import from_its_start, ranges_in_graphs
+from lightllm_otel.bench.served import sampling
 from lightllm_otel.cli.ctl import find
 from lightllm_otel.cli.units import duration
 from lightllm_otel.export.control import Refused
@@ -33,12 +38,14 @@ def kernels(given: argparse.Namespace, out: Path) -> int:
     path = (out / f"kernels-{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%SZ}.json").resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        trace = capture(find(given.group), path, seconds, PATIENCE_SECONDS)
+        folder = find(given.group)
+        with _stamps_in_every_graph(folder):
+            trace = capture(folder, path, seconds, PATIENCE_SECONDS)
     except (NoTrace, Refused) as problem:
         print(f"lightllm-otel capture: {problem}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"lightllm-otel capture: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"lightllm-otel capture: {error.filename or 'the exporter'}: {error.strerror or error}", file=sys.stderr)
         return 1
     rows = kernels_of(trace)
     data = {"kind": "kernels", "path": str(path), "kernels": [dataclasses.asdict(row) for row in rows]}
@@ -46,8 +53,22 @@ def kernels(given: argparse.Namespace, out: Path) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _stamps_in_every_graph(folder: Path) -> Iterator[None]:
+    """While the block runs, if the exporter takes the order: without one there still are the kernels outside graphs."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(sampling(folder, 1))
+        except (OSError, Refused) as problem:
+            print(
+                f"lightllm-otel capture: the exporter does not take orders ({problem}), so most graphs are without stamps",
+                file=sys.stderr,
+            )
+        yield
+
+
 def capture(folder: Path, path: Path, seconds: float, patience: float) -> dict[str, Any]:
-    """Ask the first rank, and wait for its trace. Raises NoTrace and OSError."""
+    """Ask the first rank, wait for its trace, and put the operators inside its graphs into it. Raises NoTrace and OSError."""
     errand.ask(folder, {"path": str(path), "seconds": seconds})
     end = time.monotonic() + seconds + patience
     while (answered := errand.answered(folder)) is None:
@@ -59,8 +80,12 @@ def capture(folder: Path, path: Path, seconds: float, patience: float) -> dict[s
         time.sleep(0.1)
     if not answered.get("ok"):
         raise NoTrace(f"the server could not: {answered.get('text')}")
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    trace = from_its_start(json.loads(path.read_text(), parse_float=Decimal))
+    ranges = ranges_in_graphs(trace, answered.get("twins", ()))
+    if ranges:
+        trace["traceEvents"] += ranges
+        path.write_text(json.dumps(trace))
+    return trace
 
 
 def render(rows: list[Kernel], path: Path) -> str:
@@ -78,6 +103,6 @@ def render(rows: list[Kernel], path: Path) -> str:
     if OUTSIDE in operators:
         lines += [
             "",
-            f"{OUTSIDE}: what no operator of ours launched; also all that runs in CUDA graphs, whose operators report has",
+            f"{OUTSIDE}: what no operator of ours launched; also what ran in CUDA graphs without stamps",
         ]
     return "\n".join([*lines, "", f"the trace, for ui.perfetto.dev: {path}"])

@@ -2,7 +2,8 @@
 
 A profiler is what this plugin is there to replace, and it slows the server while it runs: it does so when its owner asks for it,
 for some seconds, on the first rank only. Operators become ranges of the profiler's own, so that its trace has every kernel in the
-operator that launched it. Kernels of a replayed CUDA graph are in the trace, but outside operators: Python launches none of them.
+operator that launched it. Python launches none of the kernels of a replayed CUDA graph; those of a twin lie between its stamps,
+so the answer says which operators its intervals are.
 """
 
 from __future__ import annotations
@@ -23,12 +24,22 @@ MOST_SECONDS = 60.0
 
 
 class Kernels:
-    """Asked once a second on the model's thread, between steps; ``start`` makes a running profiler."""
+    """Asked once a second on the model's thread, between steps; ``start`` makes a running profiler.
 
-    def __init__(self, folder: Path, guard: Guard, start: Callable[[], Any] | None = None) -> None:
+    ``twins``: of each twin the names of its intervals' operators.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        guard: Guard,
+        start: Callable[[], Any] | None = None,
+        twins: Callable[[], list[list[str]]] = list,
+    ) -> None:
         self._folder = folder
         self._guard = guard
         self._start = start or _torch_profiler
+        self._twins = twins
         self._ledger = Ledger()
         self._profiler: Any = None
         self._until = 0.0
@@ -59,7 +70,7 @@ class Kernels:
         profiler = self._drop()
         profiler.stop()
         profiler.export_chrome_trace(str(self._path))
-        errand.answer(self._folder, {"ok": True, "text": str(self._path)})
+        errand.answer(self._folder, {"ok": True, "text": str(self._path), "twins": self._twins()})
 
     def _drop(self) -> Any:
         profiler, self._profiler = self._profiler, None

@@ -320,6 +320,11 @@ class Twins:
         entry = owner.graph.get(batch)
         return captured if entry is not None and entry[0] is captured.plain else None
 
+    def operators(self) -> list[list[str]]:
+        """Of each twin, once for those that are alike, what its intervals belong to, in order."""
+        name = self._timer.marks.name
+        return [list(names) for names in {tuple(map(name, each.twin.codes[1:])) for each in self.by_size.values()}]
+
     def facts(self) -> dict[str, Any]:
         """For the ring's page: what doctor shows."""
         return {

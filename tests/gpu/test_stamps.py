@@ -1,10 +1,15 @@
 """Stamps inside CUDA graphs of a real GPU, through each way to load them."""
 
+import json
+from decimal import Decimal
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from lightllm_otel.analyze.kernels import OUTSIDE, kernels  # noqa: E402
+from lightllm_otel.analyze.stamped import from_its_start, ranges_in_graphs  # noqa: E402
 from lightllm_otel.measure.calibration import PAIRS, cost_of_stamps, quantum_of_stamps, tail_of_twin  # noqa: E402
 from lightllm_otel.measure.graphs import TorchGraphs  # noqa: E402
 from lightllm_otel.measure.stamps import _WAYS, KEPT, Overwritten  # noqa: E402
@@ -131,3 +136,28 @@ def test_what_a_twin_does_behind_its_last_stamp_takes_some_microseconds(stamps, 
     graph.replay()
     torch.cuda.synchronize()
     assert stamps.intervals(replay, 2).shape == (1,)  # the host's count of replays is still the GPU's
+
+
+def test_a_profiler_sees_stamps_and_kernels_so_that_each_kernel_finds_its_operator(stamps, work, tmp_path):
+    if stamps.source != "globaltimer":
+        pytest.skip("event nodes are no kernels: a trace cannot show them")
+    operators = [f"call-{call % 2}" for call in range(CALLS)]
+    pair = Pair(work, stamps)
+    pair.replay()
+    pair.read()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for _ in range(3):
+            pair.replay()
+        pair.plain.replay()
+        torch.cuda.synchronize()
+    profiler.export_chrome_trace(str(tmp_path / "trace.json"))
+    trace = from_its_start(json.loads((tmp_path / "trace.json").read_text(), parse_float=Decimal))
+    ranges = ranges_in_graphs(trace, [operators])
+    assert len(ranges) == 3 * CALLS
+    trace["traceEvents"] += ranges
+    rows = kernels(trace)
+    calls = {name: sum(row.calls for row in rows if row.operator == name) for name in ("call-0", "call-1", OUTSIDE)}
+    assert min(calls["call-0"], calls["call-1"]) >= 3 * CALLS // 2  # a product may take more than one kernel
+    assert 3 * calls[OUTSIDE] == calls["call-0"] + calls["call-1"]  # the plain graph
+    seconds = {name: sum(row.seconds for row in rows if row.operator == name) for name in ("call-0", "call-1")}
+    assert 1.5 < seconds["call-1"] / seconds["call-0"] < 2.5  # twice the work

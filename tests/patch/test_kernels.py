@@ -41,7 +41,9 @@ def slots(model):
 
 def test_it_runs_for_its_time_and_leaves_the_model_as_it_was(model, tmp_path):
     before, profilers = slots(model), []
-    capturing = Kernels(tmp_path, Guard(), lambda: profilers.append(Profiler()) or profilers[-1])
+    capturing = Kernels(
+        tmp_path, Guard(), lambda: profilers.append(Profiler()) or profilers[-1], lambda: [["gap", "ffn"]]
+    )
     capturing.tick(model, 0.0)
     assert not profilers
     errand.ask(tmp_path, {"path": str(tmp_path / "trace.json"), "seconds": 2})
@@ -52,7 +54,7 @@ def test_it_runs_for_its_time_and_leaves_the_model_as_it_was(model, tmp_path):
     assert errand.answered(tmp_path) is None
     capturing.tick(model, 3.0)
     assert not profilers[0].running
-    assert errand.answered(tmp_path) == {"ok": True, "text": str(tmp_path / "trace.json")}
+    assert errand.answered(tmp_path) == {"ok": True, "text": str(tmp_path / "trace.json"), "twins": [["gap", "ffn"]]}
     assert (tmp_path / "trace.json").exists()
     assert slots(model) == before
     capturing.tick(model, 4.0)

@@ -69,6 +69,14 @@ def test_a_twins_own_cost_is_learned_on_the_hosts_graph_and_subtracted(serve):
     assert step["overhead_seconds"] > 0
 
 
+def test_the_operators_of_a_twin_are_named_once_for_all_that_are_alike(serve):
+    _, session, _ = serve(kvargs="graphs", tp=2)
+    (names,) = session.twins.operators()
+    assert {len(each.twin.codes) - 1 for each in session.twins.by_size.values()} == {len(names)}
+    assert names.count("ffn") == LAYERS
+    assert names.count("all_reduce") == 1 + 2 * LAYERS
+
+
 def test_sizes_can_be_limited(serve):
     _, session, rpc = serve(kvargs="graphs", environ={"LIGHTLLM_OTEL_GRAPH_BATCH_SIZES": "2-3"})
     assert sorted(session.twins.by_size) == [2]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Observed
+    from conftest import Observed, ServerOf
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "deploy" / "demo"
@@ -50,6 +52,25 @@ def test_a_served_benchmark_records_each_repeat_with_exact_lengths(
     assert report["repeats"] == 2
     assert report["ranks"] == observed.host.tp
     assert calls(report, "decode", "ffn") == LAYERS
+
+
+@pytest.mark.parametrize("version", ["old", "new"])
+def test_servers_in_two_environments_take_turns_and_can_be_compared(
+    version: str, server_of: ServerOf, wheel_python: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    server = server_of(types.SimpleNamespace(version=version, tp=1), {}, log=tmp_path / "unused.log")
+    words = ["bench", "--serve", shlex.join(server.command), "--ab", "COLOUR=red", "", "--model-dir", str(tiny_model),
+             "--batch-size", "1", "--input-len", "24", "--output-len", "5", "--repeats", "1", "--warmup", "1", "--every", "1",
+             "--out", str(tmp_path / "run")]  # fmt: skip
+    runs = run(wheel_python, tmp_path, words, server.environment)["runs"]
+    assert [Path(name).name for name in runs] == ["a", "b"]
+    assert [each["changes"] for each in runs.values()] == [{"COLOUR": "red"}, {}]
+    for manifest in runs.values():
+        (repeat,) = manifest["repeats"]
+        assert (repeat["output_tokens"], repeat["notes"]) == (5, [])
+    assert server.processes() == []  # both were started in the server's environment
+    compared = run(wheel_python, tmp_path, ["compare", *runs], {})
+    assert compared["kind"] == "compare"
 
 
 @pytest.mark.parametrize("observed", [("old", 1)], ids=["old-tp1"], indirect=True)
