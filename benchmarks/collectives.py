@@ -143,11 +143,13 @@ def pass_row(run: Run, each: dict[str, Any]) -> dict[str, Any]:
     """Transfer of a call, what each rank waited on average, and in how many steps and calls which rank was last.
 
     ``told``: how many calls have a transfer, ``sure``: how many say who was last. The waits are those of the latter (the exporter
-    counts what is certain of all), and a step without such a call names nobody.
+    counts what is certain of all), and a step without such a call names nobody. ``transfer_us_by_last``: the mean over the calls
+    in which that rank's time was the least, however little; ranks' own times differ, and a delay changes whose it is.
     """
     noise = noise_seconds(*run.clock(each["mode"]))
     transfers, waits, last_steps, last_calls, known, calls = [], [], [], [], 0, 0
     steps = run.of(each)
+    by_last: list[list[float]] = [[] for _ in run.steps]
     for matched in steps:
         layers = matched.only(in_layers(matched))
         calls += len(layers.calls)
@@ -155,6 +157,9 @@ def pass_row(run: Run, each: dict[str, Any]) -> dict[str, Any]:
         if len(moved := transfer[told(layers)]):
             transfers.append(float(moved.mean()))
             known += len(moved)
+            least = layers.seconds[:, told(layers)].argmin(axis=0)
+            for rank, own in enumerate(by_last):
+                own.extend(moved[least == rank].tolist())
         wait = wait[:, sure(layers)]
         if not wait.shape[1]:
             continue
@@ -167,6 +172,8 @@ def pass_row(run: Run, each: dict[str, Any]) -> dict[str, Any]:
         "steps": each["steps"], "matched": len(steps), "calls": calls, "told": known, "sure": len(last_calls),
         "transfer_us": round(1e6 * float(np.median(transfers)), 3) if transfers else None,
         "transfer_us_by_step": [round(1e6 * value, 3) for value in transfers],
+        "transfer_us_by_last": [round(1e6 * float(np.mean(own)), 3) if own else None for own in by_last],
+        "calls_by_last": [len(own) for own in by_last],
         "wait_us": [round(1e6 * float(value), 3) for value in np.mean(waits, axis=0)] if waits else None,
         "named_steps": sum(rank == slow for rank in last_steps), "named_calls": sum(rank == slow for rank in last_calls),
     }  # fmt: skip

@@ -2,9 +2,9 @@
 
     python benchmarks/links.py --source CHECKOUT --out benchmarks/results
 
-LLaMA-7B's shape, fp16, TP 2, 64 requests of 1024 tokens: what the original analysis compared. Needs two GPUs joined by
-NVLink, lightllm-otel with CuPy in this Python, LightLLM's packages and a checkout of the current LightLLM. Where there is
-one GPU, both ranks share it, and no figure means what it should.
+LLaMA-7B's shape, fp16, TP 2, 64 requests of 1024 tokens, 1024 new ones: what the original analysis compared. Needs two
+GPUs joined by NVLink, lightllm-otel with CuPy in this Python, LightLLM's packages and a checkout of the current LightLLM. Where
+there is one GPU, both ranks share it, and no figure means what it should.
 
 Each variant is one build of the model, two processes (variants.py):
 
@@ -59,7 +59,7 @@ VARIANTS = {
     CUSTOM: Variant((), NCCL, needs=Implementation.CUSTOM),
 }
 # One step more than is counted of each share: the first of a pass is left out.
-FULL = Plan(rank.Sizes(batch=64, input_tokens=1024, slow_batch=64, slow_input=1024, prefills=4, steps=24, share_steps=49,
+FULL = Plan(rank.Sizes(batch=64, input_tokens=1024, slow_batch=64, slow_input=1024, prefills=4, steps=24, share_steps=1025,
                        delays=(0.02, 0.05, 0.2)))  # fmt: skip
 TINY = Plan(rank.Sizes(batch=2, input_tokens=24, slow_batch=2, slow_input=24, prefills=2, steps=3, share_steps=4,
                        delays=(20.0,)), tokens=6, overhead=Schedule(4, 2, 2), overhead_input=8)  # fmt: skip

@@ -63,6 +63,8 @@ def test_a_delay_moves_into_the_wait_and_names_the_rank():
     assert [row["transfer_us"] for row in slow] == [7812.5, 7812.5]
     assert [row["wait_us"] for row in slow] == [[15625.0, 0.0], [0.0, 31250.0]]
     assert [(row["named_steps"], row["named_calls"], row["calls"]) for row in slow] == [(4, 24, 24)] * 2
+    assert [row["transfer_us_by_last"] for row in slow] == [[None, 7812.5], [7812.5, None]]
+    assert [row["calls_by_last"] for row in slow] == [[0, 24], [24, 0]]
     summary = collectives.summarise(found)
     assert summary["straggler_named_percent"] == 100.0
     assert summary["transfer_shift_percent"] == 0.0
