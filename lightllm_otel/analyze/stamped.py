@@ -108,14 +108,16 @@ def _ranges(stamps: Sequence[Event], kernels: Sequence[Event], operators: Sequen
     time. So a kernel belongs to the first stamp that starts when it has ended.
     """
     starts = [stamp["ts"] for stamp in stamps]
-    lines: dict[tuple[int, Any], list[Event]] = defaultdict(list)
+    lines: dict[Any, dict[int, list[Event]]] = defaultdict(lambda: defaultdict(list))
     for kernel in kernels:
-        lines[bisect.bisect_left(starts, kernel["ts"] + kernel["dur"]), kernel.get("tid")].append(kernel)
-    for (at, line), own in lines.items():
-        if 0 < at < len(stamps):
-            begin = own[0]["ts"]
-            end = max(kernel["ts"] + kernel["dur"] for kernel in own)
+        lines[kernel.get("tid")][bisect.bisect_left(starts, kernel["ts"] + kernel["dur"])].append(kernel)
+    for line, intervals in lines.items():
+        inside = [(at, own) for at, own in sorted(intervals.items()) if 0 < at < len(stamps)]
+        following = [own[0]["ts"] for _, own in inside[1:]]
+        for (at, own), next_begin in zip(inside, [*following, float("inf")]):
+            # A kernel may begin before the one before it has ended; ranges of a line must not overlap, though.
+            end = min(max(kernel["ts"] + kernel["dur"] for kernel in own), next_begin)
             yield {
                 "ph": "X", "cat": GPU_RANGE, "name": f"lightllm_otel: {operators[at - 1]}", "pid": own[0].get("pid"),
-                "tid": line, "ts": begin, "dur": end - begin,
+                "tid": line, "ts": own[0]["ts"], "dur": end - own[0]["ts"],
             }  # fmt: skip

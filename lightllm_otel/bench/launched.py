@@ -18,7 +18,7 @@ from lightllm_otel.bench import served
 from lightllm_otel.bench.static import group_of, temporary
 
 START_SECONDS = 1800.0  # a large model from a slow disk
-END_SECONDS = 20.0
+TERM_SECONDS, KILL_SECONDS = 5.0, 20.0  # LightLLM's processes swallow SIGTERM, most of them
 DEFAULT_PORT = 8000  # LightLLM's own
 _MARK = "LIGHTLLM_BENCH_SERVER"  # in the environment of every process of one server, however far detached
 _POLL_SECONDS = 0.3
@@ -119,11 +119,11 @@ def _end(process: subprocess.Popen[bytes], mark: str) -> None:
     """As it likes; with force after a while, because LightLLM's processes outlive the one that started them."""
     with contextlib.suppress(OSError):
         os.killpg(process.pid, signal.SIGTERM)
-    end = time.monotonic() + END_SECONDS
+    end = time.monotonic() + TERM_SECONDS
     while _processes(mark) and time.monotonic() < end:
         process.poll()
         time.sleep(_POLL_SECONDS)
-    end = time.monotonic() + END_SECONDS
+    end = time.monotonic() + KILL_SECONDS
     while (left := _processes(mark)) and time.monotonic() < end:
         for pid in left:
             with contextlib.suppress(OSError):

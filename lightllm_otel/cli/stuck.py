@@ -155,8 +155,8 @@ def _in_one_step(positions: Sequence[Position], longest: float) -> Verdict:
             return Verdict(
                 True,
                 ranks,
-                f"{_ranks(ranks)} still launching the step, all of which the others have launched: a host that is held up "
-                "(it compiles a kernel, loads, waits for a lock); py-spy dump on its process shows where",
+                f"{_ranks(ranks)} still launching the step, all of which the others have launched: its host is held up "
+                "(it compiles a kernel, loads, waits for a lock: py-spy dump shows where), or its GPU takes no more",
             )
         least = min(launching, key=lambda each: each.reached.marks if each.reached is not None else 0)
         if any(each.reached != least.reached for each in launching):

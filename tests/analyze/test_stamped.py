@@ -59,6 +59,13 @@ def test_ranges_begin_and_end_with_their_kernels():
     ]  # fmt: skip
 
 
+def test_a_kernel_that_begins_before_the_last_one_has_ended_keeps_its_operator():
+    events = replay(100.0)
+    (reduce,) = (event for event in events if event["name"] == "reduce")
+    reduce["ts"], reduce["dur"] = reduce["ts"] - 0.25, reduce["dur"] + 0.25
+    assert found(events)["all_reduce", "reduce"] == (1, 20.25)
+
+
 def test_what_runs_outside_replays_is_outside():
     seen = found([kernel("before", 1, 5), *replay(100.0), kernel("sampling", 160, 5, launch=3), *replay(200.0, 2)])
     assert (seen[OUTSIDE, "before"], seen[OUTSIDE, "sampling"]) == ((1, 5.0), (1, 5.0))

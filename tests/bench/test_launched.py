@@ -39,7 +39,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", port), Answers).serve_forever()
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(launched, "END_SECONDS", 1.0)
+    monkeypatch.setattr(launched, "TERM_SECONDS", 1.0)
     monkeypatch.setattr(launched, "_POLL_SECONDS", 0.05)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NEW_TOKENS = 24
 NAMED_WITHIN = 30.0  # seconds
-HELD, PATIENCE = 8.0, 3.0
+HELD, PATIENCE = 5.0, 2.0
 
 
 def doctor(observed: Observed, python: Path, patience: float = 10.0) -> tuple[int, dict[str, Any]]:
