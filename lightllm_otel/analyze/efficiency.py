@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from lightllm_otel.analyze.expected import batch as batch_of
 from lightllm_otel.analyze.expected import machine as machine_of
+from lightllm_otel.analyze.expected import unlike
 from lightllm_otel.analyze.pace import pace
 from lightllm_otel.analyze.runs import Run
 from lightllm_otel.theory import ideal
@@ -34,7 +35,7 @@ def efficiencies(runs: Iterable[Run], shape: Shape) -> Known:
     for run in runs:
         on = machine_of(run.facts)
         own = on.shape or shape
-        if on.gpu is None:
+        if on.gpu is None or (on.shape is None and unlike(run.facts, shape)):
             continue
         for phase, mode in run.kinds():
             seen = pace(run, phase, mode)
@@ -48,13 +49,16 @@ def efficiencies(runs: Iterable[Run], shape: Shape) -> Known:
     return found
 
 
-def useless(runs: Iterable[Run], asked: Collection[str]) -> Iterator[str]:
-    """A sentence on each run whose GPU is none of those asked for."""
+def useless(runs: Iterable[Run], asked: Collection[str], shape: Shape) -> Iterator[str]:
+    """A sentence on each run whose GPU is none of those asked for, or whose model cannot be told."""
     for run in runs:
-        gpu = machine_of(run.facts).gpu
+        on = machine_of(run.facts)
+        gpu = on.gpu
         name = run.facts.get("gpu_name") or "an unknown GPU" if gpu is None else gpu.name
         if name not in asked:
             yield f"the run {run.name} says nothing here: it is of {name}, which is no --machine"
+        elif on.shape is None and (why := unlike(run.facts, shape)):
+            yield f"the run {run.name} says nothing here: {why}; it does not say its own shape"
 
 
 def unfair(known: Known, assumed: Collection[str]) -> Iterator[str]:

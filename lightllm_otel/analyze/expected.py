@@ -47,6 +47,14 @@ def machine(facts: Mapping[str, Any], given: Shape | None = None, gpu: Gpu | Non
     return Machine(own, gpu, link, ranks, shape.DTYPE_BYTES.get(str(facts.get("dtype", "")), 2))
 
 
+def unlike(facts: Mapping[str, Any], given: Shape | None) -> str:
+    """Why a recording cannot be of this model; empty where nothing speaks against it."""
+    layers = int(facts.get("layers") or 0)
+    if given is None or not layers or layers == given.layers:
+        return ""
+    return f"it is of {facts.get('model') or 'a model'} with {layers} layers, and {given.name} has {given.layers}"
+
+
 def batch(phase: Phase, requests: float, tokens: float, context: float) -> Batch:
     """A step of such a size; the requests of a prefill are taken as equally long, only their sum is known."""
     count = max(1, round(requests))

@@ -120,7 +120,7 @@ def plan(machines: Iterable[Machine], load: Load, runs: Iterable[Run] = ()) -> P
     asked = {machine.gpu.name for machine in machines}
     assumed = {each.gpu for each in choices if each.phase == "decode" and not each.measured}
     fair = {key: measured for key, measured in known.items() if key[0] in asked}
-    notes = (*useless(runs, asked), *unfair(fair, assumed))
+    notes = (*useless(runs, asked, load.shape), *unfair(fair, assumed))
     ratio = load.input_len / load.output_len
     together = {}
     for first in choices:

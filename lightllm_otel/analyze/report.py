@@ -9,6 +9,7 @@ from lightllm_otel.analyze import expected, pace, pictures
 from lightllm_otel.analyze.expected import Machine
 from lightllm_otel.analyze.operators import Spent, spent, utilisation
 from lightllm_otel.analyze.runs import Run
+from lightllm_otel.export.recording import BadRecording
 from lightllm_otel.theory import ideal
 from lightllm_otel.theory.gpus import Gpu
 from lightllm_otel.theory.shape import Shape
@@ -35,6 +36,8 @@ KNOWN = (
 def report(run: Run, shape: Shape | None = None, gpu: Gpu | None = None) -> dict[str, Any]:
     """``shape`` and ``gpu``: where the recording does not say them, or is to be seen otherwise."""
     on = expected.machine(run.facts, shape, gpu)
+    if why := expected.unlike(run.facts, shape):
+        raise BadRecording(f"{run.path} cannot be reported as that model: {why}; give the model that was run")
     kinds = list(run.kinds())
     return {
         "kind": "report",

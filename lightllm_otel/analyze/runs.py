@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def load(path: Path) -> Run:
     if not path.is_dir():
         raise BadRecording(f"{path} is not a folder; give the folder of a recording, or one with several")
     repeats = tuple(_read(each) for each in _recordings(path))
-    _check_same(repeats)
+    check_same(repeats)
     return Run(path.resolve().name, path, repeats, _bench(path))
 
 
@@ -204,7 +204,8 @@ def _check_numbers(repeat: Repeat) -> None:
         raise BadRecording(f"{repeat.path} is damaged: it has times or layers that cannot be; record the run again")
 
 
-def _check_same(repeats: tuple[Repeat, ...]) -> None:
+def check_same(repeats: Sequence[Repeat]) -> None:
+    """Raises BadRecording where they cannot be repeats of one run."""
     first = repeats[0]
     for other in repeats[1:]:
         one, two = (repeat.facts[min(repeat.facts)] if repeat.facts else {} for repeat in (first, other))

@@ -7,7 +7,8 @@ and ends with the kernel that publishes them; which operator lies between two of
 from __future__ import annotations
 
 import bisect
-from collections import defaultdict
+import itertools
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -26,7 +27,9 @@ def is_ours(name: str) -> bool:
 def from_its_start(trace: Mapping[str, Any]) -> dict[str, Any]:
     """The trace with times from its first event on. Times must be Decimal: since 1970 they have more digits than a float."""
     events = list(trace.get("traceEvents", ()))
-    first = min((Decimal(event["ts"]) for event in events if event.get("ph") == "X"), default=Decimal(0))
+    first = min(
+        (Decimal(event["ts"]) for event in events if event.get("ph") == "X" and "ts" in event), default=Decimal(0)
+    )
     moved = [
         {
             name: _small(value, first if name == "ts" and event.get("ph") != "M" else Decimal(0))
@@ -62,19 +65,30 @@ def ranges_in_graphs(trace: Mapping[str, Any], twins: Sequence[Sequence[str]]) -
     for twin in twins:
         if names.setdefault(len(twin) + 1, twin) != twin:
             ambiguous.add(len(twin) + 1)
+    replays = [
+        (kernels, names[len(stamps)], _intervals(stamps, kernels))
+        for stamps, kernels in _replays(trace)
+        if len(stamps) in names and len(stamps) not in ambiguous
+    ]
+    seen: dict[Any, Counter[tuple[int, ...]]] = defaultdict(Counter)
+    for kernels, operators, intervals in replays:
+        seen[_alike(kernels, operators)][intervals] += 1
     found: list[dict[str, Any]] = []
-    for stamps, kernels in _replays(trace):
-        operators = names.get(len(stamps))
-        if operators is not None and len(stamps) not in ambiguous:
-            found += _ranges(stamps, kernels, operators)
+    for kernels, operators, _ in replays:
+        # A stamp can come late once in a while, after the next kernel's end: what most replays of the same kernels say.
+        found += _ranges(kernels, seen[_alike(kernels, operators)].most_common(1)[0][0], operators)
     return found
+
+
+def _alike(kernels: Sequence[Event], operators: Sequence[str]) -> Any:
+    return tuple(operators), tuple(str(kernel["name"]) for kernel in kernels)
 
 
 def _replays(trace: Mapping[str, Any]) -> Iterator[tuple[list[Event], list[Event]]]:
     """``(stamps, other kernels)`` from the first stamp to the publishing kernel."""
     devices: dict[Any, list[Event]] = defaultdict(list)
     for event in trace.get("traceEvents", ()):
-        if event.get("ph") == "X" and event.get("cat") in KERNELS:
+        if event.get("ph") == "X" and event.get("cat") in KERNELS and "dur" in event:
             devices[event.get("pid")].append(event)
     for events in devices.values():
         events.sort(key=lambda event: (event["ts"], event["dur"]))
@@ -103,21 +117,30 @@ def _launch(event: Event) -> Any:
     return event.get("args", {}).get("correlation")
 
 
-def _ranges(stamps: Sequence[Event], kernels: Sequence[Event], operators: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """A stamp waits for the last kernel of its operator, and the next kernel does not wait for the stamp: both run at the same
+def _intervals(stamps: Sequence[Event], kernels: Sequence[Event]) -> tuple[int, ...]:
+    """Of each kernel the interval that it ran in, from 1; 0 and as many as there are stamps are outside.
+
+    A stamp waits for the last kernel of its operator, and the next kernel does not wait for the stamp: both run at the same
     time. So a kernel belongs to the first stamp that starts when it has ended.
     """
     starts = [stamp["ts"] for stamp in stamps]
-    lines: dict[Any, dict[int, list[Event]]] = defaultdict(lambda: defaultdict(list))
-    for kernel in kernels:
-        lines[kernel.get("tid")][bisect.bisect_left(starts, kernel["ts"] + kernel["dur"])].append(kernel)
-    for line, intervals in lines.items():
-        inside = [(at, own) for at, own in sorted(intervals.items()) if 0 < at < len(stamps)]
-        following = [own[0]["ts"] for _, own in inside[1:]]
-        for (at, own), next_begin in zip(inside, [*following, float("inf")]):
-            # A kernel may begin before the one before it has ended; ranges of a line must not overlap, though.
-            end = min(max(kernel["ts"] + kernel["dur"] for kernel in own), next_begin)
-            yield {
-                "ph": "X", "cat": GPU_RANGE, "name": f"lightllm_otel: {operators[at - 1]}", "pid": own[0].get("pid"),
-                "tid": line, "ts": own[0]["ts"], "dur": end - own[0]["ts"],
-            }  # fmt: skip
+    return tuple(bisect.bisect_left(starts, kernel["ts"] + kernel["dur"]) for kernel in kernels)
+
+
+def _ranges(kernels: Sequence[Event], intervals: Sequence[int], operators: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """One around the kernels that follow each other in an interval, on each stream. They do not overlap on one: a kernel
+    may begin before the one before it has ended.
+    """
+    lines: dict[Any, list[tuple[int, Event]]] = defaultdict(list)
+    for kernel, at in zip(kernels, intervals):
+        lines[kernel.get("tid")].append((at, kernel))
+    for line, own in lines.items():
+        runs = [(at, [kernel for _, kernel in run]) for at, run in itertools.groupby(own, key=lambda each: each[0])]
+        following = [run[0]["ts"] for _, run in runs[1:]]
+        for (at, run), next_begin in zip(runs, [*following, float("inf")]):
+            if 0 < at <= len(operators):
+                begin, end = run[0]["ts"], min(max(kernel["ts"] + kernel["dur"] for kernel in run), next_begin)
+                yield {
+                    "ph": "X", "cat": GPU_RANGE, "name": f"lightllm_otel: {operators[at - 1]}", "pid": run[0].get("pid"),
+                    "tid": line, "ts": begin, "dur": max(end - begin, 0.0),
+                }  # fmt: skip

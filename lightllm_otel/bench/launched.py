@@ -16,9 +16,11 @@ from pathlib import Path
 
 from lightllm_otel.bench import served
 from lightllm_otel.bench.static import group_of, temporary
+from lightllm_otel.ring.folder import RING_PATTERN
 
 START_SECONDS = 1800.0  # a large model from a slow disk
 TERM_SECONDS, KILL_SECONDS = 5.0, 20.0  # LightLLM's processes swallow SIGTERM, most of them
+ATTEMPT_SECONDS = 60.0  # a first request may have to compile kernels
 DEFAULT_PORT = 8000  # LightLLM's own
 _MARK = "LIGHTLLM_BENCH_SERVER"  # in the environment of every process of one server, however far detached
 _POLL_SECONDS = 0.3
@@ -68,7 +70,8 @@ def running(
     mark = uuid.uuid4().hex
     log.parent.mkdir(parents=True, exist_ok=True)
     with temporary() as directory, log.open("wb") as output:
-        own = {"LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_DIR": str(directory), _MARK: mark}
+        # The last one: a process that gives itself a title would write it over the environment by which we know it.
+        own = {"LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_DIR": str(directory), _MARK: mark, "SPT_NOENV": "1"}
         if every is not None:
             own["LIGHTLLM_OTEL_SAMPLE_EVERY"] = str(every)
         try:
@@ -80,6 +83,11 @@ def running(
             raise NoServer(f"--serve cannot be started: {words[0]}: {problem.strerror}") from problem
         try:
             _wait(process, served.Server(url, directory), log, start_seconds)
+            groups = {path.parent.name for path in directory.glob(f"*/{RING_PATTERN}")}
+            if len(groups) > 1:
+                raise NoServer(
+                    f"the server has {len(groups)} groups (--dp?), and a benchmark is of one: {', '.join(sorted(groups))}"
+                )
             yield served.Server(url, group_of(directory, 1))
         finally:
             _end(process, mark)
@@ -94,7 +102,7 @@ def _wait(process: subprocess.Popen[bytes], server: served.Server, log: Path, se
                 f"the server ended with status {process.returncode} before it answered: {_last(log)} (all of it: {log})"
             )
         try:
-            server.generate("a", 1)
+            server.generate("a", 1, min(ATTEMPT_SECONDS, max(end - time.monotonic(), 1.0)))
         except served.NoAnswer:
             time.sleep(_POLL_SECONDS)
         else:
@@ -116,28 +124,45 @@ def _listens(host: str, port: int) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes], mark: str) -> None:
-    """As it likes; with force after a while, because LightLLM's processes outlive the one that started them."""
-    with contextlib.suppress(OSError):
-        os.killpg(process.pid, signal.SIGTERM)
-    end = time.monotonic() + TERM_SECONDS
-    while _processes(mark) and time.monotonic() < end:
-        process.poll()
-        time.sleep(_POLL_SECONDS)
-    end = time.monotonic() + KILL_SECONDS
-    while (left := _processes(mark)) and time.monotonic() < end:
-        for pid in left:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        process.poll()
-        time.sleep(_POLL_SECONDS)
-    process.wait()
-
-
-def _processes(mark: str) -> list[int]:
-    """The living ones with this mark, an exporter that detached itself included."""
-    wanted, found = f"{_MARK}={mark}".encode(), []
-    for entry in Path("/proc").glob("[0-9]*"):
+    """As it likes; with force after a while, because LightLLM's processes outlive the one that started them. Whoever ends the
+    benchmark a second time meanwhile has it with force at once.
+    """
+    try:
         with contextlib.suppress(OSError):
-            if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return found
+            os.killpg(process.pid, signal.SIGTERM)
+        end = time.monotonic() + TERM_SECONDS
+        while _processes(mark, process.pid) and time.monotonic() < end:
+            process.poll()
+            time.sleep(_POLL_SECONDS)
+    finally:
+        end = time.monotonic() + KILL_SECONDS
+        while (left := _processes(mark, process.pid)) and time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            for pid in left:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            process.poll()
+            time.sleep(_POLL_SECONDS)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # one in the kernel's hands: nothing more can be done
+            process.wait(KILL_SECONDS)
+
+
+def _processes(mark: str, first: int) -> set[int]:
+    """The living ones with this mark, an exporter that detached itself included; what ``first`` has started, and its session."""
+    wanted, parents, found = f"{_MARK}={mark}".encode(), {}, set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            pid, state = int(entry.name), (entry / "stat").read_text().rpartition(")")[2].split()
+            if state[0] == "Z":
+                continue
+            parents[pid] = int(state[1])
+            if int(state[3]) == first or wanted in (entry / "environ").read_bytes().split(b"\0"):
+                found.add(pid)
+    for pid in parents:
+        above = pid
+        while above in parents and above != first:
+            above = parents[above]
+        if above == first:
+            found.add(pid)
+    return found - {os.getpid()}

@@ -36,13 +36,13 @@ class Server:
         self.url = url if "://" in url else f"http://{url}"
         self.folder = folder
 
-    def generate(self, prompt: str, new_tokens: int) -> int:
+    def generate(self, prompt: str, new_tokens: int, seconds: float = ANSWER_SECONDS) -> int:
         """Greedy and of exactly ``new_tokens``. Returns how many came. Raises NoAnswer."""
         parameters = {"max_new_tokens": new_tokens, "do_sample": False, "ignore_eos": True}
         body = json.dumps({"inputs": prompt, "parameters": parameters}).encode()
         request = urllib.request.Request(f"{self.url.rstrip('/')}/generate", body, {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
+            with urllib.request.urlopen(request, timeout=seconds) as answer:
                 said = json.loads(answer.read())
         except urllib.error.HTTPError as error:
             error.close()

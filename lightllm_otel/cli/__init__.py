@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="what is active here, what is missing, and how to mend it")
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
-    doctor.add_argument("--stuck", nargs="?", type=float, const=10.0, metavar="SECONDS",
+    doctor.add_argument("--stuck", nargs="?", type=_patience, const=10.0, metavar="SECONDS",
                         help="where each rank stands, and whom the others wait for (after so long; default: 10)")  # fmt: skip
     doctor.add_argument(
         "--remote", action="store_true", help="Prometheus runs on another machine: a loopback exporter is wrong"
@@ -72,6 +72,13 @@ def parser() -> argparse.ArgumentParser:
     exporter.add_argument("--detach", action="store_true", help="go on in the background")
     exporter.add_argument("--detached", action="store_true", help=argparse.SUPPRESS)
     return top
+
+
+def _patience(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: give seconds, more than 0")
+    return seconds
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -40,7 +40,8 @@ def kernels(given: argparse.Namespace, out: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = find(given.group)
         with _stamps_in_every_graph(folder):
-            trace = capture(folder, path, seconds, PATIENCE_SECONDS)
+            twins = capture(folder, path, seconds, PATIENCE_SECONDS)
+        trace = with_operators(path, twins)
     except (NoTrace, Refused) as problem:
         print(f"lightllm-otel capture: {problem}", file=sys.stderr)
         return 1
@@ -56,19 +57,30 @@ def kernels(given: argparse.Namespace, out: Path) -> int:
 @contextlib.contextmanager
 def _stamps_in_every_graph(folder: Path) -> Iterator[None]:
     """While the block runs, if the exporter takes the order: without one there still are the kernels outside graphs."""
-    with contextlib.ExitStack() as stack:
+    order = sampling(folder, 1)
+    try:
+        order.__enter__()
+    except (OSError, Refused, IndexError) as problem:
+        print(
+            f"lightllm-otel capture: the exporter does not take orders ({problem}), so most graphs are without stamps",
+            file=sys.stderr,
+        )
+        yield
+        return
+    try:
+        yield
+    finally:
         try:
-            stack.enter_context(sampling(folder, 1))
+            order.__exit__(None, None, None)
         except (OSError, Refused) as problem:
             print(
-                f"lightllm-otel capture: the exporter does not take orders ({problem}), so most graphs are without stamps",
+                f"lightllm-otel capture: sampling stays at every step ({problem}); lightllm-otel ctl every N sets it",
                 file=sys.stderr,
             )
-        yield
 
 
-def capture(folder: Path, path: Path, seconds: float, patience: float) -> dict[str, Any]:
-    """Ask the first rank, wait for its trace, and put the operators inside its graphs into it. Raises NoTrace and OSError."""
+def capture(folder: Path, path: Path, seconds: float, patience: float) -> list[list[str]]:
+    """Ask the first rank, and wait for its trace at ``path``. Of each twin, what its intervals are. Raises NoTrace, OSError."""
     errand.ask(folder, {"path": str(path), "seconds": seconds})
     end = time.monotonic() + seconds + patience
     while (answered := errand.answered(folder)) is None:
@@ -80,11 +92,24 @@ def capture(folder: Path, path: Path, seconds: float, patience: float) -> dict[s
         time.sleep(0.1)
     if not answered.get("ok"):
         raise NoTrace(f"the server could not: {answered.get('text')}")
-    trace = from_its_start(json.loads(path.read_text(), parse_float=Decimal))
-    ranges = ranges_in_graphs(trace, answered.get("twins", ()))
-    if ranges:
-        trace["traceEvents"] += ranges
-        path.write_text(json.dumps(trace))
+    twins: list[list[str]] = answered.get("twins", [])
+    return twins
+
+
+def with_operators(path: Path, twins: list[list[str]]) -> dict[str, Any]:
+    """The trace, where there are twins with the operators inside graphs, which it then has in its file too. Raises NoTrace."""
+    try:
+        if not twins:
+            plain: dict[str, Any] = json.loads(path.read_text())
+            return plain
+        trace = from_its_start(json.loads(path.read_text(), parse_float=Decimal))
+        if ranges := ranges_in_graphs(trace, twins):
+            trace["traceEvents"] += ranges
+            new = path.with_suffix(".new")
+            new.write_text(json.dumps(trace))
+            new.replace(path)
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as problem:
+        raise NoTrace(f"{path} is no trace of torch.profiler that can be read ({problem!r})") from problem
     return trace
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightllm_otel.analyze.calls import calls_of, usual_batch
 from lightllm_otel.analyze.compare import CannotCompare
-from lightllm_otel.analyze.runs import Repeat
+from lightllm_otel.analyze.runs import Repeat, check_same
 from lightllm_otel.analyze.stability import LEAST_RUNS, Trust, trust
 from lightllm_otel.cli import inputs
 from lightllm_otel.cli.units import percent
@@ -32,6 +32,10 @@ def compare_repeats(names: Sequence[str], as_json: bool) -> int:
     """Exit status 3 where some operator differs from run to run. Raises BadRecording and CannotCompare."""
     runs = [inputs.run(name) for name in names]
     repeats = [repeat for run in runs for repeat in run.repeats]
+    paths = [each.path.resolve() for each in repeats]
+    if twice := next((path for path in paths if paths.count(path) > 1), None):
+        raise CannotCompare(f"{twice} is given twice, and would agree with itself; give each recording once")
+    check_same(repeats)
     if len(repeats) < LEAST_RUNS:
         raise CannotCompare(
             f"--repeats needs at least {LEAST_RUNS} recordings of the same load, there are {len(repeats)}; "

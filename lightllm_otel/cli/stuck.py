@@ -39,6 +39,7 @@ class Position:
     on_gpu: Optional[float]
     last_sign: float
     reached: Optional[Reached] = None
+    pid: int = 0
 
     @property
     def progress(self) -> tuple[int, bool]:
@@ -55,7 +56,8 @@ class Position:
             f"in {self.phase} step {self.number} for {self.on_gpu:.1f} s{self.way}" if self.on_gpu is not None
             else f"after {self.phase} step {self.number}"
         )  # fmt: skip
-        process = f"; the process is {STATES[self.state]}" if self.state in STATES else ""
+        process = f"; process {self.pid}" if self.pid else ""
+        process += f"; it is {STATES[self.state]}" if self.state in STATES else ""
         return f"rank {self.rank}: {where}; last sign of life {self.last_sign:.1f} s ago{process}"
 
 
@@ -98,10 +100,11 @@ def positions_in(folder: Path, now: float) -> list[Position]:
         except (OSError, ValueError):
             continue
         seconds = max(0.0, now - float(header["in_flight_since"]))
+        pid = lock_owner(path)
         found.append(Position(
-            rank_of(path), is_locked(path), state_of(lock_owner(path)), int(header["in_flight_number"]),
+            rank_of(path), is_locked(path), state_of(pid), int(header["in_flight_number"]),
             Phase.of(min(int(header["in_flight_phase"]), len(Phase) - 1)).value, seconds if header["in_flight"] else None,
-            max(0.0, now - float(header["heartbeat"])), reached.read(header),
+            max(0.0, now - float(header["heartbeat"])), reached.read(header), pid,
         ))  # fmt: skip
     return found
 
@@ -143,20 +146,20 @@ def judge(positions: Sequence[Position], patience: float) -> Verdict:
 
 
 def _in_one_step(positions: Sequence[Position], longest: float) -> Verdict:
-    """All are in the same step. Who has not launched it while others have is behind; between two that are still launching
-    the marks only hint: where the GPU is stuck, its full queue holds the hosts up, each of them somewhere.
+    """All are in the same step. How far they have launched it says where to look first, not who is to blame: where a GPU is
+    stuck, its full queue, or an allocation, holds up hosts that have done nothing wrong.
     """
     known = [each for each in positions if each.reached is not None]
     launching = [each for each in known if each.reached is not None and not each.reached.everything]
     hint = ""
     if len(known) == len(positions) and launching:
         if len(launching) < len(positions):
-            ranks = tuple(each.rank for each in launching)
             return Verdict(
                 True,
-                ranks,
-                f"{_ranks(ranks)} still launching the step, all of which the others have launched: its host is held up "
-                "(it compiles a kernel, loads, waits for a lock: py-spy dump shows where), or its GPU takes no more",
+                (),  # where to look, not who is to blame
+                f"{_ranks([each.rank for each in launching])} still launching the step, all of which the others have launched. "
+                "Look there first: a host that is held up (compiling, loading, waiting for a lock: py-spy dump shows where) "
+                "or waits for a GPU",
             )
         least = min(launching, key=lambda each: each.reached.marks if each.reached is not None else 0)
         if any(each.reached != least.reached for each in launching):

@@ -96,6 +96,8 @@ def answer_beside(run: Run, question: Question) -> dict[str, Any]:
         shape.find(question.model) if question.model else None,
         gpus.find(question.gpu) if question.gpu else None,
     )
+    if why := expected.unlike(run.facts, on.shape):
+        raise BadQuestion(f"{run.name} cannot be set beside that: {why}; give the model that was run")
     if on.shape is None or on.gpu is None:
         raise BadQuestion(f"{run.name} does not say {'its model' if on.shape is None else 'a known GPU'}; give "
                          f"{'--model' if on.shape is None else '--gpu'}")  # fmt: skip

@@ -114,7 +114,10 @@ def read_recording(path: Path) -> Recording:
     cells, torn = {}, []
     for rank in sorted(map(int, manifest["ranks"])):
         file = path / f"rank-{rank}.records"
-        content = np.fromfile(file, np.uint8) if file.exists() else np.zeros(0, np.uint8)
+        try:
+            content = np.fromfile(file, np.uint8) if file.exists() else np.zeros(0, np.uint8)
+        except OSError as error:
+            raise BadRecording(f"{file} cannot be read ({error.strerror}); record the run again") from error
         whole = content[: len(content) // layout.CELL_BYTES * layout.CELL_BYTES].reshape(-1, layout.CELL_BYTES)
         _, used = layout.starts_in(whole)
         cells[rank] = whole[:used]

@@ -172,11 +172,11 @@ class MetricsServer:
         self._thread.start()
 
     def _bind(self, host: str, ports: Iterable[int]) -> _Server:
-        last: OSError | None = None
+        last: Exception | None = None
         for number in ports:
             try:
                 return _Server((host, number), self._registry, self._feed)
-            except OSError as error:
+            except (OSError, OverflowError) as error:  # the latter: not between 0 and 65535
                 last = error
         raise NoFreePort(
             f"no address for /metrics: {host} port {', '.join(map(str, ports))}: {last}. "

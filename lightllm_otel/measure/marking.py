@@ -89,6 +89,7 @@ class EagerMarking(Marking):
         at = len(codes)
         if at >= self.capacity:
             self.full = True
+            reached.forget(self._words)
             return
         places = self.places
         before = self._ask(places[at - 1])

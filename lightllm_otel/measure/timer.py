@@ -219,6 +219,7 @@ class Timer:
         if step is None:
             return
         self._forget_marks(step)
+        reached.forget(self._sink.reached)
         self._ends.give(step.ends)
         if self._entered is step:
             self._sink.leave()

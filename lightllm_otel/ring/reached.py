@@ -65,7 +65,7 @@ class Reached:
 
     def __str__(self) -> str:
         if self.everything:
-            return "all of it launched"
+            return "all of its forward launched"
         if not self.operator:
             return "nothing of it launched yet" if self.layer == -1 else "launched in part"
         return f"launched up to {self.operator}" + (f" of layer {self.layer}" if self.layer >= 0 else "")

@@ -7,7 +7,7 @@ import pytest
 
 from lightllm_otel.analyze.kernels import OUTSIDE, STAMPS, kernels
 from lightllm_otel.analyze.stamped import from_its_start, ranges_in_graphs
-from lightllm_otel.cli.kernels import capture
+from lightllm_otel.cli.kernels import NoTrace, capture, with_operators
 from lightllm_otel.ring import errand
 
 TWIN = ["gap", "ffn", "all_reduce", "ffn"]
@@ -113,6 +113,29 @@ def test_a_capture_puts_the_ranges_into_the_trace_that_it_keeps(tmp_path, monkey
         errand.answer(folder, {"ok": True, "text": str(path), "twins": [TWIN]})
 
     monkeypatch.setattr("lightllm_otel.cli.kernels.errand.ask", asked)
-    trace = capture(tmp_path, path, 0.1, 1.0)
+    trace = with_operators(path, capture(tmp_path, path, 0.1, 1.0))
     assert json.loads(path.read_text()) == trace
     assert [row.operator for row in kernels(trace)][:2] == ["ffn", "all_reduce"]
+
+
+def test_a_stamp_that_comes_late_once_is_outvoted():
+    late = replay(200.0, 2)
+    (stamp,) = (event for event in late if event["ts"] == 212.5)  # of the first ffn, whose next kernel lasts until 232
+    stamp["ts"] += 20
+    assert found(replay(100.0) + late + replay(300.0, 3))["all_reduce", "reduce"] == (3, 60.0)
+
+
+def test_ranges_of_a_stream_never_overlap_nor_last_less_than_nothing():
+    events = replay(100.0)
+    (reduce,) = (event for event in events if event["name"] == "reduce")
+    reduce["ts"], reduce["dur"] = reduce["ts"] - 9, reduce["dur"] + 9  # begins with the one before it
+    ranges = ranges_in_graphs({"traceEvents": events}, [TWIN])
+    assert min(each["dur"] for each in ranges) >= 0
+    assert all(one["ts"] + one["dur"] <= two["ts"] for one, two in zip(ranges, ranges[1:]))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"traceEvents": [{"ph": "X", "ts": "soon"}]}'])
+def test_a_file_that_is_no_trace_is_one_sentence(tmp_path, text):
+    (tmp_path / "trace.json").write_text(text)
+    with pytest.raises(NoTrace, match=r"no trace of torch\.profiler"):
+        with_operators(tmp_path / "trace.json", [TWIN])

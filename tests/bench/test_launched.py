@@ -79,6 +79,35 @@ def test_a_server_has_the_plugin_and_its_environment_and_is_gone_afterwards(port
     assert not server.folder.exists()
 
 
+def test_a_process_that_hides_its_environment_and_belongs_to_nobody_is_ended_too(port, tmp_path):
+    """As one whose title was written over its environment: it is known by its parent and its session."""
+    notes = tmp_path / "pid"
+    hidden = (
+        "import os, pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        f"pathlib.Path({str(notes)!r}).write_text(str(os.getpid())); time.sleep(100)"
+    )
+    code = (
+        f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {hidden!r}], env={{}}); "
+        "time.sleep(1); sys.exit(3)"
+    )
+    running = launched.running([sys.executable, "-c", code], f"http://127.0.0.1:{port}", {}, None, tmp_path / "log")
+    with pytest.raises(launched.NoServer, match="ended with status 3"), running:
+        pass
+    assert not alive(int(notes.read_text()))
+
+
+def test_a_server_that_takes_a_request_and_says_nothing_is_given_up(tmp_path):
+    code = "import socket, sys, time; at = socket.create_server(('127.0.0.1', int(sys.argv[1]))); time.sleep(100)"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+    running = launched.running(
+        [sys.executable, "-c", code, str(free)], f"http://127.0.0.1:{free}", {}, None, tmp_path / "log", 2.0
+    )
+    with pytest.raises(launched.NoServer, match="has not answered"), running:
+        pass
+
+
 def test_a_server_that_ends_before_it_answers_is_a_sentence_with_its_last_line(port, tmp_path):
     words = [sys.executable, "-c", "import sys; print('no such model'); sys.exit(3)"]
     with (

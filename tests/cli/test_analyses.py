@@ -58,6 +58,7 @@ class TestReport:
         [
             (["nothing"], "there is no nothing; give a recording's folder"),
             (["h200-llama-7b-tp1", "--model", "gpt-5"], "model 'gpt-5' is not known"),
+            (["h200-llama-tp2", "--model", "llama2-70b"], "with 8 layers, and llama2-70b has 80"),
             (["h200-llama-7b-tp1", "--gpu", "A1000"], "GPU 'A1000' is not known"),
             (["h200-llama-7b-tp1", "--html", "/no/such/folder/page.html"], "cannot be written"),
             (["h200-llama-7b-tp1", "--svg", "/dev/null/pictures"], "/dev/null/pictures cannot be made"),
@@ -228,3 +229,29 @@ def test_without_a_browser_pictures_are_refused_in_one_sentence(runs, tmp_path, 
     monkeypatch.setattr("lightllm_otel.cli.browser.NAMES", ("no-such-browser",))
     assert cli.main(["report", runs["a"], "--png", str(tmp_path / "page.png")]) == 1
     assert "Chromium, which is not on PATH" in one_sentence(capsys)
+
+
+def test_a_run_of_another_model_is_set_beside_no_theory(capsys):
+    assert cli.main(["theory", "--run", "h200-llama-7b-tp1", "--model", "llama2-70b"]) == 1
+    assert "with 32 layers, and llama2-70b has 80; give the model that was run" in capsys.readouterr().err
+
+
+def test_a_run_of_another_model_is_no_measure_of_a_gpu(capsys):
+    words = ["plan", "--model", "llama2-70b", "--machine", "H200:8:20", "--run", "h200-llama-7b-tp1", "--json"]
+    assert cli.main(words) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert "says nothing here: it is of llama-7b with 32 layers" in data["notes"][0]
+    assert not any(choice["measured"] for choice in data["choices"])
+
+
+def test_a_file_that_is_a_folder_is_one_sentence(tmp_path, capsys):
+    source = PACKAGED / "h200-llama-7b-tp1"
+    (tmp_path / "manifest.json").write_text((source / "manifest.json").read_text())
+    (tmp_path / "rank-0.records").mkdir()
+    assert cli.main(["report", str(tmp_path)]) == 1
+    assert "rank-0.records cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["99999", "-5"])
+def test_a_port_that_is_none_is_one_sentence(port, capsys, caplog):
+    assert cli.main(["demo", "--port", port, "--seconds", "0"]) == 1

@@ -73,3 +73,15 @@ def test_hardly_any_sampled_step_is_told_as_such(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "nothing can be said" in said
     assert len(said.splitlines()) == 1
+
+
+def test_recordings_of_different_models_are_no_repeats(tmp_path, capsys):
+    runs = written(tmp_path, [1.0, 1.0])
+    assert cli.main(["compare", "--repeats", *runs, "h200-llama-7b-tp1"]) == 1
+    assert "are no repeats of one run, their" in capsys.readouterr().err
+
+
+def test_a_recording_that_is_given_twice_is_refused(tmp_path, capsys):
+    runs = written(tmp_path, [1.0, 1.0])
+    assert cli.main(["compare", "--repeats", *runs, runs[0]]) == 1
+    assert "is given twice" in capsys.readouterr().err

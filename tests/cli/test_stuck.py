@@ -55,7 +55,7 @@ def at(marks):
         ([position(0), position(1, alive=False)], True, (1,), "rank 1 is gone"),
         ([position(0), position(1)], True, (), "cannot tell"),
         ([position(0)], True, (0,), "does not go on"),
-        ([position(0, reached=LAUNCHED), position(1, reached=at(9))], True, (1,), "rank 1 is still launching"),
+        ([position(0, reached=LAUNCHED), position(1, reached=at(9))], True, (), "rank 1 is still launching"),
         ([position(0, reached=LAUNCHED), position(1, reached=LAUNCHED)], True, (), "or a link that is down"),
         ([position(0, reached=LAUNCHED), position(1)], True, (), "cannot tell"),
         ([position(0, reached=at(9)), position(1, reached=at(8))], True, (), "rank 1 has launched the least"),
@@ -133,8 +133,8 @@ def test_the_operator_that_a_host_has_launched_last_is_shown(start, capsys):
     start(7, 7, words=(words(7, None), words(7, 31, Operator.O_PROJ, 3)))
     status, out = asked(capsys)
     assert status == 1
-    assert re.search(r"rank 0: in decode step 7 for 60\.. s, all of it launched; last sign", out)
-    assert re.search(r"rank 1: in decode step 7 for 60\.. s, launched up to o_proj of layer 3; last sign", out)
+    assert re.search(r"rank 0: in decode step 7 for 6\d\.\d s, all of its forward launched; last sign", out)
+    assert re.search(r"rank 1: in decode step 7 for 6\d\.\d s, launched up to o_proj of layer 3; last sign", out)
     assert "→ rank 1 is still launching the step" in out
     (server,) = json.loads(asked(capsys, "--json")[1])
     assert server["positions"][1]["reached"] == {"marks": 31, "operator": "o_proj", "layer": 3, "everything": False}
@@ -162,3 +162,17 @@ def test_a_rank_that_has_ended_is_named(start, capsys):
 def test_no_server_is_nothing_stuck(start, capsys):
     status, out = asked(capsys)
     assert (status, "no server with the plugin runs here" in out) == (0, True)
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "soon"])
+def test_a_patience_that_is_none_is_refused(capsys, seconds):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["doctor", f"--stuck={seconds}"])
+    assert ended.value.code == 2
+    assert "--stuck" in capsys.readouterr().err
+
+
+def test_the_process_of_each_rank_is_shown(start, capsys):
+    processes = start(7, 7)
+    out = asked(capsys)[1]
+    assert all(f"; process {process.pid}" in out for process in processes)

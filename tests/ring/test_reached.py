@@ -48,7 +48,7 @@ def test_the_sentence_names_the_operator_that_was_launched_last():
     assert str(read(found, 7)) == "launched up to ffn of layer 12"
     assert str(read(words(7, 3, Operator.LM_HEAD, -1), 7)) == "launched up to lm_head"
     reached.launched(found)
-    assert str(read(found, 7)) == "all of it launched"
+    assert str(read(found, 7)) == "all of its forward launched"
     reached.begin(found, 8)
     assert str(read(found, 8)) == "nothing of it launched yet"
 
