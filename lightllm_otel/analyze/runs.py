@@ -78,6 +78,7 @@ class Run:
 
     @property
     def notes(self) -> tuple[str, ...]:
+        """What is missing of the recordings, a sentence each."""
         return tuple(note for repeat in self.repeats for note in repeat.notes)
 
     def kinds(self) -> Iterator[tuple[Phase, Mode]]:

@@ -23,14 +23,16 @@ VERSION = 1
 
 
 def compare(given: argparse.Namespace) -> int:
-    """Exit status 1 and one sentence for what cannot be compared, 3 where a condition of ``--fail-if`` is met."""
+    """Exit status 1 and one sentence for what cannot be compared, 3 where a condition of ``--fail-if`` is met, else 4 and a
+    sentence where a part of a recording is missing: a gate does not pass on what is left.
+    """
     try:
         _check(given)
         if given.repeats:
             return compare_repeats(given.runs, given.json)
         conditions = [gates.parse(text) for text in given.fail_if]
         shape = inputs.model(given.model)
-        first, *others = (inputs.side(name) for name in given.runs)
+        first, *others = sides = [inputs.side(name) for name in given.runs]
         if given.save_baseline is not None:
             _save(given, first)
         comparisons = [compare_sides(first, other, shape) for other in others]
@@ -49,7 +51,8 @@ def compare(given: argparse.Namespace) -> int:
     print(json.dumps(data, indent=1) if given.json else "\n\n".join(parts))
     for sentence in met:
         print(f"lightllm-otel compare: {sentence}", file=sys.stderr)
-    return GATE_STATUS if met else 0
+    missing = inputs.incomplete("compare", (note for side in sides for note in side.notes))
+    return GATE_STATUS if met else missing
 
 
 def _check(given: argparse.Namespace) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from lightllm_otel.page import render
 from lightllm_otel.theory import shape
 from lightllm_otel.theory.shape import Shape
 
+INCOMPLETE_STATUS = 4  # what is printed stands, and is of a part of what was recorded
 PACKAGED = Path(__file__).resolve().parents[1] / "recordings"
 
 
@@ -51,3 +54,11 @@ def write(path: Path, text: str) -> None:
         path.write_text(text)
     except OSError as error:
         raise BadRecording(f"{path} cannot be written ({error.strerror}); give another file") from error
+
+
+def incomplete(command: str, missing: Iterable[str]) -> int:
+    """Say what recordings lack, each in a sentence, where a script sees it too: the exit status, 0 when they lack nothing."""
+    sentences = list(dict.fromkeys(missing))
+    for sentence in sentences:
+        print(f"lightllm-otel {command}: {sentence}", file=sys.stderr)
+    return INCOMPLETE_STATUS if sentences else 0

@@ -29,7 +29,9 @@ class Kind:
 
 
 def compare_repeats(names: Sequence[str], as_json: bool) -> int:
-    """Exit status 3 where some operator differs from run to run. Raises BadRecording and CannotCompare."""
+    """Exit status 3 where some operator differs from run to run, else 4 where a part of a recording is missing. Raises
+    BadRecording and CannotCompare.
+    """
     runs = [inputs.run(name) for name in names]
     repeats = [repeat for run in runs for repeat in run.repeats]
     paths = [each.path.resolve() for each in repeats]
@@ -53,7 +55,8 @@ def compare_repeats(names: Sequence[str], as_json: bool) -> int:
         )
     notes = [note for run in runs for note in run.notes]
     print(json.dumps(described(repeats, kinds, notes), indent=1) if as_json else render(repeats, kinds, notes))
-    return UNSTABLE_STATUS if any(kind.trust.blame for kind in kinds) else 0
+    missing = inputs.incomplete("compare", notes)
+    return UNSTABLE_STATUS if any(kind.trust.blame for kind in kinds) else missing
 
 
 def described(repeats: Sequence[Repeat], kinds: Sequence[Kind], notes: Sequence[str]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from lightllm_otel.theory import gpus, shape
 
 
 def report(given: argparse.Namespace) -> int:
-    """Exit status 1 and one sentence for what cannot be read."""
+    """Exit status 1 and one sentence for what cannot be read, 4 and a sentence where a part of it cannot."""
     try:
         run = inputs.run(given.run)
         data = report_on(run, inputs.model(given.model), gpus.find(given.gpu) if given.gpu else None)
@@ -30,7 +30,7 @@ def report(given: argparse.Namespace) -> int:
     print(json.dumps(data, indent=1) if given.json else render(data))
     if written and not given.json:
         print("\n" + "\n".join(f"wrote {path}" for path in written))
-    return 0
+    return inputs.incomplete("report", run.notes)
 
 
 def _write(given: argparse.Namespace, run: Run, data: dict[str, Any]) -> list[Path]:

@@ -122,8 +122,16 @@ def read_recording(path: Path) -> Recording:
         _, used = layout.starts_in(whole)
         cells[rank] = whole[:used]
         if used * layout.CELL_BYTES != len(content):
-            torn.append(
-                f"{file} ends in the middle of a step (the server was stopped while writing): its last "
-                f"{len(content) - used * layout.CELL_BYTES} bytes are left out"
-            )
+            torn.append(f"{file} {_what_is_left_out(whole, used, len(content) - used * layout.CELL_BYTES)}")
     return Recording(path, {int(rank): facts for rank, facts in manifest["ranks"].items()}, cells, tuple(torn))
+
+
+def _what_is_left_out(cells: np.ndarray, used: int, lost: int) -> str:
+    """Of a file that is not whole steps alone. A crash leaves the beginning of one step; anything else is damage."""
+    begins = layout.steps_begin(cells[used:])
+    if not begins[1:].any() and begins[:1].all():
+        return f"ends in the middle of a step (the server was stopped while writing): its last {lost} bytes are left out"
+    return (
+        f"is damaged at byte {used * layout.CELL_BYTES}, where no whole step begins: its last {lost} bytes are left out; copy the "
+        "file again if this is a copy"
+    )

@@ -138,7 +138,7 @@ def starts_in(cells: np.ndarray) -> tuple[np.ndarray, int]:
     Without an array per step: a recording of a million steps takes a fraction of a second.
     """
     words = np.ascontiguousarray(cells[:, :8]).view("<u4")
-    marks = np.flatnonzero(words[:, 0] == STEP_MAGIC)
+    marks = np.flatnonzero(steps_begin(cells))
     ends = marks + STEP_CELLS + (words[marks, 1] & 0xFFFF).astype(np.int64)
     if len(marks) and marks[0] == 0 and (marks[1:] == ends[:-1]).all():  # no interval looks like a step: the rule
         whole = int(ends[-1]) <= len(cells)
@@ -149,6 +149,12 @@ def starts_in(cells: np.ndarray) -> tuple[np.ndarray, int]:
         starts.append(at)
         at = end
     return np.array(starts, np.int64), at
+
+
+def steps_begin(cells: np.ndarray) -> np.ndarray:
+    """Which cells look like the first of a step (bool, one per cell). An interval seldom does, too."""
+    begins: np.ndarray = np.ascontiguousarray(cells[:, :4]).view("<u4")[:, 0] == STEP_MAGIC
+    return begins
 
 
 def columns(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

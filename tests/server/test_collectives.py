@@ -19,9 +19,9 @@ CALLS = STEPS * LAYERS
 NAMED = 0.95
 FFN = {"site": "ffn", "phase": "decode"}
 PREFIX = "lightllm_gpu_collective"
-# Two cores are shared by all of this. Without a slow rank both ranks want one at the same time, so that a transfer takes longer.
-FASTER, SLOWER = 1 / 8, 3.0
-LEAKED = 0.1  # of the wait, in the sum of the transfers
+# The wait's share that may be left in a transfer. A transfer of gloo is the work of two processes on shared cores, and takes longer
+# when its peer has to wake up first: some milliseconds on a busy machine, whoever is slow. Equal transfers are for a GPU to show.
+LEAKED = 0.1
 
 
 class Change:
@@ -66,7 +66,7 @@ def test_a_slow_rank_is_named_its_peer_waits_and_the_transfer_stays(
 
     first, slowed, last = measured(-1), {slow: measured(slow) for slow in (0, 1)}, measured(-1)
     assert first.total("payload_bytes_total", operator="all_reduce", implementation="gloo", **FFN) > 0
-    usual = [plain.median("transfer_seconds", **FFN) for plain in (first, last)]
+    usual = max(plain.median("transfer_seconds", **FFN) for plain in (first, last))
     most = max(plain.total("transfer_seconds_sum", **FFN) for plain in (first, last))
     for slow, seen in slowed.items():
         peer = 1 - slow
@@ -75,6 +75,6 @@ def test_a_slow_rank_is_named_its_peer_waits_and_the_transfer_stays(
         waited = seen.total("rank_wait_seconds_total", rank=str(peer), **FFN)
         assert waited >= NAMED * CALLS * SECONDS
         assert seen.total("rank_wait_seconds_total", rank=str(slow), **FFN) <= (1 - NAMED) * waited
-        assert FASTER * min(usual) <= seen.median("transfer_seconds", **FFN) <= SLOWER * max(usual)
+        assert 0 < seen.median("transfer_seconds", **FFN) <= usual + LEAKED * SECONDS
         assert seen.total("transfer_seconds_sum", **FFN) <= most + LEAKED * waited
     assert observed.metrics().total("lightllm_otel_steps_unmatched_total") == 0
