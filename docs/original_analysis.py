@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lightllm_otel.cli.theory import Question, answer  # noqa: E402
+from lightllm_otel.cli.answer import Question, answer  # noqa: E402
 from lightllm_otel.cli.units import duration  # noqa: E402
 from lightllm_otel.theory import gpus, ideal, links, shape, work  # noqa: E402
 from lightllm_otel.theory.shape import Shape  # noqa: E402
@@ -118,10 +118,12 @@ def latency() -> str:
         link = links.link_of(gpu, ranks, kind)
         moving = links.traffic("all_reduce", payload, ranks) / link.one_way
         whole = links.ring_seconds("all_reduce", payload, ranks, link)
+        shot = links.one_shot_seconds(payload, ranks, link)
         rows.append([name, f"{payload / 1e6:.2g} MB", duration(moving), duration(whole), f"{100 * (1 - moving / whole):.0f} %",
+                     "–" if shot is None else duration(shot),
                      f"{links.takeover_payload('all_reduce', ranks, link) / 1e6:.2g} MB"])  # fmt: skip
-    return table(["one all_reduce of decode", "payload", "at full bandwidth", "a call at least", "of it not bandwidth",
-                  "bandwidth takes over at"], rows)  # fmt: skip
+    return table(["one all_reduce of decode", "payload", "at full bandwidth", "a ring at least", "of it not bandwidth",
+                  "a custom kernel in one shot", "bandwidth takes over at"], rows)  # fmt: skip
 
 
 def link_of_two() -> str:

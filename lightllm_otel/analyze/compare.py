@@ -136,7 +136,7 @@ def _check(first: Side, second: Side) -> None:
 # What makes a difference that is not the operator's own; said, not refused: it may be just what is compared.
 _NAMED = {
     "gpu_name": "GPU", "tp": "tensor parallelism", "dtype": "data type", "lightllm": "LightLLM", "torch": "torch",
-    "cuda": "CUDA", "clock": "clock", "plugin": "plugin", "driver": "driver", "sm_clock_mhz": "highest SM clock",
+    "cuda": "CUDA", "clock": "clock", "plugin": "plugin", "driver": "driver", "sm_clock_mhz": "highest SM clock", "link": "link",
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lightllm_otel.export.link import NVLINK, PCIE, SAME_GPU
 from lightllm_otel.theory import gpus, ideal, links, shape, work
 from lightllm_otel.theory.gpus import Gpu
 from lightllm_otel.theory.links import Link
@@ -40,8 +41,13 @@ def machine(facts: Mapping[str, Any], given: Shape | None = None, gpu: Gpu | Non
         gpu = gpu or gpus.find(str(facts.get("gpu_name", "")))
     except gpus.UnknownGpu:
         gpu = None
+    said = facts.get("link")
     try:
-        link = None if gpu is None else links.link_of(gpu, ranks)
+        link = (
+            None
+            if gpu is None or said == SAME_GPU
+            else links.link_of(gpu, ranks, said if said in (NVLINK, PCIE) else None)
+        )
     except links.NoLink:
         link = None
     return Machine(own, gpu, link, ranks, shape.DTYPE_BYTES.get(str(facts.get("dtype", "")), 2))

@@ -9,6 +9,7 @@ from lightllm_otel.analyze import expected, pace, pictures
 from lightllm_otel.analyze.expected import Machine
 from lightllm_otel.analyze.operators import Spent, spent, utilisation
 from lightllm_otel.analyze.runs import Run
+from lightllm_otel.export.link import SAME_GPU
 from lightllm_otel.export.recording import BadRecording
 from lightllm_otel.theory import ideal
 from lightllm_otel.theory.gpus import Gpu
@@ -29,6 +30,7 @@ KNOWN = (
     "sample_every",
     "plugin",
     "driver",
+    "link",
     "sm_clock_mhz",
 )
 
@@ -78,6 +80,8 @@ def _notes(run: Run, on: Machine, kinds: list[tuple[Phase, Mode]]) -> list[str]:
         notes.append("the recording does not say the model's shape, so there are no FLOPs and bytes; give --model")
     if on.gpu is None:
         notes.append("the GPU is not in the table, so nothing is said about peaks and bounds; give --gpu")
+    if run.facts.get("link") == SAME_GPU:
+        notes.append("the ranks share a GPU, so no link joins them, and each has a part of its peaks")
     for phase, mode in kinds:
         if not any(repeat.chosen(phase, mode, sampled=True).any() for repeat in run.repeats):
             notes.append(f"{phase} · {mode}: no step was sampled, so there are whole-step times only")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lightllm_otel.analyze import topology
 from lightllm_otel.export.recording import MANIFEST, BadRecording, read_recording
 from lightllm_otel.ring import layout
 from lightllm_otel.vocabulary import IdleReason, Label, Mode, Operator, Phase, Site
@@ -66,7 +67,8 @@ class Run:
     def facts(self) -> dict[str, Any]:
         """Of the lowest rank of the first repeat, and of the machine where a benchmark has kept them."""
         facts = self.repeats[0].facts
-        return {**(facts[min(facts)] if facts else {}), **_machine(self.bench)}
+        link = topology.link_of(facts, self.bench.get("machine"))
+        return {**(facts[min(facts)] if facts else {}), **_machine(self.bench), **({"link": link} if link else {})}
 
     @property
     def ranks(self) -> int:

@@ -22,6 +22,7 @@ START_SECONDS = 1800.0  # a large model from a slow disk
 TERM_SECONDS, KILL_SECONDS = 5.0, 20.0  # LightLLM's processes swallow SIGTERM, most of them
 ATTEMPT_SECONDS = 60.0  # a first request may have to compile kernels
 DEFAULT_PORT = 8000  # LightLLM's own
+ANY_HOST = ("", "0.0.0.0", "::", "localhost")
 _MARK = "LIGHTLLM_BENCH_SERVER"  # in the environment of every process of one server, however far detached
 _POLL_SECONDS = 0.3
 
@@ -42,16 +43,22 @@ def words_of(command: str) -> list[str]:
 
 
 def url_of(words: Sequence[str]) -> str:
-    """Where the server of this command listens, if on this machine: its ``--port``, or LightLLM's default."""
-    port = str(DEFAULT_PORT)
-    for word, following in zip(words, [*words[1:], ""]):
-        if word == "--port":
-            port = following
-        elif word.startswith("--port="):
-            port = word.partition("=")[2]
+    """Where the server of this command listens, if on this machine: its ``--host`` and ``--port``, or LightLLM's defaults."""
+    port, host = _option(words, "--port", str(DEFAULT_PORT)), _option(words, "--host", "")
     if not port.isdecimal():
         raise ValueError(f"--serve has --port {port}: give a number, or say with --url where it listens")
-    return f"http://127.0.0.1:{port}"
+    return f"http://{'127.0.0.1' if host in ANY_HOST else f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _option(words: Sequence[str], name: str, default: str) -> str:
+    """The last one counts, as for argparse."""
+    found = default
+    for word, following in zip(words, [*words[1:], ""]):
+        if word == name:
+            found = following
+        elif word.startswith(f"{name}="):
+            found = word.partition("=")[2]
+    return found
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 _TRIES = 400
+# At least one of them is in every folder that a tokenizer can be read from.
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
 class Tokenizer(Protocol):
@@ -29,10 +31,15 @@ def tokenizer(model_dir: Path) -> tuple[Tokenizer, int]:
                           "its environment") from error  # fmt: skip
     if not model_dir.is_dir():
         raise NoTokenizer(f"--model-dir {model_dir} is not a folder; give the one that the server was started with")
+    if not any(any(model_dir.glob(pattern)) for pattern in TOKENIZER_FILES):
+        raise NoTokenizer(
+            f"{model_dir} has no tokenizer; give the folder with the model's {' or '.join(TOKENIZER_FILES)}"
+        )
     try:
         found: Any = transformers.AutoTokenizer.from_pretrained(str(model_dir))
     except Exception as error:
-        raise NoTokenizer(f"{model_dir} has no tokenizer that can be read: {error}") from error
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise NoTokenizer(f"{model_dir} has no tokenizer that can be read: {why}") from error
     return found, len(found)
 
 

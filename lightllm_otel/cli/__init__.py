@@ -42,10 +42,15 @@ def parser() -> argparse.ArgumentParser:
     ideal.add_argument("--model", help="a name (llama2-70b), a config.json, or a folder with one")
     ideal.add_argument("--gpu", help="a name (A100-SXM-40GB), or a .json file that describes one")
     ideal.add_argument("--run", help="a recording to set beside it, at its own sizes, with MFU and MBU")
-    for option, default in (("--tp", 1), ("--batch-size", 20), ("--input-len", 1024), ("--output-len", 1024)):
-        ideal.add_argument(option, type=int, default=default)
+    for option, words in (
+        ("--tp", "ranks; default: 1"), ("--batch-size", "requests at once; default: 20"),
+        ("--input-len", "tokens of each prompt; default: 1024"), ("--output-len", "new tokens of each request; default: 1024"),
+    ):  # fmt: skip
+        ideal.add_argument(option, type=int, metavar="N", help=words)
     ideal.add_argument("--link", choices=("nvlink", "pcie"), help="default: the fastest that all ranks share")
-    ideal.add_argument("--dtype", choices=("float16", "bfloat16", "float32", "float8", "int8"), default="float16")
+    ideal.add_argument(
+        "--dtype", choices=("float16", "bfloat16", "float32", "float8", "int8"), help="of weights; default: float16"
+    )
     ideal.add_argument("--json", action="store_true")
 
     analyses.add(commands)
@@ -126,25 +131,21 @@ def _ctl(given: argparse.Namespace) -> int:
 
 
 def _theory(given: argparse.Namespace) -> int:
-    from lightllm_otel.cli.theory import Question, theory
+    from lightllm_otel.cli.answer import Question
+    from lightllm_otel.cli.theory import theory
 
     if given.run is None and not (given.model and given.gpu):
         print("lightllm-otel theory: give --model and --gpu, or --run with a recording", file=sys.stderr)
         return 2
-    return theory(
-        Question(
-            given.model or "",
-            given.gpu or "",
-            given.tp,
-            given.batch_size,
-            given.input_len,
-            given.output_len,
-            given.link,
-            given.dtype,
-        ),
-        given.json,
-        given.run,
-    )
+    sizes = {
+        name: value for name in ("tp", "batch_size", "input_len", "output_len", "dtype")
+        if (value := getattr(given, name)) is not None
+    }  # fmt: skip
+    if given.run is not None and sizes:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in sizes)
+        print(f"lightllm-otel theory: a recording has its own sizes; leave out {options}, or --run", file=sys.stderr)
+        return 2
+    return theory(Question(given.model or "", given.gpu or "", link=given.link, **sizes), given.json, given.run)
 
 
 def _demo(given: argparse.Namespace) -> int:

@@ -22,11 +22,7 @@ def add(commands: Any) -> None:
     report.add_argument("run", help=_RUN)
     report.add_argument("--model", help=_MODEL)
     report.add_argument("--gpu", help="a name (A100-SXM-40GB), or a .json file that describes one")
-    report.add_argument(
-        "--html", type=Path, metavar="FILE", help="write one page with pictures, which needs nothing else"
-    )
-    report.add_argument("--svg", type=Path, metavar="FOLDER", help="write each picture as a file (by Chromium)")
-    report.add_argument("--png", type=Path, metavar="FILE", help="write the page as one picture (by Chromium)")
+    _add_pages(report)
     report.add_argument(
         "--perfetto", type=Path, metavar="FILE", help="write a trace for ui.perfetto.dev, of the first repeat"
     )
@@ -46,9 +42,7 @@ def add(commands: Any) -> None:
     )
     compare.add_argument("--save-expectation", type=Path, metavar="FILE",
                          help="of one good run, for LIGHTLLM_OTEL_BASELINE: a server is then held against it")  # fmt: skip
-    compare.add_argument(
-        "--html", type=Path, metavar="FILE", help="write one page with pictures, which needs nothing else"
-    )
+    _add_pages(compare)
     compare.add_argument("--json", action="store_true")
 
     _add_bench(commands)
@@ -73,12 +67,15 @@ def add(commands: Any) -> None:
     plan.add_argument(
         "--run", action="append", default=[], help="a recording: how near one of these GPUs came to theory"
     )
-    plan.add_argument("--input-len", type=int, default=1024, metavar="N")
-    plan.add_argument("--output-len", type=int, default=1024, metavar="N")
+    plan.add_argument("--input-len", type=int, default=1024, metavar="N", help="tokens of each prompt; default: 1024")
+    plan.add_argument(
+        "--output-len", type=int, default=1024, metavar="N", help="new tokens of each request; default: 1024"
+    )
     plan.add_argument("--ttft", type=float, default=math.inf, metavar="SECONDS", help="the most to the first token")
     plan.add_argument("--tpot", type=float, default=math.inf, metavar="SECONDS", help="the most per further token")
     plan.add_argument("--network", type=float, default=25.0, metavar="GB/S", help="between machines; default: 25")
-    plan.add_argument("--dtype", choices=("float16", "bfloat16", "float32", "float8", "int8"), default="float16")
+    plan.add_argument("--dtype", choices=("float16", "bfloat16", "float32", "float8", "int8"), default="float16",
+                      help="of weights; default: float16")  # fmt: skip
     plan.add_argument("--json", action="store_true")
 
     calibrate = commands.add_parser(
@@ -88,6 +85,14 @@ def add(commands: Any) -> None:
     calibrate.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is for trying it out")
     calibrate.add_argument("--out", type=Path, metavar="FILE.json", help="write a description for theory --gpu")
     calibrate.add_argument("--json", action="store_true")
+
+
+def _add_pages(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--html", type=Path, metavar="FILE", help="write one page with pictures, which needs nothing else"
+    )
+    command.add_argument("--svg", type=Path, metavar="FOLDER", help="write each picture as a file (by Chromium)")
+    command.add_argument("--png", type=Path, metavar="FILE", help="write the page as one picture (by Chromium)")
 
 
 def _add_bench(commands: Any) -> None:

@@ -66,8 +66,22 @@ def _check(given: argparse.Namespace) -> None:
             "--ab starts servers or models of its own, so it goes with --serve or --static; for two running servers give "
             "--url twice"
         )
+    foreign = [option for option, value in _of_static(given).items() if value and not given.static]
+    foreign += ["--group"] if given.group and not given.url else []
+    if foreign:
+        raise ValueError(
+            f"{' and '.join(foreign)} would be left out here, so leave it out; a server has options of its own"
+        )
     if given.serve and given.url and len(given.url) > 1:
         raise ValueError("with --serve give one --url: where its server listens")
+
+
+def _of_static(given: argparse.Namespace) -> dict[str, bool]:
+    """Options of ``--static`` alone, and whether they say something."""
+    return {
+        "--tp": given.tp != 1, "--data-type": given.data_type is not None, "--no-graphs": given.no_graphs,
+        "--share-gpu": given.share_gpu,
+    }  # fmt: skip
 
 
 def _served(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:

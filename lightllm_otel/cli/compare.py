@@ -12,7 +12,7 @@ from lightllm_otel.analyze import baseline, gates
 from lightllm_otel.analyze.baseline import Side
 from lightllm_otel.analyze.compare import ERROR, LEAST_EFFECT, CannotCompare, Comparison, Row
 from lightllm_otel.analyze.compare import compare as compare_sides
-from lightllm_otel.cli import inputs
+from lightllm_otel.cli import browser, inputs
 from lightllm_otel.cli.repeats import compare_repeats
 from lightllm_otel.cli.units import duration, interval, percent, signed
 from lightllm_otel.export.recording import BadRecording
@@ -41,12 +41,11 @@ def compare(given: argparse.Namespace) -> int:
             if (said := gates.met(condition, each.rows, each.lacking))
         ]  # fmt: skip
         data = as_json(first, comparisons, met)
-        if given.html is not None:
-            inputs.write_page(given.html, data, f"{first.name} · lightllm-otel compare")
-    except (BadRecording, CannotCompare, gates.BadCondition, UnknownModel) as problem:
+        pages = inputs.write_pages(given, data, f"{first.name} · lightllm-otel compare")
+    except (BadRecording, CannotCompare, gates.BadCondition, UnknownModel, browser.NoBrowser) as problem:
         print(f"lightllm-otel compare: {problem}", file=sys.stderr)
         return 1
-    written = [f"wrote {path}" for path in (given.save_baseline, given.html) if path is not None]
+    written = [f"wrote {path}" for path in (given.save_baseline, *pages) if path is not None]
     parts = [*(render(each) for each in comparisons), *(["\n".join(written)] if written else [])]
     print(json.dumps(data, indent=1) if given.json else "\n\n".join(parts))
     for sentence in met:
@@ -59,7 +58,8 @@ def _check(given: argparse.Namespace) -> None:
     """Nothing that is asked for is left out in silence. Raises CannotCompare."""
     if given.repeats:
         options = {
-            "--fail-if": given.fail_if, "--save-baseline": given.save_baseline, "--html": given.html, "--model": given.model,
+            "--fail-if": given.fail_if, "--save-baseline": given.save_baseline, "--html": given.html, "--svg": given.svg,
+            "--png": given.png, "--model": given.model,
         }  # fmt: skip
         foreign = [name for name, value in options.items() if value]
         if foreign:
@@ -73,8 +73,10 @@ def _check(given: argparse.Namespace) -> None:
         raise CannotCompare("--fail-if needs a second run, or there is no change to judge; give two runs or more")
     if given.save_baseline is None:
         raise CannotCompare("give two runs or more, or --save-baseline FILE with one")
-    if given.html is not None:
-        raise CannotCompare("--html needs a second run, or there is nothing to draw; give two runs or more")
+    if given.html or given.svg or given.png:
+        raise CannotCompare(
+            "a page or a picture needs a second run, or there is nothing to draw; give two runs or more"
+        )
 
 
 def _save(given: argparse.Namespace, first: Side) -> None:

@@ -41,7 +41,7 @@ def _check(given: argparse.Namespace) -> None:
     """Nothing that is asked for is left out in silence. Raises CannotCompare."""
     options = {
         "--repeats": given.repeats, "--fail-if": given.fail_if, "--save-baseline": given.save_baseline, "--html": given.html,
-        "--model": given.model, "a second run": given.runs[1:],
+        "--svg": given.svg, "--png": given.png, "--model": given.model, "a second run": given.runs[1:],
     }  # fmt: skip
     foreign = [name for name, value in options.items() if value]
     if foreign:

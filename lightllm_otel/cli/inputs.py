@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from lightllm_otel.analyze import baseline
 from lightllm_otel.analyze.baseline import Side
 from lightllm_otel.analyze.runs import Run, load
+from lightllm_otel.cli import browser
 from lightllm_otel.export.recording import BadRecording
 from lightllm_otel.page import render
 from lightllm_otel.theory import shape
@@ -43,9 +45,18 @@ def model(name: str | None) -> Shape | None:
     return None if name is None else shape.find(name)
 
 
-def write_page(path: Path, data: dict[str, Any], title: str) -> None:
-    """Raises BadRecording when it cannot be written."""
-    write(path, render(data, title))
+def write_pages(given: argparse.Namespace, data: dict[str, Any], title: str) -> list[Path]:
+    """``--html``, ``--png`` and ``--svg``, where they are asked for. Raises BadRecording and NoBrowser."""
+    paths = []
+    if given.html is not None:
+        write(given.html, render(data, title))
+        paths.append(given.html)
+    if given.png is not None:
+        browser.png(render(data, title), given.png)
+        paths.append(given.png)
+    if given.svg is not None:
+        paths += browser.svgs(render(data, title), given.svg)
+    return paths
 
 
 def write(path: Path, text: str) -> None:

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lightllm_otel import page
 from lightllm_otel.analyze import perfetto
 from lightllm_otel.analyze.report import report as report_on
 from lightllm_otel.analyze.runs import Run
@@ -35,18 +34,10 @@ def report(given: argparse.Namespace) -> int:
 
 def _write(given: argparse.Namespace, run: Run, data: dict[str, Any]) -> list[Path]:
     """Whatever else is wanted. Raises BadRecording and NoBrowser."""
-    title, paths = f"{data['name']} · lightllm-otel", []
-    if given.html is not None:
-        inputs.write_page(given.html, data, title)
-        paths.append(given.html)
+    paths = inputs.write_pages(given, data, f"{data['name']} · lightllm-otel")
     if given.perfetto is not None:
         inputs.write(given.perfetto, json.dumps(perfetto.trace(run.repeats[0]), separators=(",", ":")))
         paths.append(given.perfetto)
-    if given.png is not None:
-        browser.png(page.render(data, title), given.png)
-        paths.append(given.png)
-    if given.svg is not None:
-        paths += browser.svgs(page.render(data, title), given.svg)
     return paths
 
 

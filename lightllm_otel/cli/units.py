@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightllm_otel.cli.table import duration
 
-__all__ = ["duration", "interval", "percent", "rate", "signed"]
+__all__ = ["amount", "duration", "interval", "percent", "rate", "signed"]
 
 
 def rate(value: float | None, unit: str) -> str:
@@ -27,3 +27,11 @@ def signed(change: float | None) -> str:
 
 def interval(bounds: tuple[float, float] | list[float] | None) -> str:
     return "–" if bounds is None else f"{100 * bounds[0]:+.1f} … {100 * bounds[1]:+.1f} %"
+
+
+def amount(number: float) -> str:
+    """Of bytes: ``594 MB``, powers of 1000."""
+    for factor, unit in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= factor:
+            return f"{number / factor:.3g} {unit}"
+    return f"{number:.0f} B"

@@ -130,8 +130,8 @@ def _what_is_left_out(cells: np.ndarray, used: int, lost: int) -> str:
     """Of a file that is not whole steps alone. A crash leaves the beginning of one step; anything else is damage."""
     begins = layout.steps_begin(cells[used:])
     if not begins[1:].any() and begins[:1].all():
-        return f"ends in the middle of a step (the server was stopped while writing): its last {lost} bytes are left out"
-    return (
-        f"is damaged at byte {used * layout.CELL_BYTES}, where no whole step begins: its last {lost} bytes are left out; copy the "
-        "file again if this is a copy"
-    )
+        return (
+            f"ends in the middle of a step (the server was stopped while writing); its last {lost} bytes are left out"
+        )
+    place = used * layout.CELL_BYTES
+    return f"is damaged at byte {place}, where no whole step begins; its last {lost} bytes are left out: copy the file again"

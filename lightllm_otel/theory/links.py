@@ -26,8 +26,9 @@ PROTOCOLS = (
     Protocol("LL", 6.6e-6, {"nvlink": 0.6e-6, "pcie": 1.0e-6}, 0.5),
     Protocol("Simple", 8.4e-6, {"nvlink": 3.4e-6, "pcie": 5.7e-6}, 1.0),
 )
-# A custom all_reduce (vllm, sgl_kernel): one kernel, one exchange of flags, every rank reads all peers' data at once.
-ONE_SHOT_CALL_SECONDS = {"nvlink": 4.0e-6, "pcie": 8.0e-6}
+# A custom all_reduce (vllm, sgl_kernel) over NVLink: one kernel, one exchange of flags, every rank reads all peers' data at once.
+# What is left of 512 KiB in a decode step between two H100 without the payload's way (benchmarks/results/links.json, custom).
+ONE_SHOT_CALL_SECONDS = 5.4e-6
 
 
 class NoLink(ValueError):
@@ -99,9 +100,9 @@ def ring_seconds(operator: str, payload: float, ranks: int, link: Link) -> float
     )  # fmt: skip
 
 
-def one_shot_seconds(payload: float, ranks: int, link: Link) -> float:
-    """Of one all_reduce in which every rank reads the whole payload of every peer."""
-    return ONE_SHOT_CALL_SECONDS[link.kind] + (ranks - 1) * payload / link.one_way
+def one_shot_seconds(payload: float, ranks: int, link: Link) -> float | None:
+    """Of one all_reduce in which every rank reads the whole payload of every peer; None over PCI Express: not measured."""
+    return ONE_SHOT_CALL_SECONDS + (ranks - 1) * payload / link.one_way if link.kind == "nvlink" else None
 
 
 def takeover_payload(operator: str, ranks: int, link: Link) -> float:

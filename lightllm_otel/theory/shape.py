@@ -98,9 +98,9 @@ BY_NAME = {shape.name: shape for shape in SHAPES}
 
 
 def find(name: str) -> Shape:
-    """By name, or from a config.json or a folder that has one. Raises UnknownModel."""
-    if name in BY_NAME:
-        return BY_NAME[name]
+    """By name, however it is capitalised, or from a config.json or a folder that has one. Raises UnknownModel."""
+    if name.lower() in BY_NAME:
+        return BY_NAME[name.lower()]
     path = Path(name)
     path = path / "config.json" if path.is_dir() else path
     if not path.exists():
@@ -111,7 +111,7 @@ def find(name: str) -> Shape:
         raise UnknownModel(f"{path} is damaged: {error}") from error
     if not isinstance(config, dict):
         raise UnknownModel(f"{path} is damaged: it is no config of a model; take the model's own config.json")
-    return from_config(config, str(config.get("_name_or_path") or path.parent.name))
+    return from_config(config, str(config.get("_name_or_path") or path.resolve().parent.name))
 
 
 def from_config(config: Mapping[str, Any], name: str = "model") -> Shape:

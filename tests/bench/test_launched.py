@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lightllm_otel import cli
 from lightllm_otel.bench import launched
 
 SERVER = """
@@ -159,6 +160,9 @@ def test_an_ended_benchmark_ends_its_server(port, tmp_path):
         ("python -m lightllm.server.api_server --port 8123 --tp 2", "http://127.0.0.1:8123"),
         ("python -m lightllm.server.api_server --port=8124", "http://127.0.0.1:8124"),
         ("python -m lightllm.server.api_server", "http://127.0.0.1:8000"),
+        ("python -m lightllm.server.api_server --host 0.0.0.0 --port 8125", "http://127.0.0.1:8125"),
+        ("python -m lightllm.server.api_server --host 10.0.0.7 --port 8126", "http://10.0.0.7:8126"),
+        ("python -m lightllm.server.api_server --host=::1 --port 8127", "http://[::1]:8127"),
     ],
 )
 def test_where_a_command_listens(command, url):
@@ -169,3 +173,18 @@ def test_where_a_command_listens(command, url):
 def test_a_command_that_is_none_is_refused(command):
     with pytest.raises(ValueError, match="--serve"):
         launched.url_of(launched.words_of(command))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--serve", "serve", "--tp", "2"), "--tp would be left out here"),
+        (("--serve", "serve", "--group", "a"), "--group would be left out here"),
+        (("--url", "http://127.0.0.1:1", "--no-graphs", "--share-gpu"), "--no-graphs and --share-gpu would be left out here"),
+        (("--static", "--group", "a"), "--group would be left out here"),
+    ],
+)  # fmt: skip
+def test_an_option_that_would_be_left_out_is_refused(words, said, tmp_path, capsys):
+    assert cli.main(["bench", "--model-dir", str(tmp_path), "--out", str(tmp_path / "out"), *words]) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

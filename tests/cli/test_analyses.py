@@ -4,11 +4,13 @@ import json
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 import simulated
 
 from lightllm_otel import cli
 from lightllm_otel.cli.inputs import PACKAGED
+from lightllm_otel.ring import layout
 from lightllm_otel.vocabulary import Operator
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -137,7 +139,8 @@ class TestCompare:
             (["A", "nothing"], "there is no nothing"),
             (["A", "--fail-if", "ffn:decode:+5%"], "--fail-if needs a second run"),
             (["A", "--fail-if", "ffn:decode:+5%", "--save-baseline", "a.json"], "--fail-if needs a second run"),
-            (["A", "--html", "a.html", "--save-baseline", "a.json"], "--html needs a second run"),
+            (["A", "--html", "a.html", "--save-baseline", "a.json"], "a page or a picture needs a second run"),
+            (["A", "--svg", "a", "--save-baseline", "a.json"], "a page or a picture needs a second run"),
             (["A", "--repeats", "--fail-if", "ffn:decode:+5%"], "--fail-if cannot go with --repeats"),
             (
                 ["A", "--repeats", "--save-baseline", "a.json", "--html", "a.html"],
@@ -174,11 +177,88 @@ def test_a_mistake_of_ours_is_never_shown_as_an_answer(monkeypatch, place, words
         cli.main(words)
 
 
-def test_a_rank_that_broke_off_at_once_does_not_keep_the_other_from_being_reported(tmp_path, capsys):
+def overwrite_a_step(file):
+    cells = np.fromfile(file, np.uint8).reshape(-1, layout.CELL_BYTES)
+    starts, _ = layout.starts_in(cells)
+    cells[starts[len(starts) // 2]] = 255
+    cells.tofile(file)
+
+
+class TestARecordingOfWhichAPartIsMissing:
+    """What is left is shown, nothing of it is lost; a script sees by the status, and a gate does not pass on it."""
+
+    DAMAGES = (
+        (lambda file: file.write_bytes(file.read_bytes()[:-20]), "ends in the middle of a step"),
+        (overwrite_a_step, "is damaged at byte"),
+        (lambda file: file.write_bytes(file.read_bytes()[:100]), "rank 0 has no steps"),
+        (lambda file: file.unlink(), "rank 0 has no steps"),
+    )  # fmt: skip
+
+    @pytest.fixture(params=DAMAGES, ids=["torn", "damaged in the middle", "torn at once", "gone"])
+    def damaged(self, request, tmp_path):
+        damage, said = request.param
+        path = shutil.copytree(PACKAGED / "h200-llama-tp2", tmp_path / "damaged")
+        damage(path / "rank-0.records")
+        return str(path), said
+
+    def test_is_reported_with_a_sentence_and_a_status_of_its_own(self, damaged, capsys):
+        path, said = damaged
+        assert cli.main(["report", path]) == 4
+        out, err = capsys.readouterr()
+        assert "decode · " in out
+        assert [said in line for line in err.splitlines() if line.startswith("lightllm-otel report: ")].count(True) == 1
+
+    def test_passes_no_comparison(self, damaged, capsys):
+        path, said = damaged
+        whole = "h200-llama-tp2"
+        for words in ([whole, path], [path, whole], [path, "--save-baseline", f"{path}.json"], [whole, f"{path}.json"]):
+            assert cli.main(["compare", *words]) == 4, words
+            assert said in capsys.readouterr().err
+
+    def test_nor_a_gate_or_the_question_whether_repeats_agree(self, tmp_path, capsys):
+        whole = [simulated.write(tmp_path / name, seed, repeats=3, steps=30) for seed, name in enumerate(("a", "b"))]
+        words = ["compare", *map(str, whole), "--fail-if", "ffn:decode:+50%"]
+        assert cli.main(words) == 0
+        assert cli.main(["compare", "--repeats", str(whole[0])]) in (0, 3)
+        agree = cli.main(["compare", "--repeats", str(whole[1])])
+        file = next(whole[1].rglob("rank-0.records"))
+        file.write_bytes(file.read_bytes()[:-20])
+        assert cli.main(words) == 4
+        assert cli.main(["compare", "--repeats", str(whole[1])]) == (agree or 4)
+
+
+def test_ranks_that_share_a_gpu_are_held_against_no_link(capsys):
+    assert cli.main(["report", "h200-llama-tp2", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["facts"]["link"], data["machine"]["link"]) == ("same-gpu", None)
+    assert any("the ranks share a GPU" in note for note in data["notes"])
+    reduced = [row for phase in data["phases"] for row in phase["operators"] if row["operator"] == "all_reduce"]
+    assert reduced
+    assert all(row["bus_bytes_per_second"] and row["busy"] is None for row in reduced)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "environment", "link"),
+    [
+        ([["X", "NV18"], ["NV18", "X"]], {}, "nvlink"),
+        ([["X", "PHB"], ["SYS", "X"]], {}, "pcie"),
+        ([["X", "NV18"], ["NV18", "X"]], {"NCCL_P2P_DISABLE": "1"}, "pcie"),
+        ([["X", "NV4", "SYS"], ["NV4", "X", "SYS"], ["SYS", "SYS", "X"]], {}, None),
+        ("none", {}, None),
+    ],
+)
+def test_a_benchmark_knows_its_link(tmp_path, capsys, matrix, environment, link):
     path = shutil.copytree(PACKAGED / "h200-llama-tp2", tmp_path / "run")
-    (path / "rank-0.records").write_bytes((path / "rank-0.records").read_bytes()[:100])
-    assert cli.main(["report", str(path)]) == 0
-    assert "rank 0 has no steps" in capsys.readouterr().out
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["ranks"]["1"]["pci_bus_id"] = "00000000:00:07.0"
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    (path / "bench.json").write_text(json.dumps({"machine": {"links": matrix, "environment": environment}}))
+    assert cli.main(["report", str(path), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["facts"].get("link") == link
+    assert data["machine"]["link"]["kind"] == (link or "nvlink")
+    assert cli.main(["compare", "h200-llama-tp2", str(path)]) == 0
+    assert f"link: same-gpu against {link}" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
@@ -205,7 +285,10 @@ class TestInABrowser:
 
     def test_a_comparison_is_drawn(self, runs, tmp_path):
         page = tmp_path / "page.html"
-        assert cli.main(["compare", runs["a"], runs["again"], runs["slow"], "--html", str(page)]) == 0
+        pictures = ["--svg", str(tmp_path / "pictures"), "--png", str(tmp_path / "page.png")]
+        assert cli.main(["compare", runs["a"], runs["again"], runs["slow"], "--html", str(page), *pictures]) == 0
+        assert len(list((tmp_path / "pictures").glob("*.svg"))) == 2
+        assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
         drawn = self.drawn(page, tmp_path / "profile")
         assert drawn.count('aria-label="Change of each operator"') == 2
         assert "hover for figures" in drawn

@@ -36,6 +36,15 @@ def test_a_torn_tail_is_left_out_and_said(recorded):
     assert "ends in the middle of a step" in recording.torn[0]
 
 
+def test_damage_in_the_middle_is_not_taken_for_a_torn_tail(recorded):
+    file = recorded / "rank-0.records"
+    content, step = file.read_bytes(), CELLS.nbytes // 5
+    file.write_bytes(content[:step] + b"\xff" * 16 + content[step + 16 :])
+    recording = read_recording(recorded)
+    assert len(recording.steps(0)) == 1
+    assert f"is damaged at byte {step}, where no whole step begins; its last {4 * step} bytes" in recording.torn[0]
+
+
 def test_a_recording_stops_growing_at_its_size(tmp_path, caplog):
     writer = RecordingWriter(tmp_path, "group", CELLS.nbytes + 10)
     for _ in range(3):

@@ -224,10 +224,9 @@ def server_of(tiny_model: Path, probed_python: Path, tmp_path_factory: pytest.Te
 
 @dataclasses.dataclass(frozen=True)
 class Stock:
-    """What two servers without the plugin answered, and what the processes of one had imported (pid → report)."""
+    """What a server without the plugin answered, and what its processes had imported (pid → report)."""
 
     answers: list[Answer]
-    answers_again: list[Answer]
     reports: dict[int, dict[str, Any]]
 
 
@@ -238,10 +237,8 @@ def stock_of(server_of: ServerOf, tmp_path_factory: pytest.TempPathFactory) -> C
     def stock(host: Host) -> Stock:
         if host not in seen:
             folder = tmp_path_factory.mktemp("stock")
-            with server_of(host, {}) as server:
-                answers = ask_all(server)
             with server_of(host, {"MODULE_PROBE": str(folder)}) as server:
-                seen[host] = Stock(answers, ask_all(server), reports_of(server, folder))
+                seen[host] = Stock(ask_all(server), reports_of(server, folder))
         return seen[host]
 
     return stock

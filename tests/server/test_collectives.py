@@ -19,8 +19,8 @@ CALLS = STEPS * LAYERS
 NAMED = 0.95
 FFN = {"site": "ffn", "phase": "decode"}
 PREFIX = "lightllm_gpu_collective"
-# The wait's share that may be left in a transfer. A transfer of gloo is the work of two processes on shared cores, and takes longer
-# when its peer has to wake up first: some milliseconds on a busy machine, whoever is slow. Equal transfers are for a GPU to show.
+# The wait's share that may be left in a transfer. With gloo that is the work of two processes on shared cores, and takes longer
+# when the peer has to wake up first: some milliseconds on a busy machine. Equal transfers are for a GPU to show.
 LEAKED = 0.1
 
 

@@ -74,7 +74,9 @@ def test_health_monitor_does_not_care_about_the_exporter(
 
 
 @one_server
-def test_two_servers_on_one_host_are_both_visible(observed: Observed, observe: Callable[..., Observed]) -> None:
+def test_two_servers_on_one_host_are_both_visible_and_the_exporter_of_one_ends_with_it(
+    observed: Observed, observe: Callable[..., Observed]
+) -> None:
     second = observe(("old", 1), env={"LIGHTLLM_OTEL_DIR": str(observed.folder)})
     targets = [target for group in observed.targets() for target in group["targets"]]
     assert len(targets) == 2
@@ -85,13 +87,10 @@ def test_two_servers_on_one_host_are_both_visible(observed: Observed, observe: C
     second.settled(lambda metrics: metrics.steps("decode") == second_before.steps("decode") + 2)
     assert observed.metrics().steps("decode") == first_before.steps("decode")
 
-
-def test_the_exporter_ends_after_its_server(observe: Callable[..., Observed]) -> None:
-    observed = observe(("old", 1))
-    (exporter,) = observed.exporters()
-    observed.kill_host()
-    observed.wait_until(lambda: not observed.exporters(), 30, f"end of exporter {exporter}")
-    assert observed.targets() == []
+    (exporter,) = second.exporters()
+    second.kill_host()
+    second.wait_until(lambda: not second.exporters(), 30, f"end of exporter {exporter}")
+    assert [target for group in observed.targets() for target in group["targets"]] == [observed.address()]
 
 
 @pytest.mark.skipif(not shutil.which("prometheus"), reason="Debian's prometheus is not installed")

@@ -51,9 +51,7 @@ def implied_by(requests: int, new_tokens: int, host: Host) -> Counter[tuple[str,
 
 def test_tokens_are_the_same(observed: Observed, stock_of: Callable[[Host], Stock]) -> None:
     stock = stock_of(observed.host)
-    assert stock.answers == stock.answers_again, "stock differs from stock: what follows would mean nothing"
     assert all(answer.token_ids for answer in stock.answers)
-
     assert observed.ask_all() == stock.answers
 
 

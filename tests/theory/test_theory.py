@@ -234,6 +234,45 @@ class TestTheCommand:
             assert cli.main([*self.ASKED, "--dtype", same]) == 0
             assert "16-bit" not in capsys.readouterr().out
 
+    def test_an_all_reduce_of_decode_is_a_ring_or_over_nvlink_one_shot(self, capsys):
+        for link, has_custom in (("nvlink", True), ("pcie", False)):
+            assert cli.main([*self.ASKED, "--json", "--link", link]) == 0
+            seconds = json.loads(capsys.readouterr().out)["link"]["decode_all_reduce_seconds"]
+            assert (seconds["one_shot"] is not None) == has_custom
+            assert cli.main([*self.ASKED, "--link", link]) == 0
+            assert ("by a custom kernel in one shot" in capsys.readouterr().out) == has_custom
+        # Two ranks over NVLink, 512 KiB: what benchmarks/results/links.json has measured on 450 GB/s one way.
+        assert links.one_shot_seconds(524288, 2, links.Link("nvlink", 900e9)) == pytest.approx(6.553e-6, rel=0.01)
+
+    @pytest.mark.parametrize(
+        ("asked", "said"),
+        [
+            (("--gpu", "A100-SXM-40GB", "--tp", "2"), "of keys and values in each rank do not fit into the 40 GB"),
+            (("--batch-size", "200"), "do not fit into the 40 GB of A100-SXM-40GB"),
+            (("--gpu", "A40", "--link", "nvlink"), "NVLink joins 2 A40, so 4 of them cross PCI Express"),
+        ],
+    )
+    def test_what_no_such_machine_can_do_is_said(self, capsys, asked, said):
+        assert cli.main(list(self.ASKED)) == 0
+        assert "note: " not in capsys.readouterr().out
+        assert cli.main([*self.ASKED, *asked]) == 0
+        (note,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("note: "))
+        assert said in note
+
+    def test_a_name_may_be_written_as_its_makers_do(self, capsys):
+        assert cli.main([*self.ASKED, "--model", "LLaMA2-70B"]) == 0
+        assert "LLaMA2-70B on 4" in capsys.readouterr().out
+
+    def test_a_config_here_has_the_name_of_its_folder(self, capsys, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "config.json").write_text("{}")
+        assert cli.main([*self.ASKED, "--model", "config.json"]) == 1
+        assert f"the config of {tmp_path.name} has no hidden_size" in capsys.readouterr().err
+
+    def test_a_recording_has_its_own_sizes(self, capsys):
+        assert cli.main(["theory", "--run", "h200-llama-7b-tp1", "--tp", "2", "--batch-size", "4"]) == 2
+        assert "leave out --tp and --batch-size, or --run" in capsys.readouterr().err
+
     def test_a_person_gets_a_table(self, capsys):
         assert cli.main(list(self.ASKED)) == 0
         said = capsys.readouterr().out
