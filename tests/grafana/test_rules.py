@@ -388,3 +388,34 @@ class TestEveryAlert:
 
 def test_no_runbook_is_left_over():
     assert {path.stem for path in RUNBOOKS.glob("*.md")} == {alert.name for alert in table.ALERTS}
+
+
+def test_a_group_that_spans_hosts_has_the_transfer_of_the_host_that_waits_least(promtool, tmp_path):
+    """Host a comes last and waits for nobody, host b waits for it; a group of its own has nothing to do with them."""
+    lines = [
+        "rule_files:",
+        f"- {RULES / 'recording.yml'}",
+        "evaluation_interval: 30s",
+        "tests:",
+        "- interval: 30s",
+        "  input_series:",
+    ]
+    for host, group, microseconds in (("a", "one", 20), ("b", "one", 90), ("c", "other", 35), ("d", "", 5)):
+        labels = (
+            f'job="lightllm-otel",instance="{host}",lightllm_group="{group}",site="ffn",phase="decode",scope="node"'
+        )
+        for name, each in (("local_minimum_seconds", 1000 * microseconds * 1e-6), ("local_calls", 1000)):
+            lines += [f"  - series: 'lightllm_gpu_collective_{name}_total{{{labels}}}'", f"    values: '0+{each:g}x60'"]
+    lines += [
+        "  promql_expr_test:",
+        "  - expr: round(1e6 * lightllm:group_transfer_seconds:mean10m)",
+        "    eval_time: 25m",
+        "    exp_samples:",
+    ]
+    for group, microseconds in (("one", 20), ("other", 35)):
+        labels = f'{{lightllm_group="{group}",site="ffn",phase="decode"}}'
+        lines += [f"    - labels: '{labels}'", f"      value: {microseconds}"]
+    path = tmp_path / "test.yml"
+    path.write_text("\n".join(lines) + "\n")
+    answer = subprocess.run([promtool, "test", "rules", str(path)], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
