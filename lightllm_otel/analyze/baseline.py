@@ -1,4 +1,4 @@
-"""What a comparison needs of a run, in a small file: ``compare --save-baseline``."""
+"""A good run in a small file, ``compare --save-baseline``: for comparisons, and for servers to be held against."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import Any
 
 from lightllm_otel.analyze.runs import Run
 from lightllm_otel.analyze.strata import Table, tabulate
+from lightllm_otel.export.baseline import RUN_FORMAT
 from lightllm_otel.export.recording import BadRecording
 
-FORMAT, VERSION = "lightllm-otel baseline", 1
+FORMAT, VERSION = RUN_FORMAT, 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One side of a comparison: a table for each repeat."""
+    """One side of a comparison: a table for each repeat. ``expectation``: for servers, as export/baseline.py keeps it."""
 
     name: str
     facts: dict[str, Any]
     tables: tuple[Table, ...]
     notes: tuple[str, ...] = ()
+    expectation: dict[str, Any] | None = None
 
 
 def side(run: Run) -> Side:
@@ -32,7 +34,7 @@ def save(path: Path, side: Side) -> None:
     """Raises OSError."""
     content = {
         "format": FORMAT, "version": VERSION, "name": side.name, "facts": side.facts, "notes": side.notes,
-        "repeats": [table.as_json() for table in side.tables],
+        "repeats": [table.as_json() for table in side.tables], "expectation": side.expectation,
     }  # fmt: skip
     path.write_text(json.dumps(content) + "\n")
 
@@ -48,7 +50,9 @@ def read(path: Path) -> Side:
             )
         _check(content)
         tables = tuple(Table.from_json(table) for table in content["repeats"])
-        return Side(content["name"], content["facts"], tables, tuple(content.get("notes", ())))
+        return Side(
+            content["name"], content["facts"], tables, tuple(content.get("notes", ())), content.get("expectation")
+        )
     except OSError as error:
         raise BadRecording(
             f"{path} cannot be read ({error.strerror}); give a recording's folder or a baseline"

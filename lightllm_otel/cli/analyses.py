@@ -37,11 +37,8 @@ def add(commands: Any) -> None:
     compare.add_argument("--model", help=_MODEL)
     compare.add_argument("--fail-if", action="append", default=[], metavar="OPERATOR:PHASE:+PERCENT%",
                          help="exit status 3 when the change is surely larger: all_reduce:decode:+5%%")  # fmt: skip
-    compare.add_argument(
-        "--save-baseline", type=Path, metavar="FILE", help="keep what comparisons need of the first run"
-    )
-    compare.add_argument("--save-expectation", type=Path, metavar="FILE",
-                         help="of one good run, for LIGHTLLM_OTEL_BASELINE: a server is then held against it")  # fmt: skip
+    compare.add_argument("--save-baseline", type=Path, metavar="FILE",
+                         help="keep the first run, for comparisons and for servers with LIGHTLLM_OTEL_BASELINE=FILE")  # fmt: skip
     _add_pages(compare)
     compare.add_argument("--json", action="store_true")
 
@@ -132,10 +129,6 @@ def _report(given: argparse.Namespace) -> int:
 
 
 def _compare(given: argparse.Namespace) -> int:
-    if given.save_expectation is not None:
-        from lightllm_otel.cli.expectation import save_expectation
-
-        return save_expectation(given)
     from lightllm_otel.cli.compare import compare
 
     return compare(given)

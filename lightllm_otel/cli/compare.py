@@ -6,9 +6,10 @@ import argparse
 import dataclasses
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
-from lightllm_otel.analyze import baseline, gates
+from lightllm_otel.analyze import baseline, gates, learned
 from lightllm_otel.analyze.baseline import Side
 from lightllm_otel.analyze.compare import ERROR, LEAST_EFFECT, CannotCompare, Comparison, Row
 from lightllm_otel.analyze.compare import compare as compare_sides
@@ -33,8 +34,7 @@ def compare(given: argparse.Namespace) -> int:
         conditions = [gates.parse(text) for text in given.fail_if]
         shape = inputs.model(given.model)
         first, *others = sides = [inputs.side(name) for name in given.runs]
-        if given.save_baseline is not None:
-            _save(given, first)
+        saved = [] if given.save_baseline is None else [_save(given, first)]
         comparisons = [compare_sides(first, other, shape) for other in others]
         met = [
             said for each in comparisons for condition in conditions
@@ -45,9 +45,9 @@ def compare(given: argparse.Namespace) -> int:
     except (BadRecording, CannotCompare, gates.BadCondition, UnknownModel, browser.NoBrowser) as problem:
         print(f"lightllm-otel compare: {problem}", file=sys.stderr)
         return 1
-    written = [f"wrote {path}" for path in (given.save_baseline, *pages) if path is not None]
+    written = [*saved, *(f"wrote {path}" for path in pages)]
     parts = [*(render(each) for each in comparisons), *(["\n".join(written)] if written else [])]
-    print(json.dumps(data, indent=1) if given.json else "\n\n".join(parts))
+    print(json.dumps({**data, "saved": saved}, indent=1) if given.json else "\n\n".join(parts))
     for sentence in met:
         print(f"lightllm-otel compare: {sentence}", file=sys.stderr)
     missing = inputs.incomplete("compare", (note for side in sides for note in side.notes))
@@ -79,11 +79,22 @@ def _check(given: argparse.Namespace) -> None:
         )
 
 
-def _save(given: argparse.Namespace, first: Side) -> None:
+def _save(given: argparse.Namespace, first: Side) -> str:
+    """What was written, in a sentence. Raises BadRecording."""
+    path, said = given.save_baseline, "for comparisons alone"
+    if not Path(given.runs[0]).is_file():
+        run = inputs.run(given.runs[0])
+        try:
+            first = dataclasses.replace(first, expectation=learned.described(run, learned.learn(run)))
+        except BadRecording as problem:
+            said = f"for comparisons alone: {problem}"
     try:
-        baseline.save(given.save_baseline, first)
+        baseline.save(path, first)
     except OSError as error:
-        raise BadRecording(f"{given.save_baseline} cannot be written ({error.strerror}); give another file") from error
+        raise BadRecording(f"{path} cannot be written ({error.strerror}); give another file") from error
+    if first.expectation is not None:
+        said = f"for comparisons, and for servers with LIGHTLLM_OTEL_BASELINE={path}, which are then held against it"
+    return f"wrote {path}, {said}"
 
 
 def as_json(first: Side, comparisons: list[Comparison], met: list[str]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Where expectations are kept: a file per kind of server, so that a restart, or a slow drift, does not begin anew.
 
 ``FOLDER/MODEL-GPU-tpN-HASH.json`` has ``format``, ``version``, ``key`` (what the expectation is of) and ``buckets``. A file of
-the same form can be given as a baseline (``compare --save-expectation`` makes one of a recording); then nothing is learned.
+the same form can be given as a baseline, or one of a run, which has it inside (``compare --save-baseline``). Then nothing
+is learned.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from lightllm_otel.aggregate.expectation import Bucket, Expectation, Plane, desc
 from lightllm_otel.guard import log
 
 FORMAT, VERSION = "lightllm-otel expectation", 1
+RUN_FORMAT = "lightllm-otel baseline"  # of a file that has one of these as its ``expectation``, or null
 SAVE_SECONDS = 10.0
 # What makes times another matter; versions are what a baseline is there to be compared over.
 SAME_KIND = ("model", "config", "dtype", "gpu_name", "tp", "dp", "link")
@@ -39,26 +41,36 @@ def file_name(key: Mapping[str, Any]) -> str:
     return f"{readable}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
 
 
+def content(key: Mapping[str, Any], planes: Mapping[Bucket, list[Plane]]) -> dict[str, Any]:
+    return {"format": FORMAT, "version": VERSION, "key": dict(key), "buckets": described(planes)}
+
+
 def write(path: Path, key: Mapping[str, Any], planes: Mapping[Bucket, list[Plane]]) -> None:
     """Whole or not at all. Raises OSError."""
-    content = {"format": FORMAT, "version": VERSION, "key": dict(key), "buckets": described(planes)}
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     new = path.with_suffix(f".{os.getpid()}.new")
-    new.write_text(json.dumps(content) + "\n")
+    new.write_text(json.dumps(content(key, planes)) + "\n")
     new.replace(path)
 
 
 def read(path: Path) -> tuple[dict[Bucket, list[Plane]], dict[str, Any]]:
     """``(planes, key)``. Raises BadBaseline, also for a file that is not there."""
     try:
-        content = json.loads(path.read_text())
-        if content.get("format") != FORMAT or content.get("version") != VERSION:
+        found = json.loads(path.read_text())
+        if found.get("format") == RUN_FORMAT:
+            found = found.get("expectation")
+            if found is None:
+                raise BadBaseline(
+                    f"{path} is of a run that was too short to say what operators should take; record a longer one, or with "
+                    "LIGHTLLM_OTEL_SAMPLE_EVERY=1, and save it again"
+                )
+        if found.get("format") != FORMAT or found.get("version") != VERSION:
             raise BadBaseline(
-                f"{path} is no file of expectations that this version reads, its format is {content.get('format')!r} "
-                f"{content.get('version')}; remove it, or use another one: a server keeps its own in LIGHTLLM_OTEL_STATE, "
-                "and lightllm-otel compare RUN --save-expectation FILE makes one of a recording"
+                f"{path} is no file of expectations that this version reads, its format is {found.get('format')!r} "
+                f"{found.get('version')}; remove it, or use another one: a server keeps its own in LIGHTLLM_OTEL_STATE, "
+                "and lightllm-otel compare RUN --save-baseline FILE makes one of a recording"
             )
-        return understood(content["buckets"]), dict(content["key"])
+        return understood(found["buckets"]), dict(found["key"])
     except OSError as error:
         raise BadBaseline(f"{path} cannot be read ({error.strerror})") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""``compare --save-expectation``: from a good run to ``/metrics`` of a server that is held against it."""
+"""``compare --save-baseline``: from a good run to ``/metrics`` of a server that is held against it."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from lightllm_otel import cli
 from lightllm_otel.analyze import runs
+from lightllm_otel.export import baseline
 from lightllm_otel.export.exporter import Exporter
 from lightllm_otel.export.recording import read_recording
 from lightllm_otel.ring.folder import group_folder, ring_path
@@ -26,10 +27,9 @@ def good(tmp_path_factory):
 
 @pytest.fixture
 def kept(good, tmp_path, capsys):
-    assert cli.main(["compare", str(good), "--save-expectation", str(tmp_path / "good.json")]) == 0
+    assert cli.main(["compare", str(good), "--save-baseline", str(tmp_path / "good.json")]) == 0
     said = capsys.readouterr()
     assert f"LIGHTLLM_OTEL_BASELINE={tmp_path / 'good.json'}" in said.out
-    assert "decode · graph: " in said.out
     assert said.err == ""
     return tmp_path / "good.json"
 
@@ -73,46 +73,31 @@ def test_a_server_is_held_against_a_good_run_and_its_slow_operator_shows(kept, t
     assert not list((tmp_path / "state").glob("*.json"))  # nothing is learned
 
 
-def test_a_baseline_of_comparisons_is_refused_by_a_server_which_says_what_to_give_it(good, tmp_path, caplog):
-    wrong = tmp_path / "compared.json"
-    assert cli.main(["compare", str(good), "--save-baseline", str(wrong)]) == 0
-    slow = simulated.write(tmp_path / "slow", 1, ranks=2, steps=STEPS)
-    assert serve(tmp_path, slow, {"LIGHTLLM_OTEL_BASELINE": str(wrong)}) == {}
-    (said,) = [record.message for record in caplog.records if str(wrong) in record.message]
-    assert "its format is 'lightllm-otel baseline'" in said
-    assert "LIGHTLLM_OTEL_STATE" in said
-    assert "compare RUN --save-expectation FILE" in said
+@pytest.fixture
+def short(tmp_path):
+    return simulated.write(tmp_path / "short", 1, ranks=2, steps=20)
+
+
+def test_a_run_that_is_too_short_is_a_baseline_for_comparisons_alone(short, good, tmp_path, capsys, caplog):
+    kept = tmp_path / "short.json"
+    assert cli.main(["compare", str(short), "--save-baseline", str(kept)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"wrote {kept}, for comparisons alone: ")
+    assert "record a longer run" in said
+    assert cli.main(["compare", str(kept), str(good)]) == 0
+    (first, *_) = runs.load(good).repeats
+    assert serve(tmp_path, first.path, {"LIGHTLLM_OTEL_BASELINE": str(kept)}) == {}
+    (said,) = [record.message for record in caplog.records if str(kept) in record.message]
+    assert "is of a run that was too short to say what operators should take" in said
     assert said.endswith("nothing is compared")
 
 
-def test_json_says_what_was_written(good, tmp_path, capsys):
-    assert cli.main(["compare", str(good), "--save-expectation", str(tmp_path / "good.json"), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert (said["kind"], said["file"]) == ("expectation", str(tmp_path / "good.json"))
-    assert said["loads"]["decode · graph"] >= 1
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["A", "A"], "takes one run and compares nothing; leave out a second run"),
-        (["A", "--fail-if", "ffn:decode:+5%", "--html", "x.html"], "leave out --fail-if and --html"),
-        (["nothing"], "there is no nothing"),
-        (["h200-llama-tp2"], "record a longer run"),
-        (["KEPT"], "is not a folder"),
-        (["A", "KEPT/a.json"], "cannot be written"),
-    ],
-)
-def test_what_cannot_be_learned_from_is_one_sentence_and_status_1(good, tmp_path, capsys, words, said):
-    kept = tmp_path / "kept.json"
-    kept.write_text("{}")
-    names = {"A": str(good), "KEPT": str(kept)}
-    *rest, file = words if words[-1] == "KEPT/a.json" else [*words, "a.json"]
-    file = str(kept / "a.json" if file == "KEPT/a.json" else tmp_path / file)
-    assert cli.main(["compare", *(names.get(word, word) for word in rest), "--save-expectation", file]) == 1
-    err = capsys.readouterr().err
-    assert said in err
-    assert len(err.splitlines()) == 1
+def test_a_baseline_that_is_saved_again_is_still_one_for_servers(kept, good, tmp_path, capsys):
+    again = tmp_path / "again.json"
+    assert cli.main(["compare", str(kept), "--save-baseline", str(again), "--json"]) == 0
+    assert f"LIGHTLLM_OTEL_BASELINE={again}" in json.loads(capsys.readouterr().out)["saved"][0]
+    (planes, key), (kept_planes, kept_key) = baseline.read(again), baseline.read(kept)
+    assert (planes.keys(), key) == (kept_planes.keys(), kept_key)
 
 
 def test_what_is_learned_is_what_the_run_was(kept, good, tmp_path):
