@@ -105,5 +105,7 @@ def ratios(
             return {}
         tables.append(ideal.step(on.shape, batch(phase, *size), on.gpu, on.ranks, on.link, on.element))
     one, two = tables
-    found = {each.value: two[each].seconds / one[each].seconds for each in one if each in two and one[each].seconds}
+    # Without a link a collective has no least time.
+    both = [each for each in one if each in two and one[each].seconds and two[each].seconds]
+    found = {each.value: two[each].seconds / one[each].seconds for each in both}
     return {**found, "step": sum(each.seconds for each in two.values()) / sum(each.seconds for each in one.values())}

@@ -67,7 +67,7 @@ def _check(given: argparse.Namespace) -> None:
             "--url twice"
         )
     foreign = [option for option, value in _of_static(given).items() if value and not given.static]
-    foreign += ["--group"] if given.group and not given.url else []
+    foreign += ["--group"] if given.group and (given.serve or given.static) else []
     if foreign:
         raise ValueError(
             f"{' and '.join(foreign)} would be left out here, so leave it out; a server has options of its own"

@@ -180,6 +180,7 @@ def test_a_command_that_is_none_is_refused(command):
     [
         (("--serve", "serve", "--tp", "2"), "--tp would be left out here"),
         (("--serve", "serve", "--group", "a"), "--group would be left out here"),
+        (("--serve", "serve", "--url", "http://127.0.0.1:1", "--group", "a"), "--group would be left out here"),
         (("--url", "http://127.0.0.1:1", "--no-graphs", "--share-gpu"), "--no-graphs and --share-gpu would be left out here"),
         (("--static", "--group", "a"), "--group would be left out here"),
     ],

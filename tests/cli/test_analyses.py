@@ -9,9 +9,11 @@ import pytest
 import simulated
 
 from lightllm_otel import cli
+from lightllm_otel.analyze import expected
 from lightllm_otel.cli.inputs import PACKAGED
 from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import Operator
+from lightllm_otel.theory import shape
+from lightllm_otel.vocabulary import Operator, Phase
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -259,6 +261,16 @@ def test_a_benchmark_knows_its_link(tmp_path, capsys, matrix, environment, link)
     assert data["machine"]["link"]["kind"] == (link or "nvlink")
     assert cli.main(["compare", "h200-llama-tp2", str(path)]) == 0
     assert f"link: same-gpu against {link}" in capsys.readouterr().out
+
+
+def test_theory_says_nothing_of_collectives_where_one_side_has_no_link():
+    joined = {"gpu_name": "NVIDIA H200", "tp": 2, "link": "nvlink"}
+    size = (20.0, 20.0, 20.0 * 1024)
+    for second, known in (({**joined, "link": "pcie"}, True), ({**joined, "link": "same-gpu"}, False)):
+        for one, other in ((joined, second), (second, joined)):
+            found = expected.ratios(one, other, Phase.DECODE, size, shape.find("llama2-7b"))
+            assert found["ffn"] == 1
+            assert ("all_reduce" in found) == known
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
