@@ -134,4 +134,4 @@ def _what_is_left_out(cells: np.ndarray, used: int, lost: int) -> str:
             f"ends in the middle of a step (the server was stopped while writing); its last {lost} bytes are left out"
         )
     place = used * layout.CELL_BYTES
-    return f"is damaged at byte {place}, where no whole step begins; its last {lost} bytes are left out: copy the file again"
+    return f"is damaged at byte {place}, where no whole step begins; its last {lost} bytes are left out; copy or record it again"

@@ -27,7 +27,8 @@ PROTOCOLS = (
     Protocol("Simple", 8.4e-6, {"nvlink": 3.4e-6, "pcie": 5.7e-6}, 1.0),
 )
 # A custom all_reduce (vllm, sgl_kernel) over NVLink: one kernel, one exchange of flags, every rank reads all peers' data at once.
-# What is left of 512 KiB in a decode step between two H100 without the payload's way (benchmarks/results/links.json, custom).
+# What is left of 512 KiB in a decode step between two H100 without the payload's way (benchmarks/results/links.json, custom);
+# for other GPUs and more ranks it is an assumption.
 ONE_SHOT_CALL_SECONDS = 5.4e-6
 
 
