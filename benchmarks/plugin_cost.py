@@ -125,15 +125,13 @@ class Plugin:
             "LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_DIR": str(folder), "LIGHTLLM_OTEL_RING_MIB": "64",
             "LIGHTLLM_OTEL_GRAPH_BATCH_SIZES": ",".join(map(str, graph_batches)),
         }  # fmt: skip
-        before = resident()
-        with contextlib.suppress(ImportError):
+        self.grown: dict[str, Grown] = {}
+        with self._weighing("cupy"), contextlib.suppress(ImportError):
             importlib.import_module("cupy")
-        self.resident_mib = {"cupy": resident() - before}
-        before = resident()
-        from lightllm_otel.activate import bootstrap, session
-        from lightllm_otel.patch.twins import Twins
+        with self._weighing("modules"):
+            from lightllm_otel.activate import bootstrap, session
+            from lightllm_otel.patch.twins import Twins
 
-        self.resident_mib["modules"] = resident() - before
         for owner, names in ((session.ServerSession, ("attach", "serve")), (Twins, ("plan", "capture"))):
             for name in names:
                 setattr(owner, name, self._weighed(getattr(owner, name), name))
@@ -142,13 +140,18 @@ class Plugin:
     def _weighed(self, host: Callable[..., Any], name: str) -> Callable[..., Any]:
         @functools.wraps(host)
         def weighed(*args: Any, **kwargs: Any) -> Any:
-            before = resident()
-            try:
+            with self._weighing(name):
                 return host(*args, **kwargs)
-            finally:
-                self.resident_mib[name] = self.resident_mib.get(name, 0.0) + resident() - before
 
         return weighed
+
+    @contextlib.contextmanager
+    def _weighing(self, name: str) -> Iterator[None]:
+        before = Grown.now()
+        try:
+            yield
+        finally:
+            self.grown[name] = self.grown.get(name, Grown()) + (Grown.now() - before)
 
     @functools.cached_property
     def session(self) -> Any:
@@ -182,7 +185,9 @@ class Plugin:
             "errors": [int(count) for count in header["errors"]], "whole_only": [int(each) for each in header["whole"]],
             "steps": int(header["steps"]), "sampled_steps": int(header["sampled_steps"]),
             "hook_seconds": round(float(header["hook_seconds"]), 4),
-            "twins": self.session.twins.facts(), "resident_mib": {k: round(v, 2) for k, v in self.resident_mib.items()},
+            "twins": self.session.twins.facts(),
+            **{f"{field.name}_mib": {name: round(getattr(grown, field.name), 2) for name, grown in self.grown.items()}
+               for field in dataclasses.fields(Grown)},
         }  # fmt: skip
 
 
@@ -479,6 +484,38 @@ def memory() -> dict[str, int]:
     return found
 
 
-def resident() -> float:
-    """MiB."""
-    return memory()["resident"] / 1024
+@dataclasses.dataclass(frozen=True)
+class Grown:
+    """MiB of this process. ``compiler``: what is mapped of the driver's own compiler of PTX, which it loads where its cache
+    (``~/.nv``) does not have the kernel yet.
+    """
+
+    resident: float = 0.0
+    anonymous: float = 0.0
+    compiler: float = 0.0
+
+    @classmethod
+    def now(cls) -> Grown:
+        found = memory()
+        return cls(found["resident"] / 1024, found["anonymous"] / 1024, _resident_of(COMPILER) / 1024)
+
+    def __add__(self, other: Grown) -> Grown:
+        return Grown(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
+
+    def __sub__(self, other: Grown) -> Grown:
+        return Grown(*(a - b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
+
+
+COMPILER = "ptxjitcompiler"
+
+
+def _resident_of(library: str) -> int:
+    """KiB of a library's file in this process' memory."""
+    total, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, _, rest = line.partition(" ")
+        if not first.endswith(":"):  # a mapping begins
+            ours = library in rest
+        elif ours and first == "Rss:":
+            total += int(rest.split()[0])
+    return total
