@@ -43,6 +43,8 @@ from pairing import (  # noqa: E402
 
 PARTS = ("default", "paired", "moe", "alternatives", "servers", "tp2")
 BESIDE = "paired, beside another benchmark"
+AGAIN = "again"  # other machines' runs of these parts
+REPEATED = ("default", "paired")
 MOE_SHAPE = "qwen3-moe"
 Rows = list[dict[str, Any]]
 
@@ -53,7 +55,8 @@ Rows = list[dict[str, Any]]
 def summarise(rows: Rows) -> dict[str, Any]:
     """Everything from the rows alone, so that results of several runs can be put together."""
     everything, beside = rows, [row for row in rows if row.get("part") == BESIDE]
-    rows = [row for row in rows if row.get("part") != BESIDE]
+    repeated = [row for row in rows if row.get("part") == AGAIN]
+    rows = [row for row in rows if row.get("part") not in (BESIDE, AGAIN)]
     samples = _samples(rows)
     summary: dict[str, Any] = {case: _case(case, samples, rows) for case in samples}
     summary["servers"] = _servers(rows)
@@ -63,6 +66,8 @@ def summarise(rows: Rows) -> dict[str, Any]:
             **{case: _case(case, again, beside) for case in again},
             "resident_mib": _resident(beside),
         }
+    if repeated:
+        summary["again"] = [_again([row for row in repeated if row["run"] == run]) for run in _runs(repeated)]
     tokens = [row for row in _of("tokens", rows) if row["setting"] != "off"]
     tp2_tokens = [row for row in _of("tp2_tokens", rows) if row["server"] == "instrumented"]
     stock = same_as_stock(rows)
@@ -119,7 +124,7 @@ def together(merged: Sequence[dict[str, Any]], wanted: Sequence[str]) -> Rows:
     for earlier in merged:
         for part in {row["part"] for row in earlier["rows"] if "part" in row}:
             of_part[part] = [row for row in earlier["rows"] if row.get("part") == part]
-    return [row for part in (*PARTS, BESIDE) if part not in wanted for row in of_part.get(part, [])]
+    return [row for part in (*PARTS, BESIDE, AGAIN) if part not in wanted for row in of_part.get(part, [])]
 
 
 def with_beside(rows: Rows, later: Rows) -> Rows:
@@ -131,21 +136,50 @@ def with_beside(rows: Rows, later: Rows) -> Rows:
     return kept + tokens + [{**row, "part": BESIDE} for row in later if row not in tokens]
 
 
+def with_again(rows: Rows, later: dict[str, Any]) -> Rows:
+    """``rows`` and those of another run of the parts that are repeated, which stand apart from all others."""
+    run = max((row["run"] for row in rows if row.get("part") == AGAIN), default=0) + 1
+    about = {"part": AGAIN, "run": run, "date": later["date"], "commit": later["commit"]}
+    return rows + [{**row, **about, "of": row["part"]} for row in later["rows"] if row.get("part") in REPEATED]
+
+
+def _runs(rows: Rows) -> list[int]:
+    return sorted({row["run"] for row in rows})
+
+
+def _again(rows: Rows) -> dict[str, Any]:
+    """Of one run: its cases, and how the plugin made each of its processes grow."""
+    samples = _samples(rows)
+    return {
+        "date": rows[0]["date"], "commit": rows[0]["commit"],
+        **{case: _case(case, samples, rows) for case in samples},
+        "outputs_identical": _all([row["identical"] for row in _of("tokens", rows)]),
+        "hook_ns": _last("hook", "hook_ns", rows), "critical_path_us": _critical_path(rows),
+        "resident_mib": {row["of"]: _grown(row, "resident_mib") for row in _of("plugin", rows)},
+        "compiler_mib": {
+            row["of"]: sum(row["compiler_mib"].values()) for row in _of("plugin", rows) if "compiler_mib" in row
+        },
+    }  # fmt: skip
+
+
 def _of(kind: str, rows: Rows) -> Rows:
     return [row for row in rows if row.get("kind") == kind]
 
 
 def _last(kind: str, name: str, rows: Rows) -> Any:
-    found = [row[name] for row in _of(kind, rows) if row["part"] in ("paired", BESIDE)]
+    found = [row[name] for row in _of(kind, rows) if row["part"] in ("paired", BESIDE, AGAIN)]
     return found[-1] if found else None
 
 
 def _resident(rows: Rows) -> dict[str, float] | None:
     parts = _last("plugin", "resident_mib", rows)
-    if parts is None:
-        return None
-    # CuPy's own module is apart where it was imported before the rest.
-    return {**parts, "total": round(sum(value for name, value in parts.items() if name != "cupy"), 2)}
+    return None if parts is None else _grown({"resident_mib": parts}, "resident_mib")
+
+
+def _grown(row: dict[str, Any], name: str) -> dict[str, float]:
+    """With their total; CuPy's own module is apart where it was imported before the rest."""
+    parts = row[name]
+    return {**parts, "total": round(sum(value for part, value in parts.items() if part != "cupy"), 2)}
 
 
 def _all(values: Sequence[bool]) -> bool | None:
@@ -371,6 +405,13 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="a result whose part paired shared its machine with another benchmark: its tokens count, its times stand apart",
     )
+    made.add_argument(
+        "--again",
+        nargs="*",
+        type=Path,
+        default=[],
+        help="results of the parts default and paired from other machines, which stand apart from what is claimed",
+    )
     made.add_argument("--nothing", action="store_true", help="measure nothing: put the results of --merge together")
     made.add_argument("--child", choices=(*PARTS, "blocking"), help=argparse.SUPPRESS)
     made.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
@@ -395,6 +436,9 @@ def main() -> None:
     if arguments.beside:
         merged.append(json.loads(arguments.beside.read_text()))
         rows = with_beside(rows, merged[-1]["rows"])
+    for path in arguments.again:
+        merged.append(json.loads(path.read_text()))
+        rows = with_again(rows, merged[-1])
     for part in parts:
         rows += run_part(arguments, part, arguments.limit)
         outcome.write("overhead", summarise(rows), rows, arguments.out, merged)

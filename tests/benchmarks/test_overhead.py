@@ -351,3 +351,31 @@ def test_memory_of_ours_is_without_the_module_of_cupy():
     plugin = {"part": "paired", "kind": "plugin", "resident_mib": {"cupy": 10.0, "attach": 3.0, "plan": 0.5},
               "errors": [], "dropped": {}}  # fmt: skip
     assert overhead.summarise([plugin])["resident_mib"]["total"] == 3.5
+
+
+def test_the_same_on_another_machine_stands_apart_run_by_run():
+    rows = case_rows("graph_default", 0.0)
+    later = {
+        "date": "2026-11-26",
+        "commit": "abc",
+        "rows": [
+            {"merged": {}},
+            *case_rows("graph_default", 2.0),
+            {"part": "paired", "kind": "plugin", "resident_mib": {"cupy": 10.0, "plan": 25.0},
+             "compiler_mib": {"cupy": 0.0, "plan": 15.0}, "errors": [1], "dropped": {}},
+            {"part": "default", "kind": "plugin", "resident_mib": {"cupy": 10.0, "plan": 0.5}, "errors": [], "dropped": {}},
+            {"part": "moe", "kind": "hook", "hook_ns": 1.0},
+        ],
+    }  # fmt: skip
+    alone, together = overhead.summarise(rows), overhead.summarise(overhead.with_again(rows, later))
+    assert together["graph_default"] == alone["graph_default"]
+    assert "again" not in alone
+    (found,) = together["again"]
+    assert found["commit"] == "abc"
+    assert found["graph_default"]["added_us"] > alone["graph_default"]["added_us"]
+    assert {part: each["total"] for part, each in found["resident_mib"].items()} == {"paired": 25.0, "default": 0.5}
+    assert found["compiler_mib"] == {"paired": 15.0}
+    assert together["errors"] == 1
+    twice = overhead.with_again(overhead.with_again(rows, later), {**later, "commit": "def"})
+    assert [each["commit"] for each in overhead.summarise(twice)["again"]] == ["abc", "def"]
+    assert overhead.together([{"rows": twice}], []) == twice
