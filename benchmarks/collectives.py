@@ -6,7 +6,8 @@ Needs a GPU, lightllm-otel with CuPy in this Python, LightLLM's packages and a c
 GPUs will do: where there are fewer than ranks, all ranks share one, as nodes of one group. Then two processes take turns on it
 in slices of about 2 ms, so only long delays can be told; they are joined through NCCL's sockets. Ranks with a GPU each are joined
 through the host's memory: a slow link is what is asked for here, links.py has the fast ones, and over sockets a call takes longer
-after a long wait. A file with ranks on one GPU and one with a GPU each are put together by --merge.
+after a long wait. With --own LightLLM's own all_reduce takes decode's calls, where sgl_kernel is there; those of prefill are too
+large for it. A file with ranks on one GPU and one with a GPU each are put together by --merge.
 
 For each tensor parallelism the ranks are processes that run the same passes (rank.py):
 
@@ -50,6 +51,7 @@ from lightllm_otel.vocabulary import Operator, Site, Unmatched  # noqa: E402
 
 SHAPE = "llama-70b-6-layers"
 PARALLEL = (1, 2, 4)
+OWN = "collectives-own"
 PATIENCE_SECONDS = 20.0
 SHIFTS = ("transfer_shift_percent", "transfer_shift_percent_with_noise", "transfer_noise_percent")
 SOCKETS = {"NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1"}
@@ -312,7 +314,8 @@ def child(arguments: argparse.Namespace) -> None:
 
     sizes = rank.TINY if arguments.cpu else rank.Sizes() if arguments.one_gpu else rank.Sizes(slow_batch=64)
     made = rank.passes(sizes, arguments.tp, not arguments.cpu, arguments.inject)
-    rank.run(arguments, model, sizes, made, arguments.inject)
+    words = [] if arguments.own else ["--disable_custom_allreduce"]
+    rank.Rank(arguments, sizes, made, model, arguments.inject, words).run()
 
 
 def shares_gpu(tp: int, gpus: int) -> bool:
@@ -394,7 +397,7 @@ def wait_for(processes: Sequence[subprocess.Popen[bytes]], limit: float) -> str:
 def common(arguments: argparse.Namespace) -> list[str]:
     words = ["--work", str(arguments.work), "--shape", arguments.shape, "--nccl-port", str(arguments.nccl_port)]
     words += ["--source", str(arguments.source)] if arguments.source else []
-    return words + (["--cpu"] if arguments.cpu else [])
+    return words + (["--cpu"] if arguments.cpu else []) + (["--own"] if getattr(arguments, "own", False) else [])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -415,6 +418,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--child", choices=("checkpoint", "rank"), help=argparse.SUPPRESS)
     made.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     made.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    made.add_argument(
+        "--own", action="store_true", help=f"with LightLLM's own all_reduce, where its kernels are there: {OWN}.json"
+    )
     for switch in ("--one-gpu", "--inject"):
         made.add_argument(switch, action="store_true", help=argparse.SUPPRESS)
     return made
@@ -429,6 +435,7 @@ def main() -> None:
         arguments.tp = (arguments.tp or [1])[0]
         child(arguments)
         return
+    name = OWN if arguments.own else "collectives"
     gpus = 0 if arguments.cpu else int(outcome.gpu().get("count", 0))
     wanted = [] if arguments.nothing else arguments.tp or sorted({*PARALLEL, *([gpus] if gpus > 1 else [])})
     slow_tp = arguments.slow_tp or max(gpus, 2)
@@ -440,7 +447,7 @@ def main() -> None:
         row for earlier in merged for row in earlier["rows"] if "tp" in row and (row["tp"], row["one_gpu"]) not in now
     ]
     if arguments.nothing:
-        outcome.write("collectives", summarise(rows), rows, arguments.out, merged, measured=False)
+        outcome.write(name, summarise(rows), rows, arguments.out, merged, measured=False)
         return
     problem = workers.run([__file__, "--child", "checkpoint", *common(arguments)], arguments.cpu, arguments.limit)
     if problem:
@@ -450,7 +457,7 @@ def main() -> None:
         arguments.nccl_port += number  # the last group's may linger
         rows += run_group(arguments, tp, gpus, inject=tp == slow_tp, more={} if shares_gpu(tp, gpus) else HOST_MEMORY)
         workers.say(f"tp {tp}: {len(rows)} rows so far")
-        outcome.write("collectives", summarise(rows), rows, arguments.out, merged)
+        outcome.write(name, summarise(rows), rows, arguments.out, merged)
     summary = summarise(rows)
     print(json.dumps(summary, indent=1, default=float))
     sys.exit(bool(summary["problems"]))

@@ -234,16 +234,17 @@ def together(merged: Sequence[dict[str, Any]], wanted: Sequence[str]) -> Rows:
     return [row for name in VARIANTS if name not in wanted for row in of_variant.get(name, [])]
 
 
-def with_passes(rows: Rows, later: dict[str, Any]) -> Rows:
-    """``rows`` with a later file's passes with a slow rank, and those around them, of each mode; each says its commit. What was
-    lost in that run counts as well.
+SLOW, SHARES = ("plain", "slow"), ("moved", "share")
+
+
+def with_passes(rows: Rows, later: dict[str, Any], kinds: Sequence[str] = SLOW) -> Rows:
+    """``rows`` with a later file's passes with a slow rank and those around them, or its shares, of each mode; each says its
+    commit. What was lost in that run counts as well.
     """
     measured = {name: later[name] for name in ("date", "commit")}
-    passes = [{**row, **measured} for row in later["rows"] if row.get("kind") in ("plain", "slow")]
+    passes = [{**row, **measured} for row in later["rows"] if row.get("kind") in kinds]
     replaced = {(row["variant"], row["mode"]) for row in passes}
-    kept = [
-        row for row in rows if row.get("kind") not in ("plain", "slow") or (row["variant"], row["mode"]) not in replaced
-    ]
+    kept = [row for row in rows if row.get("kind") not in kinds or (row["variant"], row["mode"]) not in replaced]
     lost = [{**row, **measured} for row in later["rows"] if row.get("kind") in ("unmatched", "rank facts", "ring")]
     return kept + passes + [row for row in lost if row not in kept]
 
@@ -259,6 +260,9 @@ def main() -> None:
         default=[],
         help="earlier results whose passes with a slow rank replace those of --merge",
     )
+    made.add_argument(
+        "--shares", nargs="*", type=Path, default=[], help="earlier results whose shares replace those of --merge"
+    )
     made.add_argument("--shape", default=SHAPE)
     made.add_argument("--tp", type=int, default=TP, help=argparse.SUPPRESS)
     arguments = made.parse_args()
@@ -272,9 +276,10 @@ def main() -> None:
     wanted = [] if arguments.nothing else arguments.variant or list(VARIANTS)
     merged = [json.loads(path.read_text()) for path in arguments.merge]
     rows = together(merged, [] if arguments.mode else wanted)  # of a variant in some modes only, the rest stays
-    for path in arguments.passes:
-        merged.append(json.loads(path.read_text()))
-        rows = with_passes(rows, merged[-1])
+    for paths, kinds in ((arguments.passes, SLOW), (arguments.shares, SHARES)):
+        for path in paths:
+            merged.append(json.loads(path.read_text()))
+            rows = with_passes(rows, merged[-1], kinds)
     arguments.out.mkdir(parents=True, exist_ok=True)
     if wanted:
         variants.write_checkpoint(arguments, __file__)

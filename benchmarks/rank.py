@@ -255,7 +255,3 @@ class Rank:
             **{name: float(header[name]) for name in clocks},
         }  # fmt: skip
         (self.folder / f"rank-{self.rank}.json").write_text(json.dumps(content))
-
-
-def run(arguments: argparse.Namespace, model_dir: Path, sizes: Sizes, made: Sequence[Pass], inject: bool) -> None:
-    Rank(arguments, sizes, made, model_dir, inject).run()

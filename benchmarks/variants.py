@@ -288,7 +288,7 @@ def moved(rows: Rows) -> dict[str, dict[str, Any]]:
                for name in ("transfer_us", "bus_bytes_per_second", "step_us")},
             "wait_us": [round(float(value), 3) for value in np.median([row["wait_us"] for row in own], axis=0)],
             "all_reduce_percent": round(float(np.median(share)), 3) if share else None,
-            **{name: own[0][name] for name in ("payload_bytes", "calls_of_a_step", "implementation", "mode", "context")},
+            **{name: own[0][name] for name in ("payload_bytes", "calls_of_a_step", "implementation", "mode", "context", "steps")},
         }  # fmt: skip
     return found
 

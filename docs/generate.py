@@ -262,6 +262,7 @@ def ranks() -> str:
         lambda each: f"{each['decode']['transfer_us']:.1f} µs",
     )
     row("its share of a decode step", lambda each: f"{each['decode']['all_reduce_percent']:.1f} %")
+    row("decode steps that both are of", lambda each: str(each["decode"]["steps"]))
     for mode, words in SLOW.items():
         for delay in () if mode == "eager" else ("20", "50", "200"):
             row(

@@ -94,6 +94,17 @@ def test_later_passes_replace_those_of_their_variant_and_nothing_else():
     assert links.with_passes(rows(**BOTH), {**measured, "rows": other_mode})[:-1] == rows(**BOTH)
 
 
+def test_later_shares_replace_those_of_their_variant_and_nothing_else():
+    later = rows(nccl_nvlink=[row for row in build(decode_us=21.0) if row["kind"] in ("moved", "share")])
+    measured = {"date": "2026-11-26", "commit": "abc"}
+    found = links.with_passes(rows(**BOTH), {**measured, "rows": [*later, *rows(nccl_pcie=[])]}, links.SHARES)
+    before, after = links.summarise(rows(**BOTH)), links.summarise(found)
+    assert after["variants"]["nccl_nvlink"]["decode"]["transfer_us"] == 21.0
+    assert after["variants"]["nccl_pcie"] == before["variants"]["nccl_pcie"]
+    assert after["slow_rank"] == before["slow_rank"]
+    assert {row["commit"] for row in found if row["variant"] == "nccl_nvlink" and row["kind"] == "moved"} == {"abc"}
+
+
 def test_launched_ahead_is_not_what_it_says_where_a_gpu_waited_for_its_host():
     ahead = {"kind": "plain", "mode": AHEAD, "calls": 64, "sure": 64, "told": 63, "transfer_us": 10.0, "steps": 1}
     assert links.summarise(rows(nccl_pcie=[ahead]))["problems"] == [
