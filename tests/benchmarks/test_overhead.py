@@ -6,6 +6,7 @@ import json
 import numpy as np
 import overhead
 import pairing
+import plugin_cost
 import pytest
 from pairing import Cell, Sample, Schedule
 
@@ -379,3 +380,10 @@ def test_the_same_on_another_machine_stands_apart_run_by_run():
     twice = overhead.with_again(overhead.with_again(rows, later), {**later, "commit": "def"})
     assert [each["commit"] for each in overhead.summarise(twice)["again"]] == ["abc", "def"]
     assert overhead.together([{"rows": twice}], []) == twice
+
+
+def test_memory_of_a_library_is_what_of_its_file_is_resident():
+    assert plugin_cost._resident_of("libc.so") > 100  # KiB: everything runs on it
+    assert plugin_cost._resident_of("no-such-library") == 0
+    grown = plugin_cost.Grown(3.0, 2.0, 1.0) - plugin_cost.Grown(1.0, 1.0, 1.0) + plugin_cost.Grown(0.0, 0.5, 0.0)
+    assert grown == plugin_cost.Grown(2.0, 1.5, 0.0)
