@@ -42,8 +42,7 @@ from pairing import (  # noqa: E402
 )
 
 PARTS = ("default", "paired", "moe", "alternatives", "servers", "tp2")
-BESIDE = "paired, beside another benchmark"
-AGAIN = "again"  # other machines' runs of these parts
+AGAIN = "again"  # runs of these parts on other machines
 REPEATED = ("default", "paired")
 MOE_SHAPE = "qwen3-moe"
 Rows = list[dict[str, Any]]
@@ -54,20 +53,15 @@ Rows = list[dict[str, Any]]
 
 def summarise(rows: Rows) -> dict[str, Any]:
     """Everything from the rows alone, so that results of several runs can be put together."""
-    everything, beside = rows, [row for row in rows if row.get("part") == BESIDE]
-    repeated = [row for row in rows if row.get("part") == AGAIN]
-    rows = [row for row in rows if row.get("part") not in (BESIDE, AGAIN)]
+    everything, repeated = rows, [row for row in rows if row.get("part") == AGAIN]
+    rows = [row for row in rows if row.get("part") != AGAIN]
     samples = _samples(rows)
     summary: dict[str, Any] = {case: _case(case, samples, rows) for case in samples}
     summary["servers"] = _servers(rows)
-    if beside:
-        again = _samples(beside)
-        summary["beside_another_benchmark"] = {
-            **{case: _case(case, again, beside) for case in again},
-            "resident_mib": _resident(beside),
-        }
     if repeated:
-        summary["again"] = [_again([row for row in repeated if row["run"] == run]) for run in _runs(repeated)]
+        summary["again"] = [
+            _again([row for row in repeated if row["run"] == run]) for run in sorted({row["run"] for row in repeated})
+        ]
     tokens = [row for row in _of("tokens", rows) if row["setting"] != "off"]
     tp2_tokens = [row for row in _of("tp2_tokens", rows) if row["server"] == "instrumented"]
     stock = same_as_stock(rows)
@@ -124,16 +118,7 @@ def together(merged: Sequence[dict[str, Any]], wanted: Sequence[str]) -> Rows:
     for earlier in merged:
         for part in {row["part"] for row in earlier["rows"] if "part" in row}:
             of_part[part] = [row for row in earlier["rows"] if row.get("part") == part]
-    return [row for part in (*PARTS, BESIDE, AGAIN) if part not in wanted for row in of_part.get(part, [])]
-
-
-def with_beside(rows: Rows, later: Rows) -> Rows:
-    """``rows`` with a later run of the part paired: its tokens in their place, its times apart from theirs."""
-    later = [row for row in later if row.get("part") == "paired"]
-    tokens = [row for row in later if row.get("kind") == "tokens"]
-    replaced = [row for row in rows if tokens and row.get("part") == "paired" and row.get("kind") == "tokens"]
-    kept = [row for row in rows if row.get("part") != BESIDE and row not in replaced]
-    return kept + tokens + [{**row, "part": BESIDE} for row in later if row not in tokens]
+    return [row for part in (*PARTS, AGAIN) if part not in wanted for row in of_part.get(part, [])]
 
 
 def with_again(rows: Rows, later: dict[str, Any]) -> Rows:
@@ -141,10 +126,6 @@ def with_again(rows: Rows, later: dict[str, Any]) -> Rows:
     run = max((row["run"] for row in rows if row.get("part") == AGAIN), default=0) + 1
     about = {"part": AGAIN, "run": run, "date": later["date"], "commit": later["commit"]}
     return rows + [{**row, **about, "of": row["part"]} for row in later["rows"] if row.get("part") in REPEATED]
-
-
-def _runs(rows: Rows) -> list[int]:
-    return sorted({row["run"] for row in rows})
 
 
 def _again(rows: Rows) -> dict[str, Any]:
@@ -155,7 +136,7 @@ def _again(rows: Rows) -> dict[str, Any]:
         **{case: _case(case, samples, rows) for case in samples},
         "outputs_identical": _all([row["identical"] for row in _of("tokens", rows)]),
         "hook_ns": _last("hook", "hook_ns", rows), "critical_path_us": _critical_path(rows),
-        "resident_mib": {row["of"]: _grown(row, "resident_mib") for row in _of("plugin", rows)},
+        "resident_mib": {row["of"]: _with_total(row["resident_mib"]) for row in _of("plugin", rows)},
         "compiler_mib": {
             row["of"]: sum(row["compiler_mib"].values()) for row in _of("plugin", rows) if "compiler_mib" in row
         },
@@ -167,19 +148,18 @@ def _of(kind: str, rows: Rows) -> Rows:
 
 
 def _last(kind: str, name: str, rows: Rows) -> Any:
-    found = [row[name] for row in _of(kind, rows) if row["part"] in ("paired", BESIDE, AGAIN)]
+    found = [row[name] for row in _of(kind, rows) if row["part"] in ("paired", AGAIN)]
     return found[-1] if found else None
 
 
 def _resident(rows: Rows) -> dict[str, float] | None:
     parts = _last("plugin", "resident_mib", rows)
-    return None if parts is None else _grown({"resident_mib": parts}, "resident_mib")
+    return None if parts is None else _with_total(parts)
 
 
-def _grown(row: dict[str, Any], name: str) -> dict[str, float]:
-    """With their total; CuPy's own module is apart where it was imported before the rest."""
-    parts = row[name]
-    return {**parts, "total": round(sum(value for part, value in parts.items() if part != "cupy"), 2)}
+def _with_total(parts: dict[str, float]) -> dict[str, float]:
+    """CuPy's own module is apart where it was imported before the rest."""
+    return {**parts, "total": round(sum(value for name, value in parts.items() if name != "cupy"), 2)}
 
 
 def _all(values: Sequence[bool]) -> bool | None:
@@ -401,11 +381,6 @@ def parser() -> argparse.ArgumentParser:
         help="earlier partial results: of each part the last counts, or what is run now",
     )
     made.add_argument(
-        "--beside",
-        type=Path,
-        help="a result whose part paired shared its machine with another benchmark: its tokens count, its times stand apart",
-    )
-    made.add_argument(
         "--again",
         nargs="*",
         type=Path,
@@ -433,9 +408,6 @@ def main() -> None:
     merged = [json.loads(path.read_text()) for path in arguments.merge]
     parts = () if arguments.nothing else arguments.part or PARTS
     rows = together(merged, parts)
-    if arguments.beside:
-        merged.append(json.loads(arguments.beside.read_text()))
-        rows = with_beside(rows, merged[-1]["rows"])
     for path in arguments.again:
         merged.append(json.loads(path.read_text()))
         rows = with_again(rows, merged[-1])

@@ -87,7 +87,7 @@ def accuracy() -> str:
     return "\n".join(rows)
 
 
-BESIDE = "beside"
+BESIDE = "beside"  # of the first run on another machine: that of the alternatives
 COSTS = {
     "graph_default": "default (1 decode step in 64), CUDA graphs",
     "graph_default_batch_1": "the same, batch 1",
@@ -115,7 +115,7 @@ def cost() -> str:
     for case, name in COSTS.items():
         if case != BESIDE and case not in summary:
             continue
-        found = summary["beside_another_benchmark"]["eager_decode_every_step"] if case == BESIDE else summary[case]
+        found = summary["again"][0]["eager_decode_every_step"] if case == BESIDE else summary[case]
         lost, (low, high) = (found[f"throughput_loss_percent{end}"] for end in ("", "_ci95"))
         tail = round(found["itl_p99_increase_percent"], 1) + 0.0  # never -0.0
         without, added = found["off_us"], found["added_us"]
@@ -177,7 +177,8 @@ def targets() -> str:
 
     highest = overhead["graph_default"]["throughput_loss_percent_ci95"][1]
     elsewhere = [run["graph_default"] for run in overhead["again"] if "graph_default" in run]
-    first, later = ([run["resident_mib"][part]["total"] for run in overhead["again"] if part in run["resident_mib"]]
+    first, later = ([run["resident_mib"][part]["total"] for run in overhead["again"]
+                     if "cupy" in run["resident_mib"].get(part, ())]
                     for part in ("paired", "default"))  # fmt: skip
     twin, twin_of_two = (overhead["twin_mib"][tp]["mib_each"] for tp in ("tp1", "tp2"))
 

@@ -310,36 +310,6 @@ def test_of_results_put_together_the_last_that_has_a_part_counts():
     assert overhead.together([older], []) == older["rows"][1:]
 
 
-def test_a_run_beside_another_benchmark_has_its_tokens_counted_and_its_times_apart():
-    cell = {
-        "part": "paired",
-        "kind": "cell",
-        "case": "graph_every_step",
-        "pairs": 4,
-        "off_us": 100.0,
-        "off_kept_us": 100.0,
-    }
-    tokens = {"part": "paired", "kind": "tokens", "setting": "default", "tokens_compared": 8, "identical": True}
-    quiet = [{**cell, "on_us": on, "on_kept_us": on} for on in (101.0, 101.0)]
-    noisy = [{**cell, "on_us": on, "on_kept_us": on} for on in (104.0, 106.0)]
-    rows = overhead.with_beside([*quiet, tokens], [*noisy, {**tokens, "tokens_compared": 32, "identical": False}])
-    found = overhead.summarise(rows)
-    assert found["graph_every_step"]["added_us"] == 1.0
-    assert found["beside_another_benchmark"]["graph_every_step"]["added_us"] == 5.0
-    assert (found["tokens_compared"], found["outputs_identical"]) == (32, False)
-    assert overhead.summarise([*quiet, tokens]).keys().isdisjoint({"beside_another_benchmark"})
-    again = overhead.with_beside(rows, noisy)
-    assert [row for row in again if row["part"] == overhead.BESIDE] == [
-        {**row, "part": overhead.BESIDE} for row in noisy
-    ]
-    assert [row for row in again if row["kind"] == "tokens"] == [{**tokens, "tokens_compared": 32, "identical": False}]
-    moe = {**tokens, "part": "moe"}
-    assert overhead.with_beside([moe], [moe, *noisy])[0] == moe
-    assert [row for row in overhead.with_beside([moe], [moe]) if row["kind"] == "tokens"] == [moe]
-    failed = overhead.with_beside(rows, [{"part": "paired", "kind": "problem", "problem": "paired: not done"}])
-    assert overhead.summarise(failed)["problems"] == ["paired: not done"]
-
-
 def test_the_default_of_eager_decode_has_the_cost_of_eager_steps_that_it_samples():
     shares = [{"kind": "case", "case": "eager_default", "sampled_percent": 100 / 64}]
     plain = [*case_rows("eager_default", 0.0), *case_rows("eager_steps_only", 0.0)]
@@ -380,6 +350,8 @@ def test_the_same_on_another_machine_stands_apart_run_by_run():
     twice = overhead.with_again(overhead.with_again(rows, later), {**later, "commit": "def"})
     assert [each["commit"] for each in overhead.summarise(twice)["again"]] == ["abc", "def"]
     assert overhead.together([{"rows": twice}], []) == twice
+    failed = {**later, "rows": [{"part": "paired", "kind": "problem", "problem": "paired: not done"}]}
+    assert overhead.summarise(overhead.with_again(rows, failed))["problems"] == ["paired: not done"]
 
 
 def test_memory_of_a_library_is_what_of_its_file_is_resident():
