@@ -137,12 +137,12 @@ def theory(rows: Rows, phase: str, ranks: int) -> dict[str, float]:
     """Least seconds of each operator, and of the ``step``; empty where GPU or link are not known."""
     topology = next((row for row in rows if row.get("kind") == "topology"), {})
     layers = next((row["layers"] for row in rows if "layers" in row), LAYERS)
-    moved = variants.moved(rows).get(phase)
+    at = next((row for row in rows if row.get("kind") == "moved" and variants.phase_of(row) == phase), None)
     try:
         gpu = gpus.find(topology.get("gpu", ""))
     except gpus.UnknownGpu:
         return {}
-    if moved is None:
+    if at is None:
         return {}
     kind = "pcie" if topology["link_kind"] == "pcie" else "nvlink"
     peak = topology[f"{kind}_bytes_per_second"] or getattr(gpu, f"{kind}_bytes_per_second")
@@ -150,7 +150,7 @@ def theory(rows: Rows, phase: str, ranks: int) -> dict[str, float]:
     sizes = FULL.sizes
     batch = ideal.prefill(sizes.batch, sizes.input_tokens)
     if phase == "decode":
-        batch = Batch(Phase.DECODE, sizes.batch, 1, moved["context"] + sizes.share_steps / 2)
+        batch = Batch(Phase.DECODE, sizes.batch, 1, at["context"] + sizes.share_steps / 2)
     found = ideal.step(own, batch, gpu, ranks, Link(kind, peak))
     seconds = {
         each.value: value.seconds for each, value in found.items() if value.seconds > 0 and each is not Operator.GAP

@@ -104,7 +104,8 @@ class Attached(plugin_cost.Plugin):
     """The plugin that a rank has already."""
 
     def __init__(self, hooks: Any) -> None:
-        self._hooks, self.resident_mib = hooks, {}
+        self._hooks = hooks
+        self.grown = {}  # nothing of it was loaded while this watched
 
 
 def run_rank(arguments: argparse.Namespace, variant: Variant, plan: Plan) -> None:

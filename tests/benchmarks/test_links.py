@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import hours
 import links
@@ -13,6 +14,7 @@ import scaling
 import variants
 from rank import AHEAD, DECODES, EAGER, GRAPH, NOBODY, PREFILL
 
+from lightllm_otel.ring import layout
 from lightllm_otel.vocabulary import Implementation, Mode, Operator, Phase
 
 TOPOLOGY = {
@@ -237,6 +239,30 @@ def test_scaling_is_a_speedup_for_each_operator_and_what_repeats_differ_by():
     assert stable["transfer of a call"]["range_percent"] == pytest.approx(9.524, abs=1e-3)
     assert stable["ffn"]["deviation_percent"] == pytest.approx(0.0, abs=1e-6)
     assert found["layers"] == [80]
+
+
+def test_one_rank_alone_has_a_theory_too_though_it_moves_nothing():
+    alone = [{**TOPOLOGY, "link": "none", "link_kind": "none", "layers": 24}]
+    for row in shares(1, GRAPH, 1.0, 2e4, calls=0):
+        moved_nothing = {"transfer_us": None, "wait_us": [], "payload_bytes": None, "bus_bytes_per_second": None}
+        alone.append({**row, **(moved_nothing if row["kind"] == "moved" else {})})
+    pair = [{**TOPOLOGY, "layers": 24}, *shares(1, GRAPH, 20.0, 1e4, calls=48)]
+    found = scaling.summarise([{"tp": tp, **row} for tp, own in ((1, alone), (2, pair)) for row in own])
+    ratios = found["speedup"]["tp1 to tp2"]["decode"]
+    assert ratios["ffn"]["measured"] == 2.0
+    assert ratios["ffn"]["theory"] == pytest.approx(2.0, abs=0.05)
+    assert 1 < ratios["step"]["theory"] < 2
+    assert "decode" not in found["groups"]["tp1"], "one rank moves nothing"
+
+
+def test_a_plugin_that_was_there_already_says_what_it_knows():
+    header = np.zeros(1, layout.HEADER)
+    header["steps"] = 7
+    session = types.SimpleNamespace(
+        _prepared=(None, types.SimpleNamespace(header=header)), twins=types.SimpleNamespace(facts=lambda: {"state": "armed"})
+    )  # fmt: skip
+    facts = variants.Attached(types.SimpleNamespace(session=lambda: session)).facts()
+    assert (facts["steps"], facts["twins"]) == (7, {"state": "armed"})
 
 
 def test_the_last_file_with_a_variant_counts_for_it():
