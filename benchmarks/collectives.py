@@ -42,7 +42,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "deploy" / "demo")]
 
 import outcome  # noqa: E402
 import workers  # noqa: E402
-from rank import DECODES, GRAPH, PREFILL  # noqa: E402
+from rank import AHEAD, DECODES, GRAPH, PREFILL  # noqa: E402
 
 from lightllm_otel.aggregate.collectives import Collectives, last_arrival, noise_seconds, split, sure, told  # noqa: E402
 from lightllm_otel.aggregate.matching import Matched, Matching  # noqa: E402
@@ -141,6 +141,16 @@ def in_layers(matched: Matched) -> np.ndarray:
     return inside
 
 
+def compared(matched: Matched, mode: str) -> np.ndarray:
+    """Those of them that a delay is judged by. Launched ahead, the first call of a step is not: the ranks' GPUs are let go
+    right before it, each when its own host had come that far, so it says whose host was later.
+    """
+    inside, calls = in_layers(matched), matched.calls
+    if mode == AHEAD:
+        inside &= (calls["layer"] > 0) | (calls["site"] != Site.ATTENTION.code)
+    return inside
+
+
 def pass_row(run: Run, each: dict[str, Any]) -> dict[str, Any]:
     """Transfer of a call, what each rank waited on average, and in how many steps and calls which rank was last.
 
@@ -153,7 +163,7 @@ def pass_row(run: Run, each: dict[str, Any]) -> dict[str, Any]:
     steps = run.of(each)
     by_last: list[list[float]] = [[] for _ in run.steps]
     for matched in steps:
-        layers = matched.only(in_layers(matched))
+        layers = matched.only(compared(matched, each["mode"]))
         calls += len(layers.calls)
         transfer, wait = split(layers.seconds, layers.at_least)
         if len(moved := transfer[told(layers)]):

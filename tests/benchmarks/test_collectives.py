@@ -6,9 +6,9 @@ import collectives
 import numpy as np
 import pytest
 import records
-from rank import EAGER, GRAPH, NOBODY, PREFILL, Sizes, passes
+from rank import AHEAD, EAGER, GRAPH, NOBODY, PREFILL, Sizes, passes
 
-from lightllm_otel.vocabulary import Mode, Operator, Phase
+from lightllm_otel.vocabulary import Mode, Operator, Phase, Site
 
 LAYERS = 3
 TRANSFER = 2.0**-7
@@ -69,6 +69,17 @@ def test_a_delay_moves_into_the_wait_and_names_the_rank():
     assert summary["straggler_named_percent"] == 100.0
     assert summary["transfer_shift_percent"] == 0.0
     assert (summary["unmatched"], summary["problems"], summary["slow_steps"]) == (0, [], 8)
+
+
+def test_launched_ahead_the_call_right_after_the_hold_names_nobody():
+    made = MadeUp().add("plain", mode=AHEAD).add("slow", mode=AHEAD, slow=1, delay=2.0**-10)
+    for number, steps in enumerate(made.cells):
+        for _, intervals in steps:
+            first = (intervals["layer"] == 0) & (intervals["site"] == Site.ATTENTION.code)
+            intervals["seconds"][first] += 1.0 if number == 1 else 0.0  # rank 0's host was a second later
+    slow = next(row for row in rows(made) if row["kind"] == "slow")
+    assert (slow["named_steps"], slow["calls"], slow["told"]) == (4, 20, 20)
+    assert slow["wait_us"] == [976.562, 0.0]
 
 
 def test_only_the_shift_beyond_what_passes_without_a_delay_show_is_claimed():
