@@ -12,6 +12,10 @@ Without the stamps its kernels must be those of the plain graph, by name and pos
 plain graph is which operator. Without graphs, a last pass with an annotation around every slot tells that, and again
 names and positions must be equal. An operator lasts from the end of the previous operator's last kernel to the end of
 its own. Where names differ nothing is compared, and the row says so.
+
+With --tp each rank is a process, on a GPU of its own, joined by NCCL or, with --own, by LightLLM's own all_reduce (which needs
+sgl_kernel). All do the same; what is compared is decode in graphs: operators of rank 0, and of each all_reduce the least of the
+ranks' times, which is the exporter's transfer.
 """
 
 from __future__ import annotations
@@ -23,10 +27,11 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +39,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "deploy" / "demo")]
 
 import outcome  # noqa: E402
-from comparison import eager_rows, graph_rows, summarise  # noqa: E402
+from collectives import wait_for  # noqa: E402
+from comparison import Calls, eager_rows, graph_rows, reduce_calls, summarise, transfer_row  # noqa: E402
 from kernels import Mismatch, kernels_in, kernels_of_twins, read_trace, steps_between_markers  # noqa: E402
 from observed import EAGER_STEPS, INPUT_TOKENS, Plugin, Runner, annotated_kernels, markers, profiled  # noqa: E402
 from passes import DROPPED_STEPS, EAGER, PREFILL, TWIN, Pass  # noqa: E402
@@ -49,7 +55,7 @@ MAX_LENGTH = 4096  # what LightLLM's graphs are captured for
 def measure_shape(arguments: argparse.Namespace, folder: Path, rows: list[dict[str, Any]]) -> None:
     """Append all rows of one shape. In a process of its own: a process can have one model, and loads CUPTI once."""
     began = time.perf_counter()
-    plugin = Plugin(folder / "otel", arguments.batches)
+    plugin = Plugin(folder / "otel", arguments.batches, arguments.rank)
     import checkpoint
     import torch
     from static_model import SPARE, StaticModel
@@ -57,29 +63,37 @@ def measure_shape(arguments: argparse.Namespace, folder: Path, rows: list[dict[s
     shape = checkpoint.SHAPES[arguments.shape]
     layers = arguments.layers or (shape.layers if arguments.shape in ALL_LAYERS else min(CUT_LAYERS, shape.layers))
     shape = dataclasses.replace(shape, layers=layers)
-    weights = checkpoint.write(folder / "checkpoint", shape, "float16")
-    torch.cuda.empty_cache()
+    weights = folder / "checkpoint"
+    if arguments.rank == 0:
+        checkpoint.write(folder / "being-written", shape, "float16").rename(weights)
+        torch.cuda.empty_cache()
+    while not weights.exists():
+        time.sleep(0.2)
     _say(arguments.shape, f"checkpoint written, {time.perf_counter() - began:.1f} s")
     outputs = 2 + 2 * (DROPPED_STEPS + arguments.steps) + EAGER_STEPS
     total = max(max(arguments.batches) * (INPUT_TOKENS + outputs + 1), MAX_LENGTH + SPARE)
     model = StaticModel(
         weights, arguments.source, total, max(arguments.batches), True, nccl_port=arguments.nccl_port,
-        max_length=MAX_LENGTH, graph_batches=arguments.batches,
+        max_length=MAX_LENGTH, graph_batches=arguments.batches, tp=arguments.tp, rank=arguments.rank,
+        arguments=() if arguments.own else ("--disable_custom_allreduce",),
     )  # fmt: skip
-    shutil.rmtree(weights)
+    if arguments.rank == 0:  # no rank has a whole graph before all have their weights
+        shutil.rmtree(weights)
     twins = plugin.session.twins.facts()
     _say(arguments.shape, f"model built, {time.perf_counter() - began:.1f} s; twins {twins['state']} {twins['reason']}")
     with model:
         runner = Runner(model, plugin, arguments.steps)
-        measure_batches(runner, {"shape": arguments.shape, "layers": layers}, arguments.batches, folder, rows)
+        case = {"shape": arguments.shape, "layers": layers, **({"tp": arguments.tp} if arguments.tp > 1 else {})}
+        measure_batches(runner, case, arguments, folder, rows)
         rows.append({"shape": arguments.shape, **plugin.facts()})
     _say(arguments.shape, f"done, {time.perf_counter() - began:.1f} s")
 
 
 def measure_batches(
-    runner: Runner, shape: dict[str, Any], batches: Sequence[int], folder: Path, rows: list[dict[str, Any]]
+    runner: Runner, shape: dict[str, Any], arguments: argparse.Namespace, folder: Path, rows: list[dict[str, Any]]
 ) -> None:
     """Every batch size without CUPTI; then, when it will stay loaded, every batch size with it."""
+    batches = arguments.batches
     for batch in batches:
         runner.run(batch, 1, 1, 2)  # kernels are compiled and tuned in the first step of each kind
     runner.plugin.read()
@@ -91,17 +105,34 @@ def measure_batches(
     for batch, earlier in alone.items():
         case = {**shape, "batch": batch}
         with _reported(rows, {**case, "mode": "under CUPTI"}):
-            compare(runner, case, earlier, folder / "trace.json", rows)
+            trace = folder / f"trace-{arguments.rank}.json"
+            if arguments.tp == 1:
+                compare(runner, case, earlier, trace, rows)
+            else:
+                calls = folder / f"calls-{arguments.rank}-{batch}.json"
+                calls.write_text(json.dumps(compare_graphs(runner, case, earlier, trace, rows)))
         _say(shape["shape"], f"batch {batch} compared")
+
+
+def under_cupti(runner: Runner, batch: int, trace: Path) -> Pass:
+    with markers(runner.model.model), profiled(trace):
+        tokens = runner.whole(batch)
+    kernels = steps_between_markers(kernels_in(read_trace(trace)))
+    return Pass(runner.labels, runner.plugin.read(), tokens, kernels)
+
+
+def compare_graphs(runner: Runner, case: dict[str, Any], alone: Pass, trace: Path, rows: list[dict[str, Any]]) -> Calls:
+    """One batch size of a rank in a group, decode in graphs. Returns its calls of all_reduce."""
+    under = under_cupti(runner, case["batch"], trace)
+    operators = runner.plugin.operators(case["batch"])
+    rows += graph_rows(case, alone, under, operators, runner.plugin.boundary_cost())
+    return reduce_calls(alone, under, operators)
 
 
 def compare(runner: Runner, case: dict[str, Any], alone: Pass, trace: Path, rows: list[dict[str, Any]]) -> None:
     """One batch size under CUPTI, beside what it was ``alone``."""
     plugin, batch = runner.plugin, case["batch"]
-    with markers(runner.model.model), profiled(trace):
-        tokens = runner.whole(batch)
-    labels = runner.labels
-    under = Pass(labels, plugin.read(), tokens, steps_between_markers(kernels_in(read_trace(trace))))
+    under = under_cupti(runner, batch, trace)
     graph = None
     with _reported(rows, {**case, "mode": "decode graph"}):
         operators = plugin.operators(batch)
@@ -128,24 +159,43 @@ def _say(shape: str, what: str) -> None:
     print(f"{shape}: {what}", flush=True)
 
 
-def child(arguments: argparse.Namespace, shape: str, rows_file: Path) -> list[dict[str, Any]]:
-    """One shape in a process of its own, with nothing of the plugin switched on before it wants to."""
+def ranks(arguments: argparse.Namespace, shape: str, folder: Path) -> list[dict[str, Any]]:
+    """One shape: each rank in a process of its own, with nothing of the plugin switched on before it wants to."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("LIGHTLLM_OTEL")}
     # CUPTI stays loaded once it is: taking it down and up again is not safe with graphs that exist already.
     environ |= {"DISABLE_CUPTI_LAZY_REINIT": "1", "TEARDOWN_CUPTI": "0", "TOKENIZERS_PARALLELISM": "false"}
+    environ |= {"NCCL_NVLS_ENABLE": "0"} if arguments.tp > 1 else {}
     environ.setdefault("LOADWORKER", "8")
     if importlib.util.find_spec("torchvision") is None:  # LightLLM imports it; text needs none of it
         paths = [str(HERE.parent / "deploy" / "demo" / "stand_in"), environ.get("PYTHONPATH", "")]
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    command = [sys.executable, __file__, "--shape", shape, "--source", str(arguments.source), "--rows", str(rows_file)]
+    command = [sys.executable, __file__, "--shape", shape, "--source", str(arguments.source), "--tp", str(arguments.tp)]
     command += ["--batches", *map(str, arguments.batches), "--steps", str(arguments.steps)]
     command += ["--work", str(arguments.work), "--nccl-port", str(arguments.nccl_port)]
     command += ["--layers", str(arguments.layers)] if arguments.layers else []
-    status = subprocess.run(command, env=environ, check=False).returncode
-    rows: list[dict[str, Any]] = json.loads(rows_file.read_text()) if rows_file.exists() else []
-    if status:
-        rows.append({"shape": shape, "mode": "all", "problem": f"the process ended with status {status}"})
-    return rows
+    command += ["--own"] if arguments.own else []
+    processes = [
+        subprocess.Popen([*command, "--rank", str(rank)], env=environ, start_new_session=True)
+        for rank in range(arguments.tp)
+    ]
+    try:
+        problem = wait_for(processes, arguments.limit)
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    left = [folder / f"rows-{rank}.json" for rank in range(arguments.tp)]
+    of_rank: list[list[dict[str, Any]]] = [json.loads(path.read_text()) if path.exists() else [] for path in left]
+    rows = of_rank[0] + [
+        {**row, "rank": rank} for rank, own in enumerate(of_rank) for row in own if rank and row.get("problem")
+    ]
+    for batch in arguments.batches if arguments.tp > 1 else ():
+        calls = [path for rank in range(arguments.tp) if (path := folder / f"calls-{rank}-{batch}.json").exists()]
+        if len(calls) == arguments.tp:
+            case = {"shape": shape, "batch": batch, "tp": arguments.tp}
+            rows.append(transfer_row(case, [json.loads(path.read_text()) for path in calls]))
+    return [*rows, *([{"shape": shape, "mode": "all", "problem": problem}] if problem else [])]
 
 
 def main() -> None:
@@ -158,8 +208,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=outcome.RESULTS)
     parser.add_argument("--work", type=Path, default=Path("/dev/shm/accuracy"), help="checkpoints, one at a time")
     parser.add_argument("--nccl-port", type=int, default=28765)
+    parser.add_argument(
+        "--tp", type=int, default=1, help="ranks, each on a GPU of its own; results are accuracy-tpN.json"
+    )
+    parser.add_argument(
+        "--own", action="store_true", help="with --tp: LightLLM's own all_reduce; accuracy-tpN-own.json"
+    )
+    parser.add_argument("--limit", type=float, default=1200.0, help="seconds that one shape may take")
     parser.add_argument("--shape", help=argparse.SUPPRESS)
-    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.shape:
         folder = arguments.work / arguments.shape
@@ -168,7 +225,7 @@ def main() -> None:
         try:
             measure_shape(arguments, folder, rows)
         finally:  # GPU time is dear: what was compared before something went wrong counts
-            arguments.rows.write_text(json.dumps(rows, default=float))
+            (folder / f"rows-{arguments.rank}.json").write_text(json.dumps(rows, default=float))
         return
     rows = []
     for shape in arguments.shapes:
@@ -176,10 +233,11 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
-            rows += child(arguments, shape, folder / "rows.json")
+            rows += ranks(arguments, shape, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        outcome.write("accuracy", summarise(rows), rows, arguments.out)
+        name = "accuracy" + (f"-tp{arguments.tp}" if arguments.tp > 1 else "") + ("-own" if arguments.own else "")
+        outcome.write(name, summarise(rows), rows, arguments.out)
     summary = summarise(rows)
     print(json.dumps(summary, indent=1))
     sys.exit(bool(summary["problems"]))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from kernels import Times, end_to_end, find, kernels_of_twins, launched, mean, stamp_to_stamp
+from kernels import Mismatch, Times, calls_of, end_to_end, find, kernels_of_twins, launched, mean, stamp_to_stamp
 from passes import GAP, PLAIN, PREFILL, SAMPLING, TWIN, Ours, Pass, Step, ours
 
 from lightllm_otel.vocabulary import Operator
@@ -52,6 +52,41 @@ def graph_rows(
         "distortion_percent": _distortion(alone), "distortion_percent_under_cupti": _distortion(under),
     })  # fmt: skip
     return rows
+
+
+REDUCE = Operator.ALL_REDUCE
+Calls = dict[str, list[list[float]]]
+
+
+def reduce_calls(alone: Pass, under: Pass, operators: Sequence[str]) -> Calls:
+    """Seconds of every all_reduce of the layers on this rank, by step: ours without CUPTI and under it, and CUPTI's."""
+    expected = kernels_of_twins(under.kernels_of(TWIN), operators)
+    names, owners = [name for name, _ in expected], [operator for _, operator in expected]
+    found = {"ours": [own["seconds"] for own in _reduces(alone)], "under": [own["seconds"] for own in _reduces(under)]}
+    layers = _reduces(under)[0]["layer"]
+    seen = [calls_of(REDUCE.value, find(names, plain), owners) for plain in under.kernels_of(PLAIN)]
+    if any(len(calls) != len(layers) for calls in (*seen, *found["ours"])):
+        raise Mismatch(
+            f"all_reduce in a step: CUPTI saw {len(seen[0])} calls, the ring has {len(layers)}, "
+            f"without CUPTI {len(found['ours'][0])}"
+        )
+    inside = layers >= 0  # not the embedding's: it waits for the host
+    return {name: np.array(calls)[:, inside].tolist() for name, calls in {**found, "cupti": seen}.items()}
+
+
+def _reduces(run: Pass) -> list[Any]:
+    return [intervals[intervals["operator"] == REDUCE.code] for _, intervals in run.steps(TWIN)]
+
+
+def transfer_row(case: dict[str, Any], of_ranks: Sequence[Calls]) -> dict[str, Any]:
+    """The least of the ranks' times in each call, as the exporter's transfer, from all three."""
+    least = {name: np.min([each[name] for each in of_ranks], axis=0) for name in ("ours", "under", "cupti")}
+    return {
+        **case, "mode": "transfer", "ranks": len(of_ranks), "calls": least["ours"].shape[1], "steps": len(least["ours"]),
+        "ours_us": as_us(float(least["ours"].mean())), "ours_under_cupti_us": as_us(float(least["under"].mean())),
+        "cupti_us": as_us(float(least["cupti"].mean())),
+        "by_step_us": {name: [as_us(float(step.mean())) for step in calls] for name, calls in least.items()},
+    }  # fmt: skip
 
 
 def eager_rows(
@@ -189,6 +224,10 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "gap_percent_max": max((case["gap_percent_without_cupti"] for case in cases), default=None),
         "distortion_percent_by_case": {_case_name(case): case["distortion_percent"] for case in cases},
         "negative_intervals": sum(negative),
+        "transfer": {
+            _case_name(row): {name: row[name] for name in ("ours_us", "ours_under_cupti_us", "cupti_us", "calls", "steps")}
+            for row in rows if row.get("mode") == "transfer"
+        },
         "eager": {mode: _eager(rows, mode) for mode in ("decode eager", "prefill eager")},
         "problems": [f"{_case_name(row)}, {row['mode']}: {row['problem']}" for row in rows if row.get("problem")],
         "by_case": by_case,

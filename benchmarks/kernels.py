@@ -156,6 +156,18 @@ def end_to_end(kernels: Sequence[Kernel], operators: Sequence[str]) -> Times:
     return times
 
 
+def calls_of(operator: str, kernels: Sequence[Kernel], operators: Sequence[str]) -> list[float]:
+    """Seconds of each of its calls, from the end of what came before to the end of its last kernel."""
+    calls: list[float] = []
+    previous, inside = kernels[0].start if kernels else 0, False
+    for kernel, own in zip(kernels, operators):
+        seconds = max(kernel.end - previous, 0) * 1e-9
+        if own == operator:
+            calls = [*calls[:-1], calls[-1] + seconds] if inside else [*calls, seconds]
+        inside, previous = own == operator, max(previous, kernel.end)
+    return calls
+
+
 def mean(times: Sequence[Times]) -> Times:
     total: Times = {}
     for each in times:

@@ -28,11 +28,11 @@ class Plugin:
 
     NEVER = 10**9
 
-    def __init__(self, folder: Path, batches: Sequence[int]) -> None:
+    def __init__(self, folder: Path, batches: Sequence[int], rank: int = 0) -> None:
         """Before LightLLM is imported."""
         from lightllm_otel.activate import bootstrap
 
-        self._folder = folder
+        self._folder, self._rank = folder, rank
         os.environ |= {
             "LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_DIR": str(folder), "LIGHTLLM_OTEL_SAMPLE_EVERY": "1",
             "LIGHTLLM_OTEL_RING_MIB": "64", "LIGHTLLM_OTEL_GRAPH_BATCH_SIZES": ",".join(map(str, batches)),
@@ -60,7 +60,7 @@ class Plugin:
             torch.cuda.synchronize()
         self.session.timer.tick()
         if self._reader is None:
-            self._reader = RingReader(next(self._folder.glob("*/rank-0.ring")))
+            self._reader = RingReader(next(self._folder.glob(f"*/rank-{self._rank}.ring")))
         return layout.steps_in(self._reader.read())
 
     def operators(self, batch: int) -> list[str]:

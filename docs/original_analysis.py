@@ -261,11 +261,13 @@ def measured_scaling(results: Path) -> str:
     where = run_on(found, ("moved", "share"))
     parts = [f"{where}: LLaMA-2-70B's shape with {', '.join(map(str, summary['layers']))} of its 80 layers, batch 20, "
              f"1024 tokens in; five repeats, {summary['repeats']}.{shared(summary)}"]  # fmt: skip
+    if not {"tp4", "tp8"} & set(summary["groups"]):
+        parts.insert(0, "Four and eight cards have not been measured yet; fewer have:")
     shares = [
-        [f"{name}, {phase}", f"{own[phase]['step_us'] / 1e3:.4g} ms", f"{own[phase]['all_reduce_percent']:.3g} %",
-         f"{own[phase]['transfer_us']:.4g} µs", f"{own[phase]['bus_bytes_per_second'] / 1e9:.3g}",
+        [f"{name}, {phase}", f"{found['step']['us'] / 1e3:.4g} ms",
+         f"{found['all_reduce']['percent']:.3g} %" if "all_reduce" in found else "–", *moved(own.get(phase)),
          f"{own['stability'].get(phase, {}).get('step', {}).get('deviation_percent', 0):.2g} %"]
-        for name, own in summary["groups"].items() for phase in ("prefill", "decode") if phase in own
+        for name, own in summary["groups"].items() for phase, found in own["operators"].items()
     ]  # fmt: skip
     parts.append(table(["a step", "takes", "all_reduce of it", "transfer of a call", "bus bandwidth, GB/s", "repeats differ by"],
                        shares))  # fmt: skip
@@ -276,6 +278,13 @@ def measured_scaling(results: Path) -> str:
         ]
         parts.append(table([f"{pair}: times faster (theory)", "prefill", "decode"], rows))
     return "\n\n".join(parts)
+
+
+def moved(found: Any) -> list[str]:
+    """``found``: of a phase; None where a rank is alone."""
+    if found is None:
+        return ["–", "–"]
+    return [f"{found['transfer_us']:.4g} µs", f"{found['bus_bytes_per_second'] / 1e9:.3g}"]
 
 
 def measured_ends(results: Path) -> str:

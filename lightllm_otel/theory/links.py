@@ -29,7 +29,7 @@ PROTOCOLS = (
 # A custom all_reduce (vllm, sgl_kernel) over NVLink: one kernel, one exchange of flags, every rank reads all peers' data at once.
 # What is left of 512 KiB in a decode step between two H100 without the payload's way (benchmarks/results/links.json, custom);
 # for other GPUs and more ranks it is an assumption.
-ONE_SHOT_CALL_SECONDS = 5.4e-6
+ONE_SHOT_CALL_SECONDS = 5.3e-6
 
 
 class NoLink(ValueError):

@@ -228,6 +228,46 @@ class TestEagerRows:
         assert not case["same_attribution_as_graph"]
 
 
+def reducing(seconds, cupti, layers=(-1, 0, 0)):
+    """A rank's pass: one all_reduce of the embedding and two of a layer, ``seconds`` by the ring, ``cupti`` nanoseconds."""
+
+    def kernels_of(*stamps):
+        stamp = [(STAMP, 10)] if stamps else []
+        return line(*stamp, *(each for took in cupti for each in (("gemm", 5000), *stamp, ("nccl", took), *stamp)))
+
+    made = run([(operator, took) for took in seconds for operator, took in (("o_proj", 5e-6), ("all_reduce", took))],
+               kernels_of(True), kernels_of())  # fmt: skip
+    for _, intervals in made.ring:
+        of_layer = intervals["operator"] == Operator.ALL_REDUCE.code
+        if of_layer.sum() == len(layers):
+            intervals["layer"][of_layer] = layers
+    return made
+
+
+class TestTransfer:
+    OPERATORS = ("o_proj", "all_reduce") * 3
+
+    def test_each_call_of_the_layers_is_compared_and_the_least_of_the_ranks_is_its_transfer(self):
+        first, second = (
+            reducing((9e-6, 7e-6, 8e-6), (9000, 6000, 8000)),
+            reducing((9e-6, 6e-6, 9e-6), (9000, 7000, 5000)),
+        )
+        calls = [comparison.reduce_calls(each, each, self.OPERATORS) for each in (first, second)]
+        assert calls[0]["cupti"] == [[pytest.approx(6e-6), pytest.approx(8e-6)]] * 2
+        assert calls[0]["ours"] == [[pytest.approx(7e-6), pytest.approx(8e-6)]]
+        calls = [{name: each[name][:1] for name in each} for each in calls]
+        row = comparison.transfer_row({"shape": "tiny", "batch": 8}, calls)
+        assert (row["ours_us"], row["cupti_us"], row["ours_under_cupti_us"]) == (7.0, 5.5, 7.0)
+        assert (row["calls"], row["ranks"]) == (2, 2)
+        assert comparison.summarise([row])["transfer"]["tiny, batch 8"]["cupti_us"] == 5.5
+
+    def test_a_call_that_cupti_did_not_see_is_noticed(self):
+        made = reducing((9e-6, 7e-6, 8e-6), (9000, 6000, 8000))
+        fewer = reducing((9e-6, 7e-6), (9000, 6000), (-1, 0))
+        with pytest.raises(Mismatch, match="all_reduce in a step: CUPTI saw 3 calls, the ring has 3, without CUPTI 2"):
+            comparison.reduce_calls(fewer, made, self.OPERATORS)
+
+
 class TestPass:
     def test_a_step_of_another_kind_than_meant_is_noticed(self):
         with pytest.raises(Mismatch, match="plain, not twin"):

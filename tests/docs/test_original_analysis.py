@@ -88,8 +88,9 @@ def test_links_that_were_measured_stand_beside_the_original_and_theory(generator
 
 
 def test_a_scaling_that_was_measured(generator, tmp_path):
-    phase = {"step_us": 2e4, "all_reduce_percent": 20.0, "transfer_us": 30.0, "bus_bytes_per_second": 1e10}
-    group = {"decode": phase, "stability": {"decode": {"step": {"deviation_percent": 0.5}}}}
+    phase = {"transfer_us": 30.0, "bus_bytes_per_second": 1e10}
+    operators = {"decode": {"step": {"us": 2e4, "percent": 100.0}, "all_reduce": {"us": 4e3, "percent": 20.0}}}
+    group = {"decode": phase, "operators": operators, "stability": {"decode": {"step": {"deviation_percent": 0.5}}}}
     summary = {
         "groups": {"tp4": group, "tp8": group}, "layers": [80], "repeats": "separate passes in one build", "one_gpu": False,
         "speedup": {
@@ -101,6 +102,17 @@ def test_a_scaling_that_was_measured(generator, tmp_path):
     assert "| tp4, decode | 20 ms | 20 % | 30 µs | 10 | 0.5 % |" in text
     assert "| `ffn` |  | 1.8 (2) |" in text
     assert "| `gap` |  | 1 |" in text
+    assert "have not been measured" not in text
+
+
+def test_one_card_against_two_is_not_four_against_eight(generator, tmp_path):
+    alone = {"operators": {"decode": {"step": {"us": 3e4, "percent": 100.0}}}, "stability": {}}
+    summary = {"groups": {"tp1": alone}, "layers": [24], "repeats": "separate passes in one build", "one_gpu": False,
+               "speedup": {}}  # fmt: skip
+    (tmp_path / "scaling.json").write_text(composed("scaling", summary))
+    text = generator.fill(generator.PAGE.read_text(), tmp_path)
+    assert "Four and eight cards have not been measured yet; fewer have:" in text
+    assert "| tp1, decode | 30 ms | – | – | – | 0 % |" in text
 
 
 def test_what_bounds_decode_stands_beside_the_originals_15_percent(generator, tmp_path):
