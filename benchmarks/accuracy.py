@@ -86,6 +86,7 @@ def measure_shape(arguments: argparse.Namespace, folder: Path, rows: list[dict[s
         case = {"shape": arguments.shape, "layers": layers, **({"tp": arguments.tp} if arguments.tp > 1 else {})}
         measure_batches(runner, case, arguments, folder, rows)
         rows.append({"shape": arguments.shape, **plugin.facts()})
+        left(folder, arguments.rank).write_text(json.dumps(rows, default=float))
     _say(arguments.shape, f"done, {time.perf_counter() - began:.1f} s")
 
 
@@ -159,6 +160,10 @@ def _say(shape: str, what: str) -> None:
     print(f"{shape}: {what}", flush=True)
 
 
+def left(folder: Path, rank: int) -> Path:
+    return folder / f"rows-{rank}.json"
+
+
 def ranks(arguments: argparse.Namespace, shape: str, folder: Path) -> list[dict[str, Any]]:
     """One shape: each rank in a process of its own, with nothing of the plugin switched on before it wants to."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("LIGHTLLM_OTEL")}
@@ -185,11 +190,10 @@ def ranks(arguments: argparse.Namespace, shape: str, folder: Path) -> list[dict[
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    left = [folder / f"rows-{rank}.json" for rank in range(arguments.tp)]
-    of_rank: list[list[dict[str, Any]]] = [json.loads(path.read_text()) if path.exists() else [] for path in left]
-    rows = of_rank[0] + [
-        {**row, "rank": rank} for rank, own in enumerate(of_rank) for row in own if rank and row.get("problem")
-    ]
+    paths = [left(folder, rank) for rank in range(arguments.tp)]
+    of_rank: list[list[dict[str, Any]]] = [json.loads(path.read_text()) if path.exists() else [] for path in paths]
+    lost = [{**row, "rank": rank} for rank, own in enumerate(of_rank) for row in own if rank and row.get("problem")]
+    rows = of_rank[0] + lost
     for batch in arguments.batches if arguments.tp > 1 else ():
         calls = [path for rank in range(arguments.tp) if (path := folder / f"calls-{rank}-{batch}.json").exists()]
         if len(calls) == arguments.tp:
@@ -225,7 +229,7 @@ def main() -> None:
         try:
             measure_shape(arguments, folder, rows)
         finally:  # GPU time is dear: what was compared before something went wrong counts
-            (folder / f"rows-{arguments.rank}.json").write_text(json.dumps(rows, default=float))
+            left(folder, arguments.rank).write_text(json.dumps(rows, default=float))
         return
     rows = []
     for shape in arguments.shapes:

@@ -225,7 +225,10 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "distortion_percent_by_case": {_case_name(case): case["distortion_percent"] for case in cases},
         "negative_intervals": sum(negative),
         "transfer": {
-            _case_name(row): {name: row[name] for name in ("ours_us", "ours_under_cupti_us", "cupti_us", "calls", "steps")}
+            _case_name(row): {
+                **{name: row[name] for name in ("ours_us", "ours_under_cupti_us", "cupti_us", "calls", "steps")},
+                "error_us": round(row["ours_us"] - row["cupti_us"], 4),
+            }
             for row in rows if row.get("mode") == "transfer"
         },
         "eager": {mode: _eager(rows, mode) for mode in ("decode eager", "prefill eager")},

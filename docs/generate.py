@@ -87,6 +87,32 @@ def accuracy() -> str:
     return "\n".join(rows)
 
 
+REDUCES = {"accuracy-tp2-own": "LightLLM's own, NVLink", "accuracy-tp2": "NCCL, NVLink"}
+
+
+def transfers() -> str:
+    """One all_reduce inside a CUDA graph, of two GPUs: by our stamps, and by CUPTI in the host's own graph."""
+    found = {how: result(name)["summary"]["transfer"] for name, how in REDUCES.items()}
+    cases = list(next(iter(found.values())))
+    rows = ["| one all_reduce, TP 2 | " + " | ".join(cases) + " |", "|---" * (len(cases) + 1) + "|"]
+    for how, own in found.items():
+        rows.append(
+            f"| {how} | "
+            + " | ".join(f"{own[case]['ours_us']:.2f} µs · {own[case]['cupti_us']:.2f} µs" for case in cases)
+            + " |"
+        )
+    return "\n".join(rows)
+
+
+def transfer_targets() -> list[tuple[str, str, str, bool]]:
+    rows = []
+    for name, how in REDUCES.items():
+        worst = max(abs(each["error_us"]) for each in result(name)["summary"]["transfer"].values())
+        rows.append((f"error of an all_reduce in a CUDA graph against CUPTI, {how}, worst case, µs", "1", f"{worst:.2f}",
+                     worst <= 1))  # fmt: skip
+    return rows
+
+
 BESIDE = "beside"  # of the first run on another machine: that of the alternatives
 COSTS = {
     "graph_default": "default (1 decode step in 64), CUDA graphs",
@@ -209,6 +235,7 @@ def targets() -> str:
          exact["median_error_us_without_cupti"] <= 1),
         ("shares, worst case, points", "0.5", f"{exact['max_share_error_points_without_cupti']:.2f}",
          exact["max_share_error_points_without_cupti"] <= 0.5),
+        *transfer_targets(),
         ("boundaries cover of a step, worst case, %", "99.5", f"{exact['step_closure_percent']:.2f}",
          exact["step_closure_percent"] >= 99.5),
         ("gap of a decode step, worst case, %", "2", f"{exact['gap_percent_max']:.1f}", exact["gap_percent_max"] <= 2),
@@ -430,6 +457,7 @@ BLOCKS = {
     "first_light": first_light,
     "python_timer": python_timer,
     "accuracy": accuracy,
+    "transfers": transfers,
     "cost": cost,
     "again": again,
     "targets": targets,

@@ -134,12 +134,16 @@ class StaticModel:
         self.model.mem_manager.free_all()
 
     def close(self) -> None:
-        """Leave the process group, and remove what LightLLM never removes: the router's view of the KV cache."""
+        """Remove what LightLLM never removes, the router's view of the KV cache, and leave the process group.
+
+        Not while graphs have collectives in them: NCCL waits for those graphs first, for ever. The process's end ends it.
+        """
         import torch.distributed as dist
 
         self.release()
-        dist.destroy_process_group()
         self.model.mem_manager.shared_can_use_token_num.shm.unlink()
+        if self.arguments.disable_cudagraph or self.arguments.tp == 1:
+            dist.destroy_process_group()
 
     def __enter__(self) -> StaticModel:
         return self

@@ -259,7 +259,8 @@ class TestTransfer:
         row = comparison.transfer_row({"shape": "tiny", "batch": 8}, calls)
         assert (row["ours_us"], row["cupti_us"], row["ours_under_cupti_us"]) == (7.0, 5.5, 7.0)
         assert (row["calls"], row["ranks"]) == (2, 2)
-        assert comparison.summarise([row])["transfer"]["tiny, batch 8"]["cupti_us"] == 5.5
+        found = comparison.summarise([row])["transfer"]["tiny, batch 8"]
+        assert (found["cupti_us"], found["error_us"]) == (5.5, 1.5)
 
     def test_a_call_that_cupti_did_not_see_is_noticed(self):
         made = reducing((9e-6, 7e-6, 8e-6), (9000, 6000, 8000))
