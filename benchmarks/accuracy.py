@@ -27,7 +27,6 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -39,7 +38,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "deploy" / "demo")]
 
 import outcome  # noqa: E402
-from collectives import wait_for  # noqa: E402
+from collectives import end, wait_for  # noqa: E402
 from comparison import Calls, eager_rows, graph_rows, reduce_calls, summarise, transfer_row  # noqa: E402
 from kernels import Mismatch, kernels_in, kernels_of_twins, read_trace, steps_between_markers  # noqa: E402
 from observed import EAGER_STEPS, INPUT_TOKENS, Plugin, Runner, annotated_kernels, markers, profiled  # noqa: E402
@@ -86,7 +85,7 @@ def measure_shape(arguments: argparse.Namespace, folder: Path, rows: list[dict[s
         case = {"shape": arguments.shape, "layers": layers, **({"tp": arguments.tp} if arguments.tp > 1 else {})}
         measure_batches(runner, case, arguments, folder, rows)
         rows.append({"shape": arguments.shape, **plugin.facts()})
-        left(folder, arguments.rank).write_text(json.dumps(rows, default=float))
+        left(folder, arguments.rank).write_text(json.dumps(rows, default=float))  # leaving a group can take for ever
     _say(arguments.shape, f"done, {time.perf_counter() - began:.1f} s")
 
 
@@ -186,10 +185,7 @@ def ranks(arguments: argparse.Namespace, shape: str, folder: Path) -> list[dict[
     try:
         problem = wait_for(processes, arguments.limit)
     finally:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        end(processes)
     paths = [left(folder, rank) for rank in range(arguments.tp)]
     of_rank: list[list[dict[str, Any]]] = [json.loads(path.read_text()) if path.exists() else [] for path in paths]
     lost = [{**row, "rank": rank} for rank, own in enumerate(of_rank) for row in own if rank and row.get("problem")]
@@ -222,6 +218,8 @@ def main() -> None:
     parser.add_argument("--shape", help=argparse.SUPPRESS)
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.own and arguments.tp == 1:
+        parser.error("--own: one rank reduces nothing; give --tp")
     if arguments.shape:
         folder = arguments.work / arguments.shape
         folder.mkdir(parents=True, exist_ok=True)

@@ -373,10 +373,7 @@ def run_group(
                 ))  # fmt: skip
         problem = wait_for(processes, arguments.limit)
     finally:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        end(processes)
     try:
         rows = read(folder, tp)
     except (OSError, ValueError) as error:
@@ -402,6 +399,14 @@ def wait_for(processes: Sequence[subprocess.Popen[bytes]], limit: float) -> str:
         time.sleep(0.2)
     bad = [rank for rank, process in enumerate(processes) if process.returncode]
     return f"rank {bad[0]} ended with status {processes[bad[0]].returncode}" if bad else ""
+
+
+def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Each of its own session, with all that it has started."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def common(arguments: argparse.Namespace) -> list[str]:
