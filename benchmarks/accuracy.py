@@ -15,7 +15,8 @@ its own. Where names differ nothing is compared, and the row says so.
 
 With --tp each rank is a process, on a GPU of its own, joined by NCCL or, with --own, by LightLLM's own all_reduce (which needs
 sgl_kernel). All do the same; what is compared is decode in graphs: operators of rank 0, and of each all_reduce the least of the
-ranks' times, which is the exporter's transfer.
+ranks' times, which is the exporter's transfer. --no-mixing: with NCCL's graph mixing off, so that there is nothing of NCCL's but
+kernels in a graph (docs/decisions/0014).
 """
 
 from __future__ import annotations
@@ -169,6 +170,7 @@ def ranks(arguments: argparse.Namespace, shape: str, folder: Path) -> list[dict[
     # CUPTI stays loaded once it is: taking it down and up again is not safe with graphs that exist already.
     environ |= {"DISABLE_CUPTI_LAZY_REINIT": "1", "TEARDOWN_CUPTI": "0", "TOKENIZERS_PARALLELISM": "false"}
     environ |= {"NCCL_NVLS_ENABLE": "0"} if arguments.tp > 1 else {}
+    environ |= {"NCCL_GRAPH_MIXING_SUPPORT": "0"} if arguments.no_mixing else {}
     environ.setdefault("LOADWORKER", "8")
     if importlib.util.find_spec("torchvision") is None:  # LightLLM imports it; text needs none of it
         paths = [str(HERE.parent / "deploy" / "demo" / "stand_in"), environ.get("PYTHONPATH", "")]
@@ -198,6 +200,11 @@ def ranks(arguments: argparse.Namespace, shape: str, folder: Path) -> list[dict[
     return [*rows, *([{"shape": shape, "mode": "all", "problem": problem}] if problem else [])]
 
 
+def file_of(arguments: argparse.Namespace) -> str:
+    kinds = {f"tp{arguments.tp}": arguments.tp > 1, "own": arguments.own, "no-mixing": arguments.no_mixing}
+    return "-".join(["accuracy", *(name for name, chosen in kinds.items() if chosen)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", type=Path, required=True, help="a checkout of the current LightLLM")
@@ -214,12 +221,15 @@ def main() -> None:
     parser.add_argument(
         "--own", action="store_true", help="with --tp: LightLLM's own all_reduce; accuracy-tpN-own.json"
     )
+    parser.add_argument(
+        "--no-mixing", action="store_true", help="with --tp: NCCL without graph mixing; accuracy-tpN-no-mixing.json"
+    )
     parser.add_argument("--limit", type=float, default=1200.0, help="seconds that one shape may take")
     parser.add_argument("--shape", help=argparse.SUPPRESS)
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.own and arguments.tp == 1:
-        parser.error("--own: one rank reduces nothing; give --tp")
+    if (arguments.own or arguments.no_mixing) and arguments.tp == 1:
+        parser.error("--own, --no-mixing: one rank reduces nothing; give --tp")
     if arguments.shape:
         folder = arguments.work / arguments.shape
         folder.mkdir(parents=True, exist_ok=True)
@@ -238,8 +248,7 @@ def main() -> None:
             rows += ranks(arguments, shape, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        name = "accuracy" + (f"-tp{arguments.tp}" if arguments.tp > 1 else "") + ("-own" if arguments.own else "")
-        outcome.write(name, summarise(rows), rows, arguments.out)
+        outcome.write(file_of(arguments), summarise(rows), rows, arguments.out)
     summary = summarise(rows)
     print(json.dumps(summary, indent=1))
     sys.exit(bool(summary["problems"]))

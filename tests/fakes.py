@@ -96,7 +96,10 @@ class Kept:
 
 
 class FakeStamps:
-    """Stamps on the fake GPU: cells, a rotating slot for each replay, a counter that the graph advances."""
+    """Stamps on the fake GPU: cells, a rotating slot for each replay, a counter that the graph advances.
+
+    ``chained``: of the graph that was captured last, which of its stamps are on the chain.
+    """
 
     source, detail = "fake", "fake"
 
@@ -107,10 +110,12 @@ class FakeStamps:
         self._replays = self._launched = 0
         self.fails = False
         self.joined = 0
+        self.chained = []
 
-    def stamp(self, at):
+    def stamp(self, at, chained=False):
         if self.fails:
             raise RuntimeError("cudaErrorStreamCaptureUnsupported")
+        self.chained = [*self.chained, chained] if at else [chained]
 
         def kernel():
             self._now[0] += self.cost

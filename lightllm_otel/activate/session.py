@@ -160,7 +160,7 @@ class ServerSession:
     def _describe(self, ring: RingWriter, timer: Timer) -> None:
         calibration, stamps, header = timer.harvest.calibration, timer.harvest.stamp_calibration, ring.header
         header["clock_quantum"], header["boundary_cost"] = calibration.quantum, calibration.boundary_cost
-        header["stamp_quantum"], header["stamp_cost"] = stamps.quantum, stamps.boundary_cost
+        header["stamp_quantum"], header["stamp_cost"] = stamps.quantum, stamps.most_cost
         header["level"], header["sample_every"] = self._settings.level.code, self._settings.sample_every
 
     def facts(self, model: Any, clock: Clock, identity: Identity) -> dict[str, Any]:

@@ -28,13 +28,31 @@ class Calibration:
     """Seconds. ``quantum``: the clock's step. ``boundary_cost``: an interval in which nothing happens, on the GPU.
 
     ``record_cost``: the CPU's time to record one boundary. ``start_latency``: the longest that a GPU with nothing to do took
-    to pass a boundary, as the host saw it: so far a step's start on the wall may be wrong.
+    to pass a boundary, as the host saw it: so far a step's start on the wall may be wrong. ``chained_cost``: what a stamp costs
+    that the host's kernels wait for; 0 while it is not known.
     """
 
     quantum: float = 0.0
     boundary_cost: float = 0.0
     record_cost: float = 0.0
     start_latency: float = 0.0
+    chained_cost: float = 0.0
+
+    def learned(self, cost: float, chained: bool) -> Calibration:
+        """With the seconds that a stamp costs, one that is waited for or one on a branch."""
+        return dataclasses.replace(self, **{"chained_cost" if chained else "boundary_cost": cost})
+
+    @property
+    def most_cost(self) -> float:
+        """Of the dearer kind."""
+        return max(self.boundary_cost, self.chained_cost)
+
+    def costs(self, intervals: int, chained_from: int) -> np.ndarray:
+        """Of the stamp that begins each interval, seconds, shape (intervals,)."""
+        costs = np.full(intervals, self.boundary_cost)
+        if chained_from >= 0:
+            costs[chained_from:] = self.chained_cost or self.boundary_cost
+        return costs
 
 
 def calibrate(clock: Clock) -> Calibration:

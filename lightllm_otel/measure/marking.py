@@ -34,6 +34,10 @@ class Marking:
         """A boundary: the interval since the previous one belongs to the mark with this code."""
         raise NotImplementedError
 
+    def mark_behind_nccl(self, code: int) -> None:
+        """The same, behind a kernel of NCCL's."""
+        self.mark(code)
+
 
 class EagerMarking(Marking):
     """Events on the step's stream.
@@ -119,18 +123,29 @@ class EagerMarking(Marking):
 
 
 class CaptureMarking(Marking):
-    """Stamps in the graph that the current stream captures. Nothing is asked of the GPU: that would end the capture."""
+    """Stamps in the graph that the current stream captures. Nothing is asked of the GPU: that would end the capture.
 
-    __slots__ = ("_stamp",)
+    ``chains``: NCCL leaves a node of its own behind each of its kernels, beside which branches come late. So from its first
+    kernel on stamps lie on the chain (docs/decisions/0014). ``chained_from``: the first that does, -1 where none does.
+    """
 
-    def __init__(self, stamps: Stamps) -> None:
+    __slots__ = ("_chains", "_stamp", "chained_from")
+
+    def __init__(self, stamps: Stamps, chains: bool = True) -> None:
         super().__init__(stamps.capacity)
-        self._stamp: Callable[[int], None] = stamps.stamp
+        self.chained_from = -1
+        self._chains = chains
+        self._stamp: Callable[[int, bool], None] = stamps.stamp
 
     def mark(self, code: int) -> None:
         at = len(self.codes)
         if at >= self.capacity:
             self.full = True
             return
-        self._stamp(at)
+        self._stamp(at, self.chained_from >= 0)
         self.codes.append(code)
+
+    def mark_behind_nccl(self, code: int) -> None:
+        if self._chains and self.chained_from < 0:
+            self.chained_from = len(self.codes)
+        self.mark(code)

@@ -2,10 +2,10 @@
 
 A stamp is a one-thread kernel that writes ``%globaltimer`` to a cell of device memory. It lies on a branch beside the
 host's kernels: it waits for the one before it, and the one after it does not wait for the stamp, so that a graph with
-stamps is hardly slower than one without (docs/decisions/0006). The last node of an instrumented graph copies its cells
-to pinned memory, into one of :data:`KEPT` slots that a counter in device memory chooses and the graph itself advances.
-So replays that follow each other at once do not mix, and each slot says which replay filled it. The host reads a slot
-only after the step's end event.
+stamps is hardly slower than one without (docs/decisions/0006). In a graph with NCCL's kernels it lies on the chain of the
+host's (0014). The last node of an instrumented graph copies its cells to pinned memory, into one of :data:`KEPT` slots
+that a counter in device memory chooses and the graph itself advances. So replays that follow each other at once do not
+mix, and each slot says which replay filled it. The host reads a slot only after the step's end event.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Stamps(Protocol):
     detail: str
     capacity: int
 
-    def stamp(self, at: int) -> None:
-        """Record boundary ``at`` on the current stream, which is capturing."""
+    def stamp(self, at: int, chained: bool = False) -> None:
+        """Record boundary ``at`` on the current stream, which is capturing. ``chained``: what follows waits for it."""
 
     def join(self) -> None:
         """No stamp comes after this: whatever they were recorded on is part of the current stream again."""
@@ -98,10 +98,12 @@ class KernelStamps:
         if not 0 <= seconds < 1.0:
             raise RuntimeError(f"two stamps in a row are {seconds} s apart")
 
-    def stamp(self, at: int) -> None:
+    def stamp(self, at: int, chained: bool = False) -> None:
         if at == 0:
             # Not on the branch, where it would come before the first kernel can: the graph's start takes its time.
             self._branched = False
+        if at == 0 or chained:
+            self.join()
             self._kernels.stamp(self._cells, at)
             return
         self._branched = True
@@ -156,7 +158,7 @@ class EventStamps:
             event.record()  # torch makes the event with its first record; not during a capture, please
         self._replays = 0
 
-    def stamp(self, at: int) -> None:
+    def stamp(self, at: int, chained: bool = False) -> None:
         self._events[at].record()
 
     def join(self) -> None:

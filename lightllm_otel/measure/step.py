@@ -29,12 +29,19 @@ class Work:
 class Twin:
     """An instrumented graph beside the host's own one for ``batch`` requests.
 
-    ``codes``: the marks of its stamps, in order. ``payloads``: (position, bytes) of its collectives.
+    ``codes``: the marks of its stamps, in order. ``payloads``: (position, bytes) of its collectives. ``chained_from``: the
+    first stamp that the host's kernels wait for, -1 where they wait for none.
     """
 
     batch: int
     codes: tuple[int, ...]
     payloads: tuple[tuple[int, int], ...] = ()
+    chained_from: int = -1
+
+    @property
+    def chained(self) -> bool:
+        """Whether most of its stamps are waited for."""
+        return 0 <= self.chained_from < len(self.codes) / 2
 
 
 class Step:

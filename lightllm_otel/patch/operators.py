@@ -132,8 +132,11 @@ def collective(host: Host, leaf: Leaf, timer: Timer, guard: Guard, transport: Tr
 
     def end(marking: Marking, own: int, data: Any) -> None:
         marking.in_collective = False
-        marking.mark(own)
         how = transport.torch if transport.reached_torch else Implementation.CUSTOM
+        if how is Implementation.NCCL:
+            marking.mark_behind_nccl(own)
+        else:
+            marking.mark(own)
         marking.payloads.append((len(marking.codes) - 1, pack(payload_bytes(data) if data is not None else 0, how)))
 
     def measured(host: Host, *args: Any, **kwargs: Any) -> Any:

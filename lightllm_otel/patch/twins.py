@@ -7,7 +7,6 @@ for all. After that the choice follows from the count of forwards alone.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 import math
@@ -35,6 +34,7 @@ from lightllm_otel.vocabulary import Stage
 RESERVE_BYTES = 256 << 20  # stay this far from the end of the GPU's memory
 TWIN_BYTES = 12 << 20  # of one twin, at most, as seen with NCCL inside
 AGREED = "yes"
+GRAPH_MIXING = "NCCL_GRAPH_MIXING_SUPPORT"  # at 0 NCCL adds nothing to a graph but its kernels
 
 
 class Captured:
@@ -201,7 +201,7 @@ class Twins:
         assert self.stamps is not None
         timer, stamps = self._timer, self.stamps
         entry = owner.graph[batch]
-        marking = CaptureMarking(stamps)
+        marking = CaptureMarking(stamps, chains=self._environ.get(GRAPH_MIXING) != "0")
         delivered = False
 
         def body() -> None:
@@ -222,7 +222,7 @@ class Twins:
         self.bytes += max(before - self._graphs.free_bytes(), 0)
         if marking.full or timer.failed or len(marking.codes) < 2:
             return None
-        twin = Twin(batch, tuple(marking.codes), tuple(marking.payloads))
+        twin = Twin(batch, tuple(marking.codes), tuple(marking.payloads), marking.chained_from)
         captured = Captured(twin, graph, entry[0], timer, self._guard, stamps)
         captured.delivered = delivered
         return captured
@@ -266,7 +266,7 @@ class Twins:
         pairs = [(self._seconds(captured.plain), self._seconds(captured)) for _ in range(PAIRS)]
         with self._guard(Stage.PATCH):
             cost = cost_of_stamps(np.array(pairs), stamps, tail)
-            harvest.stamp_calibration = dataclasses.replace(harvest.stamp_calibration, boundary_cost=cost)
+            harvest.stamp_calibration = harvest.stamp_calibration.learned(cost, captured.twin.chained)
 
     def _seconds(self, graph: Any) -> float:
         """Of one replay, which there is in any case; NaN where it could not be timed."""

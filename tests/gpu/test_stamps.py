@@ -46,12 +46,13 @@ def work():
 
 
 class Pair:
-    """The same work as a plain graph and as one with stamps."""
+    """The same work as a plain graph and as one with stamps, those from ``chained_from`` on its chain."""
 
-    def __init__(self, work, stamps):
+    def __init__(self, work, stamps, chained_from=CALLS + 1):
         self.graphs = TorchGraphs()
         self.plain = self.graphs.capture(None, work)
         self.stamps = stamps
+        self.chained_from = chained_from
         self.last = -1
         self._twin = self.graphs.capture(None, lambda: self._body(work))
 
@@ -60,7 +61,7 @@ class Pair:
 
         def mark():
             nonlocal at
-            self.stamps.stamp(at)
+            self.stamps.stamp(at, at >= self.chained_from)
             at += 1
 
         mark()
@@ -76,8 +77,9 @@ class Pair:
         return self.stamps.intervals(self.last, CALLS + 1)
 
 
-def test_intervals_are_those_of_the_work_and_add_up_to_the_graph(stamps, work):
-    pair = Pair(work, stamps)
+@pytest.mark.parametrize("chained_from", [CALLS + 1, CALLS // 2, 1], ids=["branch", "half", "chain"])
+def test_intervals_are_those_of_the_work_and_add_up_to_the_graph(stamps, work, chained_from):
+    pair = Pair(work, stamps, chained_from)
     for _ in range(3):
         seconds = pair.graphs.seconds(pair)
     intervals = pair.read()

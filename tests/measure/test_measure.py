@@ -123,6 +123,15 @@ def test_the_cost_of_boundaries_is_subtracted_and_accounted_for():
     assert intervals["seconds"].sum() + record["overhead_seconds"] == record["seconds"] == record["closure_seconds"]
 
 
+def test_a_stamp_on_the_chain_has_a_cost_of_its_own_from_where_they_begin():
+    calibration = Calibration().learned(0.25, chained=False)
+    assert calibration.costs(4, chained_from=2).tolist() == [0.25] * 4  # until theirs is known
+    both = calibration.learned(1.0, chained=True)
+    assert both.costs(4, chained_from=2).tolist() == [0.25, 0.25, 1.0, 1.0]
+    assert both.costs(4, chained_from=-1).tolist() == [0.25] * 4
+    assert both.most_cost == 1.0
+
+
 def test_nothing_is_subtracted_where_the_gpu_waited_for_the_host():
     now = [0.0]
     step, harvest = sampled_step(fakes.ManualClock(now), now, [8.0, 4.0], [True, False])

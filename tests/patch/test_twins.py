@@ -69,6 +69,41 @@ def test_a_twins_own_cost_is_learned_on_the_hosts_graph_and_subtracted(serve):
     assert step["overhead_seconds"] > 0
 
 
+def operators_of(session, captured):
+    return [session._timer.marks.name(code) for code in captured.twin.codes]
+
+
+def test_from_nccls_first_kernel_on_stamps_are_on_the_chain_where_branches_would_come_late(serve):
+    _, session, _ = serve(kvargs="graphs", tp=2)
+    (smallest,) = (each for batch, each in session.twins.by_size.items() if batch == min(session.twins.by_size))
+    first = operators_of(session, smallest).index("all_reduce")
+    assert smallest.twin.chained
+    assert smallest.twin.chained_from == first
+    assert session.stamps.chained == [at >= first for at in range(len(smallest.twin.codes))]
+
+
+def test_a_graph_of_the_hosts_own_all_reduce_has_its_stamps_on_a_branch_up_to_the_gather_of_nccl(serve):
+    _, session, _ = serve(kvargs="graphs", tp=2, host_options={"custom": True})
+    captured = session.twins.by_size[min(session.twins.by_size)]
+    assert captured.twin.chained_from == operators_of(session, captured).index("all_gather")
+    assert not captured.twin.chained
+
+
+@pytest.mark.parametrize(("tp", "environ"), [(1, {}), (2, {"NCCL_GRAPH_MIXING_SUPPORT": "0"})])
+def test_all_stamps_are_on_a_branch_where_nccl_leaves_nothing_behind_its_kernels(serve, tp, environ):
+    _, session, _ = serve(kvargs="graphs", tp=tp, environ=environ)
+    assert {each.twin.chained_from for each in session.twins.by_size.values()} == {-1}
+    assert not any(session.stamps.chained)
+
+
+def test_what_a_stamp_on_the_chain_costs_is_learned_apart_from_one_on_a_branch(serve):
+    _, session, rpc = serve(kvargs="graphs", tp=2, stamp_cost=2**-20)
+    calibration = session._timer.harvest.stamp_calibration
+    assert (calibration.boundary_cost, calibration.chained_cost) == (0.0, 2**-20)
+    ask(rpc)
+    assert session.kept.seconds()["ffn"] == LAYER_SECONDS["ffn"]
+
+
 def test_the_operators_of_a_twin_are_named_once_for_all_that_are_alike(serve):
     _, session, _ = serve(kvargs="graphs", tp=2)
     (names,) = session.twins.operators()

@@ -88,7 +88,7 @@ def stamps_on_cpu(module: Any) -> None:
             self._slots: dict[int, tuple[int, Any]] = {}
             self._published = self._launched = 0
 
-        def stamp(self, at: int) -> None:
+        def stamp(self, at: int, chained: bool = False) -> None:
             if at == 0 or self._first is None:
                 self._first = at
             self._cells[at - self._first] = time.perf_counter()
