@@ -13,10 +13,9 @@ plain graph is which operator. Without graphs, a last pass with an annotation ar
 names and positions must be equal. An operator lasts from the end of the previous operator's last kernel to the end of
 its own. Where names differ nothing is compared, and the row says so.
 
-With --tp each rank is a process, on a GPU of its own, joined by NCCL or, with --own, by LightLLM's own all_reduce (which needs
-sgl_kernel). All do the same; what is compared is decode in graphs: operators of rank 0, and of each all_reduce the least of the
-ranks' times, which is the exporter's transfer. --no-mixing: with NCCL's graph mixing off, so that there is nothing of NCCL's but
-kernels in a graph (docs/decisions/0014).
+With --tp each rank is a process, on a GPU of its own, joined by NCCL (--way says with which setting) or by LightLLM's own
+all_reduce (--way own, which needs sgl_kernel). All do the same; what is compared is decode in graphs: operators of rank 0, and of
+each all_reduce the least of the ranks' times, which is the exporter's transfer.
 """
 
 from __future__ import annotations
@@ -50,6 +49,12 @@ ALL_LAYERS = ("llama-7b",)  # the shape whose every layer is run, unless --layer
 CUT_LAYERS = 8
 BATCHES = (1, 8, 20, 64)
 MAX_LENGTH = 4096  # what LightLLM's graphs are captured for
+OWN = "own"
+WAYS = {
+    OWN: {},
+    "no-mixing": {"NCCL_GRAPH_MIXING_SUPPORT": "0"},  # of NCCL there is nothing in a graph but kernels (docs/decisions/0014)
+    "no-p2p": {"NCCL_P2P_DISABLE": "1"},  # through the host's memory
+}
 
 
 def measure_shape(arguments: argparse.Namespace, folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -75,7 +80,7 @@ def measure_shape(arguments: argparse.Namespace, folder: Path, rows: list[dict[s
     model = StaticModel(
         weights, arguments.source, total, max(arguments.batches), True, nccl_port=arguments.nccl_port,
         max_length=MAX_LENGTH, graph_batches=arguments.batches, tp=arguments.tp, rank=arguments.rank,
-        arguments=() if arguments.own else ("--disable_custom_allreduce",),
+        arguments=() if arguments.way == OWN else ("--disable_custom_allreduce",),
     )  # fmt: skip
     if arguments.rank == 0:  # no rank has a whole graph before all have their weights
         shutil.rmtree(weights)
@@ -170,7 +175,7 @@ def ranks(arguments: argparse.Namespace, shape: str, folder: Path) -> list[dict[
     # CUPTI stays loaded once it is: taking it down and up again is not safe with graphs that exist already.
     environ |= {"DISABLE_CUPTI_LAZY_REINIT": "1", "TEARDOWN_CUPTI": "0", "TOKENIZERS_PARALLELISM": "false"}
     environ |= {"NCCL_NVLS_ENABLE": "0"} if arguments.tp > 1 else {}
-    environ |= {"NCCL_GRAPH_MIXING_SUPPORT": "0"} if arguments.no_mixing else {}
+    environ |= WAYS.get(arguments.way, {})
     environ.setdefault("LOADWORKER", "8")
     if importlib.util.find_spec("torchvision") is None:  # LightLLM imports it; text needs none of it
         paths = [str(HERE.parent / "deploy" / "demo" / "stand_in"), environ.get("PYTHONPATH", "")]
@@ -179,7 +184,7 @@ def ranks(arguments: argparse.Namespace, shape: str, folder: Path) -> list[dict[
     command += ["--batches", *map(str, arguments.batches), "--steps", str(arguments.steps)]
     command += ["--work", str(arguments.work), "--nccl-port", str(arguments.nccl_port)]
     command += ["--layers", str(arguments.layers)] if arguments.layers else []
-    command += ["--own"] if arguments.own else []
+    command += ["--way", arguments.way] if arguments.way else []
     processes = [
         subprocess.Popen([*command, "--rank", str(rank)], env=environ, start_new_session=True)
         for rank in range(arguments.tp)
@@ -201,8 +206,7 @@ def ranks(arguments: argparse.Namespace, shape: str, folder: Path) -> list[dict[
 
 
 def file_of(arguments: argparse.Namespace) -> str:
-    kinds = {f"tp{arguments.tp}": arguments.tp > 1, "own": arguments.own, "no-mixing": arguments.no_mixing}
-    return "-".join(["accuracy", *(name for name, chosen in kinds.items() if chosen)])
+    return "-".join(["accuracy", *([f"tp{arguments.tp}"] if arguments.tp > 1 else []), *filter(None, [arguments.way])])
 
 
 def main() -> None:
@@ -219,17 +223,14 @@ def main() -> None:
         "--tp", type=int, default=1, help="ranks, each on a GPU of its own; results are accuracy-tpN.json"
     )
     parser.add_argument(
-        "--own", action="store_true", help="with --tp: LightLLM's own all_reduce; accuracy-tpN-own.json"
-    )
-    parser.add_argument(
-        "--no-mixing", action="store_true", help="with --tp: NCCL without graph mixing; accuracy-tpN-no-mixing.json"
+        "--way", choices=tuple(WAYS), default="", help="with --tp: not NCCL as it is; results are accuracy-tpN-WAY.json"
     )
     parser.add_argument("--limit", type=float, default=1200.0, help="seconds that one shape may take")
     parser.add_argument("--shape", help=argparse.SUPPRESS)
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if (arguments.own or arguments.no_mixing) and arguments.tp == 1:
-        parser.error("--own, --no-mixing: one rank reduces nothing; give --tp")
+    if arguments.way and arguments.tp == 1:
+        parser.error("--way: one rank reduces nothing; give --tp")
     if arguments.shape:
         folder = arguments.work / arguments.shape
         folder.mkdir(parents=True, exist_ok=True)
