@@ -52,7 +52,9 @@ MAX_LENGTH = 4096  # what LightLLM's graphs are captured for
 OWN = "own"
 WAYS = {
     OWN: {},
-    "no-mixing": {"NCCL_GRAPH_MIXING_SUPPORT": "0"},  # of NCCL there is nothing in a graph but kernels (docs/decisions/0014)
+    "no-mixing": {
+        "NCCL_GRAPH_MIXING_SUPPORT": "0"
+    },  # of NCCL there is nothing in a graph but kernels (docs/decisions/0014)
     "no-p2p": {"NCCL_P2P_DISABLE": "1"},  # through the host's memory
 }
 

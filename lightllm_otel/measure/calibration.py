@@ -52,6 +52,7 @@ class Calibration:
         costs = np.full(intervals, self.boundary_cost)
         if chained_from >= 0:
             costs[chained_from:] = self.chained_cost or self.boundary_cost
+            costs[0] = costs[-1]  # nothing of the graph may run before its first stamp
         return costs
 
 

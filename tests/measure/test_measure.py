@@ -127,7 +127,7 @@ def test_a_stamp_on_the_chain_has_a_cost_of_its_own_from_where_they_begin():
     calibration = Calibration().learned(0.25, chained=False)
     assert calibration.costs(4, chained_from=2).tolist() == [0.25] * 4  # until theirs is known
     both = calibration.learned(1.0, chained=True)
-    assert both.costs(4, chained_from=2).tolist() == [0.25, 0.25, 1.0, 1.0]
+    assert both.costs(4, chained_from=2).tolist() == [1.0, 0.25, 1.0, 1.0]  # so is the first one
     assert both.costs(4, chained_from=-1).tolist() == [0.25] * 4
     assert both.most_cost == 1.0
 
