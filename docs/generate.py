@@ -87,7 +87,11 @@ def accuracy() -> str:
     return "\n".join(rows)
 
 
-REDUCES = {"accuracy-tp2-own": "LightLLM's own, NVLink", "accuracy-tp2": "NCCL, NVLink"}
+REDUCES = {
+    "accuracy-tp2-own": "LightLLM's own, NVLink",
+    "accuracy-tp2": "NCCL, NVLink",
+    "accuracy-tp2-no-p2p": "NCCL, the host's memory",
+}
 
 
 def transfers() -> str:
@@ -178,11 +182,15 @@ def again_cell(found: dict[str, Any]) -> str:
 
 def link_targets() -> list[tuple[str, str, str, bool]]:
     """Of two GPUs, the worst of the links."""
-    links = [each for each in result("links")["summary"]["variants"].values() if each.get("available")]
+    found = {name: each for name, each in result("links")["summary"]["variants"].items() if each.get("available")}
+    links = list(found.values())
     highest = max(each["overhead"]["default"]["loss_percent_ci95"][1] for each in links)
     lost = max(each["overhead"]["default"]["loss_percent"] for each in links)
     rows = [("two GPUs, default sampling: tokens per second lost, %", "0.1, its interval up to 0.3 at most",
              f"{lost:.2f}, up to {highest:.2f}", lost <= 0.1 and highest <= 0.3)]  # fmt: skip
+    always = {name: each["overhead"]["every_step"]["loss_percent"] for name, each in found.items()}
+    rows += [(f"two GPUs, every step sampled, in graphs, {words}, %", "3", f"{always[name]:.2f}", always[name] <= 3)
+             for name, words in LINKS.items() if name in always]  # fmt: skip
     for mode, words in (("graph", "in CUDA graphs"), ("eager_ahead", "without, launched ahead")):
         named = min(each["slow_rank"][mode]["named_percent"] for each in links)
         moved = max(each["slow_rank"][mode]["transfer_shift_percent"] for each in links)
