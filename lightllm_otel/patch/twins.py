@@ -327,10 +327,11 @@ class Twins:
 
     def facts(self) -> dict[str, Any]:
         """For the ring's page: what doctor shows."""
+        where = ", on the chain because of NCCL" if any(each.twin.chained for each in self.by_size.values()) else ""
         return {
             "state": self.state, "reason": self.reason, "sizes": sorted(self.by_size), "bytes": self.bytes,
             "seconds": round(self.seconds, 3),
-            "stamps": f"{self.stamps.source}, {self.stamps.detail}" if self.stamps is not None else "",
+            "stamps": f"{self.stamps.source}, {self.stamps.detail}{where}" if self.stamps is not None else "",
         }  # fmt: skip
 
 

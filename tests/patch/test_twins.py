@@ -80,6 +80,7 @@ def test_from_nccls_first_kernel_on_stamps_are_on_the_chain_where_branches_would
     assert smallest.twin.chained
     assert smallest.twin.chained_from == first
     assert session.stamps.chained == [at >= first for at in range(len(smallest.twin.codes))]
+    assert session.twins.facts()["stamps"] == "fake, fake, on the chain because of NCCL"
 
 
 def test_a_graph_of_the_hosts_own_all_reduce_has_its_stamps_on_a_branch_up_to_the_gather_of_nccl(serve):
@@ -94,6 +95,7 @@ def test_all_stamps_are_on_a_branch_where_nccl_leaves_nothing_behind_its_kernels
     _, session, _ = serve(kvargs="graphs", tp=tp, environ=environ)
     assert {each.twin.chained_from for each in session.twins.by_size.values()} == {-1}
     assert not any(session.stamps.chained)
+    assert session.twins.facts()["stamps"] == "fake, fake"
 
 
 def test_what_a_stamp_on_the_chain_costs_is_learned_apart_from_one_on_a_branch(serve):
