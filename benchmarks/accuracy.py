@@ -50,11 +50,9 @@ CUT_LAYERS = 8
 BATCHES = (1, 8, 20, 64)
 MAX_LENGTH = 4096  # what LightLLM's graphs are captured for
 OWN = "own"
-WAYS = {
+WAYS = {  # --way: what is set for it
     OWN: {},
-    "no-mixing": {
-        "NCCL_GRAPH_MIXING_SUPPORT": "0"
-    },  # of NCCL there is nothing in a graph but kernels (docs/decisions/0014)
+    "no-mixing": {"NCCL_GRAPH_MIXING_SUPPORT": "0"},  # nothing of NCCL's in a graph but its kernels
     "no-p2p": {"NCCL_P2P_DISABLE": "1"},  # through the host's memory
 }
 
@@ -208,6 +206,7 @@ def ranks(arguments: argparse.Namespace, shape: str, folder: Path) -> list[dict[
 
 
 def file_of(arguments: argparse.Namespace) -> str:
+    """``accuracy``, with the ranks and the way behind it where there are several."""
     return "-".join(["accuracy", *([f"tp{arguments.tp}"] if arguments.tp > 1 else []), *filter(None, [arguments.way])])
 
 

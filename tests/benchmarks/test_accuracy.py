@@ -1,8 +1,10 @@
 """From lists of kernels to seconds per operator: on made-up lists, where every figure is known."""
 
 import json
+from argparse import Namespace
 from decimal import Decimal
 
+import accuracy
 import comparison
 import kernels
 import numpy as np
@@ -309,3 +311,10 @@ class TestGraphSizes:
 
     def test_one_size_needs_no_more_than_the_host_always_captures(self):
         assert graph_sizes_for([8]).up_to(8) == [1, 8]
+
+
+@pytest.mark.parametrize(
+    ("tp", "way", "name"), [(1, "", "accuracy"), (2, "", "accuracy-tp2"), (2, "no-mixing", "accuracy-tp2-no-mixing")]
+)
+def test_each_way_to_join_ranks_has_a_file_of_its_own(tp, way, name):
+    assert accuracy.file_of(Namespace(tp=tp, way=way)) == name
