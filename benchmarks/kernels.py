@@ -85,7 +85,7 @@ def steps_between_markers(kernels: Sequence[Kernel]) -> list[list[Kernel]]:
 def between_stamps(step: Sequence[Kernel]) -> list[list[Kernel]]:
     """The kernels of each interval of a step that replayed a twin; neither what was before it nor after.
 
-    A stamp waits for the last kernel of its operator, and the next kernel does not wait for the stamp: both run at the
+    A stamp waits for the last kernel of its operator, and the next kernel need not wait for the stamp: both may run at the
     same time. So a kernel belongs to the first stamp that starts when it has ended.
     """
     stamps = [kernel.start for kernel in step if STAMP in kernel.name]

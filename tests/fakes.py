@@ -101,7 +101,7 @@ class FakeStamps:
     ``chained``: of the graph that was captured last, which of its stamps are on the chain.
     """
 
-    source, detail = "fake", "fake"
+    source, detail, branches = "fake", "fake", True
 
     def __init__(self, gpu, now, capacity=4096, cost=0.0):
         self.capacity, self._gpu, self._now, self.cost = capacity, gpu, now, cost

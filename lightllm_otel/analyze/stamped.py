@@ -120,8 +120,8 @@ def _launch(event: Event) -> Any:
 def _intervals(stamps: Sequence[Event], kernels: Sequence[Event]) -> tuple[int, ...]:
     """Of each kernel the interval that it ran in, from 1; 0 and as many as there are stamps are outside.
 
-    A stamp waits for the last kernel of its operator, and the next kernel does not wait for the stamp: both run at the same
-    time. So a kernel belongs to the first stamp that starts when it has ended.
+    A stamp waits for the last kernel of its operator, and the next kernel need not wait for the stamp: both may run at the
+    same time. So a kernel belongs to the first stamp that starts when it has ended.
     """
     starts = [stamp["ts"] for stamp in stamps]
     return tuple(bisect.bisect_left(starts, kernel["ts"] + kernel["dur"]) for kernel in kernels)

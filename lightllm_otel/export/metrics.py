@@ -144,7 +144,7 @@ METRICS = (
     Metric("lightllm_otel_clock_quantum_seconds", GAUGE, ("mode",),
            "The step of the GPU clock that is used in steps of this mode."),
     Metric("lightllm_otel_boundary_cost_seconds", GAUGE, ("mode",),
-           "GPU time that a boundary adds to the interval that it ends; subtracted."),
+           "GPU time that a boundary adds to an interval; subtracted. Of the dearer kind where a graph has two."),
     Metric("lightllm_otel_export_errors_total", COUNTER, (),
            "Batches of metrics or spans that no receiver took: it refused them, was gone, or was too slow; the log says which. "
            "Only where the OTEL_* variables ask for a receiver."),

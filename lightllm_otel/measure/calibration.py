@@ -17,7 +17,10 @@ BOUNDARIES = 65
 STAMP_REPLAYS = 5
 PAIRS = 10
 MOST_COST = 5e-6
-MOST_SPREAD = 0.3e-6
+MOST_SPREAD = 1e-6
+SMALL_SPREAD = 0.3e-6  # good enough for a cost of any size
+SURE = 1.5  # times the cost: half of its pairs closer together than that, it is known to about half of itself
+CHAINED_COST = 1.1e-6  # seconds, on H100s (benchmarks/results/links.json): where it cannot be found out, closer than 0
 _BUSY_SECONDS = 2e-3
 LATENCY_TRIES = 17
 _PATIENCE_SECONDS = 0.5
@@ -29,29 +32,31 @@ class Calibration:
 
     ``record_cost``: the CPU's time to record one boundary. ``start_latency``: the longest that a GPU with nothing to do took
     to pass a boundary, as the host saw it: so far a step's start on the wall may be wrong. ``chained_cost``: what a stamp costs
-    that the host's kernels wait for; 0 while it is not known.
+    that the host's kernels wait for; None while it is not known.
     """
 
     quantum: float = 0.0
     boundary_cost: float = 0.0
     record_cost: float = 0.0
     start_latency: float = 0.0
-    chained_cost: float = 0.0
+    chained_cost: float | None = None
 
-    def learned(self, cost: float, chained: bool) -> Calibration:
-        """With the seconds that a stamp costs, one that is waited for or one on a branch."""
-        return dataclasses.replace(self, **{"chained_cost" if chained else "boundary_cost": cost})
+    def learned(self, cost: float | None, chained: bool) -> Calibration:
+        """With the seconds that a stamp costs, one that is waited for or one on a branch; None: it could not be found out."""
+        if chained:
+            return dataclasses.replace(self, chained_cost=CHAINED_COST if cost is None else cost)
+        return dataclasses.replace(self, boundary_cost=cost or 0.0)
 
     @property
     def most_cost(self) -> float:
         """Of the dearer kind."""
-        return max(self.boundary_cost, self.chained_cost)
+        return max(self.boundary_cost, self.chained_cost or 0.0)
 
     def costs(self, intervals: int, chained_from: int) -> np.ndarray:
         """Of the stamp that begins each interval, seconds, shape (intervals,)."""
         costs = np.full(intervals, self.boundary_cost)
         if chained_from >= 0:
-            costs[chained_from:] = self.chained_cost or self.boundary_cost
+            costs[chained_from:] = CHAINED_COST if self.chained_cost is None else self.chained_cost
             costs[0] = costs[-1]  # nothing of the graph may run before its first stamp
         return costs
 
@@ -110,17 +115,18 @@ def quantum_of_stamps(stamps: Stamps, graphs: Graphs) -> float:
     return quantum_of(np.concatenate(readings[1:]))
 
 
-def cost_of_stamps(pairs: np.ndarray, count: int, tail: float = 0.0) -> float:
+def cost_of_stamps(pairs: np.ndarray, count: int, tail: float = 0.0) -> float | None:
     """Seconds by which each of ``count`` stamps makes a twin slower than its like without them.
 
     ``pairs``: seconds of a replay without and with stamps, shape (:data:`PAIRS`, 2); the first pair warms up. Of the host's own
     graph: stamps that follow each other, or small kernels of one kind, say little about stamps between kernels that take
-    turns. ``tail``: what else the twin does, behind its last stamp. The median; 0 where pairs differ more than that is
-    worth, as when processes share a GPU, or where one is NaN.
+    turns. ``tail``: what else the twin does, behind its last stamp. The median, at least 0; None where pairs differ more than
+    that is worth (see :data:`SURE`), as when processes share a GPU, or where one is NaN.
     """
     costs = (pairs[1:, 1] - pairs[1:, 0] - tail) / count
     low, cost, high = np.quantile(costs, (0.25, 0.5, 0.75))
-    return float(cost) if 0 < cost < MOST_COST and high - low < MOST_SPREAD else 0.0
+    most = max(SMALL_SPREAD, min(SURE * cost, MOST_SPREAD))
+    return max(float(cost), 0.0) if cost < MOST_COST and high - low < most else None
 
 
 def tail_of_twin(stamps: Stamps, graphs: Graphs, count: int, output: Any, delivered: bool) -> float:

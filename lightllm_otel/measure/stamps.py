@@ -27,11 +27,15 @@ class Overwritten(LookupError):
 
 
 class Stamps(Protocol):
-    """``capacity``: the most boundaries that one graph can have. ``source`` and ``detail`` are exported."""
+    """``capacity``: the most boundaries that one graph can have. ``source`` and ``detail`` are exported.
+
+    ``branches``: stamps lie beside the host's kernels unless they are asked to be ``chained``.
+    """
 
     source: str
     detail: str
     capacity: int
+    branches: bool
 
     def stamp(self, at: int, chained: bool = False) -> None:
         """Record boundary ``at`` on the current stream, which is capturing. ``chained``: what follows waits for it."""
@@ -66,6 +70,7 @@ class KernelStamps:
     """Stamps by kernels. All memory is taken here, once: ``capacity`` cells on the GPU, 8 slots of them on the host."""
 
     source = "globaltimer"
+    branches = True
 
     def __init__(self, kernels: Kernels, capacity: int) -> None:
         import torch
@@ -143,10 +148,11 @@ def slot_intervals(slot: np.ndarray, replay: int, count: int) -> np.ndarray:
 
 
 class EventStamps:
-    """Event-record nodes, where no kernel can be loaded: 3 µs each instead of 1, and one set that every replay overwrites."""
+    """Event-record nodes on the chain, where no kernel can be loaded: 3 µs each, and one set that every replay overwrites."""
 
     source = "event_node"
     detail = "torch"
+    branches = False
 
     def __init__(self, capacity: int) -> None:
         import torch

@@ -163,7 +163,11 @@ class Twins:
         settings = self._settings
         assert self.stamps is not None
         return json.dumps([__version__, settings.level.value, settings.sample_every, settings.graphs.value, sorted(sizes),
-                           self._timer.boundaries, self.stamps.source])  # fmt: skip
+                           self._timer.boundaries, self.stamps.source, self._chains(self.stamps)])  # fmt: skip
+
+    def _chains(self, stamps: Stamps) -> bool:
+        """Whether stamps go over to the chain where NCCL's kernels are in a graph."""
+        return stamps.branches and self._environ.get(GRAPH_MIXING) != "0"
 
     def wants(self, owner: Any, batch: int) -> bool:
         """Whether a twin is to be captured beside this graph of the host's. Forgets one that the host captures anew."""
@@ -201,7 +205,7 @@ class Twins:
         assert self.stamps is not None
         timer, stamps = self._timer, self.stamps
         entry = owner.graph[batch]
-        marking = CaptureMarking(stamps, chains=self._environ.get(GRAPH_MIXING) != "0")
+        marking = CaptureMarking(stamps, self._chains(stamps))
         delivered = False
 
         def body() -> None:

@@ -264,6 +264,11 @@ class TestTransfer:
         found = comparison.summarise([row])["transfer"]["tiny, batch 8"]
         assert (found["cupti_us"], found["error_us"]) == (5.5, 1.5)
 
+    def test_a_step_that_waited_for_a_host_does_not_move_it(self):
+        calls = {name: [[7e-6], [80e-6], [7e-6]] for name in ("ours", "under", "cupti")}
+        row = comparison.transfer_row({"shape": "tiny", "batch": 8}, [calls, calls])
+        assert (row["ours_us"], row["by_step_us"]["ours"]) == (7.0, [7.0, 80.0, 7.0])
+
     def test_a_call_that_cupti_did_not_see_is_noticed(self):
         made = reducing((9e-6, 7e-6, 8e-6), (9000, 6000, 8000))
         fewer = reducing((9e-6, 7e-6), (9000, 6000), (-1, 0))

@@ -4,7 +4,7 @@ import fakes
 import numpy as np
 import pytest
 
-from lightllm_otel.measure.calibration import Calibration, calibrate, quantum_of
+from lightllm_otel.measure.calibration import PAIRS, Calibration, calibrate, cost_of_stamps, quantum_of
 from lightllm_otel.measure.clock import HostClock
 from lightllm_otel.measure.harvest import Harvest, without_cost
 from lightllm_otel.measure.marking import EagerMarking
@@ -125,11 +125,34 @@ def test_the_cost_of_boundaries_is_subtracted_and_accounted_for():
 
 def test_a_stamp_on_the_chain_has_a_cost_of_its_own_from_where_they_begin():
     calibration = Calibration().learned(0.25, chained=False)
-    assert calibration.costs(4, chained_from=2).tolist() == [0.25] * 4  # until theirs is known
+    typical = Calibration().learned(None, chained=True).chained_cost  # it could not be found out
+    assert typical == pytest.approx(1.1e-6)
+    assert calibration.costs(4, chained_from=2).tolist() == [typical, 0.25, typical, typical]
     both = calibration.learned(1.0, chained=True)
     assert both.costs(4, chained_from=2).tolist() == [1.0, 0.25, 1.0, 1.0]  # so is the first one
     assert both.costs(4, chained_from=-1).tolist() == [0.25] * 4
     assert both.most_cost == 1.0
+
+
+def pairs_of(cost, spread, count=100):
+    """Replays of 10 ms without and with ``count`` stamps that cost ``cost`` seconds each, give or take ``spread``."""
+    about = np.linspace(-spread, spread, PAIRS - 1)
+    return np.array([(0.0, 1.0), *((0.01, 0.01 + count * (cost + off)) for off in about)])
+
+
+@pytest.mark.parametrize(
+    ("cost", "spread", "learned"),
+    [(1.2e-6, 0.1e-6, 1.2e-6), (1.2e-6, 0.8e-6, 1.2e-6), (1.2e-6, 3e-6, None), (0.1e-6, 0.2e-6, 0.1e-6),
+     (0.1e-6, 0.5e-6, None), (6e-6, 0.1e-6, None), (-1e-6, 0.1e-6, 0.0)],
+)  # fmt: skip
+def test_what_a_stamp_costs_is_learned_where_pairs_agree_on_it(cost, spread, learned):
+    assert cost_of_stamps(pairs_of(cost, spread), 100) == (pytest.approx(learned, abs=1e-12) if learned else learned)
+
+
+def test_a_pair_that_could_not_be_timed_leaves_the_cost_unknown():
+    pairs = pairs_of(1.2e-6, 0.1e-6)
+    pairs[3, 1] = np.nan
+    assert cost_of_stamps(pairs, 100) is None
 
 
 def test_nothing_is_subtracted_where_the_gpu_waited_for_the_host():

@@ -191,7 +191,8 @@ def test_a_rank_without_the_plugin_takes_twins_from_all(serve, rank):
     assert not any(assert_serves(server))
 
 
-@pytest.mark.parametrize("differing", [{"LIGHTLLM_OTEL_SAMPLE_EVERY": "7"}, {"LIGHTLLM_OTEL_GRAPH_BATCH_SIZES": "1"},
+@pytest.mark.parametrize("differing", [{"NCCL_GRAPH_MIXING_SUPPORT": "0"},
+                                       {"LIGHTLLM_OTEL_SAMPLE_EVERY": "7"}, {"LIGHTLLM_OTEL_GRAPH_BATCH_SIZES": "1"},
                                        {"LIGHTLLM_OTEL_GRAPHS": "force"}])  # fmt: skip
 def test_ranks_with_different_settings_have_no_twins(serve, differing):
     server = serve(every=1, environ=lambda rank: differing if rank else {})

@@ -80,7 +80,7 @@ def stamps_on_cpu(module: Any) -> None:
     class HostStamps:
         """The host's time at every mark. A body that runs again counts its marks on, so they go round."""
 
-        source, detail, capacity = "host", "test", 1 << 30
+        source, detail, capacity, branches = "host", "test", 1 << 30, False
 
         def __init__(self) -> None:
             self._cells: dict[int, float] = {}
