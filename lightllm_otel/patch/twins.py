@@ -32,7 +32,7 @@ from lightllm_otel.settings import GraphPolicy, Settings
 from lightllm_otel.vocabulary import Stage
 
 RESERVE_BYTES = 256 << 20  # stay this far from the end of the GPU's memory
-TWIN_BYTES = 12 << 20  # of one twin with NCCL inside, on average of eight; what the first one takes more is in the reserve
+TWIN_BYTES = 12 << 20  # of one twin with NCCL inside, the mean of eight; the first takes more, out of the reserve
 AGREED = "yes"
 GRAPH_MIXING = "NCCL_GRAPH_MIXING_SUPPORT"  # at 0 NCCL adds nothing to a graph but its kernels
 
