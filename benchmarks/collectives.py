@@ -41,8 +41,9 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "deploy" / "demo")]
 
 import outcome  # noqa: E402
+import witness  # noqa: E402
 import workers  # noqa: E402
-from rank import AHEAD, DECODES, GRAPH, PREFILL  # noqa: E402
+from rank import AHEAD, DECODES, GRAPH, PREFILL, SEEN  # noqa: E402
 
 from lightllm_otel.aggregate.collectives import Collectives, last_arrival, noise_seconds, split, sure, told  # noqa: E402
 from lightllm_otel.aggregate.matching import Matched, Matching  # noqa: E402
@@ -157,21 +158,27 @@ def pass_row(run: Run, each: dict[str, Any]) -> dict[str, Any]:
     ``told``: how many calls have a transfer, ``sure``: how many say who was last. The waits are those of the latter (the exporter
     counts what is certain of all), and a step without such a call names nobody. ``transfer_us_by_last``: the mean over the calls
     in which that rank's time was the least, however little; ranks' own times differ, and a delay changes whose it is.
+    ``transfer_us_by_site``: of sites with a call in every step at least, on average.
     """
     noise = noise_seconds(*run.clock(each["mode"]))
     transfers, waits, last_steps, last_calls, known, calls = [], [], [], [], 0, 0
     steps = run.of(each)
     by_last: list[list[float]] = [[] for _ in run.steps]
+    by_site: dict[Site, list[np.ndarray]] = {Site.ATTENTION: [], Site.FFN: []}
     for matched in steps:
         layers = matched.only(compared(matched, each["mode"]))
         calls += len(layers.calls)
         transfer, wait = split(layers.seconds, layers.at_least)
-        if len(moved := transfer[told(layers)]):
+        moves = told(layers)
+        if len(moved := transfer[moves]):
             transfers.append(float(moved.mean()))
             known += len(moved)
-            least = layers.seconds[:, told(layers)].argmin(axis=0)
+            least = layers.seconds[:, moves].argmin(axis=0)
             for rank, own in enumerate(by_last):
                 own.extend(moved[least == rank].tolist())
+            for site, parts in by_site.items():
+                if len(part := moved[layers.calls["site"][moves] == site.code]):
+                    parts.append(part)
         wait = wait[:, sure(layers)]
         if not wait.shape[1]:
             continue
@@ -179,16 +186,28 @@ def pass_row(run: Run, each: dict[str, Any]) -> dict[str, Any]:
         last_calls += last_arrival(wait, noise).tolist()
         last_steps.append(int(last_arrival(wait.mean(axis=1, keepdims=True), noise)[0]))
     slow = each["slow"]
-    return {
+    row = {
         "kind": each["kind"], "mode": each["mode"], "slow": slow, "delay_ms": each["delay_ms"],
         "steps": each["steps"], "matched": len(steps), "calls": calls, "told": known, "sure": len(last_calls),
-        "transfer_us": round(1e6 * float(np.median(transfers)), 3) if transfers else None,
+        "transfer_us": _median_us(transfers),
         "transfer_us_by_step": [round(1e6 * value, 3) for value in transfers],
+        "transfer_us_by_site": {
+            site.value: _median_us([float(part.mean()) for part in parts])
+            for site, parts in by_site.items() if sum(map(len, parts)) >= each["steps"]
+        },
         "transfer_us_by_last": [round(1e6 * float(np.mean(own)), 3) if own else None for own in by_last],
         "calls_by_last": [len(own) for own in by_last],
         "wait_us": [round(1e6 * float(value), 3) for value in np.mean(waits, axis=0)] if waits else None,
         "named_steps": sum(rank == slow for rank in last_steps), "named_calls": sum(rank == slow for rank in last_calls),
     }  # fmt: skip
+    if each["mode"] != SEEN:
+        return row
+    chosen = [(int(matched.step["number"]) - each["first"], matched, in_layers(matched)) for matched in steps]
+    return row | witness.judged(chosen, [left["seen"][str(each["first"])] for left in run.left], each["steps"], noise)
+
+
+def _median_us(seconds: Sequence[float]) -> float | None:
+    return round(1e6 * float(np.median(seconds)), 3) if seconds else None
 
 
 def bandwidth_row(run: Run, each: dict[str, Any], own: Sequence[Sequence[dict[str, float]]]) -> dict[str, Any]:
@@ -232,7 +251,7 @@ def summarise(rows: Rows) -> dict[str, Any]:
         "slow_groups": {"one GPU" if one_gpu else "a GPU each": each for one_gpu, each in groups.items() if each["slow_steps"]},
         "straggler_named_percent": round(100 * sum(row["named_steps"] for row in slow) / steps, 2) if steps else None,
         "straggler_named_percent_worst_pass": round(min(named), 2) if named else None,
-        "straggler_named_percent_of_calls": _percent(
+        "straggler_named_percent_of_calls": percent(
             sum(row["named_calls"] for row in slow), sum(row.get("sure", row["calls"]) for row in slow)
         ),
         "slow_steps": steps,
@@ -267,29 +286,53 @@ def slow_group(rows: Rows) -> dict[str, Any]:
     }
 
 
-def plain_transfers(rows: Rows, mode: str) -> list[float]:
-    return [
-        row["transfer_us"] for row in rows if row.get("kind") == "plain" and row["mode"] == mode and row["transfer_us"]
-    ]
+def plain_transfers(rows: Rows, mode: str) -> dict[str, list[float]]:
+    """Site → transfer of the passes without a delay; all sites as one where the rows do not tell them apart."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row.get("kind") == "plain" and row["mode"] == mode:
+            for site, transfer in transfers_of(row).items():
+                found.setdefault(site, []).append(transfer)
+    return found
+
+
+def transfers_of(row: dict[str, Any]) -> dict[str, float]:
+    """By site: after a feed-forward a call does not take what it takes after attention, and a delay changes of which of them
+    it is known what they took.
+    """
+    every: dict[str, float | None] = row.get("transfer_us_by_site", {"": row["transfer_us"]})
+    return {site: transfer for site, transfer in every.items() if transfer}
 
 
 def plain_transfer(rows: Rows, mode: str) -> float | None:
-    plain = plain_transfers(rows, mode)
+    plain = [
+        row["transfer_us"] for row in rows if row.get("kind") == "plain" and row["mode"] == mode and row["transfer_us"]
+    ]
     return round(float(np.mean(plain)), 3) if plain else None
 
 
 def plain_noise(rows: Rows, mode: str) -> float | None:
-    """By how much the transfer of passes without a delay differs, largest to smallest, in percent of their mean."""
-    plain = plain_transfers(rows, mode)
-    return round(100 * (max(plain) - min(plain)) / float(np.mean(plain)), 3) if len(plain) > 1 else None
+    """By how much the transfer of passes without a delay differs, largest to smallest, in percent of their mean; of the
+    worst site.
+    """
+    return max((noise_of(plain) for plain in plain_transfers(rows, mode).values() if len(plain) > 1), default=None)
+
+
+def noise_of(plain: Sequence[float]) -> float:
+    return round(100 * (max(plain) - min(plain)) / float(np.mean(plain)), 3)
 
 
 def shift_of(row: dict[str, Any], rows: Rows) -> dict[str, float] | None:
-    """How far a slow rank moved the transfer from where it is without one, and what noise there is in that."""
-    plain, noise = plain_transfers(rows, row["mode"]), plain_noise(rows, row["mode"])
-    if row["transfer_us"] is None or noise is None:
-        return None
-    return {"percent": round(100 * abs(row["transfer_us"] / float(np.mean(plain)) - 1), 3), "noise_percent": noise}
+    """How far a slow rank moved the transfer from where it is without one, and what noise there is in that; of the site
+    that moved furthest.
+    """
+    found = []
+    plain = plain_transfers(rows, row["mode"])
+    for site, transfer in transfers_of(row).items():
+        if len(own := plain.get(site, [])) > 1:
+            shift = round(100 * abs(transfer / float(np.mean(own)) - 1), 3)
+            found.append({"percent": shift, "noise_percent": noise_of(own)})
+    return max(found, key=lambda shift: shift["percent"] - shift["noise_percent"], default=None)
 
 
 def shares(rows: Rows) -> dict[str, dict[str, dict[str, float]]]:
@@ -308,7 +351,7 @@ def leader(found: dict[str, float]) -> str:
     return next(name for name in found if name != Operator.GAP.value)
 
 
-def _percent(part: float, whole: float) -> float | None:
+def percent(part: float, whole: float) -> float | None:
     return round(100 * part / whole, 2) if whole else None
 
 

@@ -6,7 +6,8 @@ LLaMA-7B's shape, fp16, TP 2, 64 requests of 1024 tokens, 1024 new ones: what th
 GPUs joined by NVLink, lightllm-otel with CuPy in this Python, LightLLM's packages and a checkout of the current LightLLM. Where
 there is one GPU, both ranks share it, and no figure means what it should.
 
-Each variant is one build of the model, two processes (variants.py):
+Each variant is a build of the model, two processes (variants.py), and one more in which CUPTI watches who comes last
+without graphs (witness.py):
 
 - nccl_nvlink: NCCL over NVLink, without multicast.
 - nccl_pcie: the same without peer access. NCCL then goes through the host's memory, so over both GPUs' PCI Express.
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import shutil
 import signal
@@ -42,7 +44,7 @@ import rank  # noqa: E402
 import variants  # noqa: E402
 import workers  # noqa: E402
 from pairing import Schedule  # noqa: E402
-from rank import AHEAD, DECODES, GRAPH  # noqa: E402
+from rank import AHEAD, DECODES, GRAPH, SEEN  # noqa: E402
 from variants import Plan, Rows, Variant  # noqa: E402
 
 from lightllm_otel.theory import gpus, links  # noqa: E402
@@ -89,7 +91,9 @@ def summarise(rows: Rows) -> dict[str, Any]:
 
 
 def worst(found: dict[str, Any]) -> dict[str, Any]:
-    """mode → the least named and the largest shift of all variants. Eager decode is bound by the hosts: another question."""
+    """mode → the least named and the largest shift of all variants. Eager decode is bound by the hosts, so
+    the rank that is delayed need not come last: whether the one that is named did, CUPTI says.
+    """
     answer = {}
     for mode in DECODES:
         own = [each["slow_rank"][mode] for each in found.values() if mode in each.get("slow_rank", {})]
@@ -99,6 +103,8 @@ def worst(found: dict[str, Any]) -> dict[str, Any]:
                 "straggler_named_percent": min(each["named_percent"] for each in own),
                 "transfer_shift_percent": max(shifts, default=None),
             }
+            if right := [each["right_percent"] for each in own if "right_percent" in each]:
+                answer[mode]["right_percent"] = min(right)
     return answer
 
 
@@ -137,8 +143,25 @@ def by_mode(rows: Rows) -> dict[str, Any]:
                 ),
                 **{name: group[name] for name in ("transfer_shift_percent", "transfer_shift_percent_with_noise")},
                 "transfer_noise_percent": group["transfer_noise_percent"][mode],
+                **seen_right(own),
             }
     return found
+
+
+def seen_right(rows: Rows) -> dict[str, float | None]:
+    """How often the plugin names the rank that CUPTI saw come last: of the steps of the worst pass, of all of them, and of all
+    calls for which it names one. Empty where nobody but the plugin watched.
+    """
+    own = [row for row in rows if "right_steps" in row]
+    if not own:
+        return {}
+    return {
+        "right_percent": round(min(100 * row["right_steps"] / row["steps"] for row in own), 2),
+        "right_percent_of_steps": round(100 * sum(row["right_steps"] for row in own) / sum(row["steps"] for row in own), 2),
+        "right_percent_of_calls": collectives.percent(
+            sum(row["right_calls"] for row in own), sum(row["judged_calls"] for row in own)
+        ),
+    }  # fmt: skip
 
 
 def named_by_delay(rows: Rows) -> dict[str, dict[str, float]]:
@@ -266,8 +289,9 @@ def main() -> None:
     made.add_argument("--shape", default=SHAPE)
     made.add_argument("--tp", type=int, default=TP, help=argparse.SUPPRESS)
     arguments = made.parse_args()
-    if arguments.cpu and GRAPH in (arguments.mode or ()):
-        made.error("--mode graph: there are no graphs on a CPU")
+    for mode, lacking in ((GRAPH, "graphs"), (SEEN, "CUPTI")):
+        if arguments.cpu and mode in (arguments.mode or ()):
+            made.error(f"--mode {mode}: there is no such thing as {lacking} on a CPU")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what outlives this script keeps its GPU memory
     arguments.shape = "tiny" if arguments.cpu else arguments.shape
     if arguments.child:
@@ -283,20 +307,22 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     if wanted:
         variants.write_checkpoint(arguments, __file__)
-    for name in wanted:
+    # CUPTI has a build of its own: it may leave something behind in the processes that it watched.
+    builds = [arguments.mode] if arguments.mode else [()] if arguments.cpu else [(), (SEEN,)]
+    for name, modes in itertools.product(wanted, builds):
         arguments.nccl_port += 1  # the last group's may linger
         own = collectives.run_group(
             arguments, TP, variants.gpus(arguments.cpu), True, __file__,
-            ["--variant", name, *(word for mode in arguments.mode or () for word in ("--mode", mode))],
+            ["--variant", name, *(word for mode in modes for word in ("--mode", mode))],
             VARIANTS[name].environment, variants.left_rows,
         )  # fmt: skip
         own = [{"variant": name, **row} for row in own]
-        if arguments.mode:
+        if modes:
             rows = with_passes(rows, {"date": outcome.today(), "commit": outcome.commit(), "rows": own})
             rows += [row for row in own if row["kind"] == "problem"]
         else:
             rows += [*own, {"variant": name, "kind": "modules", "modules": variants.modules()}]
-        workers.say(f"{name}: {len(rows)} rows so far")
+        workers.say(f"{name}{''.join(f', {mode}' for mode in modes)}: {len(rows)} rows so far")
         outcome.write("links", summarise(rows), rows, arguments.out, merged)
     summary = summarise(rows)
     outcome.write("links", summary, rows, arguments.out, merged, measured=bool(wanted))

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import witness
 from slowdown import Later, Sleep, Spin, patch_layers
 from workers import CPU_MAX_LENGTH, MAX_LENGTH, say
 
 PREFILL, GRAPH, EAGER = "prefill", "graph", "eager"
 AHEAD = "eager_ahead"  # without graphs, but the GPU begins a step when its host has launched it
-DECODES = (GRAPH, EAGER, AHEAD)
+SEEN = "eager_seen"  # without graphs, while CUPTI watches: it knows which rank really was last
+DECODES = (GRAPH, EAGER, AHEAD, SEEN)
 NOBODY = -1
 SPARE_STEPS = 16
 OWN_PREFILLS = 2
@@ -151,6 +153,7 @@ class Rank:
         self.passes = made
         self._ring: Any = None
         self._cells: list[np.ndarray] = []
+        self._seen: dict[int, list[float]] = {}
         self.model = self._build(arguments, model_dir)
         say(f"rank {self.rank} of {self.tp} is there; twins {self.session.twins.facts()}")
 
@@ -215,11 +218,16 @@ class Rank:
     def _as(self, each: Pass) -> Any:
         host = self.model.model
         graph = host.graph
-        if each.mode in (EAGER, AHEAD):
+        if each.mode in (EAGER, AHEAD, SEEN):
             host.graph = None
         self._own.on = each.own
+        watching: Any = contextlib.nullcontext()
+        if each.mode == SEEN:
+            seen = self._seen.setdefault(self.session.forwards.completed, [])
+            watching = witness.watching(self.folder / f"trace-{self.rank}.json", seen)
         try:
-            yield
+            with watching:
+                yield
         finally:
             self._own.on, host.graph = False, graph
 
@@ -250,7 +258,7 @@ class Rank:
         header = reader.header
         clocks = ("clock_quantum", "boundary_cost", "stamp_quantum", "stamp_cost")
         content = {
-            "passes": done, "own": self._own.calls, "facts": reader.facts(), "overwrites": reader.overwrites,
+            "passes": done, "own": self._own.calls, "seen": self._seen, "facts": reader.facts(), "overwrites": reader.overwrites,
             "dropped": header["dropped"].tolist(), "errors": header["errors"].tolist(),
             **{name: float(header[name]) for name in clocks},
         }  # fmt: skip

@@ -40,7 +40,7 @@ from alternation import Batch  # noqa: E402
 from collectives import Run  # noqa: E402
 from pairing import Schedule  # noqa: E402
 from plugin_cost import OFF, SETTINGS, Case  # noqa: E402
-from rank import AHEAD, DECODES, EAGER, GRAPH, PREFILL, Pass  # noqa: E402
+from rank import AHEAD, EAGER, GRAPH, PREFILL, Pass  # noqa: E402
 
 from lightllm_otel.aggregate.collectives import Collectives  # noqa: E402
 from lightllm_otel.bench import machine  # noqa: E402
@@ -87,7 +87,7 @@ def passes(plan: Plan, tp: int, graphs: bool) -> list[Pass]:
         made += [Pass("share", PREFILL, sizes.prefills)]
         made += [Pass("bandwidth", PREFILL, rank.OWN_PREFILLS, own=True)] if number == 0 else []
         made += [Pass("warm", decode, 3), Pass("share", decode, sizes.share_steps)]
-    modes = plan.only or (DECODES if graphs else (EAGER, AHEAD))
+    modes = plan.only or ((GRAPH, EAGER, AHEAD) if graphs else (EAGER, AHEAD))
     for mode in modes if plan.inject else ():
         plain = Pass("plain", mode, sizes.steps)
         made += [Pass("warm", PREFILL, 1), Pass("warm", mode, 2), plain]

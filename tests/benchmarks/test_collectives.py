@@ -6,7 +6,9 @@ import collectives
 import numpy as np
 import pytest
 import records
-from rank import AHEAD, EAGER, GRAPH, NOBODY, PREFILL, Sizes, passes
+import witness
+from kernels import Kernel
+from rank import AHEAD, EAGER, GRAPH, NOBODY, PREFILL, SEEN, Sizes, passes
 
 from lightllm_otel.vocabulary import Mode, Operator, Phase, Site
 
@@ -16,15 +18,20 @@ PAYLOAD = 1 << 24
 
 
 class MadeUp:
-    """``add``: a pass of two ranks, in which ``slow`` comes later by ``delay`` seconds."""
+    """``add``: a pass of two ranks, in which ``slow`` comes later by ``delay`` seconds; ``seen``: what CUPTI
+    says a call took on each of them.
+    """
 
     def __init__(self):
         self.passes, self.number = [], 0
         self.cells = [[], []]
         self.own = [[], []]
+        self.seen = [{}, {}]
 
-    def add(self, kind, mode=GRAPH, steps=4, slow=NOBODY, delay=0.0, transfer=TRANSFER, own=None):
+    def add(self, kind, mode=GRAPH, steps=4, slow=NOBODY, delay=0.0, transfer=TRANSFER, own=None, seen=None):
         first = self.number
+        for rank, seconds in enumerate(seen or ()):
+            self.seen[rank][str(first)] = [9.0, *[seconds] * (2 * LAYERS)] * steps
         for _ in range(steps):
             for rank in range(2):
                 waits = delay if slow not in (NOBODY, rank) else 0.0
@@ -44,7 +51,8 @@ class MadeUp:
 
     def run(self):
         left = [
-            {"passes": self.passes, "own": self.own[rank], "facts": {**records.FACTS, "tp": 2}, "overwrites": 0,
+            {"passes": self.passes, "own": self.own[rank], "seen": self.seen[rank],
+             "facts": {**records.FACTS, "tp": 2}, "overwrites": 0,
              "dropped": [0] * 8, "errors": [0] * 8, "clock_quantum": 32e-9, "boundary_cost": 1e-6,
              "stamp_quantum": 32e-9, "stamp_cost": 1e-6}
             for rank in range(2)
@@ -80,6 +88,56 @@ def test_launched_ahead_the_call_right_after_the_hold_names_nobody():
     slow = next(row for row in rows(made) if row["kind"] == "slow")
     assert (slow["named_steps"], slow["calls"], slow["told"]) == (4, 20, 20)
     assert slow["wait_us"] == [976.562, 0.0]
+
+
+def test_a_name_is_right_where_cupti_saw_the_same_rank_come_last():
+    late, quick = TRANSFER, TRANSFER + 2.0**-10
+    made = MadeUp().add("slow", mode=SEEN, slow=1, delay=2.0**-10, seen=[quick, late])
+    row = next(row for row in rows(made) if row["kind"] == "slow")
+    assert (row["right_steps"], row["right_calls"], row["judged_calls"]) == (4, 24, 24)
+    assert (row["seen_last"], row["named_last"], row["kernel_us"]) == ([1] * 4, [1] * 4, 7812.5)
+    assert row["seen_wait_us"] == [[976.562, 0.0]] * 4
+
+
+def test_a_name_is_wrong_where_cupti_saw_another_rank_come_last_or_none():
+    another = MadeUp().add("plain", mode=SEEN, slow=1, delay=2.0**-10, seen=[TRANSFER, TRANSFER + 2.0**-10])
+    row = next(row for row in rows(another) if row["kind"] == "plain")
+    assert (row["right_steps"], row["right_calls"], row["judged_calls"]) == (0, 0, 24)
+    nobody = MadeUp().add("plain", mode=SEEN, slow=1, delay=2.0**-10, seen=[TRANSFER, TRANSFER])
+    row = next(row for row in rows(nobody) if row["kind"] == "plain")
+    assert (row["right_steps"], row["seen_last"]) == (0, [NOBODY] * 4)
+
+
+def test_kernels_that_do_not_fit_the_calls_are_a_problem():
+    made = MadeUp().add("plain", mode=SEEN, seen=[TRANSFER, TRANSFER])
+    made.seen[1]["0"].pop()
+    found = rows(made)
+    assert collectives.summarise(found)["problems"] == ["tp 2: CUPTI saw [28, 27] all_reduce in 4 steps of 7"]
+
+
+def test_kernels_of_an_all_reduce_are_known_by_their_names():
+    names = ("ncclDevKernel_AllReduce_Sum_f16_RING_LL(ncclDevKernelArgsStorage<4096ul>)",
+             "void vllm::cross_device_reduce_1stage<half, 2>(vllm::RankData*)",
+             "ncclDevKernel_AllGather_RING_LL(ncclDevKernelArgsStorage<4096ul>)", "nvjet_hsh_64x8")  # fmt: skip
+    made = [Kernel(name, 1000 * at, 1000 * at + at + 1) for at, name in enumerate(names)]
+    assert witness.durations(made) == pytest.approx([1e-9, 2e-9])
+
+
+def test_a_delay_that_changes_which_sites_calls_count_is_no_shift():
+    made = MadeUp().add("plain", mode=EAGER).add("plain", mode=EAGER).add("slow", mode=EAGER, slow=1, delay=2.0**-6)
+    for steps in made.cells:
+        for record, intervals in steps:
+            number = np.frombuffer(record, collectives.layout.STEP)[0]["number"]
+            after_ffn = intervals["site"] == Site.FFN.code
+            intervals["seconds"][after_ffn] += TRANSFER / 8
+            if number < 8:  # without a delay only what follows a feed-forward says what moving took
+                intervals["flags"][intervals["site"] == Site.ATTENTION.code] |= collectives.layout.STARVED
+    found = rows(made)
+    plain, slow = (next(row for row in found if row["kind"] == kind) for kind in ("plain", "slow"))
+    assert plain["transfer_us_by_site"] == {"ffn": 8789.062}
+    assert slow["transfer_us_by_site"] == {"attention": 7812.5, "ffn": 8789.062}
+    assert slow["transfer_us"] < plain["transfer_us"]
+    assert collectives.summarise(found)["transfer_shift_percent_with_noise"] == 0.0
 
 
 def test_only_the_shift_beyond_what_passes_without_a_delay_show_is_claimed():

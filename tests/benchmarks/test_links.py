@@ -12,7 +12,7 @@ import pytest
 import records
 import scaling
 import variants
-from rank import AHEAD, DECODES, EAGER, GRAPH, NOBODY, PREFILL
+from rank import AHEAD, DECODES, EAGER, GRAPH, NOBODY, PREFILL, SEEN
 
 from lightllm_otel.ring import layout
 from lightllm_otel.vocabulary import Implementation, Mode, Operator, Phase
@@ -120,6 +120,19 @@ def test_how_many_calls_say_who_was_last_is_told():
     assert slow[GRAPH]["sure_percent"] == 80.0
 
 
+def test_how_often_cupti_saw_the_named_rank_come_last_is_told_of_the_worst_pass():
+    own = [{"kind": kind, "mode": SEEN, "slow": slow, "delay_ms": 0.02 * (slow + 1), "steps": 24, "matched": 24, "calls": 96,
+            "told": 96, "sure": 90, "named_calls": 40, "named_steps": 12, "transfer_us": 10.0, "wait_us": [20.0, 0.0],
+            "right_steps": right, "right_calls": 80, "judged_calls": 80}
+           for kind, slow, right in (("plain", -1, 24), ("slow", 0, 23), ("slow", 1, 24))]  # fmt: skip
+    found = links.summarise(rows(nccl_nvlink=[*build(), *own]))
+    seen = found["variants"]["nccl_nvlink"]["slow_rank"][SEEN]
+    assert (seen["named_percent"], seen["right_percent"], seen["right_percent_of_steps"]) == (50.0, 95.83, 98.61)
+    assert seen["right_percent_of_calls"] == 100.0
+    assert found["slow_rank"][SEEN]["right_percent"] == 95.83
+    assert "right_percent" not in found["slow_rank"][GRAPH]
+
+
 def test_the_default_costs_what_the_steps_that_it_samples_cost():
     cost = links.summarise(rows(**BOTH))["variants"]["nccl_nvlink"]["overhead"]
     assert cost["every_step"]["loss_percent"] == 1.0
@@ -205,9 +218,15 @@ def test_rows_of_what_ranks_left_say_what_moved_and_by_whom(tmp_path):
 def test_all_modes_begin_at_the_same_context():
     made = variants.passes(links.FULL, 2, graphs=True)
     at = {mode: next(number for number, each in enumerate(made) if (each.kind, each.mode) == ("plain", mode))
-          for mode in DECODES}  # fmt: skip
+          for mode in DECODES if mode != SEEN}  # fmt: skip
     assert all((made[first - 2].mode, made[first - 1].kind) == (PREFILL, "warm") for first in at.values())
     assert [each.delay_ms for each in made if each.kind == "slow"] == [0.02, 0.05, 0.2] * 6
+
+
+def test_cupti_watches_in_a_build_of_its_own():
+    assert SEEN not in {each.mode for each in variants.passes(links.FULL, 2, graphs=True)}
+    alone = variants.passes(dataclasses.replace(links.FULL, only=(SEEN,)), 2, graphs=True)
+    assert {each.mode for each in alone} == {PREFILL, SEEN}
 
 
 def test_passes_of_some_modes_are_those_with_a_slow_rank_and_nothing_else():
