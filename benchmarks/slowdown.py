@@ -11,7 +11,7 @@ from typing import Any, Protocol
 PTX = Path(__file__).with_name("spin.ptx")
 LAYER = "lightllm.models.llama.layer_infer.transformer_layer_infer"
 SLOTS = ("_get_o", "_ffn")
-HOLD_SECONDS = 0.1  # a step of 32 layers is launched in 20 ms, on slow hosts in more than 40
+HOLD_SECONDS = 0.2  # a step of 32 layers is launched in 20 ms, on slow hosts in more than 100
 
 
 class Slowdown(Protocol):
