@@ -297,9 +297,7 @@ def plain_transfers(rows: Rows, mode: str) -> dict[str, list[float]]:
 
 
 def transfers_of(row: dict[str, Any]) -> dict[str, float]:
-    """By site: after a feed-forward a call does not take what it takes after attention, and a delay changes of which of them
-    it is known what they took.
-    """
+    """By site, as the exporter's histograms have it: a delay changes of which site's calls it is known what they took."""
     every: dict[str, float | None] = row.get("transfer_us_by_site", {"": row["transfer_us"]})
     return {site: transfer for site, transfer in every.items() if transfer}
 

@@ -257,7 +257,7 @@ def together(merged: Sequence[dict[str, Any]], wanted: Sequence[str]) -> Rows:
     return [row for name in VARIANTS if name not in wanted for row in of_variant.get(name, [])]
 
 
-SLOW, SHARES = ("plain", "slow"), ("moved", "share")
+SLOW, SHARES, PAIRS = ("plain", "slow"), ("moved", "share"), ("case", "cell")
 
 
 def with_passes(rows: Rows, later: dict[str, Any], kinds: Sequence[str] = SLOW) -> Rows:
@@ -270,6 +270,13 @@ def with_passes(rows: Rows, later: dict[str, Any], kinds: Sequence[str] = SLOW) 
     kept = [row for row in rows if row.get("kind") not in kinds or (row["variant"], row["mode"]) not in replaced]
     lost = [{**row, **measured} for row in later["rows"] if row.get("kind") in ("unmatched", "rank facts", "ring")]
     return kept + passes + [row for row in lost if row not in kept]
+
+
+def with_pairs(rows: Rows, other: dict[str, Any]) -> Rows:
+    """``rows`` and another file's pairs of the overhead, of variants that are measured: they count as well."""
+    measured = {name: other[name] for name in ("date", "commit")}
+    known = {row["variant"] for row in rows if row.get("kind") in PAIRS}
+    return rows + [{**measured, **row} for row in other["rows"] if row.get("kind") in PAIRS and row["variant"] in known]
 
 
 def main() -> None:
@@ -286,6 +293,9 @@ def main() -> None:
     made.add_argument(
         "--shares", nargs="*", type=Path, default=[], help="earlier results whose shares replace those of --merge"
     )
+    made.add_argument(
+        "--pairs", nargs="*", type=Path, default=[], help="earlier results whose pairs of the overhead count as well"
+    )
     made.add_argument("--shape", default=SHAPE)
     made.add_argument("--tp", type=int, default=TP, help=argparse.SUPPRESS)
     arguments = made.parse_args()
@@ -300,6 +310,9 @@ def main() -> None:
     wanted = [] if arguments.nothing else arguments.variant or list(VARIANTS)
     merged = [json.loads(path.read_text()) for path in arguments.merge]
     rows = together(merged, [] if arguments.mode else wanted)  # of a variant in some modes only, the rest stays
+    for path in arguments.pairs:
+        merged.append(json.loads(path.read_text()))
+        rows = with_pairs(rows, merged[-1])
     for paths, kinds in ((arguments.passes, SLOW), (arguments.shares, SHARES)):
         for path in paths:
             merged.append(json.loads(path.read_text()))

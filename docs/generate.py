@@ -97,7 +97,8 @@ REDUCES = {
 def transfers() -> str:
     """One all_reduce inside a CUDA graph, of two GPUs: by our stamps, and by CUPTI in the host's own graph."""
     found = {how: result(name)["summary"]["transfer"] for name, how in REDUCES.items()}
-    cases = list(next(iter(found.values())))
+    first, *others = found.values()
+    cases = [case for case in first if all(case in other for other in others)]
     rows = ["| one all_reduce, TP 2 | " + " | ".join(cases) + " |", "|---" * (len(cases) + 1) + "|"]
     for how, own in found.items():
         rows.append(
@@ -198,8 +199,15 @@ def link_targets() -> list[tuple[str, str, str, bool]]:
             (f"a rank late by 20 µs or more, {words}: named, steps, %, at least", "95", f"{named:.0f}", named >= 95),
             (f"what that moves transfer by, {words}, %", "5", f"{moved:.1f}", moved <= 5),
         ]
+    right = min(each["slow_rank"]["eager_seen"]["right_percent"] for each in links)
+    moved = max(each["slow_rank"]["eager"]["transfer_shift_percent"] or 0.0 for each in links)
+    rows += [
+        ("the same, bound by the hosts: the rank that CUPTI saw come last is named, steps of the worst pass, %, at least", "95",
+         f"{right:.0f}", right >= 95),
+        ("what a delay moves transfer by, bound by the hosts, %", "5", f"{moved:.1f}", moved <= 5),
+    ]  # fmt: skip
     before = result("links-earlier")["summary"]["slow_rank"]["eager_ahead"]["transfer_shift_percent"]
-    rows.append(("the same in an earlier run, on another machine, %", "5", f"{before:.1f}", before <= 5))
+    rows.append(("launched ahead, in an earlier run, on another machine, %", "5", f"{before:.1f}", before <= 5))
     shared = result("collectives")["summary"]["slow_groups"]["one GPU"]["transfer_shift_percent"]
     return [*rows, ("what 5 to 20 ms move it by where both ranks share one GPU, %", "5", f"{shared:.1f}", shared <= 5)]
 
@@ -307,20 +315,27 @@ def ranks() -> str:
                 f"{words}, a rank late by {delay} µs: the other's wait",
                 lambda each, at=(mode, delay): "{:.1f} … {:.1f} µs".format(*each["wait_us_by_delay"][at[0]][at[1]]),
             )
-        row(f"{words}: the late rank named, steps, worst case",
+        row(f"{words}: the delayed rank named, steps, worst case",
             lambda each, mode=mode: f"{each['slow_rank'][mode]['named_percent']:.0f} %")  # fmt: skip
         row(f"{words}: transfer moves by, worst case beyond the noise",
-            lambda each, mode=mode: f"{each['slow_rank'][mode]['transfer_shift_percent']:.1f} %")  # fmt: skip
+            lambda each, mode=mode: shift(each["slow_rank"][mode]["transfer_shift_percent"]))  # fmt: skip
     row(
         f"{SLOW['eager']}: calls that say who was last, worst case",
         lambda each: f"{each['slow_rank']['eager']['sure_percent']:.0f} %",
     )
+    for name, words in (("right_percent_of_calls", "calls"), ("right_percent", "steps, worst pass")):
+        row(f"{SLOW['eager']}: named is the rank that CUPTI saw come last, {words}",
+            lambda each, name=name: f"{each['slow_rank']['eager_seen'][name]:.0f} %")  # fmt: skip
     row("tokens per second lost, default sampling", lost("default"))
     row("the same, every step sampled", lost("every_step"))
     row(
         "tokens compared with those of the plugin switched off, all the same", lambda each: f"{each['tokens_compared']}"
     )
     return "\n".join(rows)
+
+
+def shift(percent: float | None) -> str:
+    return "–" if percent is None else f"{percent:.1f} %"
 
 
 LEADS = {

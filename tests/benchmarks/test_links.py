@@ -107,6 +107,18 @@ def test_later_shares_replace_those_of_their_variant_and_nothing_else():
     assert {row["commit"] for row in found if row["variant"] == "nccl_nvlink" and row["kind"] == "moved"} == {"abc"}
 
 
+def test_pairs_of_another_run_count_beside_those_of_this_one():
+    other = [row for row in build() if row["kind"] in ("cell", "case")]
+    dearer = [{**row, "on_us": 10100.0, "on_kept_us": 10100.0} if row.get("case") == "graph_every_step" and "pairs" in row
+              else row for row in other]  # fmt: skip
+    measured = {"date": "2026-11-26", "commit": "abc"}
+    found = links.with_pairs(rows(nccl_nvlink=build()), {**measured, "rows": rows(nccl_nvlink=dearer, custom=other)})
+    assert {row["variant"] for row in found} == {"nccl_nvlink"}, "of a variant that is not measured nothing is told"
+    cost = links.summarise(found)["variants"]["nccl_nvlink"]["overhead"]["every_step"]
+    assert (cost["added_us"], cost["pairs"]) == (150.0, 56)
+    assert {row["commit"] for row in found if "commit" in row} == {"abc"}
+
+
 def test_launched_ahead_is_not_what_it_says_where_a_gpu_waited_for_its_host():
     ahead = {"kind": "plain", "mode": AHEAD, "calls": 64, "sure": 64, "told": 63, "transfer_us": 10.0, "steps": 1}
     assert links.summarise(rows(nccl_pcie=[ahead]))["problems"] == [
