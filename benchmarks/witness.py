@@ -45,7 +45,7 @@ def judged(
     kernels of a pass of ``many`` steps. CUPTI names by all calls that count, the plugin by those that it is sure of. A call is
     judged where the plugin names a rank.
     """
-    found = {"seen_last": [], "named_last": [], "seen_wait_us": [], "named_wait_us": []}  # type: dict[str, list[Any]]
+    found: dict[str, list[Any]] = {"seen_last": [], "named_last": [], "seen_wait_us": [], "named_wait_us": []}
     transfers, right, judged_calls = [], 0, 0
     for number, matched, counted in steps:
         reduces = matched.calls["operator"] == Operator.ALL_REDUCE.code
