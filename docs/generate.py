@@ -206,6 +206,8 @@ def link_targets() -> list[tuple[str, str, str, bool]]:
          f"{right:.0f}", right >= 95),
         ("what a delay moves transfer by, bound by the hosts, %", "5", f"{moved:.1f}", moved <= 5),
     ]  # fmt: skip
+    quick = result("links-quick-hosts")["summary"]["slow_rank"]["eager"]["transfer_shift_percent"]
+    rows.append(("the same in an earlier run, on quicker hosts, %", "5", f"{quick:.1f}", quick <= 5))
     before = result("links-earlier")["summary"]["slow_rank"]["eager_ahead"]["transfer_shift_percent"]
     rows.append(("launched ahead, in an earlier run, on another machine, %", "5", f"{before:.1f}", before <= 5))
     shared = result("collectives")["summary"]["slow_groups"]["one GPU"]["transfer_shift_percent"]
