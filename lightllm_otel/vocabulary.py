@@ -45,6 +45,7 @@ class Operator(Label):
     RESIDUAL = "residual"
     LM_HEAD = "lm_head"
     SAMPLING = "sampling"
+    OTHER = "other"
 
 
 COLLECTIVES = (Operator.ALL_REDUCE, Operator.ALL_GATHER, Operator.REDUCE_SCATTER)
@@ -100,11 +101,34 @@ class Throttle(Label):
 
 
 class IdleReason(Label):
-    """Why the GPU had nothing to do before a step: no work to do, or the host had not launched it yet."""
+    """Why no step ran on the GPU: no work to do, the host had not launched it yet, or its scheduler talked to other ranks and
+    loaded caches, which is work of the GPU outside of steps.
+    """
 
     NONE = "none"
     NO_REQUESTS = "no_requests"
     HOST = "host"
+    SCHEDULER = "scheduler"
+
+
+class Feature(Label):
+    """What the plugin can tell of a LightLLM; a row of the table of contracts says which of these is lost without it."""
+
+    STEPS = "steps"
+    STEP_SIZES = "step_sizes"
+    STEP_END = "step_end"
+    OPERATORS = "operators"
+    SAMPLING = "sampling"
+    COLLECTIVES = "collectives"
+    DECODE_GRAPHS = "decode_graphs"
+    GRAPH_MEMORY = "graph_memory"
+    PREFILL_GRAPHS = "prefill_graphs"
+    MICROBATCHES = "microbatches"
+    MIXED_BATCHES = "mixed_batches"
+    SPLITFUSE = "splitfuse"
+    IDLE = "idle"
+    REQUEST_SPANS = "request_spans"
+    HEALTH_MONITOR = "health_monitor"
 
 
 class Level(Label):
@@ -135,11 +159,16 @@ class DropReason(Label):
 
 
 class Whole(Label):
-    """Why a step that was due has its whole time only, or (drafts) none."""
+    """Why a step that was due has its whole time only, or (drafts) none.
+
+    ``overlap``: two microbatches, or the forwards of two threads, interleave. ``prefill_graph``: Python does not see the
+    operators in one.
+    """
 
     NO_TWIN = "no_twin"
     OVERLAP = "overlap"
     DRAFT = "draft"
+    PREFILL_GRAPH = "prefill_graph"
 
 
 class Unmatched(Label):
