@@ -101,10 +101,15 @@ SETTINGS = (
             "One decode step in so many has its operators timed; every step has its whole time taken. "
             "Prefill steps of 512 tokens and more always are, smaller ones one in 4 (or in N, if N is smaller)."),
     Setting("GRAPHS", "graphs", "auto", lambda text: GraphPolicy(text.strip().lower()), "auto, off or force", "",
-            "Whether CUDA graphs get instrumented twins, which sampled steps replay. auto: where the twin's outputs are "
-            "bit for bit the graph's own; force: also where the graph's own differ from replay to replay."),
+            "Whether instrumented graphs are captured beside the server's CUDA graphs, for sampled steps to replay. auto: where "
+            "their outputs are bit for bit those of the server's own; force: also where the server's own differ from replay to "
+            "replay; off: nothing of CudaGraph is touched."),
     Setting("GRAPH_BATCH_SIZES", "graph_batch_sizes", "", _sizes, "sizes like 1,8,16-32", "",
-            "Only graphs of these batch sizes get a twin; empty means all."),
+            "Only graphs of these batch sizes are instrumented, whatever they take; empty means as many as the next two allow."),
+    Setting("GRAPH_MIB", "graph_mib", "256", _positive, "a whole number of at least 1", "MiB",
+            "GPU memory that instrumented graphs may take; batch sizes in between then have whole steps only."),
+    Setting("GRAPH_SECONDS", "graph_seconds", "5", _positive, "a whole number of at least 1", "s",
+            "Time that instrumented graphs may add to the start of the server."),
     Setting("HOST", "host", "127.0.0.1", str, "an address of this machine", "",
             "Where the exporter listens; 0.0.0.0 for a Prometheus on another machine."),
     Setting("PORT", "port", "", lambda text: _port(text) if text else None, "a port from 1 to 65535", "",
@@ -141,6 +146,8 @@ class Settings:
     sample_every: int
     graphs: GraphPolicy
     graph_batch_sizes: frozenset[int]
+    graph_mib: int
+    graph_seconds: int
     host: str
     port: int | None
     server: str

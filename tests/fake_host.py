@@ -60,6 +60,12 @@ class Tensor:
     def element_size(self) -> int:
         return 2
 
+    def new_tensor(self, values):
+        return Tensor(len(values), value=tuple(values))
+
+    def new_full(self, shape, value):
+        return Tensor(*shape, value=value)
+
 
 class CaptureBroken(RuntimeError):
     """cudaErrorStreamCaptureInvalidated: something was asked of the GPU while a stream was capturing."""
@@ -120,6 +126,7 @@ class ModelInput:
         self.total_token_num = total_token_num
         self.is_prefill = is_prefill
         self.input_ids = Tensor(tokens or batch_size, value=value)
+        self.b_seq_len = Tensor(batch_size, value=(total_token_num // batch_size,) * batch_size)
 
 
 def answer(model_input):
@@ -389,10 +396,14 @@ def make(
         def __init__(self):
             self.graph = {}
             self.mempool = object()
+            self.graph_max_len_in_batch = 4096
             self.cuda_graph_batch_sizes = sorted(sizes)
 
-        def closest(self, batch):
-            return next(size for size in self.cuda_graph_batch_sizes if size >= batch)
+        def can_run(self, batch_size, max_len_in_batch):
+            return batch_size <= self.cuda_graph_batch_sizes[-1] and max_len_in_batch <= self.graph_max_len_in_batch
+
+        def find_closest_graph_batch_size(self, batch_size):
+            return next(size for size in self.cuda_graph_batch_sizes if size >= batch_size)
 
         def warmup(self, model):
             for size in self.cuda_graph_batch_sizes[::-1]:
@@ -425,6 +436,8 @@ def make(
             self.config = {"model_type": "fake"}
             self.data_type = "torch.float16"
             self.weight_dir_ = "/models/fake"
+            self.max_seq_length = 4096
+            self.req_manager = types.SimpleNamespace(req_to_token_indexs=Tensor(9, 4096))
             self.pre_infer, self.post_infer = Pre(), Post()
             self.layers_infer = [Layer(number) for number in range(layers)]
             self.graph = None
@@ -450,7 +463,9 @@ def make(
             if self.graph is not None and not model_input.is_prefill:
                 if self.broken:
                     raise RuntimeError("the host's own error")
-                padded = Tensor(self.graph.closest(model_input.batch_size), value=model_input.input_ids.value)
+                padded = Tensor(
+                    self.graph.find_closest_graph_batch_size(model_input.batch_size), value=model_input.input_ids.value
+                )
                 state.ids = padded
                 if padded.shape[0] not in self.graph.graph:
                     state.is_cuda_graph = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hooking
 import numpy as np
 from fake_host import Tensor
 
@@ -11,8 +12,10 @@ from lightllm_otel.measure.forwards import Forwards
 from lightllm_otel.measure.sampling import Sampling
 from lightllm_otel.measure.stamps import KEPT, Overwritten
 from lightllm_otel.measure.timer import Timer
-from lightllm_otel.patch import operators, seams
+from lightllm_otel.patch import operators
 from lightllm_otel.patch.agreement import Ballot
+from lightllm_otel.patch.contracts import HOOKS
+from lightllm_otel.patch.fits import Fits
 from lightllm_otel.patch.lane import Lane
 from lightllm_otel.patch.ledger import Ledger
 from lightllm_otel.patch.slots import GROUP_LEAVES, TORCH_LEAVES
@@ -20,6 +23,7 @@ from lightllm_otel.patch.twins import Twins
 from lightllm_otel.ring import layout, reached
 from lightllm_otel.ring.control import Listener
 from lightllm_otel.settings import Settings
+from lightllm_otel.standard import Standard
 from lightllm_otel.vocabulary import Level, Operator, Phase, Stage
 
 
@@ -198,7 +202,7 @@ class FakeSession:
     """Patches one fake host, with a timer of its own; ``serve`` makes its steps count."""
 
     def __init__(self, host, every=1, strict=True, clock=None, operators_too=True, boundaries=512, environ=None,
-                 ballot=None, stamp_cost=0.0):  # fmt: skip
+                 ballot=None, stamp_cost=0.0, hooks=HOOKS):  # fmt: skip
         self.clock = clock or ManualClock(host.now)
         self.clock.gpu = host.gpu
         self.kept = Kept()
@@ -206,7 +210,10 @@ class FakeSession:
         self.ledger, self.live = Ledger(), Ledger()
         self.lane = Lane()
         self.group_class = None
-        self.notes = None
+        self.notes = self.watches = None
+        self.standard = Standard.from_env({})
+        self.fits = Fits(hooks)
+        self.sees_replays = True
         self.timer = self.forwards = None
         self.slots = {}
         self.model = None
@@ -221,7 +228,7 @@ class FakeSession:
         )  # fmt: skip
         self.stamps = FakeStamps(host.gpu, host.now, boundaries, stamp_cost)
         self.graphs = FakeGraphs(host.gpu, host.now)
-        settings = Settings.from_env(
+        self.settings = settings = Settings.from_env(
             {"LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_SAMPLE_EVERY": str(every), **(environ or {})}
         )
         self.twins = Twins(self._timer, self.guard, settings, self.graphs, lambda capacity: self.stamps,
@@ -233,12 +240,12 @@ class FakeSession:
             self._timer.fail()
 
     def patch(self):
-        seams.patch_groups(self._host.communication_op, self)
-        seams.patch_model(self._host.basemodel, self)
-        seams.patch_graph(self._host.cuda_graph, self)
-        seams.patch_sample(self._host.post_process, self)
-        seams.patch_backend(self._host.base_backend, self)
-        seams.patch_rpc(self._host.model_rpc, self)
+        host = self._host
+        hooking.hook(
+            self, self.fits.hooks, communication_op=host.communication_op, basemodel__basemodel=host.basemodel,
+            basemodel__cuda_graph=host.cuda_graph, generic_post_process=host.post_process, base_backend=host.base_backend,
+            model_rpc=host.model_rpc,
+        )  # fmt: skip
         return self
 
     def undo(self):
@@ -259,6 +266,7 @@ class FakeSession:
             self.forwards = Forwards(*self._rule)
             with self.guard(Stage.PATCH):
                 self.twins.arm()
+            self.sees_replays = self.fits.fits("graph_replay") or getattr(model, "graph", None) is None
             self.timer = self._timer
 
     def owns(self, model):

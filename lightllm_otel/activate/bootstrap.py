@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import wrapt
 
 from lightllm_otel.guard import Guard, log, log_to_stderr
-from lightllm_otel.patch.modules import SEAMS
+from lightllm_otel.patch.contracts import Hook, modules
 from lightllm_otel.settings import PREFIX, Settings
 from lightllm_otel.vocabulary import Level, Stage
 
@@ -38,7 +38,7 @@ def activate() -> Hooks | None:
 
 
 class Hooks:
-    """Has every seam patched when its module is imported. Everything heavy is imported then, not before."""
+    """Hooks every module of the table of contracts when it is imported. Everything heavy is imported then, not before."""
 
     def __init__(self, settings: Settings, guard: Guard) -> None:
         self._settings = settings
@@ -46,20 +46,20 @@ class Hooks:
         self._session: ServerSession | None = None
 
     def register(self) -> None:
-        for name, seam in SEAMS.items():
-            wrapt.register_post_import_hook(self._hook(seam), name)
+        for name, hooks in modules().items():
+            wrapt.register_post_import_hook(self._hook(hooks), name)
 
-    def _hook(self, seam: str) -> Callable[[ModuleType], None]:
+    def _hook(self, hooks: tuple[Hook, ...]) -> Callable[[ModuleType], None]:
         def patch_module(module: ModuleType) -> None:
             with self._guard(Stage.PATCH):  # an exception here would break the host's import
                 from lightllm_otel.patch import seams
 
-                getattr(seams, seam)(module, self.session())
+                seams.patch(module, hooks, self.session())
 
         return patch_module
 
     def session(self) -> ServerSession:
-        """The one of this process, made when the first seam turns up."""
+        """The one of this process, made when the first module turns up."""
         if self._session is None:
             from lightllm_otel.activate.session import ServerSession
             from lightllm_otel.patch.ledger import Ledger

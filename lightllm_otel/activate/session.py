@@ -21,6 +21,7 @@ from lightllm_otel.measure.stamps import choose_stamps
 from lightllm_otel.measure.timer import Timer
 from lightllm_otel.patch import implementations, operators, ranges
 from lightllm_otel.patch.agreement import ballot_of_process_group
+from lightllm_otel.patch.fits import Fits
 from lightllm_otel.patch.identity import Identity, describe_host, describe_model, identify
 from lightllm_otel.patch.kernels import Kernels
 from lightllm_otel.patch.lane import Lane
@@ -59,6 +60,9 @@ class ServerSession:
         self.slots_ledger = Ledger()
         self.group_class: Any = None
         self.standard = Standard.from_env(os.environ)
+        self.fits = Fits()
+        self.watches: Any = None
+        self.sees_replays = True
         self.notes: StepNotes | None = None
         self._settings = settings
         self._model: weakref.ref[Any] | None = None
@@ -146,6 +150,8 @@ class ServerSession:
         with self.guard(Stage.ACTIVATE):  # without live control the rest works all the same
             self.listener = self._listen_to(identity, forwards)
             ring.header["listening"] = 1
+        self.sees_replays = self.fits.fits("graph_replay") or getattr(model, "graph", None) is None
+        self._say_what_is_lost(identity.rank)
         self.timer = timer
         if identity.rank == 0 and self._folder is not None:
             self._kernels = Kernels(self._folder, self.guard, twins=self._operators_of_twins)
@@ -153,6 +159,14 @@ class ServerSession:
                 with self.guard(Stage.RING):  # without them there are steps without requests
                     self.notes = StepNotes(NotesWriter(self._folder / f"rank-{os.getpid()}.notes"))
         self.housekeep()
+
+    def _say_what_is_lost(self, rank: int) -> None:
+        lost = self.fits.lost()
+        if lost and rank == 0:
+            log.warning(
+                "this LightLLM (%s) is not wholly known: %s. The rest is measured; lightllm-otel doctor has the table.",
+                describe_host()["lightllm"], "; ".join(sentence for each in lost.values() for sentence in each),
+            )  # fmt: skip
 
     def _operators_of_twins(self) -> list[list[str]]:
         return self.twins.operators() if self.twins is not None else []
@@ -174,6 +188,7 @@ class ServerSession:
             "clock": clock.source, "clock_detail": getattr(clock, "detail", ""),
             "level": self._settings.level.value, "sample_every": self._settings.sample_every,
             "slots": self._slots, "implementations": self._implementations, "drafts": self._drafts,
+            "contracts": self.fits.facts(),
             "graphs": self.twins.facts() if self.twins is not None else {"state": "off", "reason": "level steps"},
             **describe_model(model), **describe_host(),
         }  # fmt: skip

@@ -21,6 +21,10 @@ class Clock(Protocol):
     finished: Any
     """What :meth:`ask` answers for a recording that the GPU has reached; without a GPU something that it never answers."""
 
+    def adopt_thread(self) -> None:
+        """Called once on each thread that records, before it does: a library may keep a device for each thread."""
+        ...
+
     def stream(self) -> Any:
         """What the calling thread launches on now; passed to ``record``."""
         ...
@@ -30,6 +34,10 @@ class Clock(Protocol):
         ...
 
     def record(self, handle: Handle, stream: Any) -> None: ...
+
+    def capturing(self) -> bool:
+        """Tell whether the calling thread's stream captures a graph: a recording or a question would end its capture."""
+        ...
 
     def done(self, handle: Handle) -> bool: ...
 
@@ -60,6 +68,9 @@ class HostClock:
         self._now = now
         self.ask = self.done
 
+    def adopt_thread(self) -> None:
+        return None
+
     def stream(self) -> None:
         return None
 
@@ -68,6 +79,9 @@ class HostClock:
 
     def record(self, handle: list[float], stream: None) -> None:
         handle[0] = self._now()
+
+    def capturing(self) -> bool:
+        return False
 
     def done(self, handle: list[float]) -> bool:
         return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class CupyEvents:
         runtime.setDevice(self._device)
         # One call into torch, without a frame of Python: it is on the path of every step.
         self.stream = functools.partial(torch._C._cuda_getCurrentRawStream, self._device)
+        self.capturing = _capturing_question()
         self._runtime = runtime
         self.record = runtime.eventRecord
         self.ask = runtime.eventQuery
@@ -57,6 +58,9 @@ class CupyEvents:
             self.record(handle, self.stream())
         self._runtime.eventSynchronize(probe[-1])
         return probe
+
+    def adopt_thread(self) -> None:
+        self._runtime.setDevice(self._device)
 
     def seconds(self, first: int, last: int) -> float:
         return float(self._elapsed(first, last)) * 1e-3
@@ -86,6 +90,10 @@ class TorchEvents:
         import torch
 
         self._torch = torch
+        self.capturing = _capturing_question()
+
+    def adopt_thread(self) -> None:
+        """torch knows the device of each of its threads."""
 
     def stream(self) -> Any:
         return self._torch.cuda.current_stream()
@@ -113,6 +121,16 @@ class TorchEvents:
 
     def occupy(self, seconds: float) -> None:
         _occupy(seconds)
+
+
+def _capturing_question() -> Callable[[], bool]:
+    """Return torch's own, without a frame of Python where it has one: every boundary of an eager step asks."""
+    import torch
+
+    question: Callable[[], bool] = getattr(torch._C, "_cuda_isCurrentStreamCapturing", None) or (
+        torch.cuda.is_current_stream_capturing
+    )
+    return question
 
 
 def _occupy(seconds: float) -> None:

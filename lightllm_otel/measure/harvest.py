@@ -7,12 +7,12 @@ import dataclasses
 import numpy as np
 
 from lightllm_otel.measure.calibration import Calibration
-from lightllm_otel.measure.clock import Clock, Handle
-from lightllm_otel.measure.marks import Marks, Shape, unpack
+from lightllm_otel.measure.clock import Clock, Handle, HostClock
+from lightllm_otel.measure.marks import Mark, Marks, Shape, unpack
 from lightllm_otel.measure.stamps import Stamps
 from lightllm_otel.measure.step import Step
 from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import Operator
+from lightllm_otel.vocabulary import IdleReason, Operator
 
 _NO_INTERVALS = np.zeros(0, layout.INTERVAL)
 _MOST_PAYLOAD = 2**32 - 1
@@ -50,6 +50,8 @@ class Harvest:
         self._marks = marks
         self._graph = graph
         self._gap = gap
+        self._other = marks.code(Mark(Operator.OTHER))
+        self._tells_waiting = clock.source != HostClock.source
 
     def __call__(self, step: Step, previous_end: list[Handle] | None, sampled: bool) -> tuple[bytes, np.ndarray]:
         """``(step, intervals)``: the bytes of a ``STEP``, and ``INTERVAL`` of shape (n,). All its events must be done.
@@ -88,6 +90,8 @@ class Harvest:
         if previous_end is not None:
             # On two infer threads one step may start before the other has ended; then nothing was idle.
             idle, reason = max(self._clock.seconds(previous_end[1], first), 0.0), step.idle_reason.code
+            if step.scheduling >= idle / 2 > 0 and step.idle_reason is IdleReason.HOST:
+                reason = IdleReason.SCHEDULER.code
         work = step.work
         return layout.PACKED_STEP.pack(
             layout.STEP_MAGIC, intervals, work.phase.code, step.mode.code, step.number & 0xFFFFFFFF,
@@ -106,6 +110,10 @@ class Harvest:
         cost = np.where(starved, 0.0, self.calibration.boundary_cost)
         payloads = [(at - 1, payload) for at, payload in marking.payloads]
         codes = tuple(marking.codes[1:])  # the first boundary only begins
+        if self._tells_waiting:  # a gap in which the GPU did not wait for the host is work that no operator claims
+            codes = tuple(
+                self._other if code == self._gap and not waits else code for code, waits in zip(codes, starved)
+            )
         parts = Intervals(codes, seconds, cost, launching, payloads, float(seconds.sum()))
         return parts if step.twin is None else self._with_graph(step, parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,10 +17,11 @@ class Marking:
 
     ``context`` is the operator that is running now, or -1; collectives inside it are cut out of it. ``pairs``: the
     host synchronises between its operators, so each is timed from its own start. ``payloads``: (position, bytes).
-    ``full``: there were more marks than places, so the operators cannot be told apart.
+    ``full``: there were more marks than places, so the operators cannot be told apart. ``thread``: the one whose operators
+    these are; another thread's calls are none of them.
     """
 
-    __slots__ = ("capacity", "codes", "context", "full", "in_collective", "pairs", "payloads")
+    __slots__ = ("capacity", "codes", "context", "full", "in_collective", "pairs", "payloads", "thread")
 
     def __init__(self, capacity: int, pairs: bool = False) -> None:
         self.capacity = capacity
@@ -29,6 +31,7 @@ class Marking:
         self.context = -1
         self.in_collective = False
         self.full = False
+        self.thread = threading.get_ident()
 
     def mark(self, code: int) -> None:
         """A boundary: the interval since the previous one belongs to the mark with this code."""
@@ -50,6 +53,7 @@ class EagerMarking(Marking):
 
     __slots__ = (
         "_ask",
+        "_capturing",
         "_now",
         "_reaches",
         "_record",
@@ -86,12 +90,17 @@ class EagerMarking(Marking):
         self._now = now
         self._record = clock.record
         self._ask = clock.ask
+        self._capturing = clock.capturing
         self._stream = stream
 
     def mark(self, code: int) -> None:
         codes = self.codes
         at = len(codes)
         if at >= self.capacity:
+            self.full = True
+            reached.forget(self._words)
+            return
+        if self._capturing():  # the host captures a graph in the middle of a step: an event now would end its capture
             self.full = True
             reached.forget(self._words)
             return

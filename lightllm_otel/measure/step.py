@@ -47,27 +47,34 @@ class Twin:
 class Step:
     """A step in flight. ``ends`` are the events before and after it; ``marking`` has those between, if it is sampled.
 
-    ``twin`` and ``replay``: the instrumented graph that was replayed, and the number of that replay.
+    ``twin`` and ``replay``: the instrumented graph that was replayed, and the number of that replay. ``thread``: whose forward it
+    is. ``scheduling``: seconds that the host's scheduler took before it. ``lost``: its end was never recorded.
     """
 
     __slots__ = (
         "closed",
         "ends",
         "idle_reason",
+        "lost",
         "marking",
         "mode",
         "number",
         "padded",
         "replay",
         "requests",
+        "sampled",
+        "scheduling",
         "stream",
+        "thread",
         "tokens",
         "twin",
         "wall_time",
         "work",
     )
 
-    def __init__(self, number: int, work: Work, ends: list[Handle], stream: Any, wall_time: float) -> None:
+    def __init__(
+        self, number: int, work: Work, ends: list[Handle], stream: Any, wall_time: float, thread: int = 0
+    ) -> None:
         self.number = number
         self.work = work
         self.ends = ends
@@ -79,6 +86,10 @@ class Step:
         self.requests = work.batch
         self.idle_reason = IdleReason.NONE
         self.closed = False
+        self.lost = False
+        self.sampled = False
+        self.scheduling = 0.0
+        self.thread = thread
         self.marking: EagerMarking | None = None
         self.twin: Twin | None = None
         self.replay = -1

@@ -1,7 +1,8 @@
 """The timer of one model: opens and closes steps, takes marks between operators, reads what is done, never waits.
 
-All calls come from the host's model threads. The hooks of operators ask one question, ``timer.armed``; it is a marking
-only inside a forward whose operators are timed, or while a graph is captured.
+All calls come from the host's model threads; since v1.1.0 two of them take turns, with two steps in flight. Each thread has
+its own step. The hooks of operators ask one question, ``timer.armed``; it is a marking only inside a forward whose
+operators are timed, or while a graph is captured, and says whose thread it belongs to.
 """
 
 from __future__ import annotations
@@ -88,12 +89,21 @@ class Timer:
         self._record = clock.record
         self._stream = clock.stream
         self._done = clock.done
+        self._other = self.marks.code(Mark(Operator.OTHER))
         self._pending: collections.deque[Step] = collections.deque()
-        self._awaiting_sample: dict[int, Step] = {}
         self._previous_end: list[Handle] | None = None
         self._no_requests = True
-        self._current: Step | None = None
-        self._entered: Step | None = None
+        # By thread: the step whose forward is in progress; the one whose forward has returned, while more of its work may
+        # come; the one that the host has not waited for yet; how long its scheduler took before the step to come.
+        self._running: dict[int, Step] = {}
+        self._launched: dict[int, Step] = {}
+        self._in_flight: dict[int, Step] = {}
+        self._scheduling: dict[int, float] = {}
+        # Threads whose steps end with end_step: for them nothing before it needs to record an end.
+        self._ends_late: set[int] = set()
+        self._threads: set[int] = set()
+        self._shown: Step | None = None
+        self._reading = threading.Lock()
         # Of the pending steps: those whose operators are timed, with events that are soon wanted again.
         self._marked = 0
         self._sampled_steps = 0
@@ -112,7 +122,8 @@ class Timer:
         if ends is None:
             self._drop(DropReason.PENDING_FULL)
             return None
-        step = self._current = self._open(self.begin(ends), work, number)
+        step = self._open(self.begin(ends), work, number)
+        self._running[step.thread] = step
         if due:
             self._arm(step)
         self._hook_seconds += self._cpu() - began
@@ -155,16 +166,22 @@ class Timer:
 
     def _open(self, begun: Begun, work: Work, number: int) -> Step:
         ends, stream, wall_time = begun
-        if self._awaiting_sample:
-            self._close(self._awaiting_sample.pop(threading.get_ident(), None))
-        step = Step(number, work, ends, stream, wall_time)
+        thread = threading.get_ident()
+        if thread in self._launched:
+            self._close_without_end(thread)
+        step = Step(number, work, ends, stream, wall_time, thread)
         step.idle_reason = IdleReason.NO_REQUESTS if self._no_requests else IdleReason.HOST
         self._no_requests = False
-        self._entered = step
-        self._sink.enter(number, work.phase.code, wall_time)
+        if self._scheduling:
+            step.scheduling = self._scheduling.pop(thread, 0.0)
+        self._in_flight[thread] = step
+        self._show()
         return step
 
     def _arm(self, step: Step) -> None:
+        if self.armed is not None:  # another thread's forward is in progress, and its boundaries would be ours as well
+            self.whole[Whole.OVERLAP.code] += 1
+            return
         block = self._boundaries.take()
         if block is None:
             self._drop(DropReason.PENDING_FULL)
@@ -175,13 +192,17 @@ class Timer:
         )  # fmt: skip
 
     def disarm(self, reason: Whole) -> None:
-        """The operators of the forward in progress cannot be told apart; counted if they were due."""
-        self.armed = None
-        step = self._current
+        """The operators of this thread's forward cannot be told apart; counted if they were due."""
+        step = self._running.get(threading.get_ident())
         if step is not None and step.marking is not None:
+            self._disarm(step)
             self.whole[reason.code] += 1
             self._forget_marks(step)
             reached.forget(self._sink.reached)
+
+    def _disarm(self, step: Step) -> None:
+        if self.armed is step.marking:
+            self.armed = None
 
     def _forget_marks(self, step: Step) -> None:
         if step.marking is not None:
@@ -193,55 +214,66 @@ class Timer:
 
         ``padded``: the batch of the plain graph that it has replayed, or 0.
         """
-        self._current = self.armed = None
         if step is None:
+            self._running.pop(threading.get_ident(), None)
             return
         began = self._cpu()
+        thread = step.thread
+        self._running.pop(thread, None)
         if padded:
             step.mode, step.padded = Mode.GRAPH, padded
         if step.marking is not None:
+            self._disarm(step)
             step.marking.launched()
             if step.marking.full:
                 self._drop(DropReason.TOO_LARGE)
                 self._forget_marks(step)
-        self._record(step.ends[1], step.stream)
+        if thread not in self._ends_late:
+            self._record(step.ends[1], step.stream)
         self._pending.append(step)
         self._marked += step.marking is not None
-        self._awaiting_sample[threading.get_ident()] = step
+        self._launched[thread] = step
         self._hook_seconds += self._cpu() - began
         # A model without sampling never comes past the usual moment.
         if self._marked > UNREAD_SAMPLED or len(self._pending) > 2 * UNREAD_STEPS:
             self.read()
 
     def abandon(self, step: Step | None) -> None:
-        """The forward raised. The host repeats it, with the same number."""
-        self._current = self.armed = None
+        """The forward raised. The host may repeat it, with the same number."""
+        self._running.pop(threading.get_ident(), None)
         if step is None:
             return
+        self._disarm(step)
         self._forget_marks(step)
         reached.forget(self._sink.reached)
         self._ends.give(step.ends)
-        if self._entered is step:
-            self._sink.leave()
+        self._landed(step)
         self._drop(DropReason.ERROR)
 
-    def graph(self, padded: int, twin: bool) -> Step | None:
-        """The forward in progress will replay a graph that computes ``padded`` requests, a plain one or a twin.
+    def graph(self, padded: int, instrumented: bool) -> Step | None:
+        """This thread's forward will replay a graph that computes ``padded`` requests, a plain or an instrumented one.
 
-        Returns the step if its operators are read from a twin; :meth:`before_replay` and :meth:`after_replay` follow.
+        Returns the step if its operators are read from the graph; :meth:`before_replay` and :meth:`after_replay` follow.
         """
-        step = self._current
+        step = self._running.get(threading.get_ident())
         if step is None:
             return None
         step.mode, step.padded = Mode.GRAPH, padded
-        if not twin:
+        if not instrumented:
             self.disarm(Whole.NO_TWIN)
             return None
-        self.armed = None
+        self._disarm(step)
         return step if step.marking is not None else None
 
+    def prefill_graph(self) -> None:
+        """This thread's forward will replay graphs of a prefill: Python sees little of its operators."""
+        step = self._running.get(threading.get_ident())
+        if step is not None:
+            step.mode = Mode.GRAPH
+            self.disarm(Whole.PREFILL_GRAPH)
+
     def before_replay(self, step: Step) -> None:
-        """What the host does between the entry of the forward and the replay is gap."""
+        """What the host launches between the entry of the forward and the replay belongs to no operator."""
         if step.marking is not None:
             step.marking.mark(self.gap)
 
@@ -253,25 +285,81 @@ class Timer:
 
     def enter_sampling(self) -> Step | None:
         """Sampling begins for the step that this thread left last; None when there is none."""
-        step = self._awaiting_sample.pop(threading.get_ident(), None)
-        if step is not None and step.marking is not None:
+        step = self._launched.get(threading.get_ident())
+        if step is None or step.sampled:
+            return None
+        step.sampled = True
+        if step.marking is not None:
             step.marking.mark(self.gap)
         return step
 
-    def leave_sampling(self, step: Step) -> None:
-        """Everything of the step is launched; the host is about to wait for it, a good moment to read older ones."""
+    def leave_sampling(self, step: Step, ends: bool = True) -> None:
+        """Sampling is launched. ``ends``: nothing else of the step follows, so the host is about to wait for it."""
+        if not ends:
+            if step.marking is not None:
+                step.marking.mark(self._sampling_mark)
+            if step.thread not in self._ends_late:
+                self._record(step.ends[1], step.stream)
+            return
         if step.marking is not None:
             step.marking.end(self._sampling_mark, step.ends[1])
         self._record(step.ends[1], step.stream)
-        self._close(step)
+        self._launched.pop(step.thread, None)
+        step.closed = True
+        self.read_some()
+
+    def end_step(self) -> Step | None:
+        """Everything of the step that this thread left last is launched; None when there is none.
+
+        What came since sampling (the host copies tokens, drafts run) is work of the step that no operator claims.
+        """
+        thread = threading.get_ident()
+        step = self._launched.pop(thread, None)
+        if step is None:
+            return None
+        if step.marking is not None:
+            step.marking.end(self._other, step.ends[1])
+        self._record(step.ends[1], step.stream)
+        self._ends_late.add(thread)
+        step.closed = True
+        return step
+
+    def _close_without_end(self, thread: int) -> None:
+        """The thread goes on without having said that its step has ended: what was recorded last is its end."""
+        step = self._launched.pop(thread)
+        if thread in self._ends_late:  # there it has always said so, and nothing was recorded
+            self._ends_late.discard(thread)
+            step.lost = True
+        step.closed = True
+
+    def read_some(self) -> None:
+        """A good moment to read: much is launched, and the host is about to wait."""
         if self._marked or len(self._pending) >= UNREAD_STEPS:
             self.read()
+
+    def adopt_thread(self) -> None:
+        """The calling thread runs forwards, or is about to."""
+        thread = threading.get_ident()
+        if thread not in self._threads:
+            self._threads.add(thread)
+            self._clock.adopt_thread()
+
+    def scheduled(self, seconds: float) -> None:
+        """The host's scheduler took so long on this thread before the step to come."""
+        self._scheduling[threading.get_ident()] = seconds
+
+    def returned(self) -> None:
+        """This thread's loop came round: the host has waited for the step that the thread launched."""
+        step = self._in_flight.get(threading.get_ident())
+        if step is not None and (step.lost or self._done(step.ends[1])):
+            self._landed(step)
 
     def tick(self, idle: bool = True) -> None:
         """The host's loop came round without a step. ``idle``: because there was nothing to do."""
         self._no_requests = self._no_requests or idle
-        if self._awaiting_sample:
-            self._close(self._awaiting_sample.pop(threading.get_ident(), None))
+        thread = threading.get_ident()
+        if thread in self._launched:
+            self._close_without_end(thread)
         if self._pending:
             self.read()
 
@@ -283,14 +371,15 @@ class Timer:
         self._dropped[DropReason.ERROR.code] += len(self._pending)
         self._pending.clear()
         self._marked = 0
-        self._sink.leave()
+        self._land_all()
         self._count(0.0)
 
     def pause(self) -> None:
         """Live control says off: what is done is read, the rest is let go, and nothing looks stuck."""
         for step in self._pending:
-            self._close(step)
-        self._awaiting_sample.clear()
+            step.closed = True
+            step.lost = step.lost or (step.thread in self._ends_late and step.thread in self._launched)
+        self._launched.clear()
         self.read()
         for step in self._pending:
             self._forget_marks(step)
@@ -302,19 +391,60 @@ class Timer:
             self._ends.give(self._previous_end)
             self._previous_end = None
         self._no_requests = True
-        self._sink.leave()
+        self._land_all()
         self._count(0.0)
+
+    # What is in flight, for whoever looks from outside -----------------------------------------------------------------
+
+    def _landed(self, step: Step) -> None:
+        if self._in_flight.get(step.thread) is step:
+            del self._in_flight[step.thread]
+            self._show()
+
+    def _land_all(self) -> None:
+        self._in_flight.clear()
+        self._running.clear()
+        self._launched.clear()
+        self._show()
+
+    def _show(self) -> None:
+        """The ring's header names the oldest step in flight: one that is stuck keeps the younger ones behind it."""
+        flying = list(self._in_flight.values())
+        oldest = min(flying, key=_number) if len(flying) > 1 else flying[0] if flying else None
+        if oldest is self._shown:
+            return
+        self._shown = oldest
+        if oldest is None:
+            self._sink.leave()
+        else:
+            self._sink.enter(oldest.number, oldest.work.phase.code, oldest.wall_time)
 
     # Reading -------------------------------------------------------------------------------------------------------
 
     def read(self) -> None:
         """Hand every step whose end the GPU has passed to the sink, oldest first."""
-        began = self._cpu()
-        pending = self._pending
-        while pending and pending[0].closed and self._done(pending[0].ends[1]):
-            self._finish(pending.popleft())
-        self._hook_seconds += self._cpu() - began
-        self._count(pending[0].wall_time if pending else 0.0)
+        if not self._reading.acquire(blocking=False):  # the other thread does it just now
+            return
+        try:
+            began = self._cpu()
+            pending = self._pending
+            while pending and pending[0].closed and (pending[0].lost or self._done(pending[0].ends[1])):
+                step = pending.popleft()
+                if step.lost:
+                    self._lose(step)
+                else:
+                    self._finish(step)
+            self._hook_seconds += self._cpu() - began
+            self._count(pending[0].wall_time if pending else 0.0)
+        finally:
+            self._reading.release()
+
+    def _lose(self, step: Step) -> None:
+        self._marked -= step.marking is not None
+        self._forget_marks(step)
+        self._ends.give(step.ends)
+        self._landed(step)
+        self._drop(DropReason.ERROR)
 
     def _finish(self, step: Step) -> None:
         try:
@@ -335,16 +465,14 @@ class Timer:
             if self._previous_end is not None:
                 self._ends.give(self._previous_end)
             self._previous_end = step.ends
-            if self._entered is step:
-                self._entered = None
-                self._sink.leave()
-
-    def _close(self, step: Step | None) -> None:
-        if step is not None:
-            step.closed = True
+            self._landed(step)
 
     def _drop(self, reason: DropReason) -> None:
         self._dropped[reason.code] += 1
 
     def _count(self, oldest_unread: float) -> None:
         self._sink.count(self._dropped, self.whole, self._sampled_steps, self._hook_seconds, oldest_unread)
+
+
+def _number(step: Step) -> int:
+    return step.number

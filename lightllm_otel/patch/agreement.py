@@ -52,6 +52,16 @@ class Ballot:
         self._clock = clock
         self._sleep = sleep
 
+    @property
+    def ranks(self) -> int:
+        """How many ranks vote."""
+        return self._ranks
+
+    @property
+    def follows(self) -> bool:
+        """Tell whether another rank has the say where one must have it."""
+        return self._rank > 0
+
     def agree(self, topic: str, vote: str | None) -> bool:
         """Whether all ranks cast this vote; None is a no. The answer is the same on every rank.
 

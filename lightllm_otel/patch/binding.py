@@ -40,14 +40,6 @@ class Arguments:
         return self._default.get(name)
 
     def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return every argument that a call gives, by name, defaults included."""
-        return {**self._default, **dict(zip(self._place, args)), **kwargs}
-
-    def replaced(
-        self, old: Any, new: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the same call with the object ``new`` wherever it gives the object ``old``."""
-        return (
-            tuple(new if each is old else each for each in args),
-            {name: new if each is old else each for name, each in kwargs.items()},
-        )
+        """Return every argument that a call gives, by name, defaults included, in the order of the signature."""
+        found = {**self._default, **dict(zip(self._place, args)), **kwargs}
+        return {name: found[name] for name in (*self.names, *kwargs) if name in found}

@@ -27,11 +27,19 @@ def is_exporter(pid: int) -> bool:
     return name == PROCESS_NAME or all(word in words for word in EXPORTER_WORDS)
 
 
-def without_exporters(host: Callable[[], list[int]], guard: Guard) -> Callable[[], list[int]]:
+def watching(host: Callable[..., Any], session: Any, arguments: Any, hook: Any) -> Callable[..., Any]:
+    """LightLLM's ``--health_monitor`` kills the server when a process it has once seen is gone; ours may come and go.
+
+    In a container api_server is process 1, so a detached exporter becomes its child and would be watched.
+    """
+    return without_exporters(host, session.guard)
+
+
+def without_exporters(host: Callable[..., Any], guard: Guard) -> Callable[..., Any]:
     """LightLLM's list of processes to watch, less exporters of ours."""
 
     @functools.wraps(host)
-    def get_all_cared_pids(*args: Any, **kwargs: Any) -> list[int]:
+    def get_all_cared_pids(*args: Any, **kwargs: Any) -> Any:
         pids = host(*args, **kwargs)
         with guard(Stage.PATCH):
             return [pid for pid in pids if not is_exporter(pid)]

@@ -15,8 +15,8 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """A rank of a tensor-parallel group. ``host`` and ``port`` are where its process group meets; ``nodes``: how many
-    servers make up the group.
+    """A rank of a tensor-parallel group. ``host`` and ``port`` name the group on this machine (:func:`meeting_place`);
+    ``nodes``: how many servers make up the group.
     """
 
     rank: int
@@ -36,6 +36,7 @@ def identify(model: Any, environ: Mapping[str, str]) -> Identity:
     """
     if "LIGHTLLM_CURRENT_RANK_IN_DP" in environ:
         start = json.loads(environ.get("LIGHTLLM_START_ARGS", "{}"))
+        host, port = meeting_place(start)
         return Identity(
             rank=int(environ["LIGHTLLM_CURRENT_RANK_IN_DP"]),
             tp=int(environ["LIGHTLLM_DP_WORLD_SIZE"]),
@@ -43,8 +44,8 @@ def identify(model: Any, environ: Mapping[str, str]) -> Identity:
             dp=int(environ.get("LIGHTLLM_DP_SIZE", 1)),
             node_rank=int(start.get("node_rank") or 0),
             nodes=int(start.get("nnodes") or 1),
-            host=str(start.get("nccl_host") or "127.0.0.1"),
-            port=int(start.get("nccl_port") or 0),
+            host=host,
+            port=port,
         )
     return Identity(
         rank=int(getattr(model, "tp_rank_", 0)),
@@ -56,6 +57,19 @@ def identify(model: Any, environ: Mapping[str, str]) -> Identity:
         host="127.0.0.1",
         port=int(environ.get("_NCCL_PORT_") or os.getpid()),  # a model built by hand has no group to meet
     )
+
+
+def meeting_place(start: Mapping[str, Any]) -> tuple[str, int]:
+    """Return host and port that name a server's group, by the arguments that it was started with.
+
+    One server is named by its HTTP port: that is its own on a machine, and the same after a restart. A group of several
+    servers is named by where its process group meets, which all of them are told. (Since July 2026 a server alone is told
+    none, and since January 2026 it takes another free port at each start.)
+    """
+    nccl = int(start.get("nccl_port") or 0)
+    if int(start.get("nnodes") or 1) > 1 and nccl:
+        return str(start.get("nccl_host") or "127.0.0.1"), nccl
+    return "127.0.0.1", int(start.get("port") or nccl)
 
 
 # What the analytic model reads of a model's config; nothing else of it leaves the process.

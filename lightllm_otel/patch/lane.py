@@ -1,4 +1,4 @@
-"""The lane of decode steps that are not sampled: nearly all of them, so it costs as little as it can.
+"""The fast path of decode steps that are not sampled: nearly all of them, so it costs as little as it can.
 
 Between two steps the GPU waits for the host, and there every line of Python costs some hundred nanoseconds, because
 nothing of it is in a cache any more. So a step finds ready what it needs; the rest is done when the GPU has its work.
@@ -14,7 +14,7 @@ from lightllm_otel.guard import Guard
 from lightllm_otel.measure.clock import Handle
 from lightllm_otel.measure.forwards import Forwards
 from lightllm_otel.measure.timer import Begun, Timer
-from lightllm_otel.patch.inputs import model_input as read_model_input
+from lightllm_otel.patch import inputs
 from lightllm_otel.ring.control import BOTH, Listener
 from lightllm_otel.vocabulary import Stage
 
@@ -29,14 +29,16 @@ class Ready(Protocol):
     listener: Listener
     guard: Guard
 
+    sees_replays: bool
+
     def housekeep(self) -> None: ...
 
 
 class Lane:
-    """``ready``: empty, or the events for the next forward, if it may take this lane; None: it needs no events.
+    """``ready``: empty, or the events for the next forward, if it may take this path; None: it needs no events.
 
-    ``model``: the ``id`` of the one that is measured; a draft model takes the long way. ``replayed``: the input of the
-    graph that the forward in progress has replayed, until it is asked for its size.
+    ``model``: the ``id`` of the one that is measured; a draft model takes the long way. ``replayed``: what the graph that the
+    forward in progress has replayed was given (its input, or the state that holds it), until it is asked for its size.
     """
 
     def __init__(self) -> None:
@@ -50,7 +52,7 @@ class Lane:
         self.close()
         self.model = id(model)
         forwards, timer = session.forwards, session.timer
-        if forwards is None or forwards.decode_due or session.listener.waiting is not None:
+        if forwards is None or forwards.decode_due or session.listener.waiting is not None or not session.sees_replays:
             return
         self._timer = timer
         self.ready.append(timer.ends() if timer is not None and not timer.failed else None)
@@ -61,7 +63,11 @@ class Lane:
         if timer is None:
             session.housekeep()
         elif not timer.failed and forwards is not None:
-            timer.launched(begun, read_model_input(model_input), forwards.completed - 1, padded)
+            work = inputs.decode_input(model_input)
+            if work is not None:
+                timer.launched(begun, work, forwards.completed - 1, padded)
+            elif begun is not None:
+                timer.forget(begun)
         self.prepare(session, model)
 
     def close(self) -> None:
@@ -73,25 +79,35 @@ class Lane:
 
     def padded(self) -> int:
         """The batch of the graph that was replayed, as the GPU computed it; 0: none was. Can be asked once."""
-        inputs, self.replayed = self.replayed, None
-        return 0 if inputs is None else int(inputs.shape[0])
+        given, self.replayed = self.replayed, None
+        return 0 if given is None else inputs.rows(given)
 
 
-def lean(host: Host, measured: Host, lane: Lane, session: Ready) -> Host:
-    """``measured``, but for decode steps that may take the lane."""
+def fast_path(host: Host, measured: Host, lane: Lane, session: Ready) -> Host:
+    """``measured``, but for decode steps that may take the fast path.
+
+    The model and its input are the first two arguments there; a call in any other form goes the long way.
+    """
     ready = lane.ready
     measure = session.guard(Stage.MEASURE)
     caught = functools.partial(session.guard.caught, Stage.MEASURE)
 
     @functools.wraps(host)
-    def forward(self: Any, model_input: Any) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
         listener = session.listener
-        if not ready or id(self) != lane.model or model_input.is_prefill or listener.both[BOTH] != listener.heard:
-            return measured(self, model_input)
+        if (
+            not ready
+            or kwargs
+            or len(args) != 2
+            or id(args[0]) != lane.model
+            or getattr(args[1], "is_prefill", True)
+            or listener.both[BOTH] != listener.heard
+        ):
+            return measured(*args, **kwargs)
         try:
             ends = ready.pop()
         except IndexError:  # another infer thread was quicker
-            return measured(self, model_input)
+            return measured(*args, **kwargs)
         timer = session.timer
         begun = None
         if ends is not None and timer is not None:
@@ -101,7 +117,7 @@ def lean(host: Host, measured: Host, lane: Lane, session: Ready) -> Host:
                 if not caught(error):
                     raise
         try:
-            result = host(self, model_input)
+            result = host(*args, **kwargs)
         except BaseException:
             with measure:
                 lane.padded()
@@ -112,7 +128,7 @@ def lean(host: Host, measured: Host, lane: Lane, session: Ready) -> Host:
         assert forwards is not None
         forwards.complete()
         with measure:
-            lane.launched(session, timer, begun, self, model_input)
+            lane.launched(session, timer, begun, *args)
         return result
 
     return forward

@@ -7,15 +7,16 @@ The request's number is all that has to travel through the processes, and LightL
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Optional, Protocol
 
 from lightllm_otel.guard import Guard, log
+from lightllm_otel.patch.binding import Arguments
+from lightllm_otel.patch.contracts import Hook
+from lightllm_otel.patch.identity import meeting_place
 from lightllm_otel.patch.ledger import Ledger
 from lightllm_otel.patch.tracecontext import TraceContext, continued
 from lightllm_otel.ring.folder import group_folder, group_key
@@ -44,44 +45,35 @@ class Session(Protocol):
     guard: Guard
     ledger: Ledger
     standard: Standard
+    watches: Optional[Watches]
 
     @property
     def settings(self) -> Settings: ...
 
 
-def patch_http(module: ModuleType, session: Session) -> None:
-    """``HttpServerManager.generate``, which every endpoint of both versions asks; untouched where nobody asks for traces."""
-    if not session.standard.traces:
-        return
-    manager, ledger = module.HttpServerManager, session.ledger
-    watches = Watches(session)
-    ledger.replace(manager, "generate", lambda host: _generating(host, watches))
-    if hasattr(manager, "_encode"):  # NEW
-        ledger.replace(manager, "_encode", lambda host: _encoding(host, watches))
-    else:  # OLD makes one when it has tokenised, before it hands the request on
-        ledger.replace(module.ReqStatus, "__init__", lambda host: _status(host, watches))
-
-
-def _generating(host: Host, watches: Watches) -> Host:
-    names = list(inspect.signature(host).parameters)[1:]
+def generating(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
+    """``HttpServerManager.generate``, which every endpoint of all versions asks."""
+    watches = watches_of(session)
 
     @functools.wraps(host)
-    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def generate(*args: Any, **kwargs: Any) -> Any:
         began = time.time_ns()
-        made = host(self, *args, **kwargs)  # a generator: nothing of it has run
-        watch = watches.contained(watches.begin, self, {**dict(zip(names, args)), **kwargs}, began)
+        made = host(*args, **kwargs)  # a generator: nothing of it has run
+        given = watches.contained(arguments.given, args, kwargs)
+        watch = watches.contained(watches.begin, args[0], given, began) if given else None
         return made if watch is None else Watched(made, watch)
 
     return generate
 
 
-def _encoding(host: Host, watches: Watches) -> Host:
-    names = list(inspect.signature(host).parameters)[1:]
+def encoding(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
+    """Since July 2025: the prompt becomes tokens, and the request gets its number."""
+    watches = watches_of(session)
 
     @functools.wraps(host)
-    def _encode(self: Any, *args: Any, **kwargs: Any) -> Any:
-        made = host(self, *args, **kwargs)  # a coroutine: nothing of it has run
-        asked = {**dict(zip(names, args)), **kwargs}.get("sampling_params")
+    def _encode(*args: Any, **kwargs: Any) -> Any:
+        made = host(*args, **kwargs)  # a coroutine: nothing of it has run
+        asked = watches.contained(arguments.get, "sampling_params", args, kwargs)
         watch = watches.by_key.get(id(asked))
         return made if watch is None else encoded(made, watch, asked)
 
@@ -93,15 +85,27 @@ def _encoding(host: Host, watches: Watches) -> Host:
     return _encode
 
 
-def _status(host: Host, watches: Watches) -> Host:
+def tokenised_by_status(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
+    """0.0.1 makes a status when it has tokenised, before it hands the request on; later versions do so as well."""
+    watches = watches_of(session)
+    (name,) = next((names for names in hook.reads if set(names) <= set(arguments.names)), hook.reads[0])
+
     @functools.wraps(host)
-    def __init__(self: Any, req_id: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it is one
-        host(self, req_id, *args, **kwargs)
-        watch = watches.by_key.get(req_id)
+    def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N807 - it is one
+        host(*args, **kwargs)
+        number = watches.contained(arguments.get, name, args, kwargs)
+        watch = watches.by_key.get(number) if isinstance(number, int) else None
         if watch is not None:
-            watches.contained(watch.tokenised, req_id)
+            watches.contained(watch.tokenised, number)
 
     return __init__
+
+
+def watches_of(session: Session) -> Watches:
+    """Return the traced requests of the process, which its hooks share."""
+    if session.watches is None:
+        session.watches = Watches(session)
+    return session.watches
 
 
 class Watches:
@@ -144,7 +148,7 @@ class Watches:
         """The notes of this process: one file in the folder of each tensor-parallel group of the server."""
         if self._notes is None:
             self._notes = []
-            host, port = getattr(args, "nccl_host", None) or "127.0.0.1", int(args.nccl_port)
+            host, port = meeting_place(vars(args))
             groups = int(getattr(args, "dp", 1) or 1) if int(getattr(args, "nnodes", 1) or 1) == 1 else 1
             for rank in range(groups):
                 try:

@@ -7,13 +7,16 @@ for all. After that the choice follows from the count of forwards alone.
 
 from __future__ import annotations
 
-import inspect
+import contextlib
+import copy
+import dataclasses
 import json
 import math
 import os
+import sys
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -28,11 +31,18 @@ from lightllm_otel.measure.stamps import Stamps
 from lightllm_otel.measure.step import Step, Twin
 from lightllm_otel.measure.timer import Timer
 from lightllm_otel.patch.agreement import Ballot
+from lightllm_otel.patch.fits import Fits
+from lightllm_otel.patch.pristine import RefersBack, pristine_of, take_over_numbers
+from lightllm_otel.patch.sizes import spread
 from lightllm_otel.settings import GraphPolicy, Settings
 from lightllm_otel.vocabulary import Stage
 
 RESERVE_BYTES = 256 << 20  # stay this far from the end of the GPU's memory
-TWIN_BYTES = 12 << 20  # of one twin with NCCL inside, the mean of eight; the first takes more, out of the reserve
+# Of one instrumented graph, before there is one to go by: alone, and with NCCL's kernels inside (the mean of eight).
+GRAPH_BYTES, GRAPH_BYTES_NCCL = 5 << 20, 12 << 20
+GRAPH_SECONDS = 0.15
+# The inputs on which graphs are checked once more: LightLLM warms up with token 1 and a context of 2.
+OTHER_TOKEN, OTHER_TOKENS = 2, 1 << 16
 AGREED = "yes"
 GRAPH_MIXING = "NCCL_GRAPH_MIXING_SUPPORT"  # at 0 NCCL adds nothing to a graph but its kernels
 
@@ -65,6 +75,21 @@ class Captured:
         if step is not None:
             with self._measure:
                 self._timer.after_replay(step, self.twin, self.last_replay)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """What a graph is captured from a second time: ``decode(*given)``, with ``pristine`` in the place of ``state``.
+
+    ``decode`` is None where it cannot be done on this rank, and ``problem`` says why.
+    """
+
+    rows: int
+    decode: Callable[..., Any] | None
+    given: tuple[Any, ...]
+    pristine: Any
+    state: Any
+    problem: str = ""
 
 
 class Once:
@@ -109,12 +134,18 @@ class Twins:
         self._lost = ""
         self._module: ModuleType | None = None
         self._planned: frozenset[int] = frozenset()
+        self._host_sizes = 0
+        self.collecting = False
+        """The host warms up: its inputs are kept, one for each batch size, until graphs were checked on others."""
+        self.trying: Captured | None = None
+        """The graph that the host's own replay shall take, while it is checked."""
+        self._inputs: dict[int, Any] = {}
         if settings.graphs is GraphPolicy.OFF:
             self.state, self.reason = "off", "LIGHTLLM_OTEL_GRAPHS=off"
 
     # While the server starts -----------------------------------------------------------------------------------------
 
-    def plan(self, owner: Any, module: ModuleType) -> None:
+    def plan(self, owner: Any, module: ModuleType | None, fits: Fits) -> None:
         """The host is about to capture the graphs of ``owner`` (``CudaGraph``): decide, with all ranks, for which sizes."""
         began = time.perf_counter()
         if self.state != "waiting":
@@ -125,9 +156,9 @@ class Twins:
         ballot = Ballot(None, 0, 2)  # of somebody who cannot vote
         with self._guard(Stage.PATCH):
             ballot = self._make_ballot()
-            problem = probe(owner, module, self._environ)
+            problem = probe(owner, fits, self._environ)
             if not problem:
-                problem, sizes = self._prepare(owner)
+                problem, sizes = self._prepare(owner, ballot.ranks)
             vote = None if problem else self._plan_of(sizes)
         self._ballot = ballot
         if not ballot.agree("plan", vote):
@@ -135,11 +166,13 @@ class Twins:
             return
         # Weakly: the host's graphs hold its tensors.
         self._owner, self._module, self._planned = weakref.ref(owner), module, sizes
+        self.collecting = True
         self.seconds += time.perf_counter() - began
 
-    def _prepare(self, owner: Any) -> tuple[str, frozenset[int]]:
+    def _prepare(self, owner: Any, ranks: int) -> tuple[str, frozenset[int]]:
         """A sentence when it cannot be done here, else the sizes."""
         host_sizes = list(getattr(owner, "cuda_graph_batch_sizes", ()))
+        self._host_sizes = len(host_sizes)
         wanted = self._settings.graph_batch_sizes
         sizes = frozenset(size for size in host_sizes if not wanted or size in wanted)
         if not sizes:
@@ -147,13 +180,17 @@ class Twins:
                 f"LIGHTLLM_OTEL_GRAPH_BATCH_SIZES names none of the sizes that the server captures: {host_sizes}",
                 sizes,
             )
-        free, needed = self._graphs.free_bytes(), RESERVE_BYTES + TWIN_BYTES * len(sizes)
+        each = GRAPH_BYTES if ranks == 1 else GRAPH_BYTES_NCCL
+        if not wanted:  # sizes that are asked for by name are outside of the budget
+            budget = min((self._settings.graph_mib << 20) / each, self._settings.graph_seconds / GRAPH_SECONDS)
+            sizes = spread(sizes, max(int(budget), 1))
+        free, needed = self._graphs.free_bytes(), RESERVE_BYTES + each * len(sizes)
         if free < needed:
-            return (f"{free >> 20} MiB of GPU memory are free, {needed >> 20} are wanted; a smaller --mem_fraction or "
-                    "LIGHTLLM_OTEL_GRAPH_BATCH_SIZES makes it fit"), sizes  # fmt: skip
+            return (f"{free >> 20} MiB of GPU memory are free, {needed >> 20} are wanted; a smaller --mem_fraction, "
+                    "LIGHTLLM_OTEL_GRAPH_MIB or LIGHTLLM_OTEL_GRAPH_BATCH_SIZES makes it fit"), sizes  # fmt: skip
         self.stamps = self._choose_stamps(self._timer.boundaries)
         if self.stamps is None:
-            return "no stamp kernel can be loaded; the log says why", sizes
+            return "no timestamp kernel can be loaded; the log says why", sizes
         self._timer.harvest.stamps = self.stamps
         self._timer.harvest.stamp_calibration = Calibration(quantum_of_stamps(self.stamps, self._graphs))
         return "", sizes
@@ -166,39 +203,77 @@ class Twins:
                            self._timer.boundaries, self.stamps.source, self._chains(self.stamps)])  # fmt: skip
 
     def _chains(self, stamps: Stamps) -> bool:
-        """Whether stamps go over to the chain where NCCL's kernels are in a graph."""
+        """Tell whether timestamp kernels go over to the chain where NCCL's kernels are in a graph."""
         return stamps.branches and self._environ.get(GRAPH_MIXING) != "0"
 
+    def captures(self, owner: Any) -> bool:
+        """Tell whether graphs of this ``CudaGraph`` are captured a second time. Forgets nothing, decides nothing."""
+        return self._owns(owner)
+
     def wants(self, owner: Any, batch: int) -> bool:
-        """Whether a twin is to be captured beside this graph of the host's. Forgets one that the host captures anew."""
+        """Decide with all ranks about the graph that the host is about to capture. Forgets one that it captures anew.
+
+        The first rank says when the budget is used up; another one can only say that it cannot.
+        """
         if not self._owns(owner):
             return False
         self.by_size.pop(batch, None)
-        return batch in self._planned
+        if batch not in self._planned:
+            return False
+        affordable = self._ballot.follows or self._is_affordable(batch)
+        return self._ballot.agree(f"wanted {batch}", AGREED if affordable else None)
 
-    def capture(self, owner: Any, decode: Callable[..., Any], inputs: Any, pristine: Any, state: Any) -> None:
-        """Beside the graph that the host has just captured for this batch size, from the same inputs.
+    def _is_affordable(self, batch: int) -> bool:
+        """By what the graphs so far took. The host captures the largest first, and the small ones matter as much."""
+        settings, made = self._settings, len(self.by_size)
+        if not made or settings.graph_batch_sizes:
+            return True
+        left = [size for size in self._planned if size <= batch]
+        # Each is captured now, and checked once more on other inputs when the host has captured all.
+        budget = min(((settings.graph_mib << 20) - self.bytes) / max(self.bytes / made, 1.0),
+                     (settings.graph_seconds - self.seconds) / max(self.seconds / made, 1e-3))  # fmt: skip
+        return budget >= 1 and batch in spread(left, int(budget))
 
-        ``pristine``: a shallow copy of ``state`` from before. Kernels keep tensors on it that they compute once, and a
-        graph that found them there would not contain their computation.
-        """
-        began, batch = time.perf_counter(), inputs.shape[0]
+    def drawing(self, rows: int, decode: Callable[..., Any], given: Sequence[Any], state: Any) -> Drawing:
+        """Keep what the host is about to capture, as it is before: kernels will leave tensors on ``state``."""
+        try:
+            pristine = pristine_of(state)
+        except (RefersBack, AttributeError, TypeError) as error:
+            return Drawing(rows, None, (), None, state, f"the host's infer_state cannot be copied: {error}")
+        return Drawing(rows, decode, tuple(pristine if each is state else each for each in given), pristine, state)
+
+    def capture(self, owner: Any, drawing: Drawing) -> None:
+        """Beside the graph that the host has just captured for this batch size, from the same inputs."""
+        began, batch = time.perf_counter(), drawing.rows
         captured: Captured | None = None
-        # Leaving this context exchanges buffers between the ranks: all of them must, whatever becomes of our part.
-        exchanging = self._module.lightllm_capture_graph(getattr(state, "dist_group", None))  # type: ignore[union-attr]
+        exchange = getattr(self._module, "lightllm_capture_graph", None)
+        # Leaving this context exchanges buffers between the ranks (up to May 2026): all of them must.
+        exchanging = (
+            exchange(getattr(drawing.state, "dist_group", None)) if exchange is not None else contextlib.nullcontext()
+        )
         with exchanging, self._guard(Stage.PATCH):
-            like(pristine, state)
-            captured = self._draw(owner, batch, lambda: decode(inputs, pristine))
+            decode = drawing.decode
+            if decode is not None and self._is_plain(owner, batch):
+                take_over_numbers(drawing.pristine, drawing.state)
+                captured = self._draw(owner, batch, lambda: decode(*drawing.given))
         if not self._ballot.agree(f"captured {batch}", AGREED if captured is not None else None):
-            self.refuse(f"the twin for batch size {batch} could not be captured on every rank")
+            self.refuse(
+                drawing.problem or f"the graph for batch size {batch} could not be captured a second time on every rank"
+            )
         elif not self._ballot.agree(
             f"equal {batch}", AGREED if self._is_equal(captured, owner.graph[batch][-1]) else None
         ):
-            self.refuse(f"for batch size {batch} the twin's outputs are not those of the host's own graph")
+            self.refuse(f"for batch size {batch} the outputs are not those of the host's own graph")
         elif captured is not None:
             self._learn_cost(captured, owner.graph[batch][-1])
             self.by_size[batch] = captured
         self.seconds += time.perf_counter() - began
+
+    @staticmethod
+    def _is_plain(owner: Any, batch: int) -> bool:
+        """Tell whether the host keeps what it has captured in the form that is known: ``(graph, …, output)``."""
+        entry = owner.graph.get(batch)
+        return isinstance(entry, tuple) and len(entry) > 1 and hasattr(entry[0], "replay")
 
     def _draw(self, owner: Any, batch: int, decode: Callable[[], Any]) -> Captured | None:
         """Capture the graph of what ``decode`` does, with a stamp at every mark. None when marks are missing."""
@@ -281,10 +356,55 @@ class Twins:
             once.replay()
         return seconds
 
-    def seal(self, owner: Any) -> None:
-        """The host has captured all of its graphs. What it captures from here on gets no twin."""
-        if self._owns(owner):
-            self._planned = frozenset()
+    def collect(self, given: Any) -> None:
+        """Keep an input of the host's warm-up, as it came."""
+        if given is not None and not getattr(given, "is_prefill", True):
+            self._inputs[int(given.batch_size)] = copy.copy(given)
+
+    def seal(self, owner: Any, model: Any) -> None:
+        """The host has captured all of its graphs. What it captures from here on is not captured a second time."""
+        inputs, self._inputs = self._inputs, {}
+        if not self._owns(owner):
+            return
+        began = time.perf_counter()
+        self._planned = frozenset()
+        for batch in sorted(self.by_size):
+            if not self._check_on_other_inputs(owner, model, batch, inputs.get(batch)):
+                break
+        self.seconds += time.perf_counter() - began
+
+    def _check_on_other_inputs(self, owner: Any, model: Any, batch: int, given: Any) -> bool:
+        """Plain on others, plain on the first, ours on others, each through the host's own forward and replay.
+
+        What kernels compute from lengths must be computed by our graph as well. Between the two that are compared the host's
+        graph has left in memory what belongs to the first lengths, so that a graph without those kernels is found out.
+        """
+        captured, others = self.by_size[batch], None
+        if self._settings.graphs is GraphPolicy.FORCE:  # outputs may differ by themselves; all ranks have this setting
+            return True
+        with self._guard(Stage.PATCH):
+            others = other_inputs(given, owner, model)
+        if not self._ballot.agree(f"others {batch}", AGREED if others is not None else None):
+            self.refuse(f"for batch size {batch} the host's graph could not be tried on other inputs")
+            return False
+        seen = []
+        for tried, asked in ((None, others), (None, given), (captured, others)):
+            with self._guard(Stage.PATCH):
+                output = owner.graph[batch][-1]
+                self._graphs.spoil(output)
+                self.trying = tried
+                model.forward(copy.copy(asked))
+                seen.append(self._graphs.copy_of(output))
+            self.trying = None
+        same = len(seen) == 3 and self._graphs.same(seen[0], seen[2])
+        if same and self._graphs.same(seen[0], seen[1]):
+            log.warning(
+                "for batch size %d the host's graph gives the same outputs for other inputs: it proves little", batch
+            )
+        if not self._ballot.agree(f"equal on others {batch}", AGREED if same else None):
+            self.refuse(f"for batch size {batch} the outputs for other inputs are not those of the host's own graph")
+            return False
+        return True
 
     def arm(self) -> None:
         """The model is complete. One more vote, on what every rank has now: then twins may be replayed."""
@@ -334,31 +454,55 @@ class Twins:
         where = ", on the chain because of NCCL" if any(each.twin.chained for each in self.by_size.values()) else ""
         return {
             "state": self.state, "reason": self.reason, "sizes": sorted(self.by_size), "bytes": self.bytes,
-            "seconds": round(self.seconds, 3),
+            "seconds": round(self.seconds, 3), "host_sizes": self._host_sizes,
             "stamps": f"{self.stamps.source}, {self.stamps.detail}{where}" if self.stamps is not None else "",
         }  # fmt: skip
 
 
-def like(pristine: Any, state: Any) -> None:
-    """Give ``pristine`` the plain values that the host has set on ``state`` since; its tensors stay as they were."""
-    for name, value in vars(state).items():
-        if isinstance(value, (bool, int, float)) and name in vars(pristine):
-            setattr(pristine, name, value)
+def other_inputs(given: Any, owner: Any, model: Any) -> Any:
+    """Return the host's own input of a warm-up with other lengths and another token, or None where it cannot be made.
+
+    No length is more than the graph, the model or the host's table of tokens is made for. All rows share one token: rows of
+    one length then write the same keys and values, in whatever order.
+    """
+    lengths, ids = getattr(given, "b_seq_len", None), getattr(given, "input_ids", None)
+    table = getattr(getattr(getattr(model, "req_manager", None), "req_to_token_indexs", None), "shape", None)
+    known = (
+        getattr(owner, "graph_max_len_in_batch", None),
+        getattr(model, "max_seq_length", None),
+        table and table[-1],
+    )
+    bounds = [each for each in known if isinstance(each, int)]
+    if lengths is None or ids is None or len(bounds) < len(known) or not isinstance(given.total_token_num, int):
+        return None
+    batch = int(given.batch_size)
+    longest = min(*bounds, max(OTHER_TOKENS // batch, 64)) - 1
+    if longest < 4:
+        return None
+    wanted = [max(longest - (longest // (2 * batch)) * row, 3) for row in range(batch)]
+    others = copy.copy(given)
+    others.b_seq_len = lengths.new_tensor(wanted)
+    others.input_ids = ids.new_full(tuple(ids.shape), OTHER_TOKEN)
+    others.total_token_num = sum(wanted)
+    return others
 
 
-def probe(owner: Any, module: ModuleType, environ: Mapping[str, str]) -> str:
-    """Why this host's graphs cannot have twins; empty when nothing speaks against it."""
+def module_of(function: Any) -> ModuleType | None:
+    """Return the module that a function of the host's was defined in."""
+    return sys.modules.get(str(getattr(function, "__module__", "")))
+
+
+def probe(owner: Any, fits: Fits, environ: Mapping[str, str]) -> str:
+    """Say why graphs of this host are not captured a second time; empty when nothing speaks against it."""
+    args = getattr(owner, "args", None)
+    if not fits.fits("graph_capture") or not fits.fits("graph_replay"):
+        return "CudaGraph captures or replays in a way that is not known"
     if getattr(owner, "enable_decode_microbatch_overlap", False):
         return "two microbatches overlap in one graph"
-    if environ.get("MOE_MODE", "TP") == "EP":
-        return "MOE_MODE=EP keeps communication buffers that alternate from call to call"
-    if not hasattr(module, "lightllm_capture_graph"):
-        return "this LightLLM captures its graphs in a way that is not known"
-    for name, wanted in (("_capture_decode", ["self", "decode_func", "input_ids", "infer_state"]),
-                         ("_replay", ["self", "input_ids", "infer_state"])):  # fmt: skip
-        method = getattr(type(owner), name, None)
-        if method is None or list(inspect.signature(method).parameters) != wanted:
-            return f"CudaGraph.{name} is not the one that is known"
-    if not hasattr(owner, "mempool") or not hasattr(owner, "graph"):
+    if getattr(args, "enable_ep_moe", False) or environ.get("MOE_MODE", "TP") == "EP":
+        return "expert parallelism keeps communication buffers that alternate from call to call"
+    if getattr(args, "enable_torch_memory_saver", False):
+        return "torch_memory_saver may take a graph's memory away (--enable_rl)"
+    if not hasattr(owner, "mempool") or not isinstance(getattr(owner, "graph", None), dict):
         return "CudaGraph keeps its graphs in a way that is not known"
     return ""

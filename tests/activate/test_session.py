@@ -2,6 +2,7 @@
 
 import os
 
+import hooking
 import pytest
 from fake_host import InferReq, ModelInput, answer, make
 
@@ -9,7 +10,6 @@ from lightllm_otel.activate import session as session_module
 from lightllm_otel.activate.session import ServerSession
 from lightllm_otel.guard import Guard
 from lightllm_otel.measure.clock import HostClock
-from lightllm_otel.patch import seams
 from lightllm_otel.patch.ledger import Ledger
 from lightllm_otel.ring import control, layout
 from lightllm_otel.ring.control import ControlPage
@@ -32,9 +32,12 @@ def build(monkeypatch, tmp_path):
                                       "LIGHTLLM_OTEL_RING_MIB": "1", "LIGHTLLM_OTEL_SAMPLE_EVERY": "1", **environ})  # fmt: skip
         host = make(now)
         session = ServerSession(settings, Guard(), Ledger(), live=Ledger())
-        seams.patch_model(host.basemodel, session)
-        seams.patch_sample(host.post_process, session)
-        seams.patch_rpc(host.model_rpc, session)
+        hooking.hook(
+            session,
+            basemodel__basemodel=host.basemodel,
+            generic_post_process=host.post_process,
+            model_rpc=host.model_rpc,
+        )
         sessions.append(session)
         return host, session, host.model_rpc.ModelRpcServer(host.basemodel.TpPartBaseModel())
 

@@ -17,13 +17,13 @@ import sys
 import types
 
 import fake_host
+import hooking
 from fake_host import HttpRequest, ModelInput, SamplingParams
 
 from lightllm_otel.activate import session as session_module
 from lightllm_otel.activate.session import ServerSession
 from lightllm_otel.guard import Guard
 from lightllm_otel.measure.clock import HostClock
-from lightllm_otel.patch import seams
 from lightllm_otel.patch.ledger import Ledger
 from lightllm_otel.settings import Settings
 
@@ -53,9 +53,9 @@ def model():
     session_module.operators.install_all_collectives = lambda *args: None
     host = fake_host.make(now)
     session = session_of_this_process()
-    seams.patch_model(host.basemodel, session)
-    seams.patch_sample(host.post_process, session)
-    seams.patch_rpc(host.model_rpc, session)
+    hooking.hook(
+        session, basemodel__basemodel=host.basemodel, generic_post_process=host.post_process, model_rpc=host.model_rpc
+    )
     rpc = host.model_rpc.ModelRpcServer(host.basemodel.TpPartBaseModel())
 
     def step(requests, is_prefill):
@@ -123,7 +123,7 @@ def http(count):
 
     module = types.ModuleType("fake")
     module.HttpServerManager = Manager
-    seams.patch_http(module, session_of_this_process())
+    hooking.hook(session_of_this_process(), httpserver__manager=module)
     manager = Manager()
 
     async def ask(number):

@@ -2,14 +2,15 @@
 
 import functools
 
+import fake_host
+import fakes
 import pytest
 from fake_host import InferReq, ModelInput, answer
 
 from lightllm_otel.guard import Guard
 from lightllm_otel.patch import operators, slots
 from lightllm_otel.patch.ledger import Ledger
-from lightllm_otel.patch.seams import reader
-from lightllm_otel.vocabulary import Stage
+from lightllm_otel.vocabulary import Feature, Stage
 
 ANSWER = answer(ModelInput(1, 8, False))
 
@@ -158,9 +159,21 @@ def test_a_missing_slot_is_reported_and_the_others_are_timed(serve, now):
     assert found["embedding"] == operators.INSTALLED
 
 
-def test_an_unknown_signature_is_named():
-    with pytest.raises(LookupError, match=r"forward\(self, batch\) is not a signature"):
-        reader("forward", {"self": None, "batch": None})
+def test_a_forward_of_an_unknown_signature_is_left_alone_and_named(serve, now):
+    host = fake_host.make(now)
+
+    class TpPartBaseModel(host.basemodel.TpPartBaseModel):
+        def forward(self, work):
+            return super().forward(work)
+
+    stock = TpPartBaseModel.forward
+    host.basemodel.TpPartBaseModel = TpPartBaseModel
+    session = fakes.FakeSession(host).patch()
+    assert TpPartBaseModel.forward is stock
+    (sentence,) = session.fits.lost()[Feature.STEPS]
+    assert sentence == "no step is timed"
+    assert "its parameters are (self, work)" in session.fits.facts()["rows"]["forward"]
+    session.undo()
 
 
 def test_an_error_is_logged_once_and_counted_every_time(caplog):

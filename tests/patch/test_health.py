@@ -7,12 +7,15 @@ import time
 import types
 from pathlib import Path
 
+import hooking
 import pytest
 
 from lightllm_otel.guard import Guard
+from lightllm_otel.patch.fits import Fits
 from lightllm_otel.patch.health import is_exporter
 from lightllm_otel.patch.ledger import Ledger
-from lightllm_otel.patch.seams import patch_health
+from lightllm_otel.settings import Settings
+from lightllm_otel.standard import Standard
 
 
 @pytest.fixture
@@ -43,10 +46,20 @@ def test_an_exporter_is_told_from_other_processes(living_exporter, ended_exporte
     assert not is_exporter(2**30)
 
 
+def session_with_a_ledger():
+    return types.SimpleNamespace(
+        ledger=Ledger(),
+        guard=Guard(strict=True),
+        fits=Fits(),
+        settings=Settings.from_env({}),
+        standard=Standard.from_env({}),
+    )
+
+
 def test_the_monitors_list_has_everything_but_exporters(ended_exporter):
     module = types.SimpleNamespace(get_all_cared_pids=lambda: [1, os.getpid(), ended_exporter])
-    session = types.SimpleNamespace(ledger=Ledger(), guard=Guard(strict=True))
-    patch_health(module, session)
+    session = session_with_a_ledger()
+    hooking.hook(session, health_monitor__manager=module)
     assert module.get_all_cared_pids() == [1, os.getpid()]
     session.ledger.undo()
     assert ended_exporter in module.get_all_cared_pids()
@@ -54,5 +67,7 @@ def test_the_monitors_list_has_everything_but_exporters(ended_exporter):
 
 def test_a_version_without_such_a_list_is_left_alone():
     module = types.SimpleNamespace()
-    patch_health(module, types.SimpleNamespace(ledger=Ledger(), guard=Guard(strict=True)))
+    session = session_with_a_ledger()
+    hooking.hook(session, health_monitor__manager=module)
     assert vars(module) == {}
+    assert session.fits.lost() == {}

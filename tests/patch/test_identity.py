@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from lightllm_otel.patch.identity import describe_host, describe_model, identify, lightllm_version
+from lightllm_otel.patch.identity import describe_host, describe_model, identify, lightllm_version, meeting_place
 from lightllm_otel.ring.folder import group_key
 
 
@@ -15,7 +15,9 @@ def test_new_keeps_it_in_the_environment():
     environ = {
         "LIGHTLLM_CURRENT_RANK_IN_DP": "1", "LIGHTLLM_DP_WORLD_SIZE": "2", "LIGHTLLM_GLOBAL_DP_RANK": "3",
         "LIGHTLLM_DP_SIZE": "4",
-        "LIGHTLLM_START_ARGS": json.dumps({"nccl_host": "10.0.0.1", "nccl_port": 28765, "node_rank": 1}),
+        "LIGHTLLM_START_ARGS": json.dumps(
+            {"nccl_host": "10.0.0.1", "nccl_port": 28765, "node_rank": 1, "nnodes": 2, "port": 8000}
+        ),
     }  # fmt: skip
     identity = identify(object(), environ)
     assert (identity.rank, identity.tp, identity.dp_rank, identity.dp) == (1, 2, 3, 4)
@@ -67,3 +69,17 @@ def test_a_checkout_on_the_path_is_not_the_installed_version(monkeypatch, tmp_pa
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: distribution)
     monkeypatch.setitem(sys.modules, "lightllm", types.SimpleNamespace(__path__=[str(tmp_path / used)]))
     assert lightllm_version() == version
+
+
+@pytest.mark.parametrize(
+    ("start", "place"),
+    [
+        ({"port": 8000, "nccl_port": None}, ("127.0.0.1", 8000)),  # since July 2026, where the user gives none
+        ({"port": 8000, "nccl_port": 43127}, ("127.0.0.1", 8000)),  # since January 2026: another free one at each start
+        ({"port": 8000, "nccl_port": 28765, "nccl_host": "10.0.0.1", "nnodes": 2}, ("10.0.0.1", 28765)),
+        ({"nccl_port": 28765}, ("127.0.0.1", 28765)),
+        ({}, ("127.0.0.1", 0)),
+    ],
+)
+def test_a_server_is_named_by_its_own_port_and_a_group_of_servers_by_where_they_meet(start, place):
+    assert meeting_place(start) == place

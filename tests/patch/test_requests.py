@@ -6,11 +6,12 @@ import gc
 import types
 
 import fake_host
+import hooking
 import pytest
 from fake_host import HttpRequest, SamplingParams
 
 from lightllm_otel.guard import Guard
-from lightllm_otel.patch import seams
+from lightllm_otel.patch.fits import Fits
 from lightllm_otel.patch.ledger import Ledger
 from lightllm_otel.ring.notes import PATTERN, NotesReader
 from lightllm_otel.settings import Settings
@@ -32,8 +33,10 @@ def http(request, tmp_path, host_untouched):
         for owner in (module, module.HttpServerManager, module.ReqStatus):
             host_untouched(owner)
         settings = dataclasses.replace(Settings.from_env({}), directory=tmp_path)
-        session = types.SimpleNamespace(guard=Guard(strict), ledger=Ledger(), standard=standard, settings=settings)
-        seams.patch_http(module, session)
+        session = types.SimpleNamespace(
+            guard=Guard(strict), ledger=Ledger(), standard=standard, settings=settings, fits=Fits(), watches=None
+        )
+        hooking.hook(session, httpserver__manager=module)
         side = Http(module, session, request.param == "old", tmp_path)
         made.append(side)
         return side
@@ -247,4 +250,4 @@ def test_each_tensor_parallel_group_learns_which_requests_are_traced(http, monke
     kinds = {
         path.parent.name: [note["k"] for note in NotesReader(path).read()] for path in side.directory.rglob(PATTERN)
     }
-    assert kinds == {"127.0.0.1-28765-dp0": ["b", "e"], "127.0.0.1-28765-dp1": ["b"]}
+    assert kinds == {"127.0.0.1-8080-dp0": ["b", "e"], "127.0.0.1-8080-dp1": ["b"]}

@@ -1,11 +1,19 @@
 """The rules that keep instrumented twins safe, on a fake GPU that breaks when one of them is broken."""
 
+import types
+
 import fake_host
+import hooking
 import pytest
 from fake_host import COST, LAYER_SECONDS, LAYERS, CaptureBroken, InferReq, ModelInput, answer
 
-from lightllm_otel.patch import seams, twins
-from lightllm_otel.vocabulary import DropReason, Mode, Operator, Stage, Whole
+from lightllm_otel.guard import Guard
+from lightllm_otel.patch import twins
+from lightllm_otel.patch.fits import Fits
+from lightllm_otel.patch.ledger import Ledger
+from lightllm_otel.settings import Settings
+from lightllm_otel.standard import Standard
+from lightllm_otel.vocabulary import DropReason, Feature, Mode, Operator, Stage, Whole
 
 
 def ask(rpc, batch=1, context=8, value=0):
@@ -134,8 +142,17 @@ def test_a_twin_computes_again_what_kernels_keep_on_the_state(serve):
     assert session.twins.state == "armed"
 
 
-def test_the_fake_host_breaks_when_a_twin_is_captured_from_the_used_state(serve, monkeypatch):
-    monkeypatch.setattr(seams.copy, "copy", lambda state: state)
+def test_a_graph_that_lacks_a_kernel_is_found_out_on_other_inputs_though_it_is_equal_on_the_first(serve, monkeypatch):
+    monkeypatch.setattr(twins, "pristine_of", lambda state: state)
+    monkeypatch.setattr(fake_host, "copy", copy_module_of_the_host())
+    _, session, rpc = serve(kvargs="graphs")
+    assert "the outputs for other inputs are not those of the host's own graph" in session.twins.reason
+    assert [ask(rpc, context=context) for context in (8, 40)] == [right(context=8), right(context=40)]
+
+
+def test_without_that_check_such_a_graph_gives_wrong_answers(serve, monkeypatch):
+    monkeypatch.setattr(twins, "pristine_of", lambda state: state)
+    monkeypatch.setattr(twins.Twins, "_check_on_other_inputs", lambda *arguments: True)
     monkeypatch.setattr(fake_host, "copy", copy_module_of_the_host())
     _, _, rpc = serve(kvargs="graphs")
     stale = [ask(rpc, context=context) for context in (8, 40)]
@@ -270,25 +287,40 @@ def test_a_twin_whose_plain_graph_the_host_captures_anew_is_not_replayed_any_mor
 
 def test_overlapping_microbatches_and_expert_parallelism_have_whole_steps_only(serve, monkeypatch):
     _, session, rpc = serve(kvargs="graphs", environ={"MOE_MODE": "EP"})
-    assert (session.twins.state, "MOE_MODE=EP" in session.twins.reason) == ("refused", True)
+    assert (session.twins.state, "expert parallelism" in session.twins.reason) == ("refused", True)
     assert ask(rpc) == right()
 
     class Overlapping:
         enable_decode_microbatch_overlap = True
 
-    assert "microbatches" in twins.probe(Overlapping(), None, {})
+    assert "microbatches" in twins.probe(Overlapping(), session.fits, {})
+
+
+@pytest.mark.parametrize(
+    ("flag", "reason"), [("enable_ep_moe", "expert"), ("enable_torch_memory_saver", "memory_saver")]
+)
+def test_a_server_started_with_a_mode_that_is_not_safe_has_whole_steps_only(serve, flag, reason):
+    _, session, rpc = serve(kvargs="graphs")
+    rpc.model.graph.args = types.SimpleNamespace(**{flag: True})
+    assert reason in twins.probe(rpc.model.graph, session.fits, {})
 
 
 def test_a_cuda_graph_class_of_another_shape_is_left_alone():
-    class Other:
+    class CudaGraph:
         graph, mempool = {}, None
 
         def _capture_decode(self, decode_func, batch):
             return None
 
-    module = type("Module", (), {"lightllm_capture_graph": None})
-    assert "_capture_decode is not the one that is known" in twins.probe(Other(), module, {})
-    assert "way that is not known" in twins.probe(Other(), object(), {})
+    stock = CudaGraph._capture_decode
+    session = types.SimpleNamespace(
+        guard=Guard(), ledger=Ledger(), live=Ledger(), fits=Fits(), settings=Settings.from_env({}),
+        standard=Standard.from_env({}), lane=None,
+    )  # fmt: skip
+    hooking.hook(session, basemodel__cuda_graph=types.SimpleNamespace(CudaGraph=CudaGraph))
+    assert CudaGraph._capture_decode is stock
+    assert "captures or replays in a way that is not known" in twins.probe(CudaGraph(), session.fits, {})
+    assert session.fits.lost() == {Feature.DECODE_GRAPHS: ["operators inside decode graphs are not timed"]}
 
 
 def test_too_little_memory_is_one_clear_sentence(serve, caplog):
