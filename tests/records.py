@@ -61,4 +61,5 @@ FACTS = {
     "config": {"hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 32, "intermediate_size": 11008,
                "vocab_size": 32000},
     "slots": {operator.value: "installed" for operator in Operator},
+    "contracts": {"rows": {}, "lost": {}},
 }  # fmt: skip

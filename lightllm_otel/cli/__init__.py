@@ -21,6 +21,8 @@ def parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="what is active here, what is missing, and how to mend it")
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    doctor.add_argument("--contracts", action="store_true",
+                        help="print every place where LightLLM is touched or read, and what is lost without it")  # fmt: skip
     doctor.add_argument("--stuck", nargs="?", type=_patience, const=10.0, metavar="SECONDS",
                         help="where each rank stands, and whom the others wait for (after so long; default: 10)")  # fmt: skip
     doctor.add_argument(
@@ -159,9 +161,11 @@ def _demo(given: argparse.Namespace) -> int:
 
 
 def _doctor(given: argparse.Namespace) -> int:
-    from lightllm_otel.cli.doctor import doctor
+    from lightllm_otel.cli.doctor import doctor, table
     from lightllm_otel.cli.stuck import stuck
 
+    if given.contracts:
+        return table()
     if given.stuck is not None:
         return stuck(given.json, given.stuck)
     return doctor(given.json, given.remote)

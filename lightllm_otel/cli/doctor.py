@@ -13,6 +13,7 @@ from typing import Any
 from lightllm_otel import __version__
 from lightllm_otel.cli.scrape import NoExporter, Scrape, addresses, directories, fetch
 from lightllm_otel.cli.verdict import verdict
+from lightllm_otel.patch.contracts import FIELDS, HOOKS, Field, Hook
 from lightllm_otel.ring.folder import LOCK_NAME, RING_PATTERN, is_locked
 from lightllm_otel.ring.reader import RingReader
 from lightllm_otel.settings import PREFIX, SETTINGS, Settings, is_on
@@ -170,6 +171,7 @@ def rank(path: Path) -> list[Finding]:
     ]  # fmt: skip
     findings += graphs(name, facts.get("graphs") or {}, header)
     findings += slots(name, facts.get("slots", {}), facts.get("level", ""))
+    findings += contracts(name, facts.get("contracts") or {})
     if int(header["control_seq"]):
         findings.append(Finding(NOTE, name, f"live control: {Level.of(int(header['level']))}, one decode step in "
                                 f"{int(header['sample_every'])}, since forward {int(header['control_at'])}"))  # fmt: skip
@@ -201,6 +203,40 @@ def graphs(name: str, found: dict[str, Any], header: Any) -> list[Finding]:
         counted = ", ".join(f"{count} {why}" for why, count in counts.items() if count)
         findings.append(Finding(NOTE, name, f"steps without operators that were due: {counted}"))
     return findings
+
+
+def contracts(name: str, found: dict[str, Any]) -> list[Finding]:
+    """Findings for what this LightLLM does not have, or has in another form than is known; a line for each feature."""
+    rows = {row.name: row for row in (*HOOKS, *FIELDS)}
+    findings = []
+    for feature, sentences in (found.get("lost") or {}).items():
+        why = [
+            f"{_place(rows[row])}: {state}"
+            for row, state in (found.get("rows") or {}).items()
+            if row in rows and rows[row].feature.value == feature
+        ]
+        what = f"not measured on this LightLLM: {feature} ({'; '.join(sentences)})"
+        findings.append(Finding(NOTE, name, what, "; ".join(why)))
+    return findings
+
+
+def _place(row: Hook | Field) -> str:
+    return row.place if isinstance(row, Hook) else f"{row.owner}.{', '.join(row.attributes)}"
+
+
+def table() -> int:
+    """Print every place where the plugin touches or reads LightLLM; with the state of a row in a server that runs here."""
+    states: dict[str, str] = {}
+    for directory in directories():
+        for path in sorted(directory.glob(f"*/{RING_PATTERN}")):
+            if is_locked(path):
+                found = RingReader(path).facts().get("contracts") or {}
+                states.update(found.get("rows") or {})
+    for row in (*HOOKS, *FIELDS):
+        print(f"{row.feature.value:<16}{_place(row):<72}{row.since} … {row.until}")
+        if row.name in states:
+            print(f"{'':<16}here: {states[row.name]}; then {row.loses}")
+    return 0
 
 
 def slots(name: str, found: dict[str, Any], level: str) -> list[Finding]:

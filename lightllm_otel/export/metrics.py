@@ -125,6 +125,8 @@ METRICS = (
            "Errors on a GPU's NVLinks (CRC, replays, recoveries) and replays on its PCI Express, since its driver was loaded."),
     Metric("lightllm_otel_slot_installed", GAUGE, ("operator",),
            "1 when the operator was found in the model and is timed on every rank, else 0."),
+    Metric("lightllm_otel_feature_available", GAUGE, ("feature",),
+           "1 when this LightLLM has everything that the feature needs, else 0; lightllm-otel doctor says what is not there."),
     Metric("lightllm_otel_steps_sampled_total", COUNTER, (), "Steps whose operators were timed, over all ranks."),
     Metric("lightllm_otel_records_dropped_total", COUNTER, ("reason",), "Steps or their operators that were lost."),
     Metric("lightllm_otel_steps_whole_only_total", COUNTER, ("reason",),

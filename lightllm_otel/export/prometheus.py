@@ -27,7 +27,7 @@ from lightllm_otel.export.hardware import Hardware
 from lightllm_otel.export.link import UNKNOWN, GroupLink, Ports
 from lightllm_otel.export.outbound import Outbound
 from lightllm_otel.export.rows import Row, of_collectives, of_hardware
-from lightllm_otel.vocabulary import IdleReason, Level, Mode, Operator, Phase
+from lightllm_otel.vocabulary import Feature, IdleReason, Level, Mode, Operator, Phase
 
 
 class GroupCollector(Collector):
@@ -133,6 +133,11 @@ class GroupCollector(Collector):
                 ((str(number), *self._gpu(rank.facts)), None)
                 for number, rank in sorted(self._group.ranks.items())
                 if rank.facts.get("gpu_uuid")
+            ],
+            "lightllm_otel_feature_available": [
+                ((feature.value,), float(feature.value not in facts["contracts"].get("lost", {})))
+                for feature in Feature
+                if "contracts" in facts
             ],
             "lightllm_otel_slot_installed": [
                 ((operator,), float(found)) for operator, found in self._group.slots().items()

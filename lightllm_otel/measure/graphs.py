@@ -89,7 +89,7 @@ class TorchGraphs:
         pairs = [(source, target) for source, target in zip(tensors_in(made), tensors_in(wanted))
                  if source.data_ptr() != target.data_ptr()]  # fmt: skip
         for source, target in pairs:
-            target.copy_(source)
+            target.copy_(_apart(source, target))
         return bool(pairs)
 
     def seconds(self, graph: Any) -> float:
@@ -117,6 +117,30 @@ class TorchGraphs:
         import torch
 
         torch.cuda.empty_cache()
+
+
+def _apart(source: Any, target: Any) -> Any:
+    """Return ``source``, or a copy of it whose memory does not overlap with that of ``target``.
+
+    Since December 2025 LightLLM keeps outputs without owning their memory, so the allocator may give it to ours; a kernel that
+    copied between two places that overlap would read what it has just written. Of three live blocks at least one is apart.
+    """
+    copies = [source]
+    while _overlap(copies[-1], target) and len(copies) < 3:
+        copies.append(source.clone())
+    return copies[-1]
+
+
+def _overlap(one: Any, other: Any) -> bool:
+    first, second = _extent(one), _extent(other)
+    return first[0] < second[1] and second[0] < first[1]
+
+
+def _extent(tensor: Any) -> tuple[int, int]:
+    """First address of a tensor, and the first one behind it."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    begin = tensor.data_ptr()
+    return begin, begin + (last + 1) * tensor.element_size()
 
 
 def _end_allocation(pool: Any) -> None:

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
+import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +46,7 @@ class Kernels:
         self._ledger = Ledger()
         self._profiler: Any = None
         self._until = 0.0
+        self._thread = 0
         self._path = Path()
 
     def tick(self, model: Any, now: float | None = None) -> None:
@@ -50,7 +54,8 @@ class Kernels:
         now = time.monotonic() if now is None else now
         try:
             if self._profiler is not None:
-                if now >= self._until:
+                # torch's profiler ends on the thread that began it: on another it would answer nothing and stay on.
+                if now >= self._until and threading.get_ident() == self._thread:
                     self._end()
             elif (asked := errand.take(self._folder)) is not None:
                 self._begin(asked, model, now)
@@ -61,6 +66,9 @@ class Kernels:
             errand.answer(self._folder, {"ok": False, "text": str(error) or type(error).__name__})
 
     def _begin(self, asked: dict[str, Any], model: Any, now: float) -> None:
+        if _host_profiles():
+            raise RuntimeError("the server was started with --enable_profiling, and two profilers cannot run at once")
+        self._thread = threading.get_ident()
         self._path = Path(asked["path"])
         self._until = now + min(float(asked["seconds"]), MOST_SECONDS)
         self._profiler = self._start()
@@ -87,9 +95,21 @@ def _torch_profiler() -> Any:
     # Where the profiler has it: without, it warns in the host's log that its events would be lost in a next cycle.
     known = inspect.signature(torch.profiler.profile).parameters
     accumulate: dict[str, Any] = {"acc_events": True} if "acc_events" in known else {}
-    profiler = torch.profiler.profile(activities=activities, **accumulate)
+    # Since v1.1.0 two threads launch in turn: where torch knows how, both are seen.
+    threads: dict[str, Any] = {}
+    if "experimental_config" in known:
+        config: Any = torch._C._profiler._ExperimentalConfig
+        with contextlib.suppress(TypeError):
+            threads = {"experimental_config": config(profile_all_threads=True)}
+    profiler = torch.profiler.profile(activities=activities, **accumulate, **threads)
     profiler.start()
     return profiler
+
+
+def _host_profiles() -> bool:
+    """Tell whether LightLLM has a profiler of its own (since June 2026)."""
+    start = json.loads(os.environ.get("LIGHTLLM_START_ARGS") or "{}")
+    return bool(start.get("enable_profiling"))
 
 
 def _record_functions() -> tuple[ranges.Push, ranges.Pop]:

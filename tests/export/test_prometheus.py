@@ -124,3 +124,13 @@ def test_a_step_in_flight_shows_for_how_long():
     registry.register(GroupCollector(group, now=lambda: 100.0))
     assert registry.get_sample_value("lightllm_gpu_step_in_flight_seconds", {"rank": "0"}) == 60.0
     assert registry.get_sample_value("lightllm_gpu_step_number", {"rank": "0"}) == 7
+
+
+def test_a_feature_that_this_lightllm_lacks_something_for_reads_0():
+    group = full_group()
+    lost = {"decode_graphs": ["operators inside decode graphs are not timed"]}
+    for rank in group.ranks.values():
+        rank.facts = {**rank.facts, "contracts": {"rows": {}, "lost": lost}}
+    text = generate_latest(registry_of(group)).decode()
+    assert 'lightllm_otel_feature_available{feature="decode_graphs"} 0.0' in text
+    assert 'lightllm_otel_feature_available{feature="steps"} 1.0' in text
