@@ -60,6 +60,9 @@ class Tensor:
     def element_size(self) -> int:
         return 2
 
+    def clone(self):
+        return Tensor(*self.shape, value=self.value)
+
     def new_tensor(self, values):
         return Tensor(len(values), value=tuple(values))
 

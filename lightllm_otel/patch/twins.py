@@ -357,9 +357,12 @@ class Twins:
         return seconds
 
     def collect(self, given: Any) -> None:
-        """Keep an input of the host's warm-up, as it came."""
+        """Keep an input of the host's warm-up, as it came: its tensors become those of the graph, which replays write into."""
         if given is not None and not getattr(given, "is_prefill", True):
-            self._inputs[int(given.batch_size)] = copy.copy(given)
+            kept = self._inputs[int(given.batch_size)] = copy.copy(given)
+            for name, value in list(vars(given).items()):
+                if hasattr(value, "clone"):
+                    setattr(kept, name, value.clone())
 
     def seal(self, owner: Any, model: Any) -> None:
         """The host has captured all of its graphs. What it captures from here on is not captured a second time."""
@@ -398,9 +401,8 @@ class Twins:
             self.trying = None
         same = len(seen) == 3 and self._graphs.same(seen[0], seen[2])
         if same and self._graphs.same(seen[0], seen[1]):
-            log.warning(
-                "for batch size %d the host's graph gives the same outputs for other inputs: it proves little", batch
-            )
+            log.warning("for batch size %d the host's graph gives the same outputs for other inputs: nothing is proved", batch)
+            same = False
         if not self._ballot.agree(f"equal on others {batch}", AGREED if same else None):
             self.refuse(f"for batch size {batch} the outputs for other inputs are not those of the host's own graph")
             return False

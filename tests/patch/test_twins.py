@@ -438,3 +438,30 @@ def test_a_repeated_forward_makes_the_same_choice(serve):
     assert [number for number, _, _ in chosen] == list(range(30))
     assert all(due == twin for _, due, twin in chosen)
     assert 3 < sum(due for _, due, _ in chosen) < 20
+
+
+def test_inputs_of_the_warm_up_are_kept_as_they_came_though_the_graph_takes_their_tensors(serve, monkeypatch):
+    """LightLLM's graphs read the very tensors of the input that they were captured with, and replays copy others into them."""
+    seen = []
+
+    def looked(given, owner, model):
+        seen.append((given.b_seq_len.value, given.input_ids.value))
+        return others(given, owner, model)
+
+    others = twins.other_inputs
+    monkeypatch.setattr(twins, "other_inputs", looked)
+    collect = twins.Twins.collect
+
+    def aliased(self, given):
+        collect(self, given)
+        given.b_seq_len.value, given.input_ids.value = "overwritten", "overwritten"
+
+    monkeypatch.setattr(twins.Twins, "collect", aliased)
+    serve(kvargs="graphs")
+    assert seen == [((2,) * size, 0) for size in (1, 2, 4)]
+
+
+def test_a_graph_whose_outputs_do_not_depend_on_inputs_proves_nothing(serve, monkeypatch):
+    monkeypatch.setattr(twins, "other_inputs", lambda given, owner, model: given)
+    _, session, _ = serve(kvargs="graphs")
+    assert "the outputs for other inputs" in session.twins.reason
