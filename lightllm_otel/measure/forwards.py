@@ -10,6 +10,7 @@ from lightllm_otel.measure.sampling import Sampling
 from lightllm_otel.vocabulary import Level, Phase
 
 SEARCH = 256
+BLOCK = 256  # forwards about which is decided in one go
 
 
 class Forwards:
@@ -23,6 +24,7 @@ class Forwards:
         """From the next forward on this is the rule."""
         self.level = level
         self.sampling = sampling
+        self._block, self._due = range(0), frozenset[int]()
         self._decide()
 
     def complete(self) -> None:
@@ -31,7 +33,12 @@ class Forwards:
 
     def _decide(self) -> None:
         # Here, behind the launch of a forward, and not at the start of the next one, where the GPU waits for us.
-        self.decode_due = self.level is Level.OPERATORS and self.sampling.due(self.completed, Phase.DECODE, 0)
+        completed = self.completed
+        if completed not in self._block:
+            self._block = range(completed, completed + BLOCK)
+            on = self.level is Level.OPERATORS
+            self._due = self.sampling.decode_steps(self._block) if on else frozenset()
+        self.decode_due = completed in self._due
 
     def quiet(self, first: int, level: Level, sampling: Sampling, margin: int) -> int:
         """The first forward from ``first`` on with no decode step sampled within ``margin`` of it, then or now.

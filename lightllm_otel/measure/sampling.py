@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
 from lightllm_otel.vocabulary import Phase
 
 LARGE_PREFILL_TOKENS = 512
@@ -22,6 +24,14 @@ def mix(number: int) -> int:
     return number ^ (number >> 31)
 
 
+def mix_all(numbers: np.ndarray) -> np.ndarray:
+    """The same of many numbers (uint64) at once."""
+    mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(mixed ^ (mixed >> np.uint64(31)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """One decode step in ``every``; every prefill step of 512 tokens or more, one in 4 of the smaller ones."""
@@ -36,3 +46,8 @@ class Sampling:
                 return True
             every = min(every, SMALL_PREFILL_EVERY)
         return mix(number) % every == 0
+
+    def decode_steps(self, numbers: range) -> frozenset[int]:
+        """Return those of the numbers whose decode step is sampled."""
+        mixed = mix_all(np.arange(numbers.start, numbers.stop, dtype=np.uint64))
+        return frozenset((numbers.start + np.flatnonzero(mixed % np.uint64(self.every) == 0)).tolist())

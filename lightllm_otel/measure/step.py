@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple, Optional
 
 from lightllm_otel.measure.clock import Handle
 from lightllm_otel.measure.marking import EagerMarking
 from lightllm_otel.vocabulary import IdleReason, Mode, Phase
 
 
-@dataclasses.dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """What a forward is asked to do; plain integers that the host has on the CPU, never read from the GPU.
 
     ``batch`` requests, ``tokens`` new tokens, ``context`` tokens attended to over all requests. ``pairs``: the host
@@ -51,26 +50,16 @@ class Step:
     is. ``scheduling``: seconds that the host's scheduler took before it. ``lost``: its end was never recorded.
     """
 
-    __slots__ = (
-        "closed",
-        "ends",
-        "idle_reason",
-        "lost",
-        "marking",
-        "mode",
-        "number",
-        "padded",
-        "replay",
-        "requests",
-        "sampled",
-        "scheduling",
-        "stream",
-        "thread",
-        "tokens",
-        "twin",
-        "wall_time",
-        "work",
-    )
+    # Every step makes one: what most of them leave as it is costs nothing this way.
+    mode = Mode.EAGER
+    idle_reason = IdleReason.NONE
+    closed = False
+    lost = False
+    sampled = False
+    scheduling = 0.0
+    marking: Optional[EagerMarking] = None
+    twin: Optional[Twin] = None
+    replay = -1
 
     def __init__(
         self, number: int, work: Work, ends: list[Handle], stream: Any, wall_time: float, thread: int = 0
@@ -80,16 +69,6 @@ class Step:
         self.ends = ends
         self.stream = stream
         self.wall_time = wall_time
-        self.mode = Mode.EAGER
-        self.padded = work.batch
-        self.tokens = work.tokens
-        self.requests = work.batch
-        self.idle_reason = IdleReason.NONE
-        self.closed = False
-        self.lost = False
-        self.sampled = False
-        self.scheduling = 0.0
         self.thread = thread
-        self.marking: EagerMarking | None = None
-        self.twin: Twin | None = None
-        self.replay = -1
+        self.padded = self.requests = work.batch
+        self.tokens = work.tokens

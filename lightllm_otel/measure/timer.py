@@ -93,10 +93,11 @@ class Timer:
         self._pending: collections.deque[Step] = collections.deque()
         self._previous_end: list[Handle] | None = None
         self._no_requests = True
-        # By thread: the step whose forward is in progress; the one whose forward has returned, while more of its work may
-        # come; the one that the host has not waited for yet; how long its scheduler took before the step to come.
+        self.launched_steps: dict[int, Step] = {}
+        """By thread: the step whose forward has returned, while more of its work may come."""
+        # By thread as well: the step whose forward is in progress; the one that the host has not waited for yet; how long its
+        # scheduler took before the step to come.
         self._running: dict[int, Step] = {}
-        self._launched: dict[int, Step] = {}
         self._in_flight: dict[int, Step] = {}
         self._scheduling: dict[int, float] = {}
         # Threads whose steps end with end_step: for them nothing before it needs to record an end.
@@ -151,13 +152,21 @@ class Timer:
 
         ``padded``: of the graph that it has replayed, or 0.
         """
-        began = self._cpu()
         if begun is None:
             self._drop(DropReason.PENDING_FULL)
             return
+        began = self._cpu()
         step = self._open(begun, work, number)
+        thread = step.thread
+        if padded:
+            step.mode, step.padded = Mode.GRAPH, padded
+        if thread not in self._ends_late:
+            self._record(step.ends[1], step.stream)
+        self._pending.append(step)
+        self.launched_steps[thread] = step
         self._hook_seconds += self._cpu() - began
-        self.leave(step, padded)
+        if len(self._pending) > 2 * UNREAD_STEPS:
+            self.read()
 
     def forget(self, begun: Begun) -> None:
         """A forward that began with :meth:`begin` has raised."""
@@ -167,15 +176,21 @@ class Timer:
     def _open(self, begun: Begun, work: Work, number: int) -> Step:
         ends, stream, wall_time = begun
         thread = threading.get_ident()
-        if thread in self._launched:
+        if thread in self.launched_steps:
             self._close_without_end(thread)
         step = Step(number, work, ends, stream, wall_time, thread)
-        step.idle_reason = IdleReason.NO_REQUESTS if self._no_requests else IdleReason.HOST
-        self._no_requests = False
+        if self._no_requests:
+            step.idle_reason, self._no_requests = IdleReason.NO_REQUESTS, False
+        else:
+            step.idle_reason = IdleReason.HOST
         if self._scheduling:
             step.scheduling = self._scheduling.pop(thread, 0.0)
-        self._in_flight[thread] = step
-        self._show()
+        flying = self._in_flight
+        flying.pop(thread, None)  # so that the oldest comes first
+        flying[thread] = step
+        shown = self._shown
+        if shown is None or shown.thread == thread:  # else the other thread's is older
+            self._show()
         return step
 
     def _arm(self, step: Step) -> None:
@@ -232,7 +247,7 @@ class Timer:
             self._record(step.ends[1], step.stream)
         self._pending.append(step)
         self._marked += step.marking is not None
-        self._launched[thread] = step
+        self.launched_steps[thread] = step
         self._hook_seconds += self._cpu() - began
         # A model without sampling never comes past the usual moment.
         if self._marked > UNREAD_SAMPLED or len(self._pending) > 2 * UNREAD_STEPS:
@@ -285,7 +300,7 @@ class Timer:
 
     def enter_sampling(self) -> Step | None:
         """Sampling begins for the step that this thread left last; None when there is none."""
-        step = self._launched.get(threading.get_ident())
+        step = self.launched_steps.get(threading.get_ident())
         if step is None or step.sampled:
             return None
         step.sampled = True
@@ -304,7 +319,7 @@ class Timer:
         if step.marking is not None:
             step.marking.end(self._sampling_mark, step.ends[1])
         self._record(step.ends[1], step.stream)
-        self._launched.pop(step.thread, None)
+        self.launched_steps.pop(step.thread, None)
         step.closed = True
         self.read_some()
 
@@ -314,7 +329,7 @@ class Timer:
         What came since sampling (the host copies tokens, drafts run) is work of the step that no operator claims.
         """
         thread = threading.get_ident()
-        step = self._launched.pop(thread, None)
+        step = self.launched_steps.pop(thread, None)
         if step is None:
             return None
         if step.marking is not None:
@@ -326,7 +341,7 @@ class Timer:
 
     def _close_without_end(self, thread: int) -> None:
         """The thread goes on without having said that its step has ended: what was recorded last is its end."""
-        step = self._launched.pop(thread)
+        step = self.launched_steps.pop(thread)
         if thread in self._ends_late:  # there it has always said so, and nothing was recorded
             self._ends_late.discard(thread)
             step.lost = True
@@ -344,21 +359,24 @@ class Timer:
             self._threads.add(thread)
             self._clock.adopt_thread()
 
+    def came_round(self) -> None:
+        """This thread's loop comes round: the host has waited for the step that the thread launched."""
+        thread = threading.get_ident()
+        if thread not in self._threads:
+            self.adopt_thread()
+        step = self._in_flight.get(thread)
+        if step is not None and (step.lost or self._done(step.ends[1])):
+            self._landed(step)
+
     def scheduled(self, seconds: float) -> None:
         """The host's scheduler took so long on this thread before the step to come."""
         self._scheduling[threading.get_ident()] = seconds
-
-    def returned(self) -> None:
-        """This thread's loop came round: the host has waited for the step that the thread launched."""
-        step = self._in_flight.get(threading.get_ident())
-        if step is not None and (step.lost or self._done(step.ends[1])):
-            self._landed(step)
 
     def tick(self, idle: bool = True) -> None:
         """The host's loop came round without a step. ``idle``: because there was nothing to do."""
         self._no_requests = self._no_requests or idle
         thread = threading.get_ident()
-        if thread in self._launched:
+        if thread in self.launched_steps:
             self._close_without_end(thread)
         if self._pending:
             self.read()
@@ -378,8 +396,8 @@ class Timer:
         """Live control says off: what is done is read, the rest is let go, and nothing looks stuck."""
         for step in self._pending:
             step.closed = True
-            step.lost = step.lost or (step.thread in self._ends_late and step.thread in self._launched)
-        self._launched.clear()
+            step.lost = step.lost or (step.thread in self._ends_late and step.thread in self.launched_steps)
+        self.launched_steps.clear()
         self.read()
         for step in self._pending:
             self._forget_marks(step)
@@ -399,25 +417,23 @@ class Timer:
     def _landed(self, step: Step) -> None:
         if self._in_flight.get(step.thread) is step:
             del self._in_flight[step.thread]
-            self._show()
+            if self._shown is step:
+                self._show()
 
     def _land_all(self) -> None:
         self._in_flight.clear()
         self._running.clear()
-        self._launched.clear()
+        self.launched_steps.clear()
         self._show()
 
     def _show(self) -> None:
         """The ring's header names the oldest step in flight: one that is stuck keeps the younger ones behind it."""
-        flying = list(self._in_flight.values())
-        oldest = min(flying, key=_number) if len(flying) > 1 else flying[0] if flying else None
-        if oldest is self._shown:
-            return
-        self._shown = oldest
-        if oldest is None:
-            self._sink.leave()
-        else:
+        for oldest in self._in_flight.values():
+            self._shown = oldest
             self._sink.enter(oldest.number, oldest.work.phase.code, oldest.wall_time)
+            return
+        self._shown = None
+        self._sink.leave()
 
     # Reading -------------------------------------------------------------------------------------------------------
 
@@ -472,7 +488,3 @@ class Timer:
 
     def _count(self, oldest_unread: float) -> None:
         self._sink.count(self._dropped, self.whole, self._sampled_steps, self._hook_seconds, oldest_unread)
-
-
-def _number(step: Step) -> int:
-    return step.number

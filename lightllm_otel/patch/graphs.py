@@ -124,6 +124,7 @@ def replaying(host: Host, session: Session, arguments: Arguments, hook: Hook) ->
     """On sampled steps the host's own code replays our graph: for that one call it lies where the host's graph lies."""
     measure, lane = session.guard(Stage.MEASURE), session.lane
     holder = "input_ids" if "input_ids" in arguments.names else "infer_state"
+    place = arguments.names.index(holder)
 
     @functools.wraps(host)
     def _replay(*args: Any, **kwargs: Any) -> Any:
@@ -133,9 +134,8 @@ def replaying(host: Host, session: Session, arguments: Arguments, hook: Hook) ->
                 return host(*args, **kwargs)
             return _swapped(host, args[0], twins.trying, args, kwargs)
         if not forwards.decode_due:
-            lane.replayed = arguments.get(
-                holder, args, kwargs
-            )  # of what size, that can wait until the GPU has its work
+            # Of what size, that can wait until the GPU has its work.
+            lane.replayed = args[place] if len(args) > place else arguments.get(holder, args, kwargs)
             return host(*args, **kwargs)
         rows, captured, timer = 0, None, session.timer
         with session.guard(Stage.PATCH):

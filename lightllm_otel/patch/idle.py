@@ -40,31 +40,31 @@ def asking(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Ho
     To ask, the ranks talk to each other and the host loads caches: that is work of the GPU outside of steps.
     """
     last = -1
-    measure = session.guard(Stage.MEASURE)
+    caught = functools.partial(session.guard.caught, Stage.MEASURE)
+    clock = time.perf_counter
 
     @functools.wraps(host)
     def _try_read_new_reqs(*args: Any, **kwargs: Any) -> Any:
         nonlocal last
         timer, forwards = session.timer, session.forwards
         if timer is None or forwards is None or timer.failed:
-            try:
-                return host(*args, **kwargs)
-            finally:
-                if forwards is not None:
-                    with session.guard(Stage.ACTIVATE):
-                        session.housekeep()
-        with measure:
-            timer.adopt_thread()
-            timer.returned()
+            if forwards is not None:
+                with session.guard(Stage.ACTIVATE):  # the exporter serves what there is
+                    session.housekeep()
+            return host(*args, **kwargs)
+        try:
+            timer.came_round()
             if forwards.completed == last:  # nothing since it was asked last
                 _tick(session)
             last = forwards.completed
-        began = time.perf_counter()
+        except Exception as error:
+            if not caught(error):
+                raise
+        began = clock()
         try:
             return host(*args, **kwargs)
         finally:
-            with measure:
-                timer.scheduled(time.perf_counter() - began)
+            timer.scheduled(clock() - began)
 
     return _try_read_new_reqs
 

@@ -127,8 +127,11 @@ def fast_path(host: Host, measured: Host, lane: Lane, session: Ready) -> Host:
         forwards = session.forwards
         assert forwards is not None
         forwards.complete()
-        with measure:
+        try:
             lane.launched(session, timer, begun, *args)
+        except Exception as error:
+            if not caught(error):
+                raise
         return result
 
     return forward

@@ -136,35 +136,40 @@ def _returned(session: Session, timer: Timer | None, step: Step | None, model: A
 
 def sampled(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
     """Sampling: the last work of a step up to July 2025. 0.0.1's beam search and diverse mode pass groups of requests."""
-    measure = session.guard(Stage.MEASURE)
+    caught = functools.partial(session.guard.caught, Stage.MEASURE)
     (name,) = hook.reads[0]
+    place = arguments.names.index(name)
+    checks = HealthChecks()
 
     @functools.wraps(host)
     def sample(*args: Any, **kwargs: Any) -> Any:
         timer = session.timer
-        if timer is None or timer.failed:
+        step: Step | None = None
+        if timer is not None and not timer.failed:
+            try:
+                step = timer.enter_sampling()
+            except Exception as error:
+                if not caught(error):
+                    raise
+        if step is None or timer is None:
             try:
                 return host(*args, **kwargs)
             finally:
-                with session.guard(Stage.ACTIVATE):
-                    session.housekeep()
-        step: Step | None = None
-        requests: Any = None
-        with measure:
-            step = timer.enter_sampling()
-            if step is not None:
-                requests = arguments.get(name, args, kwargs)
-                count(step, requests)
+                _look_after(session)
         try:
             return host(*args, **kwargs)
         finally:
-            due = False
-            with measure:
-                if step is not None:
-                    due = step.marking is not None
-                    timer.leave_sampling(step, ends=not session.fits.group_fits("end"))
-                session.housekeep()
-            if step is not None and session.notes is not None:
+            due = step.marking is not None
+            requests = args[place] if len(args) > place else arguments.get(name, args, kwargs)
+            try:
+                checks.leave_out(step, requests)
+                timer.leave_sampling(step, ends=not session.fits.group_fits("end"))
+            except Exception as error:
+                if not caught(error):
+                    raise
+            if step.closed:
+                _look_after(session)
+            if session.notes is not None:
                 note(session, step, requests, due)
 
     return sample
@@ -175,24 +180,37 @@ def ending(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Ho
 
     What follows sampling on the GPU (tokens are copied, drafts run) belongs to the step.
     """
-    measure = session.guard(Stage.MEASURE)
+    caught = functools.partial(session.guard.caught, Stage.MEASURE)
 
     @functools.wraps(host)
     def ended(*args: Any, **kwargs: Any) -> Any:
         timer = session.timer
+        if timer is None or not timer.launched_steps or timer.failed:
+            return host(*args, **kwargs)
         step: Step | None = None
-        if timer is not None and not timer.failed:
-            with measure:
-                step = timer.end_step()
+        try:
+            step = timer.end_step()
+        except Exception as error:
+            if not caught(error):
+                raise
         try:
             return host(*args, **kwargs)
         finally:
-            if step is not None and timer is not None:  # the GPU has its work, and the next step is not launched yet
-                with measure:
+            if step is not None:  # the GPU has its work, and the next step is not launched yet
+                try:
                     timer.read_some()
-                    session.housekeep()
+                except Exception as error:
+                    if not caught(error):
+                        raise
+                _look_after(session)
 
     return ended
+
+
+def _look_after(session: Session) -> None:
+    """Heartbeat, exporter, live control: also where measuring has ended."""
+    with session.guard(Stage.ACTIVATE):
+        session.housekeep()
 
 
 def note(session: Session, step: Step, reqs: Any, due: bool) -> None:
@@ -204,16 +222,36 @@ def note(session: Session, step: Step, reqs: Any, due: bool) -> None:
         session.notes = notes
 
 
-def count(step: Step, requests: Any) -> None:
-    """Take LightLLM's own health checks (negative ids, up to May 2026) out of the step's requests and tokens."""
-    if not requests:
-        return
-    name = "req_id" if hasattr(requests[0], "req_id") else "r_id"
-    if not hasattr(requests[0], name):
-        return
-    health = [request for request in requests if is_health_check(getattr(request, name, None))]
-    if not health:
-        return
+class HealthChecks:
+    """LightLLM's own requests (negative ids, up to May 2026): taken out of a step's requests and tokens.
+
+    A prompt comes in through a prefill step, or, where it was cached, as the last request of a decode step. Only then, and for
+    some steps after, all requests of a step are looked at.
+    """
+
+    _STEPS = 256
+
+    def __init__(self) -> None:
+        self._looking = 0
+
+    def leave_out(self, step: Step, requests: Any) -> None:
+        if not requests:
+            return
+        if step.work.phase is Phase.DECODE and not self._looking and not is_health_check(_number(requests[-1])):
+            return
+        self._looking = max(self._looking - 1, 0)
+        health = [request for request in requests if is_health_check(_number(request))]
+        if health:
+            self._looking = self._STEPS
+            _leave_out(step, health)
+
+
+def _number(request: Any) -> Any:
+    """The request's number; 0.0.1 calls it by another name, and its groups of requests have none."""
+    return request.req_id if hasattr(request, "req_id") else getattr(request, "r_id", None)
+
+
+def _leave_out(step: Step, health: list[Any]) -> None:
     step.requests -= len(health)
     if step.work.batch == step.work.tokens:  # one token each
         step.tokens -= len(health)

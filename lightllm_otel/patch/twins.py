@@ -401,7 +401,9 @@ class Twins:
             self.trying = None
         same = len(seen) == 3 and self._graphs.same(seen[0], seen[2])
         if same and self._graphs.same(seen[0], seen[1]):
-            log.warning("for batch size %d the host's graph gives the same outputs for other inputs: nothing is proved", batch)
+            log.warning(
+                "for batch size %d the host's graph gives the same outputs for other inputs: nothing is proved", batch
+            )
             same = False
         if not self._ballot.agree(f"equal on others {batch}", AGREED if same else None):
             self.refuse(f"for batch size {batch} the outputs for other inputs are not those of the host's own graph")

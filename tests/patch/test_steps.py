@@ -306,11 +306,19 @@ def test_idle_time_says_what_the_gpu_waited_for(serve, now):
 
 def test_health_checks_are_no_requests_and_have_no_tokens(serve):
     _, session, rpc = serve()
-    request(rpc, batch=3, requests=[InferReq(8), InferReq(-1), InferReq(16)])
     request(rpc, "prefill", [InferReq(8, 600), InferReq(-1, 9, 2)], batch=2, tokens=607)
     request(rpc, "prefill", [InferReq(-1, 5)], tokens=5)
+    request(rpc, batch=3, requests=[InferReq(8), InferReq(-1), InferReq(16)])
     counted = [(int(step["requests"]), int(step["tokens"])) for step, _ in session.kept.steps]
-    assert counted == [(2, 2), (1, 600), (0, 0)]
+    assert counted == [(1, 600), (0, 0), (2, 2)]
+
+
+def test_a_health_check_whose_prompt_is_cached_is_found_as_the_newest_request_of_a_decode_step(serve):
+    _, session, rpc = serve()
+    request(rpc, batch=2, requests=[InferReq(8), InferReq(-1)])
+    request(rpc, batch=3, requests=[InferReq(8), InferReq(-1), InferReq(16)])
+    counted = [(int(step["requests"]), int(step["tokens"])) for step, _ in session.kept.steps]
+    assert counted == [(1, 1), (2, 2)]
 
 
 def test_a_step_without_sampling_is_read_on_the_idle_tick(serve):
