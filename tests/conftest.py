@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# LightLLM starts them by name. Of gunicorn until v1.1.0, hypercorn since v1.2.0: name, module, function.
+HTTP_SERVERS = (("gunicorn", "gunicorn.app.wsgiapp", "run"), ("hypercorn", "hypercorn.__main__", "main"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,9 +60,12 @@ def wheel_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (site_packages,) = folder.glob("lib/python*/site-packages")
     # Before the .pth of ours, as in an ordinary installation, where our dependencies lie beside us.
     (site_packages / "00-host.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    gunicorn = folder / "bin" / "gunicorn"  # the one beside sys.executable would run that Python
-    gunicorn.write_text(f"#!{python}\nimport sys\nfrom gunicorn.app.wsgiapp import run\nsys.exit(run())\n")
-    gunicorn.chmod(0o755)
+    for name, module, start in HTTP_SERVERS:  # the ones beside sys.executable would run that Python
+        script = folder / "bin" / name
+        # hypercorn's workers import the script once more.
+        run = f"if __name__ == '__main__':\n    sys.exit({start}())\n"
+        script.write_text(f"#!{python}\nimport sys\nfrom {module} import {start}\n{run}")
+        script.chmod(0o755)
     return python
 
 

@@ -18,17 +18,10 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from command_line import chooses_nccl_port, flags, options_of, package_of
+
 HERE = Path(__file__).resolve().parent
 MARK = "LIGHTLLM_DEMO_SERVER"  # in the environment of every process of one server, however far detached
-
-OLD_CPU = "--max_total_token_num 9000 --max_req_input_len 200 --max_req_total_len 400 --tokenizer_mode auto"
-NEW_CPU = (
-    "--max_total_token_num 9000 --max_req_total_len 400 --chunked_prefill_size 128 --running_max_req_size 16"
-    " --data_type float32 --disable_cudagraph"
-)
-OLD_GPU = "--max_total_token_num 60000 --max_req_input_len 2048 --max_req_total_len 4096 --tokenizer_mode auto"
-NEW_GPU = "--max_total_token_num 60000 --max_req_total_len 4096 --data_type fp16 --graph_max_batch_size 32"
-FLAGS = {("old", True): OLD_CPU, ("new", True): NEW_CPU, ("old", False): OLD_GPU, ("new", False): NEW_GPU}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +56,7 @@ class Server:
         launcher: Sequence[str] = (),
         script: Path | None = None,
         graphs: bool = False,
+        set_nccl_port: bool = False,
         port: int | None = None,
         log: Path | None = None,
         cwd: Path | None = None,
@@ -70,22 +64,20 @@ class Server:
     ) -> None:
         if version == "new" and source is None and os.environ.get("LIGHTLLM_SRC"):
             source = Path(os.environ["LIGHTLLM_SRC"])
+        source = source.resolve() if source else None
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.mark = uuid.uuid4().hex
         self.log = log or model / f"server-{self.port}.log"
         self.cwd = cwd
         self.start_timeout = start_timeout
-        self.nccl_port = free_port()
+        options = options_of(package_of(python, source)) if version == "new" else {}
+        # Where LightLLM finds a port itself, it does: a server with --nccl_port would not show what happens without it.
+        self.nccl_port = None if chooses_nccl_port(options) and not set_nccl_port else free_port()
         self.environment = _environment(version, cpu, python, source, {**(env or {}), MARK: self.mark})
         self.command = [*launcher, python, *([str(script)] if script else ["-m", "lightllm.server.api_server"])]
         self.command += ["--model_dir", str(model), "--host", "127.0.0.1", "--port", str(self.port), "--tp", str(tp)]
-        flags = FLAGS[version, cpu].split()
-        if graphs and "--disable_cudagraph" in flags:
-            flags[flags.index("--disable_cudagraph") :] = ["--graph_max_batch_size", "2"]
-        self.command += ["--nccl_port", str(self.nccl_port), *flags]
-        if version == "new":  # its default, 29500, is also many a program's default for something else
-            self.command += ["--visual_nccl_ports", str(free_port())]
+        self.command += flags(version, cpu, graphs, options, self.nccl_port, free_port)
         self.command += arguments
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -216,9 +208,10 @@ def _environment(
     version: str, cpu: bool, python: str, source: Path | None, changes: Mapping[str, str]
 ) -> dict[str, str]:
     environment = dict(os.environ)
-    # NEW starts its HTTP workers as "gunicorn"; the one beside this interpreter is meant.
+    # NEW starts its HTTP workers as "gunicorn" or "hypercorn"; the one beside this interpreter is meant.
     environment["PATH"] = os.pathsep.join([str(Path(python).parent), environment.get("PATH", os.defpath)])
-    environment.update({"TOKENIZERS_PARALLELISM": "false", **changes})
+    # A process that renames itself would do so in the place where others read its environment.
+    environment.update({"TOKENIZERS_PARALLELISM": "false", "SPT_NOENV": "1", **changes})
     folders = [str(source)] if source else []
     if cpu:
         folders.append(str(HERE / "cpu"))

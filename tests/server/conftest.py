@@ -24,6 +24,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from lightllm_otel.ring.folder import lock_owner, ring_path
+
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "deploy" / "demo"
 sys.path.insert(0, str(DEMO))
@@ -96,11 +98,13 @@ class Observed:
 
     def address(self) -> str:
         """Of the exporter that serves this server, which is not the only one in its folder for every test."""
-        own = f"-{self.server.nccl_port}-"
-        (file,) = [file for file in (self.folder / "targets").glob("*.json") if own in file.name]
+        (file,) = [file for file in (self.folder / "targets").glob("*.json") if self._is_of_this_server(file.stem)]
         (group,) = json.loads(file.read_text())
         (address,) = group["targets"]
         return str(address)
+
+    def _is_of_this_server(self, group: str) -> bool:
+        return lock_owner(ring_path(self.folder / group, 0)) in self.server.processes()
 
     def metrics(self) -> Metrics:
         with urllib.request.urlopen(f"http://{self.address()}/metrics", timeout=10) as answer:

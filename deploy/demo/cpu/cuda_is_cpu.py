@@ -12,30 +12,39 @@ import importlib.util
 import os
 import sys
 import threading
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
+
+import host_streams
+import recorded_graphs
 
 
 def install_with_torch() -> None:
     """Wait for the process to import torch: those that never do (an exporter, a resource tracker) stay as they are."""
     os.environ["TRITON_INTERPRET"] = "1"  # triton reads it once, when it is imported
-    sys.meta_path.insert(0, _TorchFinder())
+    sys.meta_path.insert(0, _Finder(dict(AFTER_IMPORT)))
 
 
-class _TorchFinder(importlib.abc.MetaPathFinder):
+class _Finder(importlib.abc.MetaPathFinder):
+    """Call a function with each module of a table, once the module has been imported."""
+
+    def __init__(self, after: dict[str, Callable[[Any], None]]) -> None:
+        self._after = after
+
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name != "torch":
+        after = self._after.pop(name, None)  # once; also lets the search below reach the ordinary finders
+        if after is None:
             return None
-        sys.meta_path.remove(self)  # once; also lets the search below reach the ordinary finders only
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
-            spec.loader = _TorchLoader(spec.loader)
+            spec.loader = _Loader(spec.loader, after)
         return spec
 
 
-class _TorchLoader(importlib.abc.Loader):
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
+class _Loader(importlib.abc.Loader):
+    def __init__(self, loader: Any, after: Callable[[Any], None]) -> None:
+        self._loader, self._after = loader, after
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         created: ModuleType | None = self._loader.create_module(spec)
@@ -45,15 +54,15 @@ class _TorchLoader(importlib.abc.Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader  # torch looks into its own spec
         self._loader.exec_module(module)
-        install()
+        self._after(module)
 
 
-def install() -> None:
-    import torch
-
+def install(torch: Any) -> None:
     _enter_mode_in_every_thread()
     _pretend_tensors(torch)
     _pretend_device(torch.cuda)
+    recorded_graphs.install(torch.cuda)
+    host_streams.install(torch.cuda)
     _use_gloo(torch.distributed)
 
 
@@ -70,6 +79,8 @@ def _enter_mode_in_every_thread() -> None:
     class CudaIsCpu(TorchFunctionMode):  # type: ignore[misc]
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             named = {name: on_cpu(value) for name, value in (kwargs or {}).items()}
+            if isinstance(named.get("device"), int):  # a bare number is the number of a GPU
+                named["device"] = "cpu"
             if named.get("pin_memory"):
                 named["pin_memory"] = False
             return func(*map(on_cpu, args), **named)
@@ -89,23 +100,6 @@ def _pretend_tensors(torch: Any) -> None:
     torch.Tensor.pin_memory = lambda self, *args, **kwargs: self
     if os.environ["LIGHTLLM_ON_CPU"] == "new":  # the new one asserts is_cuda of its inputs, the old one its absence
         torch.Tensor.is_cuda = property(lambda self: True)
-
-
-class _Stream:
-    cuda_stream = 0
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-
-    def __enter__(self) -> _Stream:
-        return self
-
-    def __exit__(self, *exception: object) -> None: ...
-
-    def wait_stream(self, other: object) -> None: ...
-
-    def wait_event(self, event: object) -> None: ...
-
-    def synchronize(self) -> None: ...
 
 
 class _Properties:
@@ -129,9 +123,6 @@ def _pretend_device(cuda: Any) -> None:
     cuda.device_count = lambda: 1
     cuda.synchronize = lambda *args: None
     cuda.empty_cache = lambda: None
-    cuda.Stream = _Stream
-    cuda.stream = lambda stream: stream
-    cuda.current_stream = cuda.default_stream = lambda *args: _Stream()
 
 
 def _use_gloo(dist: Any) -> None:
@@ -144,3 +135,28 @@ def _use_gloo(dist: Any) -> None:
         return new_group(ranks, **{**kwargs, "backend": "gloo"})
 
     dist.init_process_group, dist.new_group = init_with_gloo, new_group_with_gloo
+
+
+def _name_device(module: Any) -> None:
+    """LightLLM's tables of tuned kernels go by the GPU's name, and it takes the lack of CUDA for the lack of a name."""
+    module.get_current_device_name = lambda: _Properties.name
+
+
+def _borrow_memory(module: Any) -> None:
+    """A tensor that does not own its memory, without CuPy."""
+    import ctypes
+
+    import torch
+
+    def ptr_to_tensor(device_ptr: int, nbytes: int) -> Any:
+        return torch.frombuffer((ctypes.c_uint8 * nbytes).from_address(device_ptr), dtype=torch.uint8)
+
+    module.ptr_to_tensor = ptr_to_tensor
+
+
+AFTER_IMPORT: dict[str, Callable[[Any], None]] = {
+    "torch": install,
+    "triton.runtime.interpreter": recorded_graphs.record_triton,
+    "lightllm.utils.device_utils": _name_device,
+    "lightllm.utils.tensor_utils": _borrow_memory,
+}

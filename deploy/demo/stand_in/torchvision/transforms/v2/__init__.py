@@ -1,0 +1,1 @@
+"""Names that vision models import and language models never call."""
