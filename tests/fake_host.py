@@ -10,26 +10,8 @@ import copy
 import types
 from functools import partial, wraps
 
-# Seconds that each kernel of a fake layer takes; powers of two, so that sums are exact in floating point.
-COST = {
-    "embedding": 2**-10,
-    "att_norm": 2**-12,
-    "qkv": 2**-9,
-    "kv": 2**-13,
-    "attention": 2**-8,
-    "o": 2**-11,
-    "add": 2**-14,
-    "ffn_norm": 2**-12,
-    "ffn": 2**-7,
-    "lm_head": 2**-9,
-    "all_reduce": 2**-6,
-    "all_gather": 2**-6,
-    "gather_into": 2**-4,
-    "reduce_scatter": 2**-3,
-    "pad_copy": 2**-15,
-    "sample": 2**-10,
-    "between": 2**-5,
-}
+from fake_gpu import COST, CaptureBroken, Gpu, Tensor  # noqa: F401 - tests take the GPU's names from here
+
 LAYERS = 2  # of a model, unless more are asked for
 # What the operators of a step's layers are measured to take: each call on its own.
 LAYER_SECONDS = {
@@ -42,75 +24,6 @@ LAYER_SECONDS = {
     "ffn_norm": [COST["ffn_norm"]] * LAYERS,
     "ffn": [COST["ffn"]] * LAYERS,
 }
-
-
-class Tensor:
-    """What is asked of one, and a value that kernels read and write. Each has a place in memory of its own."""
-
-    def __init__(self, *shape: int, value=None) -> None:
-        self.shape = shape
-        self.value = value
-
-    def numel(self) -> int:
-        total = 1
-        for size in self.shape:
-            total *= size
-        return total
-
-    def element_size(self) -> int:
-        return 2
-
-    def clone(self):
-        return Tensor(*self.shape, value=self.value)
-
-    def new_tensor(self, values):
-        return Tensor(len(values), value=tuple(values))
-
-    def new_full(self, shape, value):
-        return Tensor(*shape, value=value)
-
-
-class CaptureBroken(RuntimeError):
-    """cudaErrorStreamCaptureInvalidated: something was asked of the GPU while a stream was capturing."""
-
-
-class Gpu:
-    """Kernels are functions. Launched while a graph is captured they become its nodes, else they run."""
-
-    def __init__(self) -> None:
-        self.capturing = None
-        self.replayed = []  # every graph that was replayed, in order
-
-    def launch(self, kernel) -> None:
-        if self.capturing is not None:
-            self.capturing.nodes.append(kernel)
-        else:
-            kernel()
-
-    def ask(self) -> None:
-        """An event query or record: it would invalidate a capture."""
-        if self.capturing is not None:
-            raise CaptureBroken("an event was used while a graph was captured")
-
-    def capture(self, pool, body):
-        graph = Graph(self, pool)
-        self.capturing = graph
-        try:
-            graph.output = body()
-        finally:
-            self.capturing = None
-        return graph
-
-
-class Graph:
-    def __init__(self, gpu, pool) -> None:
-        self.gpu, self.pool, self.nodes, self.output = gpu, pool, [], None
-
-    def replay(self) -> None:
-        assert self.gpu.capturing is None
-        self.gpu.replayed.append(self)
-        for node in self.nodes:
-            node()
 
 
 class Alone:
@@ -175,14 +88,11 @@ def make(
     has its own. ``peers``: the other ranks of the group. ``custom``: all_reduce and all_gather_into_tensor by kernels of
     the host's own. ``tpsp``: tokens are split over the ranks between its operators (--enable_tpsp_mix_mode).
     """
-    gpu, failing = Gpu(), [longest_prefill_fails]
+    gpu, failing = Gpu(now), [longest_prefill_fails]
     peers = peers or Alone()
 
     def work(name):
-        def kernel():
-            now[0] += COST[name]
-
-        gpu.launch(kernel)
+        gpu.run(name)
 
     dist = types.ModuleType("dist")
 
@@ -515,7 +425,7 @@ def make(
             return host.post_process.sample(logits, requests)
 
     cuda_graph = _module(CudaGraph=CudaGraph, lightllm_capture_graph=lightllm_capture_graph)
-    host = types.SimpleNamespace(
+    host = Host(
         now=now,
         gpu=gpu,
         dist=dist,
@@ -528,6 +438,28 @@ def make(
         classes=(Pre, Post, Layer, CudaGraph, TpPartBaseModel, CustomProcessGroup, ModeBackend, ModelRpcServer),
     )
     return host
+
+
+class Host(types.SimpleNamespace):
+    """A host's modules, and what a test moves or looks at."""
+
+    @property
+    def modules(self):
+        """LightLLM's names of them, in the order in which they are imported."""
+        base, router = "lightllm.common.basemodel", "lightllm.server.router.model_infer"
+        return {
+            "lightllm.distributed.communication_op": self.communication_op,
+            f"{base}.basemodel": self.basemodel,
+            f"{base}.cuda_graph": self.cuda_graph,
+            f"{router}.mode_backend.generic_post_process": self.post_process,
+            f"{router}.mode_backend.base_backend": self.base_backend,
+            f"{router}.model_rpc": self.model_rpc,
+        }
+
+    def load(self, imported):
+        """Call ``imported(name, module)`` for each module, as an import hook is called."""
+        for name, module in self.modules.items():
+            imported(name, module)
 
 
 def make_old(now, layers=LAYERS):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hooking
+import hooks
 import numpy as np
 from fake_host import Tensor
 
 from lightllm_otel.guard import Guard
 from lightllm_otel.measure.clock import HostClock
 from lightllm_otel.measure.forwards import Forwards
+from lightllm_otel.measure.graphs import tensors_in
 from lightllm_otel.measure.sampling import Sampling
 from lightllm_otel.measure.stamps import KEPT, Overwritten
 from lightllm_otel.measure.timer import Timer
@@ -63,6 +64,25 @@ class GpuLikeClock(ManualClock):
         return self.caught_up
 
 
+class StreamClock(ManualClock):
+    """For a GPU that runs beside the host: a recording has the time of its stream, and is done when the host is there."""
+
+    def __init__(self, gpu) -> None:
+        super().__init__(gpu.now)
+        self.gpu = gpu
+
+    def stream(self):
+        return self.gpu.current_stream()
+
+    def record(self, handle, stream):
+        super().record(handle, stream)
+        handle[0] = self.gpu.time(stream)
+
+    def done(self, handle):
+        self.gpu.ask()
+        return handle[0] <= self.gpu.now[0]
+
+
 class Kept:
     """A sink that keeps what it is given."""
 
@@ -107,8 +127,8 @@ class FakeStamps:
 
     source, detail, branches = "fake", "fake", True
 
-    def __init__(self, gpu, now, capacity=4096, cost=0.0):
-        self.capacity, self._gpu, self._now, self.cost = capacity, gpu, now, cost
+    def __init__(self, gpu, capacity=4096, cost=0.0):
+        self.capacity, self._gpu, self.cost = capacity, gpu, cost
         self._cells = [0.0] * capacity
         self._slots = [(0, []) for _ in range(KEPT)]
         self._replays = self._launched = 0
@@ -122,8 +142,8 @@ class FakeStamps:
         self.chained = [*self.chained, chained] if at else [chained]
 
         def kernel():
-            self._now[0] += self.cost
-            self._cells[at] = self._now[0]
+            self._gpu.spend(self.cost, "stamp")
+            self._cells[at] = self._gpu.time()
 
         self._gpu.launch(kernel)
 
@@ -153,8 +173,8 @@ class FakeStamps:
 class FakeGraphs:
     """Graphs of the fake GPU. ``free``: bytes that are left; ``fails``: a capture runs out of memory."""
 
-    def __init__(self, gpu, now):
-        self._gpu, self._now = gpu, now
+    def __init__(self, gpu):
+        self._gpu = gpu
         self.free, self.fails, self.made, self.released = 80 << 30, False, [], 0
 
     def capture(self, pool, body):
@@ -164,24 +184,29 @@ class FakeGraphs:
         return self.made[-1]
 
     def copy_of(self, outputs):
-        return outputs.value
+        return [tensor.value for tensor in tensors_in(outputs)]
 
     def same(self, left, right):
         return left == right
 
     def spoil(self, outputs):
-        outputs.value = "spoilt"
+        for tensor in tensors_in(outputs):
+            tensor.value = "spoilt"
 
     def like(self, outputs):
-        return Tensor(*outputs.shape)
+        return [Tensor(*tensor.shape) for tensor in tensors_in(outputs)]
 
     def deliver(self, made, wanted):
-        def kernel():
-            wanted.value = made.value
+        pairs = [(source.place, target.place) for source, target in zip(tensors_in(made), tensors_in(wanted))]
+        pairs = [(source, target) for source, target in pairs if source is not target]
 
-        if made is not wanted:
+        def kernel():
+            for source, target in pairs:
+                target.value = source.value
+
+        if pairs:
             self._gpu.launch(kernel)
-        return made is not wanted
+        return bool(pairs)
 
     def free_bytes(self):
         return self.free
@@ -193,16 +218,16 @@ class FakeGraphs:
         self.released += 1
 
     def seconds(self, graph):
-        began = self._now[0]
+        began = self._gpu.time()
         graph.replay()
-        return self._now[0] - began
+        return self._gpu.time() - began
 
 
 class FakeSession:
     """Patches one fake host, with a timer of its own; ``serve`` makes its steps count."""
 
     def __init__(self, host, every=1, strict=True, clock=None, operators_too=True, boundaries=512, environ=None,
-                 ballot=None, stamp_cost=0.0, hooks=HOOKS):  # fmt: skip
+                 ballot=None, stamp_cost=0.0, rows=HOOKS):  # fmt: skip
         self.clock = clock or ManualClock(host.now)
         self.clock.gpu = host.gpu
         self.kept = Kept()
@@ -212,7 +237,7 @@ class FakeSession:
         self.group_class = None
         self.notes = self.watches = None
         self.standard = Standard.from_env({})
-        self.fits = Fits(hooks)
+        self.fits = Fits(rows)
         self.sees_replays = True
         self.timer = self.forwards = None
         self.slots = {}
@@ -226,8 +251,8 @@ class FakeSession:
             self.clock, self.kept, operators=operators_too, boundaries=boundaries,
             wall_clock=lambda: 1e9 + host.now[0], cpu_clock=lambda: 0.0,
         )  # fmt: skip
-        self.stamps = FakeStamps(host.gpu, host.now, boundaries, stamp_cost)
-        self.graphs = FakeGraphs(host.gpu, host.now)
+        self.stamps = FakeStamps(host.gpu, boundaries, stamp_cost)
+        self.graphs = FakeGraphs(host.gpu)
         self.settings = settings = Settings.from_env(
             {"LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_SAMPLE_EVERY": str(every), **(environ or {})}
         )
@@ -240,12 +265,7 @@ class FakeSession:
             self._timer.fail()
 
     def patch(self):
-        host = self._host
-        hooking.hook(
-            self, self.fits.hooks, communication_op=host.communication_op, basemodel__basemodel=host.basemodel,
-            basemodel__cuda_graph=host.cuda_graph, generic_post_process=host.post_process, base_backend=host.base_backend,
-            model_rpc=host.model_rpc,
-        )  # fmt: skip
+        hooks.install(self._host, self, self.fits.hooks)
         return self
 
     def undo(self):

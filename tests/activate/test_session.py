@@ -2,7 +2,7 @@
 
 import os
 
-import hooking
+import hooks
 import pytest
 from fake_host import InferReq, ModelInput, answer, make
 
@@ -32,7 +32,7 @@ def build(monkeypatch, tmp_path):
                                       "LIGHTLLM_OTEL_RING_MIB": "1", "LIGHTLLM_OTEL_SAMPLE_EVERY": "1", **environ})  # fmt: skip
         host = make(now)
         session = ServerSession(settings, Guard(), Ledger(), live=Ledger())
-        hooking.hook(
+        hooks.hook(
             session,
             basemodel__basemodel=host.basemodel,
             generic_post_process=host.post_process,

@@ -17,7 +17,7 @@ import sys
 import types
 
 import fake_host
-import hooking
+import hooks
 from fake_host import HttpRequest, ModelInput, SamplingParams
 
 from lightllm_otel.activate import session as session_module
@@ -53,7 +53,7 @@ def model():
     session_module.operators.install_all_collectives = lambda *args: None
     host = fake_host.make(now)
     session = session_of_this_process()
-    hooking.hook(
+    hooks.hook(
         session, basemodel__basemodel=host.basemodel, generic_post_process=host.post_process, model_rpc=host.model_rpc
     )
     rpc = host.model_rpc.ModelRpcServer(host.basemodel.TpPartBaseModel())
@@ -123,7 +123,7 @@ def http(count):
 
     module = types.ModuleType("fake")
     module.HttpServerManager = Manager
-    hooking.hook(session_of_this_process(), httpserver__manager=module)
+    hooks.hook(session_of_this_process(), httpserver__manager=module)
     manager = Manager()
 
     async def ask(number):

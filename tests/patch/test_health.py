@@ -7,7 +7,7 @@ import time
 import types
 from pathlib import Path
 
-import hooking
+import hooks
 import pytest
 
 from lightllm_otel.guard import Guard
@@ -59,7 +59,7 @@ def session_with_a_ledger():
 def test_the_monitors_list_has_everything_but_exporters(ended_exporter):
     module = types.SimpleNamespace(get_all_cared_pids=lambda: [1, os.getpid(), ended_exporter])
     session = session_with_a_ledger()
-    hooking.hook(session, health_monitor__manager=module)
+    hooks.hook(session, health_monitor__manager=module)
     assert module.get_all_cared_pids() == [1, os.getpid()]
     session.ledger.undo()
     assert ended_exporter in module.get_all_cared_pids()
@@ -68,6 +68,6 @@ def test_the_monitors_list_has_everything_but_exporters(ended_exporter):
 def test_a_version_without_such_a_list_is_left_alone():
     module = types.SimpleNamespace()
     session = session_with_a_ledger()
-    hooking.hook(session, health_monitor__manager=module)
+    hooks.hook(session, health_monitor__manager=module)
     assert vars(module) == {}
     assert session.fits.lost() == {}

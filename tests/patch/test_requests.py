@@ -6,7 +6,7 @@ import gc
 import types
 
 import fake_host
-import hooking
+import hooks
 import pytest
 from fake_host import HttpRequest, SamplingParams
 
@@ -36,7 +36,7 @@ def http(request, tmp_path, host_untouched):
         session = types.SimpleNamespace(
             guard=Guard(strict), ledger=Ledger(), standard=standard, settings=settings, fits=Fits(), watches=None
         )
-        hooking.hook(session, httpserver__manager=module)
+        hooks.hook(session, httpserver__manager=module)
         side = Http(module, session, request.param == "old", tmp_path)
         made.append(side)
         return side

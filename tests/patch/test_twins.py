@@ -3,7 +3,7 @@
 import types
 
 import fake_host
-import hooking
+import hooks
 import pytest
 from fake_host import COST, LAYER_SECONDS, LAYERS, CaptureBroken, InferReq, ModelInput, answer
 
@@ -317,7 +317,7 @@ def test_a_cuda_graph_class_of_another_shape_is_left_alone():
         guard=Guard(), ledger=Ledger(), live=Ledger(), fits=Fits(), settings=Settings.from_env({}),
         standard=Standard.from_env({}), lane=None,
     )  # fmt: skip
-    hooking.hook(session, basemodel__cuda_graph=types.SimpleNamespace(CudaGraph=CudaGraph))
+    hooks.hook(session, basemodel__cuda_graph=types.SimpleNamespace(CudaGraph=CudaGraph))
     assert CudaGraph._capture_decode is stock
     assert "captures or replays in a way that is not known" in twins.probe(CudaGraph(), session.fits, {})
     assert session.fits.lost() == {Feature.DECODE_GRAPHS: ["operators inside decode graphs are not timed"]}

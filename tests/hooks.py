@@ -1,0 +1,22 @@
+"""Our hooks on a fake host's modules, by the entry that an import uses. The one place that knows how they are installed."""
+
+from __future__ import annotations
+
+from lightllm_otel.patch import seams
+from lightllm_otel.patch.contracts import HOOKS
+
+
+def install(host, session, hooks=HOOKS) -> None:
+    """Install these rows of the table as each module of the host is imported, with this session and its guard."""
+
+    def imported(name, module):
+        seams.patch(module, [hook for hook in hooks if hook.module == name], session)
+
+    host.load(imported)
+
+
+def hook(session, hooks=HOOKS, **modules) -> None:
+    """Install the table's rows on single modules, by the last parts of their names: ``hook(session, basemodel__basemodel=…)``."""
+    for name, module in modules.items():
+        rows = [row for row in hooks if row.module.split(".", 1)[1].endswith(name.replace("__", "."))]
+        seams.patch(module, rows, session)
