@@ -190,7 +190,7 @@ class ServerSession:
             "slots": self._slots, "implementations": self._implementations, "drafts": self._drafts,
             "contracts": self.fits.facts(),
             "graphs": self.twins.facts() if self.twins is not None else {"state": "off", "reason": "level steps"},
-            **describe_model(model), **describe_host(),
+            **describe_model(model, os.environ), **describe_host(),
         }  # fmt: skip
 
     def _start_latency(self) -> float:

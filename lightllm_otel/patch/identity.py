@@ -86,12 +86,16 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, (int, float, str))
 
 
-def describe_model(model: Any) -> dict[str, Any]:
-    """What the model says of itself; what it does not say is left out."""
+UNNAMED = (None, "", "default_model_name")  # LightLLM's --model_name where the user gives none
+
+
+def describe_model(model: Any, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Describe the model by what it and the server's arguments say of it; what they do not say is left out."""
     config = getattr(model, "config", None) or {}
     directory = getattr(model, "weight_dir_", "")
+    given = json.loads(environ.get("LIGHTLLM_START_ARGS") or "{}").get("model_name")
     return {
-        "model": Path(str(directory)).name or type(model).__name__,
+        "model": str(given) if given not in UNNAMED else Path(str(directory)).name or type(model).__name__,
         "model_type": config.get("model_type", ""),
         "dtype": str(getattr(model, "data_type", "")).replace("torch.", ""),
         "layers": len(getattr(model, "layers_infer", ())),

@@ -16,7 +16,7 @@ from typing import Any, Optional, Protocol
 from lightllm_otel.guard import Guard, log
 from lightllm_otel.patch.binding import Arguments
 from lightllm_otel.patch.contracts import Hook
-from lightllm_otel.patch.identity import meeting_place
+from lightllm_otel.patch.identity import UNNAMED, meeting_place
 from lightllm_otel.patch.ledger import Ledger
 from lightllm_otel.patch.tracecontext import TraceContext, continued
 from lightllm_otel.ring.folder import group_folder, group_key
@@ -182,7 +182,7 @@ class Watch:
         """Who is asked for what, but not the words."""
         path = request.url.path if request is not None else ""
         model = getattr(args, "model_name", None)
-        if model in (None, "", "default_model_name"):
+        if model in UNNAMED:
             model = Path(str(args.model_dir)).name
         asked = {name: getattr(sampling_params, ours, None) for ours, name in PARAMETERS.items()}
         if (asked["gen_ai.request.top_k"] or 0) < 1:  # all tokens

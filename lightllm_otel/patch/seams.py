@@ -115,16 +115,24 @@ def _install(hook: Hook, module: ModuleType, session: Session) -> str:
     if hook.maker == "grouped":  # its methods are wrapped once there is a model to measure
         session.group_class = host
         return FITS
-    if hook.place.startswith(_OF_GRAPHS) and session.settings.graphs is GraphPolicy.OFF:
-        return "LIGHTLLM_OTEL_GRAPHS=off"
     if hook.maker in _OF_REQUESTS and not session.standard.traces:
         return FITS  # nobody asks for spans: there is nothing to wrap
-    if isinstance(vars(owner).get(name), (staticmethod, classmethod, property)):
-        return f"it is a {type(vars(owner)[name]).__name__} in this LightLLM"
     arguments = Arguments(host)
-    if not arguments.fits(hook.reads):
-        wanted = " or ".join(", ".join(names) for names in hook.reads)
-        return f"its parameters are ({', '.join(arguments.names)}), and {wanted} is read"
+    problem = _problem(hook, vars(owner).get(name), arguments, session.settings.graphs)
+    if problem:
+        return problem
     ledger = session.live if hook.live else session.ledger
     ledger.replace(owner, name, lambda host: MAKERS[hook.maker](host, session, arguments, hook))
     return FITS
+
+
+def _problem(hook: Hook, own: Any, arguments: Arguments, graphs: GraphPolicy) -> str:
+    """Say why the host's function is left alone; empty when nothing speaks against wrapping it."""
+    if graphs is GraphPolicy.OFF and hook.place.startswith(_OF_GRAPHS):
+        return "LIGHTLLM_OTEL_GRAPHS=off"
+    if isinstance(own, (staticmethod, classmethod, property)):
+        return f"it is a {type(own).__name__} in this LightLLM"
+    if not arguments.fits(hook.reads):
+        wanted = " or ".join(", ".join(names) for names in hook.reads)
+        return f"its parameters are ({', '.join(arguments.names)}), and {wanted} is read"
+    return ""

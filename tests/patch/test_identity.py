@@ -53,10 +53,10 @@ def test_a_model_is_described_by_what_it_has():
         data_type="torch.float16",
         layers_infer=[1, 2],
     )
-    assert describe_model(model) == {
+    assert describe_model(model, {}) == {
         "model": "llama-7b", "model_type": "llama", "dtype": "float16", "layers": 2, "config": {"hidden_size": 64},
     }  # fmt: skip
-    assert describe_model(object())["model"] == "object"
+    assert describe_model(object(), {})["model"] == "object"
 
 
 def test_the_host_is_described_without_a_gpu():
@@ -83,3 +83,11 @@ def test_a_checkout_on_the_path_is_not_the_installed_version(monkeypatch, tmp_pa
 )
 def test_a_server_is_named_by_its_own_port_and_a_group_of_servers_by_where_they_meet(start, place):
     assert meeting_place(start) == place
+
+
+def test_a_model_is_called_as_the_server_was_told_to_call_it():
+    model = types.SimpleNamespace(weight_dir_="/models/qwen3-8b")
+    told = {"LIGHTLLM_START_ARGS": json.dumps({"model_name": "assistant"})}
+    untold = {"LIGHTLLM_START_ARGS": json.dumps({"model_name": "default_model_name"})}
+    assert describe_model(model, told)["model"] == "assistant"
+    assert describe_model(model, untold)["model"] == "qwen3-8b"

@@ -122,7 +122,7 @@ def test_drafts_belong_to_the_step_of_the_model_that_they_draft_for(serve):
     forwards = sum(function.endswith("forward") for _, function in host.calls if "TpPartBaseModel.forward" in function)
     assert len(session.kept.steps) < forwards
     assert session._timer.whole[Whole.DRAFT.code] > 0
-    step, intervals = next(each for each in reversed(session.kept.steps) if each[0]["phase"] == Phase.DECODE.code)
+    _, intervals = next(each for each in reversed(session.kept.steps) if each[0]["phase"] == Phase.DECODE.code)
     drafts = float(intervals["seconds"][intervals["operator"] == Operator.OTHER.code].sum())
     assert drafts > COST["ffn"]
 
