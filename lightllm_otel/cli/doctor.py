@@ -32,6 +32,15 @@ PACKAGES = (
 )
 
 
+_WHOLE = {
+    Whole.NO_TWIN: "decode steps were due and have their whole time only: their batch size has no instrumented graph "
+                   "(LIGHTLLM_OTEL_GRAPH_MIB, LIGHTLLM_OTEL_GRAPH_SECONDS)",
+    Whole.OVERLAP: "steps of two overlapping microbatches were due and have their whole time only",
+    Whole.DRAFT: "forwards of draft models: their time is `other` in the step of the model that they draft for",
+    Whole.PREFILL_GRAPH: "prefill steps were due and have their whole time only: of a prefill graph Python sees attention alone",
+}  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """``state``: ok, note, or wrong (exit status 1). ``remedy``: what to do; empty when nothing."""
@@ -183,12 +192,13 @@ def rank(path: Path) -> list[Finding]:
 
 
 def graphs(name: str, found: dict[str, Any], header: Any) -> list[Finding]:
-    """What became of the instrumented twins; graphs without one have whole steps only."""
+    """Findings on CUDA graphs: which have an instrumented one beside them, and why the others have whole steps only."""
     state, reason = found.get("state"), found.get("reason")
     findings = []
     if state == "armed":
         what = (
-            f"CUDA graphs: {len(found['sizes'])} instrumented twins, {found['bytes'] / 2**20:.0f} MiB, captured in "
+            f"CUDA graphs: {len(found['sizes'])} of {found.get('host_sizes') or len(found['sizes'])} batch sizes have an "
+            f"instrumented one beside them, {found['bytes'] / 2**20:.0f} MiB, captured and checked in "
             f"{found['seconds']:.1f} s; {found['stamps']}: quantum {1e9 * float(header['stamp_quantum']):.0f} ns, "
             f"a boundary costs {1e6 * float(header['stamp_cost']):.2f} µs"
         )
@@ -199,9 +209,7 @@ def graphs(name: str, found: dict[str, Any], header: Any) -> list[Finding]:
     elif state:
         findings.append(Finding(NOTE, name, f"CUDA graphs: whole steps only: {reason}"))
     counts = {why: int(header["whole"][why.code]) for why in Whole}
-    if any(counts.values()):
-        counted = ", ".join(f"{count} {why}" for why, count in counts.items() if count)
-        findings.append(Finding(NOTE, name, f"steps without operators that were due: {counted}"))
+    findings += [Finding(NOTE, name, f"{count} {_WHOLE[why]}") for why, count in counts.items() if count]
     return findings
 
 
