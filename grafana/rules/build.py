@@ -17,7 +17,7 @@ import yaml
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER))
 
-from table import ALERTS, Alert  # noqa: E402
+from table import ALERTS, OF_THIS_SERVER, THIS_SERVER, Alert, asked  # noqa: E402
 
 PROJECT = FOLDER.parents[1] / "pyproject.toml"
 RUNBOOKS = "docs/runbooks"
@@ -25,46 +25,47 @@ STUCK_INTERVAL = "15s"
 HEADER = "# Made by grafana/rules/build.py from grafana/rules/table.py. What each is for: docs/alerts.md.\n"
 
 # Parts of a description that query Prometheus when the alert is evaluated.
-_OF_SERVER = "{server=%q,model=%q}"
-_WHO = " $labels.server $labels.model"
+WHICH = "{{ with $labels.cluster }}{{ . }}, {{ end }}{{ with $labels.namespace }}{{ . }}, {{ end }}"
 LATE = (
-    '{{ range query (printf "topk(1, lightllm:last_arrivals_share:ratio10m'
-    '{server=%q,model=%q,phase=~\\"decode|prefill\\"})"' + _WHO + ") }} "
-    "Last to arrive: rank {{ .Labels.rank }}, in {{ .Value | humanizePercentage }} of the collectives with a wait.{{ end }}"
-    '{{ range query (printf "lightllm:collective_wait_share:ratio10m' + _OF_SERVER + '"' + _WHO + ") }} "
-    "Of a collective's time in {{ .Labels.phase }} {{ .Value | humanizePercentage }} is waiting, the rest transfer.{{ end }}"
-)
-GPUS = (
-    '{{{{ with query (printf "lightllm_gpu_info{rank} * on (job, instance) group_left (server) '
-    'lightllm:server{{server=%q,model=%q}}"{which} $labels.server $labels.model) }}}} GPU{{{{ range . }}}} '
-    "{{{{ .Labels.rank }}}}: {{{{ .Labels.uuid }}}}{{{{ end }}}}.{{{{ end }}}}"
-)
-SINCE = (
-    '{{ with query (printf "min(ALERTS_FOR_STATE{alertname=\\"NAME\\",server=%q,model=%q})"' + _WHO + ") }}"
-    " Since {{ . | first | value | humanizeTimestamp }}.{{ end }}"
+    asked("range", f'topk(1, lightllm:last_arrivals_share:ratio10m{{{THIS_SERVER},phase=~"decode|prefill"}})')
+    + " Last to arrive: rank {{ .Labels.rank }}, in {{ .Value | humanizePercentage }} of the collectives with a wait.{{ end }}"
+    + asked("range", f"lightllm:collective_wait_share:ratio10m{{{THIS_SERVER}}}")
+    + " Of a collective's time in {{ .Labels.phase }} {{ .Value | humanizePercentage }} is waiting, the rest transfer.{{ end }}"
 )
 VERSIONS = (
-    '{{ with query (printf "group by (lightllm, torch, cuda, plugin) (last_over_time(lightllm_server_info'
-    + _OF_SERVER
-    + '[1d]))"'
-    + _WHO
-    + ") }} Versions of the last day:{{ range . }} lightllm {{ .Labels.lightllm }}, torch {{ .Labels.torch }}, "
+    asked(
+        "with", f"group by (lightllm, torch, cuda, plugin) (last_over_time(lightllm_server_info{{{THIS_SERVER}}}[1d]))"
+    )
+    + " Versions of the last day:{{ range . }} lightllm {{ .Labels.lightllm }}, torch {{ .Labels.torch }}, "
     "CUDA {{ .Labels.cuda }}, plugin {{ .Labels.plugin }};{{ end }}{{ end }}"
 )
 
 
+def gpus(of_rank: bool) -> str:
+    """The GPUs of the server, or the one of the alert's rank."""
+    which, rank = ("{rank=%q}", " $labels.rank") if of_rank else ("", "")
+    return (
+        asked("with", f"group by (rank, uuid) (lightllm_gpu_info{which} {OF_THIS_SERVER})", rank, by="rank")
+        + " GPU{{ range . }} {{ .Labels.rank }}: {{ .Labels.uuid }}{{ end }}.{{ end }}"
+    )
+
+
+def since(name: str) -> str:
+    return (
+        asked("with", f'min(ALERTS_FOR_STATE{{alertname="{name}",{THIS_SERVER}}})')
+        + " Since {{ . | first | value | humanizeTimestamp }}.{{ end }}"
+    )
+
+
 def description(alert: Alert) -> str:
     """Server, what, who was late, GPU, since when, versions, effect on users, first action."""
-    gpus = GPUS.format(rank="{{rank=%q}}".format() if alert.rank else "", which=" $labels.rank" if alert.rank else "")
+    effect = f" For users: {alert.effect} First: {alert.action}"
+    if not alert.of_server:
+        return alert.what[0].upper() + alert.what[1:] + effect
     return (
-        "{{ $labels.server }} ({{ $labels.model }}, {{ $labels.gpu }}, TP {{ $labels.tp }}): "
-        + alert.what.strip()
-        + (LATE if alert.late else "")
-        + gpus
-        + SINCE.replace("NAME", alert.name)
-        + VERSIONS
-        + f" For users: {alert.effect} First: {alert.action}"
-    )
+        "{{ $labels.server }} (" + WHICH + "{{ $labels.model }}, {{ $labels.gpu }}, TP {{ $labels.tp }}): "
+        + alert.what.strip() + (LATE if alert.late else "") + gpus(alert.rank) + since(alert.name) + VERSIONS + effect
+    )  # fmt: skip
 
 
 def rule(alert: Alert, runbooks: str) -> dict[str, Any]:

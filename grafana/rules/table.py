@@ -8,8 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 
-SERVER = "server, model, gpu, tp"
-JOIN = f"on (job, instance) group_left ({SERVER}) lightllm:server"
+WHO = "server, model, gpu, tp"
+SERVER = f"cluster, namespace, {WHO}"  # cluster and namespace are empty where nobody sets them
+TARGET = "cluster, namespace, job, instance"
+JOIN = f"on ({TARGET}) group_left ({WHO}) lightllm:server"
+ERRORS = f"{TARGET}, stage"
+# prometheus_rule_…{rule_group}: "FILE;GROUP"
+OUR_GROUPS = 'rule_group=~".*;lightllm-.*"'
+
+# Matchers of a query in a description; ``asked`` puts in the labels of the alert.
+THIS_SERVER = "cluster=%q,namespace=%q,server=%q,model=%q"
+OF_THIS_SERVER = f"and on ({TARGET}) lightllm:server{{{THIS_SERVER}}}"
 CRITICAL, WARNING, INFO = "critical", "warning", "info"
 
 
@@ -18,7 +27,7 @@ class Alert:
     """``what``: the first sentence of the description, about ``$value``; ``lasts``: Prometheus' ``for``.
 
     ``window``: of alerts that look at the same through several windows. ``rank``: whether the alert has that label;
-    ``late``: whether the description says who was late in collectives.
+    ``late``: whether the description says who was late in collectives; ``of_server``: whether the alert is about a server.
     """
 
     name: str
@@ -32,12 +41,29 @@ class Alert:
     window: str = ""
     rank: bool = False
     late: bool = False
+    of_server: bool = True
     keeps: str = "5m"
 
 
-def on_server(metric: str) -> str:
-    """The metric with the stable labels of its server."""
-    return f"{metric} * {JOIN}"
+def asked(how: str, query: str, first: str = "", by: str = "") -> str:
+    """``{{ range query … }}`` or ``{{ with query … }}`` of a description, for a query with THIS_SERVER in it once.
+
+    Prometheus evaluates it when the alert fires. ``first``: the argument of a ``%q`` before those of THIS_SERVER; ``by``: the
+    label by which the answers are sorted, where there are several.
+    """
+    escaped = query.replace('"', '\\"')
+    labels = "$labels.cluster $labels.namespace $labels.server $labels.model"
+    order = f' | sortByLabel "{by}"' if by else ""
+    return f'{{{{ {how} query (printf "{escaped}"{first} {labels}){order} }}}}'
+
+
+def on_server(how: str, expr: str, labels: str = "") -> str:
+    """The expression with the stable labels of its server: aggregated before the join and after it.
+
+    Two targets with one address are one series before the join, so it cannot fail. ``labels``: of the metric, to be kept.
+    """
+    more = f", {labels}" if labels else ""
+    return f"{how} by ({SERVER}{more}) ({how} by ({TARGET}{more}) ({expr}) * {JOIN})"
 
 
 def slower(window: str, lasts: str) -> Alert:
@@ -69,12 +95,11 @@ def unlike_peers(value: str, comparison: str, factor: float) -> str:
 ALERTS = (
     Alert(
         name="LightLLMStepStuck", severity=CRITICAL, lasts="0s", keeps="0s",
-        expr=f"max by ({SERVER}) ({on_server('lightllm_gpu_step_in_flight_seconds')}) > 20",
+        expr=f"{on_server('max', 'lightllm_gpu_step_in_flight_seconds')} > 20",
         summary="A step does not end: the server answers nobody",
         what="one step has been on the GPU for {{ $value | humanizeDuration }}. "
-             '{{ range query (printf "bottomk(1, lightllm_gpu_step_number * on (job, instance) group_left (server) '
-             'lightllm:server{server=%q,model=%q})" $labels.server $labels.model) }}The rank that is furthest behind is '
-             "{{ .Labels.rank }}, at step {{ .Value }}. {{ end }}",
+             + asked("range", f"bottomk(1, max by (rank) (lightllm_gpu_step_number {OF_THIS_SERVER}))")
+             + "The rank that is furthest behind is {{ .Labels.rank }}, at step {{ .Value }}. {{ end }}",
         effect="all requests of this server hang.",
         action="`lightllm-otel doctor --stuck` on its host says whom the others wait for; take the server out of rotation.",
     ),
@@ -84,11 +109,11 @@ ALERTS = (
              "<= 1.1 * lightllm:token_period_seconds_mean10m:median1d",
         summary="Decode is slower than expected at its load, and tokens come later than usual",
         what="decode steps take {{ $value | humanize }} times what is expected at this load"
-             '{{ range query (printf "lightllm:token_period_seconds:mean10m{server=%q,model=%q}" $labels.server $labels.model) }}'
-             ", a token every {{ .Value | humanizeDuration }}{{ end }}."
-             '{{ range query (printf "topk(1, lightllm:operator_compared_seconds:rate2m{server=%q,model=%q,phase=\\"decode\\"} - '
-             'lightllm:operator_expected_seconds:rate2m)" $labels.server $labels.model) }} '
-             "Most of it is {{ .Labels.operator }}.{{ end }}",
+             + asked("range", f"lightllm:token_period_seconds:mean10m{{{THIS_SERVER}}}")
+             + ", a token every {{ .Value | humanizeDuration }}{{ end }}."
+             + asked("range", f'topk(1, lightllm:operator_compared_seconds:rate2m{{{THIS_SERVER},phase="decode"}} - '
+                              "lightllm:operator_expected_seconds:rate2m)")
+             + " Most of it is {{ .Labels.operator }}.{{ end }}",
         effect="users see tokens later than usual.",
         action="the ticket of the same server names the cause; if there is none, look at clocks and throttling of its GPUs.",
     ),
@@ -107,7 +132,7 @@ ALERTS = (
     ),
     Alert(
         name="LightLLMRankLate", severity=WARNING, lasts="3m", rank=True,
-        expr="lightllm:last_arrivals_share:ratio10m > 0.6 and on (server, model, gpu, tp, phase) (lightllm:collective_wait_share:"
+        expr=f"lightllm:last_arrivals_share:ratio10m > 0.6 and on ({SERVER}, phase) (lightllm:collective_wait_share:"
              "ratio10m > (lightllm:collective_wait_share_ratio10m:median1d or 0 * lightllm:collective_wait_share:ratio10m + 0.1) "
              "+ 0.05)",
         summary="One rank keeps all others waiting",
@@ -120,7 +145,7 @@ ALERTS = (
         name="LightLLMAllReduceUnstable", severity=WARNING, lasts="15m",
         expr="lightllm:collective_tail:ratio > 3 and lightllm:collective_tail:ratio > 2 * "
              "(lightllm:collective_tail_ratio:median1d or 0 * lightllm:collective_tail:ratio + 1.5) "
-             "and on (server, model, gpu, tp, phase) lightllm:collective_transfer_seconds:mean10m",
+             f"and on ({SERVER}, phase) lightllm:collective_transfer_seconds:mean10m",
         summary="The slowest collectives take many times their median",
         what="the 99th percentile of the transfers of {{ $labels.site }} in {{ $labels.phase }} is {{ $value | humanize }} times "
              "their median.",
@@ -129,8 +154,8 @@ ALERTS = (
     ),
     Alert(
         name="LightLLMLinkSlow", severity=WARNING, lasts="30m",
-        expr='lightllm:collective_bus_bytes_per_second:mean10m{phase="prefill"} < on (server, model, gpu, tp) group_left () '
-             f"(0.3 / 2 * max by ({SERVER}) ({on_server('lightllm_gpu_peak_link_bytes_per_second')})) "
+        expr='lightllm:collective_bus_bytes_per_second:mean10m{phase="prefill"} '
+             f"< on ({SERVER}) group_left () (0.3 / 2 * {on_server('max', 'lightllm_gpu_peak_link_bytes_per_second')}) "
              'and lightllm:collective_payload_bytes:mean10m{phase="prefill"} > 8e6',
         summary="Large collectives use less than a third of what the link carries",
         what="collectives of prefill, with payloads of more than 8 MB, move {{ $value | humanize }}B/s.",
@@ -166,7 +191,7 @@ ALERTS = (
     Alert(
         name="LightLLMPluginNoData", severity=WARNING, lasts="10m", keeps="0s",
         expr=f"(group by ({SERVER}) (lightllm:server offset 30m) or group by ({SERVER}) "
-             "(last_over_time(lightllm:server[1d]) and on (job, instance) up == 0)) "
+             f"(last_over_time(lightllm:server[1d]) and on ({TARGET}) up == 0)) "
              f"unless group by ({SERVER}) (lightllm:server)",
         summary="A server that was there gives no data",
         what="nothing has been scraped from it for ten minutes.",
@@ -176,11 +201,11 @@ ALERTS = (
     ),
     Alert(
         name="LightLLMPluginNotSampling", severity=WARNING, lasts="15m",
-        expr=f"(sum by ({SERVER}) (rate(lightllm_gpu_step_duration_seconds_count[10m]) * {JOIN}) > "
-             f"0.5 * count by ({SERVER}) ({on_server('lightllm_gpu_step_number')}) "
-             f"unless sum by ({SERVER}) (rate(lightllm_otel_steps_sampled_total[10m]) * {JOIN}) > 0 "
+        expr=f"({on_server('sum', 'rate(lightllm_gpu_step_duration_seconds_count[10m])')} > "
+             f"0.5 * count by ({SERVER}) (group by ({TARGET}, rank) (lightllm_gpu_step_number) * {JOIN}) "
+             f"unless {on_server('sum', 'rate(lightllm_otel_steps_sampled_total[10m])')} > 0 "
              f'unless on ({SERVER}) lightllm_server_info{{level="steps"}}) '
-             f"or max by ({SERVER}) ({on_server('lightllm_otel_data_age_seconds')}) > 60",
+             f"or {on_server('max', 'lightllm_otel_data_age_seconds')} > 60",
         summary="Steps run, but their operators are not seen",
         what="steps are executed and none is sampled, or what was sampled is a minute old and more.",
         effect="none for users; the alerts on operators of this server are blind.",
@@ -188,10 +213,11 @@ ALERTS = (
     ),
     Alert(
         name="LightLLMPluginDrops", severity=WARNING, lasts="15m",
-        expr=f'sum by ({SERVER}) (increase(lightllm_otel_records_dropped_total{{reason!="control"}}[30m]) * {JOIN}) > '
-             f"0.01 * sum by ({SERVER}) (increase(lightllm_otel_steps_sampled_total[30m]) * {JOIN}) "
-             f"or sum by ({SERVER}) ((increase(lightllm_otel_errors_total[30m]) > 0 or lightllm_otel_errors_total > 0 "
-             f"unless lightllm_otel_errors_total offset 30m) * {JOIN}) > 0",
+        expr=on_server("sum", 'increase(lightllm_otel_records_dropped_total{reason!="control"}[30m])') + " > 0.01 * "
+             + on_server("sum", "increase(lightllm_otel_steps_sampled_total[30m])")
+             + f" or sum by ({SERVER}) ((sum by ({ERRORS}) (increase(lightllm_otel_errors_total[30m])) > 0 "
+             f"or max by ({ERRORS}) (lightllm_otel_errors_total) > 0 "
+             f"unless max by ({ERRORS}) (lightllm_otel_errors_total offset 30m)) * {JOIN}) > 0",
         summary="The plugin loses steps or has failed in a part",
         what="{{ $value | humanize }} records or errors in half an hour.",
         effect="none for users; figures of this server may lack something.",
@@ -199,7 +225,7 @@ ALERTS = (
     ),
     Alert(
         name="LightLLMPluginSlotMissing", severity=INFO, lasts="15m",
-        expr=f"min by ({SERVER}, operator) ({on_server('lightllm_otel_slot_installed')}) == 0",
+        expr=f"{on_server('min', 'lightllm_otel_slot_installed', 'operator')} == 0",
         summary="An operator of the model is not timed",
         what="{{ $labels.operator }} was not found in the model on every rank; its time is part of gap.",
         effect="none for users.",
@@ -207,10 +233,33 @@ ALERTS = (
     ),
     Alert(
         name="LightLLMPluginDistorts", severity=INFO, lasts="30m",
-        expr=f"max by ({SERVER}) ({on_server('lightllm_otel_distortion_ratio')}) > 1.1",
+        expr=f"{on_server('max', 'lightllm_otel_distortion_ratio')} > 1.1",
         summary="Sampled steps take visibly longer than their neighbours",
         what="a sampled decode step takes {{ $value | humanize }} times its plain neighbours.",
         effect="one token in as many as are sampled is late by that much.",
         action="raise `LIGHTLLM_OTEL_SAMPLE_EVERY`, or `lightllm-otel ctl every N` at once.",
+    ),
+    Alert(
+        name="LightLLMPluginDuplicateTarget", severity=WARNING, lasts="10m",
+        expr=f"max by ({SERVER}) ((count by ({TARGET}) (lightllm_server_info) > 1) * {JOIN})",
+        summary="Prometheus has more than one target with the same address",
+        what="{{ $value }} targets have the same job and instance:"
+             + asked("range", f"count by (server, model, instance) (lightllm_server_info {OF_THIS_SERVER})", by="server")
+             + " {{ .Value }} of {{ .Labels.server }} ({{ .Labels.model }}) at {{ .Labels.instance }};{{ end }}"
+             + " they are read as one server.",
+        effect="none for users; alerts of these servers may name the wrong one, and their rates are added up.",
+        action="Prometheus' targets page, by this instance: remove a discovery file that is left over, or give each target an "
+               "instance of its own (host name and port).",
+    ),
+    Alert(
+        name="LightLLMRulesFailing", severity=WARNING, lasts="10m", of_server=False,
+        expr=" or ".join(f"sum by (cluster, rule_group) (increase(prometheus_rule_{lost}_total{{{OUR_GROUPS}}}[5m])) > 0"
+                         for lost in ("evaluation_failures", "group_iterations_missed")),
+        summary="Prometheus cannot evaluate rules of lightllm-otel",
+        what="in the last five minutes {{ $value | humanize }} evaluations of the group {{ $labels.rule_group }} failed or were "
+             "left out.",
+        effect="none from the rules; but alerts of this group, pages included, may not fire for any server.",
+        action="Prometheus' rules page shows the failing rule and its error; evaluations that were left out mean that the group "
+               "takes longer than its interval.",
     ),
 )  # fmt: skip

@@ -36,7 +36,7 @@ def test_one_cause_is_one_page():
     content = yaml.safe_load(CONFIG.read_text())
     assert "server" not in content["route"]["group_by"], "a fault of all servers would be a page each"
     for rule in content["inhibit_rules"]:
-        assert rule["equal"] == ["server", "model", "gpu", "tp"]
+        assert rule["equal"] == ["cluster", "namespace", "server", "model", "gpu", "tp"]
 
 
 @pytest.fixture
@@ -63,11 +63,15 @@ def alertmanager(tmp_path):
 
 
 def fire(address, firing):
+    """Alerts by name and server, which is CLUSTER/NAME or a name alone."""
     known = {alert.name: alert.severity for alert in table.ALERTS}
     labels = [
-        {"alertname": name, "server": server, "model": "m", "gpu": "g", "tp": "2", "severity": known[name]}
+        {
+            "alertname": name, "cluster": server.rpartition("/")[0], "server": server.rpartition("/")[2], "model": "m",
+            "gpu": "g", "tp": "2", "severity": known[name],
+        }
         for name, server in firing
-    ]
+    ]  # fmt: skip
     request = urllib.request.Request(
         f"http://{address}/api/v2/alerts",
         data=json.dumps([{"labels": each} for each in labels]).encode(),
@@ -81,7 +85,10 @@ def heard_of(address):
     """Which alerts (name, server) a receiver hears of now."""
     with urllib.request.urlopen(f"http://{address}/api/v2/alerts", timeout=5) as answer:
         return {
-            (alert["labels"]["alertname"], alert["labels"]["server"])
+            (
+                alert["labels"]["alertname"],
+                "/".join(alert["labels"][each] for each in ("cluster", "server") if each in alert["labels"]),
+            )
             for alert in json.load(answer)
             if not alert["status"]["inhibitedBy"]
         }
@@ -101,9 +108,11 @@ def settled(address, firing, expected):
 
 
 def test_a_server_that_stands_still_has_no_other_problem(alertmanager):
-    firing = [(name, "a") for name in sorted({alert.name for alert in table.ALERTS})]
-    expected = {("LightLLMStepStuck", "a"), ("LightLLMAllReduceSlower", "b")}
-    assert settled(alertmanager, [*firing, ("LightLLMAllReduceSlower", "b")], expected) == expected
+    """But that its name may be another's; and a server of the same name in another cluster is another server."""
+    firing = [(name, "a") for name in sorted({alert.name for alert in table.ALERTS if alert.of_server})]
+    others = {("LightLLMAllReduceSlower", "b"), ("LightLLMAllReduceSlower", "other/a")}
+    expected = {("LightLLMStepStuck", "a"), ("LightLLMPluginDuplicateTarget", "a"), *others}
+    assert settled(alertmanager, [*firing, *sorted(others)], expected) == expected
 
 
 def test_a_late_rank_is_one_ticket_and_what_follows_from_it_is_none(alertmanager):

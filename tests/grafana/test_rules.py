@@ -1,125 +1,31 @@
 """What the rules of Prometheus say about series that a person can follow: one fault at a time, and none."""
 
-import dataclasses
+import functools
 import re
 import subprocess
 from pathlib import Path
 
 import build
+import joins
 import promtool as under_test
 import pytest
+import servers
 import table
 import yaml
+from servers import COMPARED, LATE, PERIOD, SLOW, Server
 
 from lightllm_otel.export.metrics import HISTOGRAM, METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "grafana" / "rules"
 RUNBOOKS = ROOT / "docs" / "runbooks"
-LABELS = 'job="lightllm-otel",instance="{pod}"'
-INFO = ('lightllm_server_info{{{labels},server="{server}",model="llama",gpu="H200",tp="2",level="operators",lightllm="{version}",'
-        'torch="2",cuda="13",plugin="1"}}')  # fmt: skip
-GPU = 'lightllm_gpu_info{{{labels},rank="{rank}",uuid="GPU-{server}-{rank}",name="H200"}}'
-RANKS = (0, 1)
 
 
-@dataclasses.dataclass
-class Server:
-    """Two ranks in a steady state. Counters grow by ``base`` a minute; ``changed`` gives series another rate from
-    minute ``at`` on. With ``deploy`` the pod is replaced at that minute by one of another name and version.
-    """
-
-    name: str = "node-1"
-    at: int = 0
-    minutes: int = 300
-    changed: dict = dataclasses.field(default_factory=dict)
-    gauges: dict = dataclasses.field(default_factory=dict)
-    deploy: int = 0
-
-    def base(self):
-        rates = {
-            'lightllm_gpu_step_duration_seconds_sum{phase="decode"}': 50,
-            'lightllm_gpu_step_duration_seconds_count{phase="decode"}': 6000,
-            'lightllm_gpu_step_requests_total{phase="decode"}': 90000, "lightllm_otel_steps_sampled_total": 90,
-            'lightllm_otel_records_dropped_total{reason="overwritten"}': 0, 'lightllm_otel_errors_total{stage="measure"}': 0,
-            'lightllm_gpu_idle_seconds_total{reason="host",rank="0"}': 1,
-            'lightllm_gpu_collective_transfer_seconds_sum{site="ffn",phase="decode"}': 0.06,
-            'lightllm_gpu_collective_transfer_seconds_count{site="ffn",phase="decode"}': 3000,
-            'lightllm_gpu_collective_wait_seconds_sum{site="ffn",phase="decode"}': 0.006,
-            'lightllm_gpu_collective_wait_seconds_count{site="ffn",phase="decode"}': 6000,
-            'lightllm_gpu_collective_last_arrivals_total{site="ffn",phase="decode",rank="0"}': 100,
-            'lightllm_gpu_collective_last_arrivals_total{site="ffn",phase="decode",rank="1"}': 100,
-            'lightllm_gpu_collective_bus_bytes_total{site="ffn",phase="prefill"}': 2e9,
-            'lightllm_gpu_collective_payload_bytes_total{operator="all_reduce",site="ffn",phase="prefill"}': 2e9,
-            'lightllm_gpu_collective_transfer_seconds_sum{site="ffn",phase="prefill"}': 0.01,
-            'lightllm_gpu_collective_transfer_seconds_count{site="ffn",phase="prefill"}': 100,
-            'lightllm_gpu_operator_memory_bytes_total{operator="ffn",phase="decode"}': 9e13,
-            'lightllm_gpu_operator_estimated_seconds_total{operator="ffn",phase="decode"}': 50,
-        }  # fmt: skip
-        for operator, seconds in (("ffn", 0.6), ("all_reduce", 0.2)):
-            for kind in ("compared", "expected"):
-                rates[f'lightllm_gpu_operator_{kind}_seconds_total{{operator="{operator}",phase="decode"}}'] = seconds
-        return rates
-
-    def steady(self):
-        return {
-            'lightllm_gpu_step_in_flight_seconds{rank="0"}': 0.01, 'lightllm_gpu_step_in_flight_seconds{rank="1"}': 0.01,
-            'lightllm_gpu_step_number{rank="0"}': 900, 'lightllm_gpu_step_number{rank="1"}': 901,
-            'lightllm_gpu_collective_tail_ratio{site="ffn",phase="decode"}': 1.5, "lightllm_otel_data_age_seconds": 0,
-            "lightllm_otel_distortion_ratio": 1.01, 'lightllm_otel_slot_installed{operator="ffn"}': 1,
-            'lightllm_gpu_peak_link_bytes_per_second{link="nvlink4x18"}': 9e11,
-        }  # fmt: skip
-
-    def series(self):
-        parts = [(0, self.deploy or self.minutes), *([(self.deploy, self.minutes)] if self.deploy else [])]
-        for number, (begin, end) in enumerate(parts):
-            pod = LABELS.format(pod=f"{self.name}-{number}:9464")
-            before, after = (f"_x{2 * begin} " if begin else ""), (" stale" if end < self.minutes else "")
-            yield INFO.format(labels=pod, server=self.name, version=number), f"{before}1x{2 * (end - begin)}{after}"
-            for rank in RANKS:
-                yield GPU.format(labels=pod, rank=rank, server=self.name), f"{before}1x{2 * (end - begin)}{after}"
-            for name, usual in {**self.base(), **self.steady()}.items():
-                grows = name in self.base()
-                later = {**self.changed, **self.gauges}.get(name, usual)
-                values, total = [], 0.0
-                for half in range(2 * begin, 2 * end):
-                    now = later if half >= 2 * self.at else usual
-                    total = total + now / 2 if grows else now
-                    values.append(f"{total:g}" if grows else f"{now:g}")
-                labelled = f"{name[:-1]},{pod}}}" if name.endswith("}") else f"{name}{{{pod}}}"
-                yield labelled, before + " ".join(values) + after
-
-
-COMPARED = 'lightllm_gpu_operator_compared_seconds_total{{operator="{}",phase="decode"}}'.format
-SLOW = {COMPARED("all_reduce"): 0.25}
-LATE = {
-    'lightllm_gpu_collective_last_arrivals_total{site="ffn",phase="decode",rank="1"}': 2900,
-    'lightllm_gpu_collective_wait_seconds_sum{site="ffn",phase="decode"}': 0.03,
-}
-PERIOD = 'lightllm_gpu_step_duration_seconds_sum{phase="decode"}'
-
-
-def fired(tool, tmp_path, servers, minutes):
-    """Alerts (name → labels) that fire at each of these minutes; and what promtool said."""
-    lines = ["rule_files:", *(f"- {RULES / name}" for name in under_test.FILES), "evaluation_interval: 30s"]
-    lines += [
-        "group_eval_order:",
-        *(f"- {name}" for name in under_test.GROUPS),
-        "tests:",
-        "- interval: 30s",
-        "  input_series:",
-    ]
-    for server in servers:
-        for series, values in server.series():
-            lines += [f"  - series: '{series}'", f"    values: '{values}'"]
-    lines.append("  promql_expr_test:")
-    for minute in minutes:
-        lines += [f"  - expr: '{under_test.FIRING}'", f"    eval_time: {minute}m"]
-    path = tmp_path / "test.yml"
-    path.write_text("\n".join(lines) + "\n")
-    answer = subprocess.run([tool, "test", "rules", str(path)], capture_output=True, text=True, check=False)
-    found = under_test.parse(answer.stdout + answer.stderr)
-    return [{labels["alertname"]: labels for at, labels in found if at == 60 * minute} for minute in minutes]
+def fired(tool, tmp_path, fleet, minutes):
+    """Alerts (name → labels) that fire at each of these minutes."""
+    series = [each for server in fleet for each in server.series()]
+    found = servers.alerts(tool, tmp_path, series, minutes)
+    return [{labels["alertname"]: labels for labels in at} for at in found.alerts]
 
 
 CASES = {
@@ -231,7 +137,7 @@ def test_a_server_that_is_gone_is_missed(promtool, tmp_path):
 def test_a_server_whose_target_is_still_known_is_missed_until_it_is_back(promtool, tmp_path):
     gone, stays = Server(minutes=60), Server("node-2", minutes=200)
     series = list(gone.series())
-    up = f"up{{{LABELS.format(pod='node-1-0:9464')}}}"
+    up = f'up{{job="{servers.JOB}",instance="node-1-0:9464"}}'
     gone.series = lambda: [*((name, f"{values} stale") for name, values in series), (up, "1x119 0x280")]
     early, later = fired(promtool, tmp_path, [gone, stays], [64, 180])
     assert "LightLLMPluginNoData" not in early
@@ -246,6 +152,36 @@ def test_a_failure_before_the_first_scrape_is_a_ticket(promtool, tmp_path):
     then, later = fired(promtool, tmp_path, [server], [18, 55])
     assert "LightLLMPluginDrops" in then
     assert "LightLLMPluginDrops" not in later, "it is on record; nothing has failed since"
+
+
+def lost(what, group, values):
+    """Prometheus on itself: what it could not evaluate of a group of rules."""
+    return f'prometheus_rule_{what}_total{{job="prometheus",rule_group="/etc/prometheus/rules/{group}"}}', values
+
+
+@pytest.mark.parametrize("what", ["evaluation_failures", "group_iterations_missed"])
+def test_rules_that_cannot_be_evaluated_are_a_ticket(promtool, tmp_path, what):
+    """Others' rules are not, and neither is a single failure."""
+    series = [
+        lost(what, "recording.yml;lightllm-rates", "0x40 1+1x80"),
+        lost(what, "recording.yml;lightllm-usual", "0x40 1x80"),
+        lost(what, "node.yml;node-exporter", "0+1x120"),
+    ]
+    before, then = servers.alerts(promtool, tmp_path, series, [19, 40]).alerts
+    assert before == []
+    (alert,) = then
+    assert alert == {
+        "__name__": "ALERTS", "alertname": "LightLLMRulesFailing", "alertstate": "firing", "severity": "warning",
+        "rule_group": "/etc/prometheus/rules/recording.yml;lightllm-rates",
+    }  # fmt: skip
+
+
+def test_a_server_that_is_scraped_twice_is_a_ticket(promtool, tmp_path):
+    targets = [servers.Target(0, 30), servers.Target(10, 30, {"lightllm_group": "left over"})]
+    before, then = fired(promtool, tmp_path, [Server(minutes=30, targets=targets)], [9, 25])
+    assert before == {}
+    assert set(then) == {"LightLLMPluginDuplicateTarget"}
+    assert then["LightLLMPluginDuplicateTarget"]["server"] == "node-1"
 
 
 def test_a_trickle_of_steps_may_have_none_sampled(promtool, tmp_path):
@@ -306,21 +242,10 @@ DESCRIBED = (
 def test_the_description_names_server_rank_gpu_versions_effect_and_action(promtool, tmp_path):
     """promtool prints the annotations of an alert that it was told not to expect."""
     server = Server(at=BEGINS, changed=LATE, deploy=20, minutes=BEGINS + 16)
-    lines = ["rule_files:", *(f"- {RULES / name}" for name in under_test.FILES), "evaluation_interval: 30s"]
-    lines += [
-        "group_eval_order:",
-        *(f"- {name}" for name in under_test.GROUPS),
-        "tests:",
-        "- interval: 30s",
-        "  input_series:",
-    ]
-    for series, values in server.series():
-        lines += [f"  - series: '{series}'", f"    values: '{values}'"]
-    lines += ["  alert_rule_test:", f"  - eval_time: {BEGINS + 15}m", "    alertname: LightLLMRankLate"]
     path = tmp_path / "test.yml"
-    path.write_text("\n".join(lines) + "\n")
-    said = subprocess.run([promtool, "test", "rules", str(path)], capture_output=True, text=True, check=False)
-    text = said.stdout + said.stderr
+    expected = ["  alert_rule_test:", f"  - eval_time: {BEGINS + 15}m", "    alertname: LightLLMRankLate"]
+    servers.write(path, server.series(), expected)
+    text = servers.said(promtool, path)
     for part in DESCRIBED:
         assert part in text
     assert "GPU-node-1-0" not in text
@@ -361,10 +286,56 @@ def test_rules_use_metrics_that_exist():
         assert {name for name in used if not name.startswith("lightllm_group")} <= known, rule
 
 
+@functools.cache
+def shapes():
+    return joins.recorded([rule for rule in rules() if "record" in rule])
+
+
 def test_no_alert_has_the_address_of_a_pod():
     for rule in rules():
         if "alert" in rule:
-            assert not re.search(r"by \([^)]*instance", rule["expr"])
+            labels = joins.shape(rule["expr"], shapes()).labels
+            assert labels is not None, f"{rule['alert']}: any label that a target has"
+            assert not labels & {"job", "instance", "pod"}
+
+
+def test_no_join_depends_on_there_being_no_second_target():
+    """Prometheus fails the whole rule, for all servers, where a second series matches."""
+    found = {rule.get("record") or rule["alert"]: joins.risky(rule["expr"], shapes()) for rule in rules()}
+    assert {name: text for name, text in found.items() if text} == {}
+    for rule in rules():
+        for labels in re.findall(
+            r"\bon \(([^)]*)\)", rule["expr"] + rule.get("annotations", {}).get("description", "")
+        ):
+            assert "instance" not in labels or labels == table.TARGET, "hosts of two clusters, pods of two namespaces"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "rate(a_total[1m]) * on (job, instance) group_left (model) max by (job, instance, model) (info)",
+        "sum by (job, instance) (a) * on (job, instance) group_left (model) max by (job, instance, model) (info)",
+        "rate(a_total[1m]) * on (job, instance) group_left (model) topk by (job, instance) (1, info)",
+        "sum by (job) (a) / on (job) b",
+        "a / ignoring (rank) group_left () b",
+    ],
+)
+def test_a_join_that_does_is_found(query):
+    assert joins.risky(query, {})
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "sum by (job, instance) (a) * on (job, instance) group_left (model) topk by (job, instance) (1, info)",
+        "sum by (job, rank) (a) / ignoring (rank) group_left () sum by (job) (a)",
+        "sum by (job) (a) / sum by (job) (b)",
+        "a and on (job) b",
+        "a / on () group_left count(b)",
+    ],
+)
+def test_a_join_that_does_not_is_left_alone(query):
+    assert joins.risky(query, {}) == []
 
 
 @pytest.mark.parametrize("alert", table.ALERTS, ids=lambda alert: alert.name + alert.window)
