@@ -91,12 +91,16 @@ class TestPrometheus:
         targets += [
             f"{s['names'][0]}:{s['port']}" for j in self.config["scrape_configs"] for s in j.get("dns_sd_configs", ())
         ]
-        assert len(targets) == 4
+        assert len(targets) == 5
         assert set(targets) <= open_ports
 
     def test_rules_are_read_where_they_are_mounted(self):
         (pattern,) = self.config["rule_files"]
         assert dict(mounts("prometheus"))["../grafana/rules"] == str(Path(pattern).parent)
+
+    def test_it_scrapes_itself_so_that_failing_rules_are_known(self):
+        (own,) = [job for job in self.config["scrape_configs"] if job["job_name"] == "prometheus"]
+        assert own["static_configs"] == [{"targets": ["prometheus:9090"]}]
 
     def test_lightllms_own_metrics_are_read_without_a_content_type(self):
         (own,) = [job for job in self.config["scrape_configs"] if job["job_name"] == "lightllm"]
@@ -203,6 +207,34 @@ def validate():
     return problems
 
 
+def targets_of(promtool, folder, relabelings):
+    """Labels of three pods' targets after the relabelling, as promtool shows them."""
+    pods = [("blue", "9464", "10.0.0.1"), ("blue", "9465", "10.0.0.1"), ("green", "9464", "10.0.0.2")]
+    found = [
+        {
+            "targets": [f"{address}:{port}"],
+            "labels": {
+                "__meta_kubernetes_namespace": namespace, "__meta_kubernetes_pod_name": "lightllm-0",
+                "__meta_kubernetes_pod_container_port_number": port,
+            },
+        }
+        for namespace, port, address in pods
+    ]  # fmt: skip
+    (folder / "pods.json").write_text(json.dumps(found))
+    as_prometheus_has_it = [
+        {re.sub(r"([A-Z])", r"_\1", key).lower(): value for key, value in each.items()} for each in relabelings
+    ]
+    job = {
+        "job_name": "pods", "file_sd_configs": [{"files": [str(folder / "pods.json")]}],
+        "relabel_configs": as_prometheus_has_it,
+    }  # fmt: skip
+    (folder / "prometheus.yml").write_text(yaml.safe_dump({"scrape_configs": [job]}))
+    command = [promtool, "check", "service-discovery", "--timeout=1s", str(folder / "prometheus.yml"), "pods"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [each["labels"] for each in json.loads(done.stdout[done.stdout.index("[") :])]
+
+
 class TestKubernetes:
     def test_what_follows_from_other_files_is_current(self, generate):
         """Else run: python deploy/kubernetes/generate.py"""
@@ -247,6 +279,20 @@ class TestKubernetes:
             for monitor in monitors:
                 assert monitor["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
                 assert {each["port"] for each in monitor["spec"]["podMetricsEndpoints"]} <= ports
+
+    @pytest.mark.parametrize("name", ["lightllm-otel", "lightllm"])
+    def test_no_two_targets_share_job_and_instance(self, tmp_path, name):
+        """By Prometheus' own relabelling: pods of one name in two namespaces, and a pod with two exporters."""
+        promtool = shutil.which("promtool")
+        if promtool is None:
+            pytest.skip("promtool is not installed (Debian: prometheus)")
+        (monitor,) = [each for each in OBJECTS if each["kind"] == "PodMonitor" and each["metadata"]["name"] == name]
+        (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+        found = targets_of(promtool, tmp_path, endpoint["relabelings"])
+        assert {each["job"] for each in found} == {name}
+        assert sorted(each["instance"] for each in found) == [
+            "blue/lightllm-0:9464", "blue/lightllm-0:9465", "green/lightllm-0:9464",
+        ]  # fmt: skip
 
     def test_servers_are_called_after_their_node_which_a_roll_out_does_not_change(self):
         for pod in (each["spec"]["template"] for each in OBJECTS if "template" in each.get("spec", {})):
