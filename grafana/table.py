@@ -14,6 +14,10 @@ TOKENS = {
     "[RATE]": "[$__rate_interval]",
 }
 
+# What identifies a target. Queries aggregate to it before they join on it, as rules do: a second series at one address would fail
+# the whole query, and hosts are called alike in two clusters. Cluster and namespace are empty where nobody sets them.
+TARGET = "cluster, namespace, job, instance"
+
 # How a panel looks.
 STAT, LINES, STACK, BARS, HEATMAP, TABLE = "stat", "lines", "stack", "bars", "heatmap", "table"
 SCATTER = "scatter"  # the first query is x, each further one a series of points; both axes are logarithmic

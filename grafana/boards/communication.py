@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from grafana.table import HEATMAP, LINES, PHASE, STACK, TABLE, Board, Panel, Query
+from grafana.table import HEATMAP, LINES, PHASE, STACK, TABLE, TARGET, Board, Panel, Query
 
 T, W = "lightllm_gpu_collective_transfer_seconds", "lightllm_gpu_collective_wait_seconds"
 AT = "site, phase"
 NONE = "No collectives: one rank, or none was sampled"
 BUS = (
-    f"sum by (instance, {AT}) (rate(lightllm_gpu_collective_bus_bytes_total{{$PHASES}}[RATE]))"
-    f" / sum by (instance, {AT}) (rate({T}_sum{{$PHASES}}[RATE]))"
+    f"sum by ({TARGET}, {AT}) (rate(lightllm_gpu_collective_bus_bytes_total{{$PHASES}}[RATE]))"
+    f" / sum by ({TARGET}, {AT}) (rate({T}_sum{{$PHASES}}[RATE]))"
 )
 GPU = 'label_replace(lightllm_gpu_info{$RANKS}, "UUID", "$1", "uuid", "(.*)")'
 NO_DCGM = "dcgm-exporter is not scraped"
@@ -21,13 +21,13 @@ def mean(metric: str) -> str:
     )
 
 
-def per_rank(metric: str, by: str = "instance, rank") -> str:
+def per_rank(metric: str, by: str = f"{TARGET}, rank") -> str:
     return f"sum by ({by}) (rate({metric}{{$RANKS}}[RATE]))"
 
 
 def of_dcgm(metric: str) -> str:
     """A series of dcgm-exporter with the server and rank that use that GPU."""
-    return f"max by (UUID, instance, rank) ({GPU}) * on (UUID) group_left max by (UUID) ({metric})"
+    return f"max by (UUID, {TARGET}, rank) ({GPU}) * on (UUID) group_left max by (UUID) ({metric})"
 
 
 COMMUNICATION = Board(
@@ -60,8 +60,8 @@ COMMUNICATION = Board(
             Panel("Came last", LINES, "percentunit",
                   "Share of collectives to which a rank came last while all others waited longer than the noise"
                   " (lightllm_gpu_collective_last_arrivals_total). Even shares are chance; one rank above all others is the straggler.",
-                  (Query("sum by (instance, rank) (rate(lightllm_gpu_collective_last_arrivals_total{$RANKS}[RATE])) / on (instance) group_left"
-                         " sum by (instance) (rate(lightllm_gpu_collective_last_arrivals_total{$SERVER}[RATE]))",
+                  (Query(f"{per_rank('lightllm_gpu_collective_last_arrivals_total')} / on ({TARGET}) group_left"
+                         f" sum by ({TARGET}) (rate(lightllm_gpu_collective_last_arrivals_total{{$SERVER}}[RATE]))",
                          "{{instance}} rank {{rank}}"),), empty="No rank was late beyond the noise", highest=1.0),
             Panel("Waited", LINES, "suffix:s/s",
                   "Seconds a second that each rank waited in collectives of sampled steps, above the noise"
@@ -73,7 +73,7 @@ COMMUNICATION = Board(
                   "Bus bandwidth, as nccl-tests counts it (lightllm_gpu_collective_bus_bytes_total by the seconds of"
                   " lightllm_gpu_collective_transfer_seconds), by one direction of the link (half of"
                   " lightllm_gpu_peak_link_bytes_per_second). Prefill's large payloads come near 1; decode's small ones are latency.",
-                  (Query(f"{BUS} / on (instance) group_left max by (instance) (lightllm_gpu_peak_link_bytes_per_second{{$SERVER}} / 2)",
+                  (Query(f"{BUS} / on ({TARGET}) group_left max by ({TARGET}) (lightllm_gpu_peak_link_bytes_per_second{{$SERVER}} / 2)",
                          "{{instance}} {{site}} {{phase}}"),), empty="The link is not known to NVML, or there are no collectives"),
             Panel("Bus bandwidth", LINES, "Bps",
                   "Bus bytes of collectives by the seconds of their transfer (lightllm_gpu_collective_bus_bytes_total).",
@@ -86,8 +86,8 @@ COMMUNICATION = Board(
             Panel("Of a group that spans hosts: minimum on this host", LINES, "s",
                   "Where an exporter sees only the ranks of its host, the shortest time of them"
                   " (lightllm_gpu_collective_local_minimum_seconds_total by lightllm_gpu_collective_local_calls_total). It is no transfer.",
-                  (Query("sum by (instance, site, phase) (rate(lightllm_gpu_collective_local_minimum_seconds_total{$PHASES}[RATE]))"
-                         " / sum by (instance, site, phase) (rate(lightllm_gpu_collective_local_calls_total{$PHASES}[RATE]))",
+                  (Query(f"sum by ({TARGET}, {AT}) (rate(lightllm_gpu_collective_local_minimum_seconds_total{{$PHASES}}[RATE]))"
+                         f" / sum by ({TARGET}, {AT}) (rate(lightllm_gpu_collective_local_calls_total{{$PHASES}}[RATE]))",
                          "{{instance}} {{site}} {{phase}}"),), empty="Every group is on one host"),
         )),
         ("Steady or not", (
@@ -113,7 +113,7 @@ COMMUNICATION = Board(
                   empty="No NVML"),
             Panel("Held down by", LINES, "percentunit",
                   "Share of time in which the clock was held down by heat, power or the board (lightllm_gpu_throttled_seconds_total).",
-                  (Query(per_rank("lightllm_gpu_throttled_seconds_total", "instance, rank, reason"),
+                  (Query(per_rank("lightllm_gpu_throttled_seconds_total", f"{TARGET}, rank, reason"),
                          "{{instance}} rank {{rank}} {{reason}}"),), empty="No clock was held down, or no NVML"),
             Panel("Temperature", LINES, "celsius", "Of each GPU (lightllm_gpu_temperature_celsius).",
                   (Query("max by (instance, rank) (lightllm_gpu_temperature_celsius{$RANKS})", "{{instance}} rank {{rank}}"),), 8,
@@ -124,7 +124,7 @@ COMMUNICATION = Board(
             Panel("Link errors", LINES, "cps",
                   "Errors a second on NVLink and PCI Express (lightllm_gpu_link_errors_total). Anything above 0 slows transfers and is"
                   " a case for the hardware's owner.",
-                  (Query(per_rank("lightllm_gpu_link_errors_total", "instance, rank, link"), "{{instance}} rank {{rank}} {{link}}"),), 8,
+                  (Query(per_rank("lightllm_gpu_link_errors_total", f"{TARGET}, rank, link"), "{{instance}} rank {{rank}} {{link}}"),), 8,
                   empty="No NVML"),
         )),
         ("The same GPUs in dcgm-exporter, where it is scraped", (

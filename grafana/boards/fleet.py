@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from grafana.table import BARS, LINES, STAT, TABLE, Board, Panel, Query
+from grafana.table import BARS, LINES, STAT, TABLE, TARGET, Board, Panel, Query
 
-WHO = "lightllm_server_info{$SERVER}"
 PEERS = "model, gpu, tp, lightllm"
-STEP = (
-    'sum by (job, instance) (rate(lightllm_gpu_step_duration_seconds_sum{$SERVER,phase="decode"}[RATE]))'
-    ' / sum by (job, instance) (rate(lightllm_gpu_step_duration_seconds_count{$SERVER,phase="decode"}[RATE]))'
-)
+# One for each address: the one that was scraped last.
+WHO = f"group by ({TARGET}, server, {PEERS}) (topk by ({TARGET}) (1, timestamp(lightllm_server_info{{$SERVER}})))"
+RANKS = f"count by ({TARGET}) (lightllm_gpu_step_number{{$SERVER}})"
+
+
+def rate(metric: str, matchers: str = "") -> str:
+    return f"sum by ({TARGET}) (rate({metric}{{$SERVER{matchers}}}[RATE]))"
+
+
+DECODE, HOST = ',phase="decode"', ',reason="host"'
+STEPS = rate("lightllm_gpu_step_duration_seconds_count", DECODE)
+STEP = f"{rate('lightllm_gpu_step_duration_seconds_sum', DECODE)} / {STEPS}"
 # The same with the labels that say who is a peer.
-KNOWN = f"({STEP}) * on (job, instance) group_left (server, {PEERS}) {WHO}"
+KNOWN = f"({STEP}) * on ({TARGET}) group_left (server, {PEERS}) {WHO}"
 AGAINST_PEERS = f"({KNOWN}) / on ({PEERS}) group_left quantile by ({PEERS}) (0.5, {KNOWN})"
 SLOWDOWN = (
-    "sum by (job, instance) (rate(lightllm_gpu_operator_compared_seconds_total{$SERVER}[RATE]))"
-    " / sum by (job, instance) (rate(lightllm_gpu_operator_expected_seconds_total{$SERVER}[RATE]))"
+    f"{rate('lightllm_gpu_operator_compared_seconds_total')} / {rate('lightllm_gpu_operator_expected_seconds_total')}"
 )
-TOKENS = 'sum by (job, instance) (rate(lightllm_gpu_step_tokens_total{$SERVER,phase="decode"}[RATE]))'
-REQUESTS = (
-    'sum by (job, instance) (rate(lightllm_gpu_step_requests_total{$SERVER,phase="decode"}[RATE]))'
-    ' / sum by (job, instance) (rate(lightllm_gpu_step_duration_seconds_count{$SERVER,phase="decode"}[RATE])'
-    " / on (job, instance) group_left count by (job, instance) (lightllm_gpu_step_number{$SERVER}))"
-)
+TOKENS = rate("lightllm_gpu_step_tokens_total", DECODE)
+REQUESTS = f"{rate('lightllm_gpu_step_requests_total', DECODE)} / ({STEPS} / {RANKS})"
 ALL_REDUCE = (
-    "sum by (job, instance) (rate(lightllm_gpu_collective_transfer_seconds_sum{$SERVER}[RATE]))"
-    " / sum by (job, instance) (rate(lightllm_gpu_collective_transfer_seconds_count{$SERVER}[RATE]))"
+    f"{rate('lightllm_gpu_collective_transfer_seconds_sum')} / {rate('lightllm_gpu_collective_transfer_seconds_count')}"
 )
-IDLE = (
-    'sum by (job, instance) (rate(lightllm_gpu_idle_seconds_total{$SERVER,reason="host"}[RATE]))'
-    " / on (job, instance) count by (job, instance) (lightllm_gpu_step_number{$SERVER})"
-)
+IDLE = f"{rate('lightllm_gpu_idle_seconds_total', HOST)} / {RANKS}"
 
 FLEET = Board(
     "lightllm-otel-fleet",
@@ -39,11 +37,11 @@ FLEET = Board(
     (
         ("How many", (
             Panel("Servers", STAT, "short", "Servers that say who they are (lightllm_server_info).",
-                  (Query("count(lightllm_server_info{$SERVER})"),), 6, 4, empty="No server is scraped"),
+                  (Query(f"count(group by ({TARGET}) (lightllm_server_info{{$SERVER}}))"),), 6, 4, empty="No server is scraped"),
             Panel("Not answering", STAT, "short",
                   "Exporters that Prometheus could not scrape (up is 0), of those that said who they are in this time range"
                   " (lightllm_server_info). Their servers may be well: only our view is gone.",
-                  (Query('sum(up{job=~"$job",instance=~"$instance"} == bool 0 and on (job, instance)'
+                  (Query(f'sum(up{{job=~"$job",instance=~"$instance"}} == bool 0 and on ({TARGET})'
                          " last_over_time(lightllm_server_info{$SERVER}[$__range]))"),), 6, 4, empty="Nothing is scraped",
                   steps=((1, "red"),)),
             Panel("Generated tokens", STAT, "suffix:tok/s",

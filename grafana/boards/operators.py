@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grafana.table import BARS, HEATMAP, LINES, PHASE, STACK, TABLE, Board, Panel, Query, Variable
+from grafana.table import BARS, HEATMAP, LINES, PHASE, STACK, TABLE, TARGET, Board, Panel, Query, Variable
 
 D = "lightllm_gpu_operator_duration_seconds"
 ONE = '{$PHASES,operator=~"$operator"}'
@@ -37,7 +37,8 @@ OPERATORS = Board(
             Panel("All operators", TABLE, "short",
                   "Per operator and phase: share of the GPU time of its phase, GPU seconds a second over all ranks"
                   " (lightllm_gpu_operator_estimated_seconds_total), and the time of a call in sampled steps"
-                  " (lightllm_gpu_operator_duration_seconds). Mean far above median: look at the heatmap for the tail.",
+                  " (lightllm_gpu_operator_duration_seconds). Mean far above median: look at the heatmap for the tail. Unattributed is"
+                  " the time of steps that have no like among the sampled ones.",
                   (Query(f"sum by (operator, phase) ({ESTIMATED}) / on (phase) group_left sum by (phase)"
                          " (rate(lightllm_gpu_operator_estimated_seconds_total{$PHASES}[RATE]))", "share"),
                    Query(f"sum by (operator, phase) ({ESTIMATED})", "GPU time"),
@@ -49,7 +50,7 @@ OPERATORS = Board(
                   sort="share"),
             Panel("GPU time", STACK, "suffix:s/s",
                   "Seconds of GPU time a second, over all ranks and all steps (lightllm_gpu_operator_estimated_seconds_total). The"
-                  " height of the stack is how many GPUs are busy.",
+                  " height of the stack, unattributed time included, is how many GPUs are busy.",
                   (Query(f"sum by (operator, phase) ({ESTIMATED})", "{{operator}} {{phase}}"),), 24, 9),
         )),
         ("How long a call takes", (
@@ -85,9 +86,9 @@ OPERATORS = Board(
                   "Time of each rank in computing operators by the mean of the ranks of its server"
                   " (lightllm_gpu_operator_seconds_total without collectives, whose time is mostly waiting). A rank above 1 is the one"
                   " that the others wait for.",
-                  (Query('sum by (instance, rank) (rate(lightllm_gpu_operator_seconds_total{$RANKS,operator!~"all_.*|reduce_.*|gap"}[RATE]))'
-                         ' / on (instance) group_left avg by (instance) (sum by (instance, rank)'
-                         ' (rate(lightllm_gpu_operator_seconds_total{$SERVER,operator!~"all_.*|reduce_.*|gap"}[RATE])))',
+                  (Query(f"sum by ({TARGET}, rank) (rate(lightllm_gpu_operator_seconds_total{{$RANKS,{COMPUTING}}}[RATE]))"
+                         f" / on ({TARGET}) group_left avg by ({TARGET}) (sum by ({TARGET}, rank)"
+                         f" (rate(lightllm_gpu_operator_seconds_total{{$SERVER,{COMPUTING}}}[RATE])))",
                          "{{instance}} rank {{rank}}"),), 12, 9),
             Panel("Computing per rank", BARS, "suffix:s/s",
                   "Seconds a second of the chosen computing operators in sampled steps by rank (lightllm_gpu_operator_seconds_total).",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grafana.table import LINES, STACK, STAT, Board, Panel, Query, Variable
+from grafana.table import LINES, STACK, STAT, TARGET, Board, Panel, Query, Variable
 
 DECODE_STEPS = 'scalar(sum(rate(lightllm_gpu_step_duration_seconds_count{$SERVER,phase="decode"}[RATE])))'
 STEP_SUM, STEP_COUNT = "lightllm_gpu_step_duration_seconds_sum", "lightllm_gpu_step_duration_seconds_count"
@@ -16,7 +16,7 @@ def shares(phase: str) -> Panel:
         f"Where {phase} goes", STACK, "percentunit",
         f"Share of each operator in the GPU time of all {phase} steps (lightllm_gpu_operator_estimated_seconds_total: sampled shares"
         " times the time of whole steps). The widest band is what to make faster; gap is what no operator covers, such as"
-        " launches without CUDA graphs.",
+        " launches without CUDA graphs; unattributed is time of steps that have no like among the sampled ones.",
         (Query(f"sum by (operator) ({estimated}) / scalar(sum({estimated}))", "{{operator}}"),), 12, 10,
         empty=f"No {phase} steps, or none sampled yet", highest=1.0,
     )  # fmt: skip
@@ -33,7 +33,7 @@ OVERVIEW = Board(
     (
         ("Health", (
             Panel("Servers", STAT, "short", "Servers that are chosen above (lightllm_server_info).",
-                  (Query("count(lightllm_server_info{$SERVER})"),), 4, 4, empty="No server is scraped"),
+                  (Query(f"count(group by ({TARGET}) (lightllm_server_info{{$SERVER}}))"),), 4, 4, empty="No server is scraped"),
             Panel("Longest step now", STAT, "s",
                   "How long the step that is now on a GPU has been there (lightllm_gpu_step_in_flight_seconds). Seconds mean that a"
                   " rank is stuck: lightllm-otel doctor --stuck on that machine says which.",

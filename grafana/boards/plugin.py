@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grafana.table import LINES, STAT, TABLE, Board, Panel, Query
+from grafana.table import LINES, STAT, TABLE, TARGET, Board, Panel, Query
 
 
 def by(label: str, metric: str) -> str:
@@ -27,14 +27,14 @@ PLUGIN = Board(
             Panel("Series of the largest server", STAT, "short",
                   "Samples of one scrape (scrape_samples_scraped, Prometheus' own) of those that have lightllm_server_info. At most 2,000"
                   " for eight ranks.",
-                  (Query('max(scrape_samples_scraped{job=~"$job",instance=~"$instance"} and on (job, instance) lightllm_server_info{$SERVER})'),), 6, 4, empty="Nothing is scraped",
+                  (Query(f'max(scrape_samples_scraped{{job=~"$job",instance=~"$instance"}} and on ({TARGET}) lightllm_server_info{{$SERVER}})'),), 6, 4, empty="Nothing is scraped",
                   steps=((2001, "orange"),)),
         )),
         ("What it costs", (
             Panel("CPU time of the model processes", LINES, "percentunit",
                   "Share of a model thread's time that is spent in the plugin (lightllm_otel_hook_seconds_total by ranks).",
-                  (Query("sum by (instance) (rate(lightllm_otel_hook_seconds_total{$SERVER}[RATE]))"
-                         " / count by (instance) (lightllm_gpu_step_number{$SERVER})", "{{instance}}"),)),
+                  (Query(f"sum by ({TARGET}) (rate(lightllm_otel_hook_seconds_total{{$SERVER}}[RATE]))"
+                         f" / count by ({TARGET}) (lightllm_gpu_step_number{{$SERVER}})", "{{instance}}"),)),
             Panel("A sampled graph step against its neighbours", LINES, "suffix:×",
                   "Time of a decode step with the instrumented twin by its plain neighbours of the same batch"
                   " (lightllm_otel_distortion_ratio). 1.01 at one step in 64 costs 1 % of 1/64.",

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from grafana.table import BARS, LINES, PHASE, SCATTER, STAT, TABLE, Board, Panel, Query
+from grafana.table import BARS, LINES, PHASE, SCATTER, STAT, TABLE, TARGET, Board, Panel, Query
 
-AT = "job, instance, operator, phase"
-SECONDS = f"sum by ({AT}) (rate(lightllm_gpu_operator_estimated_seconds_total{{$PHASES}}[RATE]))"
+AT = f"{TARGET}, operator, phase"
+ESTIMATED = "lightllm_gpu_operator_estimated_seconds_total"
+ATTRIBUTED = 'operator!="unattributed"'
+# Operations and bytes are those of all steps. So the time of steps that have no like among the sampled ones is given to the operators
+# in the proportion in which they have the rest of their phase.
+SECONDS = (
+    f"(sum by ({AT}) (rate({ESTIMATED}{{$PHASES,{ATTRIBUTED}}}[RATE])) / on ({TARGET}, phase) group_left ()"
+    f" (sum by ({TARGET}, phase) (rate({ESTIMATED}{{$PHASES,{ATTRIBUTED}}}[RATE]))"
+    f" / sum by ({TARGET}, phase) (rate({ESTIMATED}{{$PHASES}}[RATE])) > 0))"
+)
 FLOPS = f"sum by ({AT}) (rate(lightllm_gpu_operator_flops_total{{$PHASES}}[RATE]))"
 BYTES = f"sum by ({AT}) (rate(lightllm_gpu_operator_memory_bytes_total{{$PHASES}}[RATE]))"
-PEAK_FLOPS = "lightllm_gpu_peak_flops{$SERVER}"
-PEAK_BYTES = "lightllm_gpu_peak_memory_bytes_per_second{$SERVER}"
-OF_FLOPS = f"{FLOPS} / {SECONDS} / on (job, instance) group_left {PEAK_FLOPS}"
-OF_BYTES = f"{BYTES} / {SECONDS} / on (job, instance) group_left {PEAK_BYTES}"
-RIDGE = f"{PEAK_FLOPS} / {PEAK_BYTES}"
-PER_GPU = f"max by (job, instance) ({RIDGE})"
+PEAK_FLOPS = f"max by ({TARGET}) (lightllm_gpu_peak_flops{{$SERVER}})"
+PEAK_BYTES = f"max by ({TARGET}) (lightllm_gpu_peak_memory_bytes_per_second{{$SERVER}})"
+OF_FLOPS = f"{FLOPS} / {SECONDS} / on ({TARGET}) group_left {PEAK_FLOPS}"
+OF_BYTES = f"{BYTES} / {SECONDS} / on ({TARGET}) group_left {PEAK_BYTES}"
+RIDGE = f"({PEAK_FLOPS} / {PEAK_BYTES})"
 INTENSITY = f"({FLOPS} / {BYTES} > 0)"
 ROOF = (
-    f"({INTENSITY} * on (job, instance) group_left {PEAK_BYTES} < on (job, instance) group_left {PEAK_FLOPS}"
-    f" or 0 * {INTENSITY} + on (job, instance) group_left {PEAK_FLOPS})"
+    f"({INTENSITY} * on ({TARGET}) group_left {PEAK_BYTES} < on ({TARGET}) group_left {PEAK_FLOPS}"
+    f" or 0 * {INTENSITY} + on ({TARGET}) group_left {PEAK_FLOPS})"
 )
 UNKNOWN = "The model's shape or the GPU is not known to the plugin"
 
@@ -29,9 +36,9 @@ def achieved(phases: str) -> str:
 def utilisation(metric: str, peak: str) -> str:
     """Of all steps of a phase, over their whole time."""
     return (
-        f"sum by (job, instance, phase) (rate({metric}{{$PHASES}}[RATE]))"
-        " / sum by (job, instance, phase) (rate(lightllm_gpu_operator_estimated_seconds_total{$PHASES}[RATE]))"
-        f" / on (job, instance) group_left {peak}"
+        f"sum by ({TARGET}, phase) (rate({metric}{{$PHASES}}[RATE]))"
+        f" / sum by ({TARGET}, phase) (rate({ESTIMATED}{{$PHASES}}[RATE]))"
+        f" / on ({TARGET}) group_left {peak}"
     )
 
 
@@ -83,7 +90,7 @@ ROOFLINE = Board(
                   " too small to fill the GPU.",
                   (Query(f"{FLOPS} / {SECONDS}", "FLOP/s"), Query(f"{OF_FLOPS}", "of peak FLOP/s"),
                    Query(f"{BYTES} / {SECONDS}", "bytes/s"), Query(f"{OF_BYTES}", "of peak bytes/s"),
-                   Query(f"{FLOPS} / {BYTES} / on (job, instance) group_left {PER_GPU}", "intensity by ridge")),
+                   Query(f"{FLOPS} / {BYTES} / on ({TARGET}) group_left () {RIDGE}", "intensity by ridge")),
                   24, 12, empty=UNKNOWN,
                   units=(("FLOP/s", "flops"), ("of peak FLOP/s", "percentunit"), ("bytes/s", "Bps"),
                          ("of peak bytes/s", "percentunit"), ("intensity by ridge", "suffix:×")), sort="of peak bytes/s"),

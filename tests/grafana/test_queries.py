@@ -1,8 +1,10 @@
 """Every query parses, asks for what there is, and gets an answer with the labels that its legend shows."""
 
+import re
 import shutil
 import subprocess
 
+import joins
 import promql_parser as promql
 import pytest
 from dashboards import ALL, PATHS, VALUES, load, substituted
@@ -10,7 +12,7 @@ from dashboards import ALL, PATHS, VALUES, load, substituted
 from lightllm_otel.export.metrics import BY_NAME, COUNTER, HISTOGRAM, METRICS
 
 # What our metrics carry beside their own labels, and what is not ours.
-SCRAPED = {"job", "instance"}
+SCRAPED = {"job", "instance", "cluster", "namespace"}
 FOREIGN = {
     "up": set(), "scrape_samples_scraped": set(),
     "DCGM_FI_PROF_NVLINK_TX_BYTES": {"UUID"}, "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE": {"UUID"}, "lightllm_queue_size": set(),
@@ -54,6 +56,8 @@ def possible(node):
     if isinstance(node, promql.AggregateExpr):
         below, modifier = possible(node.expr), node.modifier
         assert modifier is None or {*modifier.labels} <= below, f"{node}: no { ({*modifier.labels} - below) } there"
+        if str(node.op) == "topk":
+            return below
         return {*modifier.labels} if modifier is not None else set()
     if isinstance(node, promql.Call):
         sets = [possible(each) for each in node.args]
@@ -97,6 +101,48 @@ class TestQuery:
         }
         counts = {name for name in (s.name for s in selectors(parsed)) if is_counter(name)}
         assert counts == rated
+
+
+@each_target
+def test_no_join_depends_on_there_being_no_second_target(target):
+    """Prometheus fails the whole query, for all servers, where a second series matches."""
+    assert joins.risky(target.expr, {}) == []
+    for labels in re.findall(r"\bon \(([^)]*)\)", target.expr):
+        assert "instance" not in labels or labels.startswith("cluster, namespace, job, instance"), (
+            "hosts of two clusters"
+        )
+
+
+UNATTRIBUTED = {
+    "roofline: What bounds each operator A": {"ffn": 125},
+    "roofline: What bounds each operator B": {"ffn": 0.125},
+    "overview: Where decode goes A": {"ffn": 0.2, "gap": 0.05, "unattributed": 0.75},
+    "operators: GPU time A": {"ffn": 0.2, "gap": 0.05, "unattributed": 0.75},
+}
+
+
+@pytest.mark.parametrize("name", UNATTRIBUTED)
+def test_time_without_samples_is_shown_and_does_not_speed_operators_up(promtool, tmp_path, name):
+    """Operations are those of all steps. A quarter of the time has samples, and ffn has four fifths of it: 0.8 s a second."""
+    (target,) = [each for each in ALL if str(each) == name]
+    at = 'job="j",instance="i",phase="decode"'
+    seconds = {"ffn": 0.2, "gap": 0.05, "unattributed": 0.75}
+    series = {
+        f'lightllm_gpu_operator_estimated_seconds_total{{{at},operator="{each}"}}': seconds[each] for each in seconds
+    }
+    series[f'lightllm_gpu_operator_flops_total{{{at},operator="ffn"}}'] = 100
+    lines = ["tests:", "- interval: 5s", "  input_series:"]
+    for each, a_second in series.items():
+        lines += [f"  - {{series: '{each}', values: '0+{5 * a_second}x20'}}"]
+    lines += ["""  - {series: 'lightllm_gpu_peak_flops{job="j",instance="i"}', values: '1000x20'}"""]
+    expr = f"sum by (operator) (round({target.expr}, 0.0001))"
+    lines += ["  promql_expr_test:", f"  - expr: '{expr}'", "    eval_time: 1m", "    exp_samples:"]
+    for operator, value in UNATTRIBUTED[name].items():
+        lines += [f"    - {{labels: '{{operator=\"{operator}\"}}', value: {value}}}"]
+    (tmp_path / "test.yml").write_text("\n".join(lines) + "\n")
+    command = [promtool, "test", "rules", str(tmp_path / "test.yml")]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
 @each_target
