@@ -1,14 +1,20 @@
 """The wheel, built once, and a Python that has it beside everything that the tests' own Python has."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from other_user import VICTIM
 
 ROOT = Path(__file__).resolve().parents[1]
 # LightLLM starts them by name. Of gunicorn until v1.1.0, hypercorn since v1.2.0: name, module, function.
@@ -73,6 +79,34 @@ def wheel_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain_environment() -> dict[str, str]:
     """The environment without anything of ours, so that a developer's own settings cannot decide a test."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("LIGHTLLM_", "PYTHON"))}
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder like /dev/shm or /tmp: of root, and everybody may write there."""
+    base = "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"
+    folder = Path(tempfile.mkdtemp(prefix="lightllm-otel-test-", dir=base))
+    folder.chmod(0o1777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def default_folder() -> Iterator[Path]:
+    """The folder that servers of a made-up user use where nothing is set; nobody but tests is that user."""
+    base = "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"
+    places = [Path(base) / f"lightllm-otel-{VICTIM}", Path(f"/tmp/lightllm-otel-{VICTIM}")]
+
+    def remove() -> None:
+        for place in places:
+            if place.is_symlink():
+                place.unlink()
+            elif place.exists():
+                shutil.rmtree(place)
+
+    remove()
+    yield places[0]
+    remove()
 
 
 @pytest.fixture(autouse=True)

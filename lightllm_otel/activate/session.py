@@ -31,6 +31,7 @@ from lightllm_otel.patch.twins import Twins
 from lightllm_otel.ring import control
 from lightllm_otel.ring.folder import group_folder, group_key, ring_path
 from lightllm_otel.ring.notes import NotesWriter
+from lightllm_otel.ring.private import NotOurs
 from lightllm_otel.ring.writer import RingWriter
 from lightllm_otel.settings import Settings
 from lightllm_otel.standard import Standard
@@ -115,20 +116,22 @@ class ServerSession:
     def _make_ring(self, identity: Identity) -> RingWriter | None:
         """The ring, in the first folder that has room for it; None, and one log line, when there is none."""
         key = group_key(identity.host, identity.port, identity.dp_rank)
-        reasons = []
+        reasons: list[str] = []
         for directory in (self._settings.directory, Path(f"/tmp/lightllm-otel-{os.getuid()}")):
             try:
                 folder = group_folder(directory, key)
                 ring = RingWriter(ring_path(folder, identity.rank), self._settings.ring_mib)
             except OSError as error:
-                reasons.append(f"{directory}: {error.strerror or error}")
+                reasons.append(str(error) if isinstance(error, NotOurs) else f"{directory}: {error.strerror or error}")
                 continue
+            if reasons and identity.rank == 0:
+                log.warning("measurements lie in %s: %s", folder, "; ".join(reasons))
             self._supervisor = Supervisor(folder, eager=identity.rank == 0)
             self._folder = folder
             return ring
         log.error(
             "no folder for %s MiB of measurements (%s); lightllm-otel stays off. Set LIGHTLLM_OTEL_DIR to a folder "
-            "with room (in a container: a larger --shm-size) and restart the server.",
+            "of your own with room (in a container: a larger --shm-size) and restart the server.",
             self._settings.ring_mib, "; ".join(reasons),
         )  # fmt: skip
         return None

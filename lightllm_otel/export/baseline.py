@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
 from lightllm_otel.aggregate.expectation import Bucket, Expectation, Plane, described, understood
 from lightllm_otel.guard import log
+from lightllm_otel.ring import private
 
+MOST_BYTES = 64 << 20
 FORMAT, VERSION = "lightllm-otel expectation", 1
 RUN_FORMAT = "lightllm-otel baseline"  # of a file that has one of these as its ``expectation``, or null
 SAVE_SECONDS = 10.0
@@ -46,17 +48,18 @@ def content(key: Mapping[str, Any], planes: Mapping[Bucket, list[Plane]]) -> dic
 
 
 def write(path: Path, key: Mapping[str, Any], planes: Mapping[Bucket, list[Plane]]) -> None:
-    """Whole or not at all. Raises OSError."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    new = path.with_suffix(f".{os.getpid()}.new")
-    new.write_text(json.dumps(content(key, planes)) + "\n")
-    new.replace(path)
+    """Whole or not at all. The folder may be one that several users share. Raises OSError."""
+    private.make_parents(path)
+    private.write(path, json.dumps(content(key, planes)).encode() + b"\n", mode=0o644, foreign_folder=True)
 
 
-def read(path: Path) -> tuple[dict[Bucket, list[Plane]], dict[str, Any]]:
-    """``(planes, key)``. Raises BadBaseline, also for a file that is not there."""
+def read(path: Path, given: bool = True) -> tuple[dict[Bucket, list[Plane]], dict[str, Any]]:
+    """``(planes, key)``. ``given``: by a person, who may give anybody's; one that was learned must be ours.
+
+    Raises BadBaseline, also for a file that is not there.
+    """
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_bytes() if given else _own(path))
         if found.get("format") == RUN_FORMAT:
             found = found.get("expectation")
             if found is None:
@@ -77,6 +80,11 @@ def read(path: Path) -> tuple[dict[Bucket, list[Plane]], dict[str, Any]]:
         if isinstance(error, BadBaseline):
             raise
         raise BadBaseline(f"{path} is damaged ({error!r}); remove it, or use another one") from error
+
+
+def _own(path: Path) -> bytes:
+    """A group may write it: with a umask of 002 files of ours are so."""
+    return private.read(path, MOST_BYTES, foreign_folder=True, refused=stat.S_IWOTH)
 
 
 class Baseline:
@@ -102,7 +110,7 @@ class Baseline:
         path = self._pinned or self._path
         if path is not None and (self._pinned is not None or path.exists()):
             try:
-                planes, of = read(path)
+                planes, of = read(path, given=self._pinned is not None)
                 self._warn_of_another_kind(of)
             except BadBaseline as problem:
                 log.error(

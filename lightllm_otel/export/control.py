@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -18,7 +19,7 @@ from typing import Any
 
 from lightllm_otel.aggregate.group import Group
 from lightllm_otel.guard import log
-from lightllm_otel.ring import control
+from lightllm_otel.ring import control, private
 from lightllm_otel.ring.folder import is_locked, ring_path
 from lightllm_otel.vocabulary import Level
 
@@ -122,12 +123,12 @@ class ControlServer:
 
     def __init__(self, folder: Path, controller: Controller) -> None:
         self._controller = controller
-        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._path = folder / SOCKET
-        self._path.unlink(missing_ok=True)
+        self._folder = private.open_folder(folder)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(SOCKET, dir_fd=self._folder)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.bind(short_path(self._folder))
-        self._path.chmod(0o600)
+        os.chmod(SOCKET, 0o600, dir_fd=self._folder)
         self._socket.listen(4)
         threading.Thread(target=self._serve, daemon=True, name="control").start()
 
@@ -158,7 +159,8 @@ class ControlServer:
 
     def close(self) -> None:
         self._socket.close()
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.unlink(SOCKET, dir_fd=self._folder)
         os.close(self._folder)
 
 
@@ -184,8 +186,8 @@ def receive(connection: socket.socket) -> bytes:
 
 
 def ask(folder: Path, request: dict[str, Any]) -> str:
-    """What the exporter of this group answers. Raises Refused with its sentence, or OSError when nobody listens."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """What the exporter of this group answers. Raises Refused with its sentence, NotOurs, or OSError when nobody listens."""
+    descriptor = private.open_folder(folder)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(PATIENCE_SECONDS + 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lightllm_otel.guard import log
-from lightllm_otel.ring import layout
+from lightllm_otel.ring import layout, private
 
 FORMAT = "lightllm-otel recording"
 MANIFEST = "manifest.json"
@@ -32,7 +33,10 @@ class RecordingWriter:
         self._open = True
         self._files: dict[int, int] = {}
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            private.make_parents(self.path)
+            with contextlib.suppress(FileExistsError):
+                self.path.mkdir(0o755)
+            os.close(private.open_folder(self.path))
         except OSError as error:
             self._end(f"{directory} cannot be written ({error.strerror}): nothing is recorded; the rest goes on. "
                       "Set LIGHTLLM_OTEL_RECORD to a folder that can")  # fmt: skip
@@ -48,9 +52,7 @@ class RecordingWriter:
             "ranks": {str(rank): what for rank, what in sorted(facts.items())},
         }
         try:
-            new = self.path / f"{MANIFEST}.new"
-            new.write_text(json.dumps(manifest, indent=1) + "\n")
-            new.replace(self.path / MANIFEST)
+            private.write(self.path / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n", mode=0o644)
         except OSError as error:
             self._end(f"{self.path} can no longer be written ({error.strerror}): the recording ends here")
 
@@ -64,8 +66,9 @@ class RecordingWriter:
             return
         try:
             if rank not in self._files:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-                self._files[rank] = os.open(self.path / f"rank-{rank}.records", flags, 0o644)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+                self._files[rank] = private.open_file(self.path / f"rank-{rank}.records", flags)
+                os.fchmod(self._files[rank], 0o644)
             os.write(self._files[rank], cells.tobytes())
             self._left -= cells.nbytes
         except OSError as error:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lightllm_otel.ring import private
 from lightllm_otel.vocabulary import Level
 
 NAME = "control"
@@ -39,10 +40,10 @@ class Order:
 
 
 class ControlPage:
-    """The mapped page; made if it is missing. Raises OSError when there is no room for it."""
+    """The mapped page; made if it is missing. Raises OSError when there is no room for it, and NotOurs."""
 
     def __init__(self, path: Path) -> None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = private.open_file(path, os.O_RDWR | os.O_CREAT)
         try:
             os.posix_fallocate(descriptor, 0, SIZE)
             self._map = mmap.mmap(descriptor, SIZE)

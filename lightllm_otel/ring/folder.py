@@ -1,18 +1,21 @@
 """Where rings lie, who owns them, and who is alive: one folder per TP group, locks instead of process ids.
 
-``DIR/GROUP/rank-N.ring`` (locked by its model process), ``DIR/GROUP/exporter.lock``, ``DIR/targets/GROUP.json``.
+``DIR/GROUP/rank-N.ring`` (locked by its model process), ``DIR/GROUP/exporter.lock``. Both folders are ours alone.
 """
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import fcntl
 import os
 import re
 import struct
 from pathlib import Path
 
+from lightllm_otel.ring import private
+
 RING_PATTERN = "rank-*.ring"
+NOTES_PATTERN = "*.notes"
 LOCK_NAME = "exporter.lock"
 PROCESS_NAME = "lightllm-otel"  # of the exporter; the kernel keeps 15 characters
 
@@ -23,16 +26,37 @@ def group_key(host: str, port: int, dp_rank: int) -> str:
 
 
 def group_folder(directory: Path, key: str) -> Path:
-    """The group's folder, made if missing; the parent is readable so that Prometheus finds ``targets``.
+    """Make the group's folder if it is missing; it and ``directory`` are ours, and nobody else can write there.
 
-    Raises OSError when it cannot be made, or when somebody else's folder lies at that (predictable) place.
+    Raises OSError when it cannot be made, and NotOurs when somebody else's folder lies at that (predictable) place.
     """
-    folder = directory / key
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    if directory.stat().st_uid not in (os.getuid(), 0):
-        raise PermissionError(errno.EPERM, "belongs to another user", str(directory))
-    folder.mkdir(mode=0o755, exist_ok=True)
-    return folder
+    above = private.make_folder(directory)
+    try:
+        descriptor = private.make_folder(directory / key, above)
+        try:
+            private.close_to_others(descriptor)
+        finally:
+            os.close(descriptor)
+    finally:
+        os.close(above)
+    return directory / key
+
+
+def groups(directory: Path) -> list[Path]:
+    """Folders of groups in ``directory`` that are ours. Raises NotOurs where ``directory`` is not."""
+    try:
+        above = private.open_folder(directory)
+    except FileNotFoundError:
+        return []
+    found = []
+    try:
+        for name in sorted(os.listdir(above)):  # noqa: PTH208 - pathlib lists no descriptors
+            with contextlib.suppress(OSError):
+                os.close(private.open_folder(directory / name, above))
+                found.append(directory / name)
+    finally:
+        os.close(above)
+    return found
 
 
 def ring_path(folder: Path, rank: int) -> Path:
@@ -43,10 +67,14 @@ def rank_of(path: Path) -> int:
     return int(path.stem.partition("-")[2])
 
 
+# Locks ---------------------------------------------------------------------------------------------------------------
+
+
 class FileLock:
     """A POSIX record lock on a file: freed by the kernel when its process ends, not inherited by a fork.
 
-    The file is never closed while the lock is held: closing any descriptor of it would free the lock.
+    The file is never closed while the lock is held: closing any descriptor of it would free the lock. Nobody else can open
+    it: a lock that only reads would be enough to keep us out.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,9 +82,10 @@ class FileLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> bool:
-        """Take the lock if it is free; False when another process has it."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        """Take the lock if it is free; False when another process has it. Raises NotOurs and OSError."""
+        descriptor = private.open_file(self._path, os.O_RDWR | os.O_CREAT)
         try:
+            private.close_to_others(descriptor)
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(descriptor)
@@ -70,35 +99,31 @@ class FileLock:
             self._descriptor = None
 
 
-def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock on this file. (A process does not see its own locks.)"""
+_FLOCK = struct.Struct("hhqqi")  # struct flock: type, whence, start, length, process
+_WHOLE_FILE = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+
+
+def _lock_on(path: Path) -> tuple[int, int]:
+    """(kind, process) of the lock that another process holds on this file of ours. Asking takes no lock."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = private.open_file(path)
     except OSError:
-        return False
+        return fcntl.F_UNLCK, 0
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        kind, _, _, _, owner = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, _WHOLE_FILE))
     except OSError:
-        return True
+        return fcntl.F_UNLCK, 0
     finally:
         os.close(descriptor)
-    return False
+    return kind, int(owner)
 
 
-_FLOCK = struct.Struct("hhqqi")  # struct flock: type, whence, start, length, process
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock on this file. (A process does not see its own locks.)"""
+    return _lock_on(path)[0] != fcntl.F_UNLCK
 
 
 def lock_owner(path: Path) -> int:
     """The process that holds the lock on this file, by the number that it has for us; 0 for none that we can see."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return 0
-    try:
-        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        kind, _, _, _, owner = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
-    except OSError:
-        return 0
-    finally:
-        os.close(descriptor)
-    return 0 if kind == fcntl.F_UNLCK else int(owner)
+    kind, owner = _lock_on(path)
+    return 0 if kind == fcntl.F_UNLCK else owner

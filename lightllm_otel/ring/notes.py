@@ -16,7 +16,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-PATTERN = "*.notes"
+from lightllm_otel.ring import private
+from lightllm_otel.ring.folder import NOTES_PATTERN
+
+PATTERN = NOTES_PATTERN
 BYTES = 1 << 20
 _MAGIC = b"LLMNOTE1"
 _HEADER = struct.Struct("<8sIIQ")  # magic, pid, reserved, capacity
@@ -26,21 +29,20 @@ _LENGTH = struct.Struct("<I")
 
 
 class NotesWriter:
-    """Creates the file; raises OSError when there is no room for it. Its lock says that the process is alive."""
+    """Creates the file; its lock says that the process is alive. Raises OSError when there is no room for it, and NotOurs."""
 
     def __init__(self, path: Path, capacity: int = BYTES) -> None:
         size = _DATA_AT + capacity
-        new = path.with_suffix(f".{os.getpid()}.new")
-        self._descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        new = private.NewFile(path)
+        self._descriptor = new.descriptor
         try:
             os.posix_fallocate(self._descriptor, 0, size)
             self._map = mmap.mmap(self._descriptor, size)
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _HEADER.pack_into(self._map, 0, _MAGIC, os.getpid(), 0, capacity)
-            new.replace(path)
+            new.name()
         except BaseException:
-            os.close(self._descriptor)
-            new.unlink(missing_ok=True)
+            new.discard()
             raise
         self.path = path
         self._capacity = capacity
@@ -68,10 +70,10 @@ class NotesWriter:
 
 
 class NotesReader:
-    """Follows one file. Raises ValueError for a file that is none; ``lost``: how often it was overtaken."""
+    """Follows one file; ``lost``: how often it was overtaken. Raises ValueError for a file that is none, NotOurs and OSError."""
 
     def __init__(self, path: Path) -> None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = private.open_file(path, os.O_RDWR)
         try:
             self.inode = os.fstat(descriptor).st_ino
             if os.fstat(descriptor).st_size <= _DATA_AT:

@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from lightllm_otel.ring import layout
+from lightllm_otel.ring import layout, private
 
 
 class RingReader:
-    """Follows one rank's ring from cell ``position`` on. Raises ValueError for a file that is not a ring.
+    """Follows one rank's ring from cell ``position`` on. Raises ValueError for a file that is not a ring, NotOurs and OSError.
 
     For other processes than the rank's: there it would free the rank's own lock (:class:`~lightllm_otel.ring.folder.FileLock`).
     """
 
     def __init__(self, path: Path, position: int = 0) -> None:
         self.path = path
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = private.open_file(path)
         try:
             self.inode = os.fstat(descriptor).st_ino
             size = os.fstat(descriptor).st_size
@@ -37,6 +37,10 @@ class RingReader:
                 "restart the server so that both sides are of one version"
             )
         self._capacity = int(self._header["cells"][0])
+        if not 0 < self._capacity <= (size - layout.CELLS_OFFSET) // layout.CELL_BYTES:
+            raise ValueError(
+                f"{path} is not a ring of lightllm-otel: {self._capacity} cells in {size} bytes; remove it"
+            )
         cells = np.frombuffer(self._map, np.uint8, self._capacity * layout.CELL_BYTES, layout.CELLS_OFFSET)
         self._cells = cells.reshape(self._capacity, layout.CELL_BYTES)
         self._read = min(position, int(self._header["written"][0]))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lightllm_otel.ring import layout
+from lightllm_otel.ring import layout, private
 from lightllm_otel.ring.reached import WORDS
 
 # in_flight … heartbeat of the header, in one go: this is on the path of every step.
@@ -29,14 +29,15 @@ class RingWriter:
     """Creates and fills one rank's ring.
 
     Raises OSError when there is no room: the space is reserved before it is mapped, because writing to a sparse
-    mapping of a full file system would end the host with SIGBUS.
+    mapping of a full file system would end the host with SIGBUS. So would a file that somebody else can truncate: it raises
+    NotOurs where the folder is not ours alone.
     """
 
     def __init__(self, path: Path, mebibytes: int) -> None:
         size = mebibytes << 20
         capacity = (size - layout.CELLS_OFFSET) // layout.CELL_BYTES
-        new = path.with_suffix(f".{os.getpid()}.new")
-        self._descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        new = private.NewFile(path)
+        self._descriptor = new.descriptor
         try:
             os.posix_fallocate(self._descriptor, 0, size)
             self._map = mmap.mmap(self._descriptor, size)
@@ -49,10 +50,9 @@ class RingWriter:
             self.header["version"], self.header["pid"] = layout.VERSION, os.getpid()
             self.header["cells"] = capacity
             self.header["magic"] = layout.RING_MAGIC
-            new.replace(path)  # a reader sees a whole header or the previous server's ring, never half of one
+            new.name()  # a reader sees a whole header or the previous server's ring, never half of one
         except BaseException:
-            os.close(self._descriptor)
-            new.unlink(missing_ok=True)
+            new.discard()
             raise
         self._capacity = capacity
         self._written = self._steps = 0

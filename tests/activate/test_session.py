@@ -1,10 +1,13 @@
 """A model process as a whole, with a fake model: the ring says what it should, and no folder is no reason to fail."""
 
 import os
+import shutil
+from pathlib import Path
 
 import hooks
 import pytest
 from fake_host import InferReq, ModelInput, answer, make
+from other_user import ATTACKER, VICTIM, needs_root
 
 from lightllm_otel.activate import session as session_module
 from lightllm_otel.activate.session import ServerSession
@@ -150,14 +153,50 @@ def test_level_steps_wraps_no_operator(build):
     assert session.timer is not None
 
 
-def test_a_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch):
-    from lightllm_otel.ring.folder import group_folder
+@needs_root
+def test_where_both_folders_belong_to_another_user_it_stays_off_with_one_line_and_the_server_runs(
+    build, tmp_path, monkeypatch, caplog
+):
+    os.chown(tmp_path, ATTACKER, -1)
+    (tmp_path / "dir").mkdir()
+    os.chown(tmp_path / "dir", ATTACKER, -1)
+    monkeypatch.setattr(session_module.os, "getuid", lambda: ATTACKER)  # the fallback is one in /tmp, by user
+    fallback = Path(f"/tmp/lightllm-otel-{ATTACKER}")
+    fallback.mkdir(exist_ok=True)
+    os.chown(fallback, ATTACKER, -1)
+    try:
+        _, session, rpc = build()
+        rpc.waiting.append((ModelInput(1, 8, False), [InferReq(8)]))
+        assert rpc.decode() == answer(ModelInput(1, 8, False))
+    finally:
+        fallback.rmdir()
+    assert session.timer is None
+    (record,) = caplog.records
+    assert f"{tmp_path / 'dir'} belongs to another user (uid {ATTACKER})" in record.message
+    assert f"{fallback} belongs to another user" in record.message
+    assert "LIGHTLLM_OTEL_DIR" in record.message
 
-    monkeypatch.setattr(os, "getuid", lambda: 12345)
-    if tmp_path.stat().st_uid == 0:
-        os.chown(tmp_path, 54321, -1)
-    with pytest.raises(PermissionError, match="belongs to another user"):
-        group_folder(tmp_path, "group")
+
+@needs_root
+def test_where_the_folder_belongs_to_another_user_the_next_one_is_used_and_one_line_says_so(
+    build, tmp_path, monkeypatch, caplog
+):
+    (tmp_path / "dir").mkdir()
+    os.chown(tmp_path / "dir", ATTACKER, -1)
+    monkeypatch.setattr(session_module.os, "getuid", lambda: VICTIM)
+    fallback = Path(f"/tmp/lightllm-otel-{VICTIM}")
+    try:
+        _, session, rpc = build()
+        rpc.waiting.append((ModelInput(1, 8, False), [InferReq(8)]))
+        rpc.decode()
+        assert session.timer is not None
+        (ring,) = fallback.glob("*/rank-0.ring")
+        assert len(layout.steps_in(RingReader(ring).read())) == 1
+    finally:
+        shutil.rmtree(fallback)
+    (record,) = caplog.records
+    assert record.message.startswith(f"measurements lie in {fallback}")
+    assert f"{tmp_path / 'dir'} belongs to another user" in record.message
 
 
 def test_an_exporter_that_cannot_be_started_does_not_end_the_measuring(build, monkeypatch):
