@@ -64,9 +64,20 @@ def _path(text: str) -> Path:
 
 
 def default_directory() -> str:
-    """The folder of rings and discovery files of this user."""
+    """The folder of this user's rings."""
     base = "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"
     return f"{base}/lightllm-otel-{os.getuid()}"
+
+
+def default_targets() -> Path:
+    """The folder of discovery files, the same for all users of this machine: Prometheus' configuration has one pattern."""
+    return Path("/dev/shm" if Path("/dev/shm").is_dir() else "/tmp")
+
+
+def _targets(text: str) -> Path | None:
+    if not text:
+        return default_targets()
+    return None if text.lower() in OFF_WORDS else _path(text)
 
 
 def default_state() -> str:
@@ -118,7 +129,9 @@ SETTINGS = (
             "The server's name in metrics and alerts; empty means HOST/GROUP. Set one that outlives a roll-out where host "
             "names do not: in Kubernetes the name of the node."),
     Setting("DIR", "directory", "", lambda text: _path(text or default_directory()), "a folder", "",
-            "Rings, locks and Prometheus' discovery files; empty means /dev/shm/lightllm-otel-UID."),
+            "Rings and locks, in a folder that no other user can write; empty means /dev/shm/lightllm-otel-UID."),
+    Setting("TARGETS", "targets", "", _targets, "a folder, or off", "",
+            "Where the exporter writes the file by which Prometheus finds it; empty means /dev/shm, off means nowhere."),
     Setting("RING_MIB", "ring_mib", "4", _positive, "a whole number of at least 1", "MiB",
             "Size of each rank's ring; what is not read in time is overwritten, and counted."),
     Setting("NVML", "nvml", "on", _switch, "on or off", "",
@@ -152,6 +165,7 @@ class Settings:
     port: int | None
     server: str
     directory: Path
+    targets: Path | None
     ring_mib: int
     nvml: bool
     state: Path | None

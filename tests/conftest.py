@@ -29,6 +29,16 @@ def _no_state_in_the_developers_home(tmp_path_factory: pytest.TempPathFactory) -
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def discovery_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder in which exporters of tests announce themselves: a Prometheus of this machine need not scrape them."""
+    folder = tmp_path_factory.mktemp("targets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIGHTLLM_OTEL_TARGETS", str(folder))
+        patch.setattr("lightllm_otel.settings.default_targets", lambda: folder)
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
@@ -76,9 +86,10 @@ def wheel_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def plain_environment() -> dict[str, str]:
+def plain_environment(discovery_files: Path) -> dict[str, str]:
     """The environment without anything of ours, so that a developer's own settings cannot decide a test."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("LIGHTLLM_", "PYTHON"))}
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("LIGHTLLM_", "PYTHON"))}
+    return {**plain, "LIGHTLLM_OTEL_TARGETS": str(discovery_files)}
 
 
 @pytest.fixture

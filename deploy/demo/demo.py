@@ -4,7 +4,6 @@ On a GPU where there is one, else on the CPU. DEMO_SECONDS=30 ends it after that
 """
 
 import dataclasses
-import json
 import math
 import os
 import signal
@@ -19,6 +18,9 @@ import checkpoint
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 from server import Server
+
+from lightllm_otel.export import discovery
+from lightllm_otel.settings import Settings
 
 PROMPTS = ("The quick brown fox jumps over the lazy dog.", "Where does the time go?", "a" * 100)
 NEW_TOKENS = 8
@@ -59,7 +61,8 @@ def main() -> int:
         say(f"server     {server.url}  (POST /generate)")
         say(f"live page  http://{address}/")
         say(f"metrics    http://{address}/metrics")
-        say(f"Prometheus file_sd_configs: files: ['{folder}/targets/*.json']")
+        if (targets := Settings.from_env(os.environ).targets) is not None:
+            say(f"Prometheus file_sd_configs: [{{ files: ['{discovery.pattern(targets)}'] }}]")
         say(f"next       LIGHTLLM_OTEL_DIR={folder} lightllm-otel top    (or: doctor)")
         stay(server)
     return 0
@@ -87,14 +90,15 @@ def stay(server: Server) -> None:
 
 
 def exporter_address(folder: Path, timeout: float = 30) -> str:
-    """From the discovery file that Prometheus would read."""
+    """As our own commands find it."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        for path in sorted((folder / "targets").glob("*.json")):
-            for group in json.loads(path.read_text()):
-                return str(group["targets"][0])
+        for address in discovery.targets(folder).values():
+            return address
         time.sleep(0.2)
-    raise SystemExit(f"no exporter has announced itself in {folder}/targets; try: lightllm-otel doctor")
+    raise SystemExit(
+        f"no exporter has announced itself in {folder}; try: LIGHTLLM_OTEL_DIR={folder} lightllm-otel doctor"
+    )
 
 
 def read(url: str) -> dict[str, dict[str, Row]]:

@@ -78,7 +78,10 @@ def running(
     log.parent.mkdir(parents=True, exist_ok=True)
     with temporary() as directory, log.open("wb") as output:
         # The last one: a process that gives itself a title would write it over the environment by which we know it.
-        own = {"LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_DIR": str(directory), _MARK: mark, "SPT_NOENV": "1"}
+        own = {
+            "LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_DIR": str(directory), "LIGHTLLM_OTEL_TARGETS": "off",
+            _MARK: mark, "SPT_NOENV": "1",
+        }  # fmt: skip
         if every is not None:
             own["LIGHTLLM_OTEL_SAMPLE_EVERY"] = str(every)
         try:

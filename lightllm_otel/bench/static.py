@@ -118,7 +118,7 @@ class Rank:
             *(["--share-gpu"] if share_gpu else []),
         ]  # fmt: skip
         own = {
-            "LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_DIR": str(directory),
+            "LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_DIR": str(directory), "LIGHTLLM_OTEL_TARGETS": "off",
             "LIGHTLLM_OTEL_SAMPLE_EVERY": str(plan.every or DEFAULT_EVERY), "TOKENIZERS_PARALLELISM": "false",
         }  # fmt: skip
         if share_gpu:  # NCCL refuses two ranks of one host on one GPU: each is a host of its own, joined by sockets

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lightllm_otel.cli.scrape import directories
+from lightllm_otel.cli.scrape import folders, looked_in
 from lightllm_otel.export.control import SOCKET, Refused, ask
 from lightllm_otel.ring.folder import LOCK_NAME, is_locked
 
@@ -45,8 +45,8 @@ def request(words: list[str]) -> dict[str, Any]:
 
 def find(group: str | None) -> Path:
     """The folder of the one running group, or of the one that is named. Raises Refused."""
-    folders = {path.parent.name: path.parent for directory in directories() for path in directory.glob(f"*/{SOCKET}")}
-    alive = {name: folder for name, folder in folders.items() if is_locked(folder / LOCK_NAME)}
+    listening = {folder.name: folder for folder in folders() if (folder / SOCKET).exists()}
+    alive = {name: folder for name, folder in listening.items() if is_locked(folder / LOCK_NAME)}
     if group is not None and group in alive:
         return alive[group]
     if group is None and len(alive) == 1:
@@ -54,6 +54,6 @@ def find(group: str | None) -> Path:
     names = ", ".join(sorted(alive)) or "none"
     raise Refused(
         f"there is no running server {group}; running: {names}" if group is not None
-        else f"no server with the plugin runs here (looked in {directories()[0]})" if not alive
+        else f"no server with the plugin runs here ({looked_in()})" if not alive
         else f"several servers run here, name one with --group: {names}"
     )  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lightllm_otel.cli.ending import ended_by_signals
 from lightllm_otel.cli.scrape import fetch
 from lightllm_otel.cli.table import render, rows
 from lightllm_otel.export.exporter import Exporter
@@ -63,6 +64,7 @@ class Replay:
                 self._next, self._round = 0, self._round + 1
 
 
+@ended_by_signals(status=0)
 def demo(name: str | None, seconds: float | None, port: int | None, speed: float) -> int:
     """Until Ctrl-C, or for ``seconds``. Exit status 1 and one sentence for a recording that cannot be read."""
     try:
@@ -106,11 +108,12 @@ def play(replay: Replay, exporter: Exporter, recording: Recording, seconds: floa
                 shown = True
                 print("\n" + render(rows(fetch(address))), flush=True)
             time.sleep(_POLL)
+        if not shown:
+            print("\n" + render(rows(fetch(address))), flush=True)
     except KeyboardInterrupt:
-        print()
-    if not shown:
-        print("\n" + render(rows(fetch(address))), flush=True)
-    exporter.close()
+        print("" if shown else "\n" + render(rows(fetch(address))), flush=True)
+    finally:
+        exporter.close()  # and no discovery file stays
     return 0
 
 

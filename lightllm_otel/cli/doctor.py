@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightllm_otel import __version__
-from lightllm_otel.cli.scrape import NoExporter, Scrape, addresses, directories, fetch
+from lightllm_otel.cli.scrape import NoExporter, Scrape, addresses, directories, fetch, folders, refused
 from lightllm_otel.cli.verdict import verdict
 from lightllm_otel.patch.contracts import FIELDS, HOOKS, Field, Hook
 from lightllm_otel.ring.folder import LOCK_NAME, RING_PATTERN, is_locked
@@ -143,9 +143,12 @@ def driver() -> str:
 def groups(remote: bool) -> list[Finding]:
     """Every group of ranks that has a ring on this machine."""
     known = addresses()
-    folders = [path.parent for directory in directories() for path in directory.glob(f"*/{RING_PATTERN}")]
-    findings: list[Finding] = []
-    for folder in sorted(set(folders)):
+    with_rings = [folder for folder in folders() if any(folder.glob(RING_PATTERN))]
+    findings = [
+        Finding(WRONG if directory == directories()[0] else NOTE, "folder", problem, "LIGHTLLM_OTEL_DIR names another one")
+        for directory, problem in refused().items()
+    ]  # fmt: skip
+    for folder in sorted(set(with_rings)):
         rings = sorted(folder.glob(RING_PATTERN))
         alive = [path for path in rings if is_locked(path)]
         if not alive:
@@ -157,7 +160,7 @@ def groups(remote: bool) -> list[Finding]:
         for path in alive:
             findings += rank(path)
         findings += exporter(folder, known.get(folder.name), remote)
-    if not folders:
+    if not with_rings:
         findings.append(
             Finding(NOTE, "server", f"no server with the plugin on this machine (looked in {directories()[0]})")
         )

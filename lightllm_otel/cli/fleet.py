@@ -217,7 +217,9 @@ def fleet(seconds: float | None, port: int | None, prometheus_port: int | None) 
     """Until Ctrl-C, or for ``seconds``. ``prometheus_port``: where a real Prometheus scrapes them; None for none."""
     with tempfile.TemporaryDirectory(prefix="lightllm-otel-fleet-") as directory:
         at = Path(directory)
-        settings = dataclasses.replace(Settings.from_env({}), directory=at, record=None, state=None, nvml=False)
+        settings = dataclasses.replace(
+            Settings.from_env({}), directory=at, targets=None, record=None, state=None, nvml=False
+        )
         servers: list[Server] = []
         prometheus = None
         started = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import urllib.error
 import urllib.request
@@ -11,6 +12,8 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from lightllm_otel.export.discovery import targets
+from lightllm_otel.ring.folder import groups
+from lightllm_otel.ring.private import NotOurs
 from lightllm_otel.settings import Settings
 
 Labels = tuple[tuple[str, str], ...]
@@ -44,11 +47,40 @@ def directories() -> list[Path]:
     return [Settings.from_env(os.environ).directory, fallback]
 
 
+def folders() -> list[Path]:
+    """The folder of every group of ours on this machine. :func:`refused` says what is left out."""
+    found: list[Path] = []
+    for directory in directories():
+        with contextlib.suppress(OSError):
+            found += groups(directory)
+    return found
+
+
+def refused() -> dict[Path, str]:
+    """A sentence for each place where groups of ours would lie, but which is not ours or cannot be read."""
+    problems = {}
+    for directory in directories():
+        try:
+            groups(directory)
+        except NotOurs as problem:
+            problems[directory] = str(problem)
+        except OSError as error:
+            problems[directory] = f"{directory} cannot be read ({error.strerror})"
+    return problems
+
+
+def looked_in() -> str:
+    """Where nothing was found, and what was left out, for the end of a sentence."""
+    return "; ".join([f"looked in {directories()[0]}", *refused().values()])
+
+
 def addresses() -> dict[str, str]:
-    """Group → URL of every exporter that has announced itself."""
-    return {
-        group: f"http://{address}/metrics" for folder in directories() for group, address in targets(folder).items()
-    }
+    """Group → URL of every exporter that lives and has announced itself."""
+    found: dict[str, str] = {}
+    for directory in directories():
+        with contextlib.suppress(OSError):
+            found |= {group: f"http://{address}/metrics" for group, address in targets(directory).items()}
+    return found
 
 
 def fetch(url: str) -> Scrape:
@@ -70,7 +102,7 @@ def only_address() -> str:
     known = addresses()
     if not known:
         raise NoExporter(
-            f"no exporter has announced itself in {directories()[0]}; start a server with LIGHTLLM_OTEL=1, "
+            f"no exporter has announced itself ({looked_in()}); start a server with LIGHTLLM_OTEL=1, "
             "or see lightllm-otel demo"
         )
     return next(iter(known.values()))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from lightllm_otel.cli.scrape import directories
+from lightllm_otel.cli.scrape import folders, looked_in
 from lightllm_otel.ring import reached
 from lightllm_otel.ring.folder import RING_PATTERN, is_locked, lock_owner, rank_of
 from lightllm_otel.ring.reached import Reached
@@ -73,7 +73,7 @@ class Verdict:
 def stuck(as_json: bool, patience: float) -> int:
     """0 when no server of this machine is stuck, else 1."""
     findings = []
-    for folder in sorted({path.parent for base in directories() for path in base.glob(f"*/{RING_PATTERN}")}):
+    for folder in sorted(set(folders())):
         positions = positions_in(folder, time.time())
         if any(position.alive for position in positions):
             findings.append((folder.name, positions, judge(positions, patience)))
@@ -87,7 +87,7 @@ def stuck(as_json: bool, patience: float) -> int:
         for name, positions, verdict in findings:
             print("\n  ".join([name, *map(str, positions)]) + f"\n  → {verdict.sentence}")
         if not findings:
-            print(f"no server with the plugin runs here (looked in {directories()[0]})")
+            print(f"no server with the plugin runs here ({looked_in()})")
     return int(any(verdict.stuck for _, _, verdict in findings))
 
 

@@ -31,8 +31,18 @@ from lightllm_otel.export.recording import RecordingWriter
 from lightllm_otel.export.server import MetricsServer, NoFreePort
 from lightllm_otel.export.traces import TraceBook
 from lightllm_otel.guard import log, log_to_stderr
-from lightllm_otel.ring import notes
-from lightllm_otel.ring.folder import LOCK_NAME, PROCESS_NAME, RING_PATTERN, FileLock, is_locked, rank_of
+from lightllm_otel.ring import notes, private
+from lightllm_otel.ring.folder import (
+    LOCK_NAME,
+    PROCESS_NAME,
+    RING_PATTERN,
+    FileLock,
+    group_folder,
+    is_locked,
+    rank_of,
+    remove_if_dead,
+    sweep,
+)
 from lightllm_otel.ring.notes import NotesReader
 from lightllm_otel.ring.reader import RingReader
 from lightllm_otel.settings import Settings
@@ -46,6 +56,7 @@ FIRST_RANK_SECONDS = 60.0
 PORT_RETRY_SECONDS = 10.0
 READS_OF_THE_DEAD = 50  # polls after which files of processes that are gone are removed
 POSITIONS = "positions.json"
+MOST_POSITIONS = 1 << 20  # bytes
 LOG_NAME = "exporter.log"
 
 
@@ -95,6 +106,7 @@ class Exporter:
         self._standard = standard
         self._book: TraceBook | None = None
         self._notes = NotesFolder(folder)
+        self._announcement = discovery.Announcement(folder, settings.targets, now)
         self._pushes = self._outward()
         self._last_alive = now()
         self._had_rank = False
@@ -196,10 +208,9 @@ class Exporter:
         self._baseline.save(math.inf)
         for push in self._pushes:
             push.close()
-        discovery.withdraw(self._folder)
+        self._announcement.withdraw()
         for path in (*self._folder.glob(RING_PATTERN), *self._folder.glob(notes.PATTERN)):
-            if not is_locked(path):
-                path.unlink(missing_ok=True)
+            remove_if_dead(path)
         (self._folder / POSITIONS).unlink(missing_ok=True)
         if self._record is not None:
             self._record.close()
@@ -267,25 +278,26 @@ class Exporter:
                 self._collector.link = link(list(everyone.values()), self._load_nvml() if has_gpu else None)
                 if self._record is not None:
                     self._record.describe(everyone)
-                if self.server is not None:
-                    discovery.publish(self._folder, self.server, self.group.facts())
 
     def _position(self, rank: int, inode: int) -> int:
         """Where an exporter that died had read to; counting from the start again would show as a burst."""
         try:
-            kept = json.loads((self._folder / POSITIONS).read_text())[str(rank)]
+            kept = json.loads(private.read(self._folder / POSITIONS, MOST_POSITIONS))[str(rank)]
         except (OSError, ValueError, LookupError):
             return 0
         return int(kept["position"]) if kept["inode"] == inode else 0
 
     def _keep_positions(self) -> None:
         kept = {str(rank): {"inode": each.inode, "position": each.position} for rank, each in self._readers.items()}
-        (self._folder / POSITIONS).write_text(json.dumps(kept))
+        private.write(self._folder / POSITIONS, json.dumps(kept).encode())
 
     # Address ---------------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        if self.server is not None or self._now() < self._next_port:
+        if self.server is not None:
+            self._announcement.keep(self.server, self.group.facts())
+            return
+        if self._now() < self._next_port:
             return
         first = self._next_port == 0.0
         self._next_port = self._now() + PORT_RETRY_SECONDS
@@ -295,7 +307,7 @@ class Exporter:
             if first:
                 log.error("%s. Tried again every %.0f s; nothing is lost but old data", error, PORT_RETRY_SECONDS)
             return
-        discovery.publish(self._folder, self.server, self.group.facts())
+        self._announcement.keep(self.server, self.group.facts())
 
     def _announce(self) -> None:
         """The one line of the server's log that says where to look, once the ranks have said what they found."""
@@ -333,7 +345,7 @@ class NotesFolder:
             found += reader.read()
             self.lost += reader.lost - lost
             if over:  # HTTP workers come and go, each with a file of its own
-                path.unlink(missing_ok=True)
+                remove_if_dead(path)
                 del self._readers[path]
                 reader.close()
         return found
@@ -383,7 +395,12 @@ def graphs_line(graphs: dict[str, Any]) -> str:
 
 def let_go_of_stderr(folder: Path) -> None:
     """From now on into our own log: holding the server's stderr would keep its pipe open after its end."""
-    descriptor = os.open(folder / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        descriptor = private.open_file(folder / LOG_NAME, os.O_WRONLY | os.O_CREAT)
+        os.ftruncate(descriptor, 0)
+    except OSError as error:
+        log.error("%s: the exporter has no log from here on", error)
+        descriptor = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     os.dup2(descriptor, 2)
     os.close(descriptor)
 
@@ -411,12 +428,21 @@ def name_process() -> None:
 def main(folder: Path, settings: Settings, detached: bool) -> int:
     """Run a group's exporter in this process; ``detached``: as a server's companion. Exit status."""
     log_to_stderr()
-    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK_NAME)
-    if not lock.acquire():
+    try:
+        folder = folder.absolute()
+        lock = FileLock(group_folder(folder.parent, folder.name) / LOCK_NAME)
+        free = lock.acquire()
+    except OSError as error:
+        log.error("the exporter does not start: %s", error)
+        return 1
+    if not free:
         if not detached:
-            log.error("another exporter serves %s; its address is in %s", folder, discovery.target_path(folder))
+            log.error("another exporter serves %s; its address is in %s", folder, folder / discovery.ADDRESS)
         return 0 if detached else 1
+    try:
+        sweep(folder.parent, folder, (POSITIONS, discovery.ADDRESS))
+    except OSError as error:
+        log.warning("files of servers that have ended stay: %s", error)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if detached:
         for number in (signal.SIGINT, signal.SIGHUP):
@@ -425,6 +451,6 @@ def main(folder: Path, settings: Settings, detached: bool) -> int:
     exporter = Exporter(folder, settings, detached=detached, standard=Standard.from_env(os.environ))
     try:
         exporter.run()
-    except SystemExit:
+    except (SystemExit, KeyboardInterrupt):
         exporter.close()
     return 0

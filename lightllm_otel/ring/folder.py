@@ -10,14 +10,17 @@ import fcntl
 import os
 import re
 import struct
+import time
 from pathlib import Path
 
 from lightllm_otel.ring import private
 
 RING_PATTERN = "rank-*.ring"
 NOTES_PATTERN = "*.notes"
+NEW_PATTERN = "*.new"  # files that had no name yet when their process ended
 LOCK_NAME = "exporter.lock"
 PROCESS_NAME = "lightllm-otel"  # of the exporter; the kernel keeps 15 characters
+NEW_SECONDS = 3600.0
 
 
 def group_key(host: str, port: int, dp_rank: int) -> str:
@@ -127,3 +130,64 @@ def lock_owner(path: Path) -> int:
     """The process that holds the lock on this file, by the number that it has for us; 0 for none that we can see."""
     kind, owner = _lock_on(path)
     return 0 if kind == fcntl.F_UNLCK else owner
+
+
+def hold(descriptor: int) -> None:
+    """Lock a file for as long as this descriptor is open; other descriptors of this process can be closed. Raises OSError."""
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _WHOLE_FILE)
+
+
+def is_held(descriptor: int) -> bool:
+    """Whether somebody who may write the file holds it. A reader's lock, which anybody may take, is not counted."""
+    kind = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _WHOLE_FILE))[0]
+    return bool(kind == fcntl.F_WRLCK)
+
+
+# What the dead left --------------------------------------------------------------------------------------------------
+
+
+def sweep(directory: Path, own: Path, more: tuple[str, ...]) -> None:
+    """Remove what processes that have ended left in the groups of ``directory``: whatever nobody has locked.
+
+    ``own``: the group whose exporter we are. ``more``: names of files that are of no use once all ranks have ended. A group
+    with an exporter is left to it. Raises OSError.
+    """
+    for folder in groups(directory):
+        # Asking for a lock that is our own would free it.
+        if folder.name == own.name or not is_locked(folder / LOCK_NAME):
+            _sweep(folder, more)
+
+
+def _sweep(folder: Path, more: tuple[str, ...]) -> None:
+    for path in (*folder.glob(RING_PATTERN), *folder.glob(NOTES_PATTERN)):
+        remove_if_dead(path)
+    if not any(folder.glob(RING_PATTERN)):
+        for name in more:
+            (folder / name).unlink(missing_ok=True)
+    for path in folder.glob(NEW_PATTERN):
+        if _age(path) > NEW_SECONDS:
+            path.unlink(missing_ok=True)
+
+
+def remove_if_dead(path: Path) -> None:
+    """Remove a ring or notes file that no process holds. Raises OSError.
+
+    A process that starts in this moment may give the same name to a file of its own, so the file gets another name first
+    and is looked at again under that.
+    """
+    if is_locked(path):
+        return
+    aside = path.with_name(f".{os.urandom(8).hex()}.new")
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(aside)
+        if is_locked(aside):
+            aside.rename(path)
+        else:
+            aside.unlink()
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.lstat().st_mtime
+    except OSError:
+        return 0.0

@@ -45,8 +45,9 @@ def own_folder(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def serving(own_folder):
-    """A group with one rank and its exporter, both in this process."""
+def serving(own_folder, monkeypatch):
+    """A group with one rank and its exporter, both in this process, which does not see its own locks."""
+    monkeypatch.setattr("lightllm_otel.export.discovery.is_locked", lambda path: True)
     folder = group_folder(own_folder, "127.0.0.1-28765-dp0")
     ring = RingWriter(ring_path(folder, 0), 1)
     ring.describe(records.FACTS)

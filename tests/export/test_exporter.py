@@ -12,7 +12,7 @@ import pytest
 import records
 
 from lightllm_otel.export import exporter as exporter_module
-from lightllm_otel.export.discovery import targets
+from lightllm_otel.export.discovery import ADDRESS
 from lightllm_otel.export.exporter import FIRST_RANK_SECONDS, LINGER_SECONDS, Exporter
 from lightllm_otel.export.server import FIRST_PORT, MetricsServer, NoFreePort
 from lightllm_otel.ring.folder import FileLock, group_folder, ring_path
@@ -113,13 +113,15 @@ def test_figures_of_the_page_that_fail_keep_nothing_else_from_being_done(folder,
 
 def test_its_address_is_announced_to_prometheus_and_withdrawn(folder, start, tmp_path):
     rank_of_a_server(folder)
-    exporter = start()
+    exporter = start(targets=tmp_path / "for-prometheus")
     exporter.poll()
-    (group,) = json.loads((tmp_path / "targets" / f"{folder.name}.json").read_text())
+    (path,) = (tmp_path / "for-prometheus").iterdir()
+    (group,) = json.loads(path.read_text())
     assert group["targets"] == [exporter.server.address]
-    assert group["labels"]["model"] == "llama-7b"
+    assert json.loads((folder / ADDRESS).read_text()) == {"address": exporter.server.address}
     exporter.close()
-    assert targets(tmp_path) == {}
+    assert not path.exists()
+    assert not (folder / ADDRESS).exists()
 
 
 def test_the_server_log_gets_one_line_that_says_where_to_look(folder, start, caplog):

@@ -269,6 +269,7 @@ def observing(
     probe, run = folder / "probe", folder / "run"
     probe.mkdir()
     settings = {"LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_DIR": str(run), "LIGHTLLM_OTEL_SAMPLE_EVERY": "1"}
+    settings["LIGHTLLM_OTEL_TARGETS"] = str(Path(env.get("LIGHTLLM_OTEL_DIR", run)) / "targets")
     settings = {**settings, "MODULE_PROBE": str(probe), **env}
     with server_of(host, settings, **options) as server:
         seen = Observed(host, server, Path(settings["LIGHTLLM_OTEL_DIR"]), probe)
