@@ -129,6 +129,9 @@ class Feature(Label):
     IDLE = "idle"
     REQUEST_SPANS = "request_spans"
     HEALTH_MONITOR = "health_monitor"
+    IDENTITY = "identity"
+    MODEL_FACTS = "model_facts"
+    STATIC_BENCH = "static_bench"
 
 
 class Level(Label):

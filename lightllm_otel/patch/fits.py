@@ -53,7 +53,7 @@ class Fits:
 
     def _is_missed(self, row: Row) -> bool:
         state = self._states.get(row.name)
-        if state is None or state == FITS or (row.group and self.group_fits(row.group)):
+        if state is None or state == FITS or not row.loses or (row.group and self.group_fits(row.group)):
             return False
         expected = getattr(row, "expected", None)
         return state != ABSENT or expected is None or (expected != "" and self.fits(expected))
