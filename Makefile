@@ -43,6 +43,14 @@ lint: venv  ## ruff, mypy, and which folder may import which
 	$(BIN)/mypy
 	@if [ -x $(BIN)/lint-imports ]; then $(BIN)/lint-imports; else echo 'import-linter needs Python 3.10: skipped'; fi
 
+# Needs neither LightLLM nor torch.
+.venv/tools.stamp: pyproject.toml | .venv/bin/python
+	@[ -e .venv/package.stamp ] || $(BIN)/pip install --quiet -e '.[dev]'
+	@touch $@
+
+contract: .venv/tools.stamp  ## how the plugin stands to a LightLLM: LIGHTLLM_SRC=CHECKOUT or LIGHTLLM_CLONE=CLONE
+	@$(BIN)/python benchmarks/contract.py
+
 fmt: venv  ## format, and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -58,4 +66,4 @@ wheel: venv  ## dist/lightllm_otel-*.whl
 clean:  ## remove everything that the targets made
 	rm -rf .venv .cache dist build
 
-.PHONY: help venv demo axe test lint fmt dashboards wheel clean
+.PHONY: help venv demo axe test lint contract fmt dashboards wheel clean
