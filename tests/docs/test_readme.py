@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
-PAGES = [ROOT / "docs" / "metrics.md", ROOT / "docs" / "measured.md"]
+PAGES = [ROOT / "docs" / f"{name}.md" for name in ("metrics", "measured", "versions")]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 OUTER_FORM = {"benchmark", "date", "gpu", "software", "commit", "command", "summary", "rows"}
 MEASURED = re.compile(r"^## (?:Measured|实测)\n(.*?)(?=^## )", re.DOTALL | re.MULTILINE)
