@@ -14,7 +14,7 @@ from lightllm_otel.measure.step import Step
 from lightllm_otel.ring import layout
 from lightllm_otel.vocabulary import IdleReason, Operator
 
-_NO_INTERVALS = np.zeros(0, layout.INTERVAL)
+NO_INTERVALS = np.zeros(0, layout.INTERVAL)
 _MOST_PAYLOAD = 2**32 - 1
 _LEAST_LAUNCHING = 1e-9  # seconds: above 0, which says that there was none
 
@@ -59,7 +59,7 @@ class Harvest:
         Raises Overwritten when the stamps of its graph are gone; then it can still be asked with ``sampled`` false.
         """
         if not sampled or step.marking is None or len(step.marking.codes) < 2:
-            return self._record(step, previous_end), _NO_INTERVALS
+            return self.record(step, previous_end), NO_INTERVALS
         parts = self._parts(step)
         shape = self._marks.shape(parts.codes)
         seconds = without_cost(parts.seconds, parts.cost, shape)
@@ -75,9 +75,9 @@ class Harvest:
             row = shape.row[at]
             intervals["payload_bytes"][row], intervals["implementation"][row] = min(payload, _MOST_PAYLOAD), how
         overhead = float(parts.seconds.sum() - seconds.sum())
-        return self._record(step, previous_end, rows, parts.closure, overhead), intervals
+        return self.record(step, previous_end, rows, parts.closure, overhead), intervals
 
-    def _record(
+    def record(
         self,
         step: Step,
         previous_end: list[Handle] | None,
@@ -85,6 +85,7 @@ class Harvest:
         closure: float = 0.0,
         overhead: float = 0.0,
     ) -> bytes:
+        """Return the bytes of a ``STEP``; its events must be done."""
         first, last = step.ends
         idle, reason = 0.0, 0
         if previous_end is not None:

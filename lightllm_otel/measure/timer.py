@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lightllm_otel.measure.clock import Clock, Handle
-from lightllm_otel.measure.harvest import Harvest
+from lightllm_otel.measure.harvest import NO_INTERVALS, Harvest
 from lightllm_otel.measure.marking import EagerMarking, Marking
 from lightllm_otel.measure.marks import Mark, Marks
 from lightllm_otel.measure.pool import Pool
@@ -308,6 +308,10 @@ class Timer:
             step.marking.mark(self.gap)
         return step
 
+    def sampling_is_plain(self, step: Step) -> bool:
+        """Tell whether nothing has to be recorded around the sampling of this step: its end comes later, and says enough."""
+        return step.marking is None and step.thread in self._ends_late
+
     def leave_sampling(self, step: Step, ends: bool = True) -> None:
         """Sampling is launched. ``ends``: nothing else of the step follows, so the host is about to wait for it."""
         if not ends:
@@ -362,10 +366,10 @@ class Timer:
     def came_round(self) -> None:
         """This thread's loop comes round: the host has waited for the step that the thread launched."""
         thread = threading.get_ident()
-        if thread not in self._threads:
-            self.adopt_thread()
         step = self._in_flight.get(thread)
-        if step is not None and (step.lost or self._done(step.ends[1])):
+        if step is None:
+            self.adopt_thread()
+        elif step.lost or step.sampled or self._done(step.ends[1]):  # it waits for what it has sampled
             self._landed(step)
 
     def scheduled(self, seconds: float) -> None:
@@ -444,10 +448,15 @@ class Timer:
         try:
             began = self._cpu()
             pending = self._pending
-            while pending and pending[0].closed and (pending[0].lost or self._done(pending[0].ends[1])):
-                step = pending.popleft()
+            while pending:
+                step = pending[0]
+                if not step.closed or not (step.lost or self._done(step.ends[1])):
+                    break
+                pending.popleft()
                 if step.lost:
                     self._lose(step)
+                elif step.marking is None:
+                    self._finish_plain(step)
                 else:
                     self._finish(step)
             self._hook_seconds += self._cpu() - began
@@ -461,6 +470,16 @@ class Timer:
         self._ends.give(step.ends)
         self._landed(step)
         self._drop(DropReason.ERROR)
+
+    def _finish_plain(self, step: Step) -> None:
+        """As :meth:`_finish`, of a step whose operators are not timed: nearly all of them."""
+        previous = self._previous_end
+        self._sink.write(self.harvest.record(step, previous), NO_INTERVALS)
+        if previous is not None:
+            self._ends.give(previous)
+        self._previous_end = step.ends
+        if self._in_flight.get(step.thread) is step:
+            self._landed(step)
 
     def _finish(self, step: Step) -> None:
         try:

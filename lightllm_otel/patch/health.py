@@ -27,16 +27,12 @@ def is_exporter(pid: int) -> bool:
     return name == PROCESS_NAME or all(word in words for word in EXPORTER_WORDS)
 
 
-def watching(host: Callable[..., Any], session: Any, arguments: Any, hook: Any) -> Callable[..., Any]:
+def watching_health(host: Callable[..., Any], session: Any, arguments: Any, hook: Any) -> Callable[..., Any]:
     """LightLLM's ``--health_monitor`` kills the server when a process it has once seen is gone; ours may come and go.
 
     In a container api_server is process 1, so a detached exporter becomes its child and would be watched.
     """
-    return without_exporters(host, session.guard)
-
-
-def without_exporters(host: Callable[..., Any], guard: Guard) -> Callable[..., Any]:
-    """LightLLM's list of processes to watch, less exporters of ours."""
+    guard: Guard = session.guard
 
     @functools.wraps(host)
     def get_all_cared_pids(*args: Any, **kwargs: Any) -> Any:

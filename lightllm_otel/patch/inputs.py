@@ -18,6 +18,12 @@ Reader = Callable[[tuple[Any, ...], Mapping[str, Any]], Optional[Work]]
 
 def decode_input(given: Any) -> Work | None:
     """Return the work of a decode step; on its way through the model its input may have lost or won tensors."""
+    try:
+        batch, context = given.batch_size, given.total_token_num
+        if type(batch) is type(context) is int:
+            return Work(Phase.DECODE, batch, batch, context)
+    except AttributeError:
+        pass
     batch = _integer(given, "batch_size")
     return Work(Phase.DECODE, batch, batch, _integer(given, "total_token_num"))
 

@@ -48,8 +48,9 @@ class Lane:
         self._timer: Timer | None = None
 
     def prepare(self, session: Ready, model: Any) -> None:
-        """A forward of the model that is measured has been launched: may the next one take this lane?"""
-        self.close()
+        """A forward of the model that is measured has been launched: may the next one take the fast path?"""
+        if self.ready:
+            self.close()
         self.model = id(model)
         forwards, timer = session.forwards, session.timer
         if forwards is None or forwards.decode_due or session.listener.waiting is not None or not session.sees_replays:
@@ -83,7 +84,7 @@ class Lane:
         return 0 if given is None else inputs.rows(given)
 
 
-def fast_path(host: Host, measured: Host, lane: Lane, session: Ready) -> Host:
+def fast_path(host: Host, measured: Host, lane: Lane, session: Ready) -> Host:  # noqa: C901 - one frame on every step
     """``measured``, but for decode steps that may take the fast path.
 
     The model and its input are the first two arguments there; a call in any other form goes the long way.

@@ -29,27 +29,15 @@ from lightllm_otel.vocabulary import Stage
 Host = Callable[..., Any]
 Maker = Callable[[Host, Any, Arguments, Hook], Host]
 
-MAKERS: Mapping[str, Maker] = {
-    "constructed": steps.constructed,
-    "attaching": steps.attaching,
-    "entered": steps.entered,
-    "sampled": steps.sampled,
-    "ending": steps.ending,
-    "checking_memory": graphs.checking_memory,
-    "warming_up": graphs.warming_up,
-    "capturing": graphs.capturing,
-    "capturing_whole": graphs.capturing_whole,
-    "replaying": graphs.replaying,
-    "replaying_whole": graphs.replaying_whole,
-    "replaying_prefill": graphs.replaying_prefill,
-    "asking": idle.asking,
-    "emptied": idle.emptied,
-    "ticking": idle.ticking,
-    "watching_health": health.watching,
-    "generating": requests.generating,
-    "encoding": requests.encoding,
-    "tokenised_by_status": requests.tokenised_by_status,
-}
+_MAKERS: tuple[Maker, ...] = (
+    steps.constructed, steps.attaching, steps.entered, steps.sampled, steps.ending,
+    graphs.checking_memory, graphs.warming_up, graphs.capturing, graphs.capturing_whole, graphs.replaying,
+    graphs.replaying_whole, graphs.replaying_prefill,
+    idle.asking, idle.emptied, idle.ticking,
+    health.watching_health,
+    requests.generating, requests.encoding, requests.tokenised_by_status,
+)  # fmt: skip
+MAKERS: Mapping[str, Maker] = {maker.__name__: maker for maker in _MAKERS}
 _OF_GRAPHS = ("CudaGraph.", "PrefillCudaGraph.")
 _OF_REQUESTS = ("generating", "encoding", "tokenised_by_status")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from lightllm_otel.measure.step import Step
@@ -134,7 +135,7 @@ def _returned(session: Session, timer: Timer | None, step: Step | None, model: A
     session.lane.prepare(session, model)
 
 
-def sampled(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
+def sampled(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:  # noqa: C901 - one frame on every step
     """Sampling: the last work of a step up to July 2025. 0.0.1's beam search and diverse mode pass groups of requests."""
     caught = functools.partial(session.guard.caught, Stage.MEASURE)
     (name,) = hook.reads[0]
@@ -142,28 +143,34 @@ def sampled(host: Host, session: Session, arguments: Arguments, hook: Hook) -> H
     checks = HealthChecks()
 
     @functools.wraps(host)
-    def sample(*args: Any, **kwargs: Any) -> Any:
+    def sample(*args: Any, **kwargs: Any) -> Any:  # noqa: C901, PLR0912 - see above
         timer = session.timer
-        step: Step | None = None
+        step = None
         if timer is not None and not timer.failed:
-            try:
-                step = timer.enter_sampling()
-            except Exception as error:
-                if not caught(error):
-                    raise
-        if step is None or timer is None:
+            step = timer.launched_steps.get(get_ident())
+        if step is None or timer is None or step.sampled:
             try:
                 return host(*args, **kwargs)
             finally:
                 _look_after(session)
+        due = step.marking is not None
+        plain = timer.sampling_is_plain(step)
+        if plain:
+            step.sampled = True
+        else:
+            try:
+                timer.enter_sampling()
+            except Exception as error:
+                if not caught(error):
+                    raise
         try:
             return host(*args, **kwargs)
         finally:
-            due = step.marking is not None
             requests = args[place] if len(args) > place else arguments.get(name, args, kwargs)
             try:
                 checks.leave_out(step, requests)
-                timer.leave_sampling(step, ends=not session.fits.group_fits("end"))
+                if not plain:
+                    timer.leave_sampling(step, ends=not session.fits.group_fits("end"))
             except Exception as error:
                 if not caught(error):
                     raise
@@ -209,8 +216,11 @@ def ending(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Ho
 
 def _look_after(session: Session) -> None:
     """Heartbeat, exporter, live control: also where measuring has ended."""
-    with session.guard(Stage.ACTIVATE):
+    try:
         session.housekeep()
+    except Exception as error:
+        if not session.guard.caught(Stage.ACTIVATE, error):
+            raise
 
 
 def note(session: Session, step: Step, reqs: Any, due: bool) -> None:
@@ -237,8 +247,10 @@ class HealthChecks:
     def leave_out(self, step: Step, requests: Any) -> None:
         if not requests:
             return
-        if step.work.phase is Phase.DECODE and not self._looking and not is_health_check(_number(requests[-1])):
-            return
+        if step.work.phase is Phase.DECODE and not self._looking:
+            number = _number(requests[-1])
+            if not isinstance(number, int) or number >= 0:
+                return
         self._looking = max(self._looking - 1, 0)
         health = [request for request in requests if is_health_check(_number(request))]
         if health:

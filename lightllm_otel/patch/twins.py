@@ -466,8 +466,9 @@ class Twins:
 def other_inputs(given: Any, owner: Any, model: Any) -> Any:
     """Return the host's own input of a warm-up with other lengths and another token, or None where it cannot be made.
 
-    No length is more than the graph, the model or the host's table of tokens is made for. All rows share one token: rows of
-    one length then write the same keys and values, in whatever order.
+    The length is no more than the graph, the model or the host's table of tokens is made for. All rows are alike: they share one
+    entry of that table, for LightLLM warms up with one request for all rows, so whichever row writes last, what the others
+    read there is the same.
     """
     lengths, ids = getattr(given, "b_seq_len", None), getattr(given, "input_ids", None)
     table = getattr(getattr(getattr(model, "req_manager", None), "req_to_token_indexs", None), "shape", None)
@@ -483,11 +484,10 @@ def other_inputs(given: Any, owner: Any, model: Any) -> Any:
     longest = min(*bounds, max(OTHER_TOKENS // batch, 64)) - 1
     if longest < 4:
         return None
-    wanted = [max(longest - (longest // (2 * batch)) * row, 3) for row in range(batch)]
     others = copy.copy(given)
-    others.b_seq_len = lengths.new_tensor(wanted)
+    others.b_seq_len = lengths.new_full(tuple(lengths.shape), longest)
     others.input_ids = ids.new_full(tuple(ids.shape), OTHER_TOKEN)
-    others.total_token_num = sum(wanted)
+    others.total_token_num = longest * batch
     return others
 
 

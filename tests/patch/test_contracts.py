@@ -196,7 +196,8 @@ def test_rows_of_requests(tmp_path, row, old):
 def test_every_row_has_a_name_of_its_own_a_maker_and_a_sentence():
     assert len({row.name for row in (*HOOKS, *FIELDS)}) == len(HOOKS) + len(FIELDS)
     assert {hook.maker for hook in HOOKS} - {"grouped"} == set(MAKERS)
-    assert all(row.loses and not row.loses.endswith(".") for row in (*HOOKS, *FIELDS))
+    assert all(hook.loses for hook in HOOKS)
+    assert not any(row.loses.endswith(".") for row in (*HOOKS, *FIELDS))
 
 
 # Reading by name ----------------------------------------------------------------------------------------------------------

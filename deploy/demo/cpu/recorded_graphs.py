@@ -142,7 +142,7 @@ def _wait(result: Any) -> None:
 def _graph_class(cuda: Any) -> Any:
     recorder_class = _recorder_class()
 
-    class graph:  # noqa: N801 - torch's name
+    class graph:
         """``with torch.cuda.graph(graph, pool=…)``: a capture on a stream of its own."""
 
         def __init__(
