@@ -456,10 +456,35 @@ class Host(types.SimpleNamespace):
             f"{router}.model_rpc": self.model_rpc,
         }
 
+    renamed = ()  # modules that have another name in this host
+
     def load(self, imported):
         """Call ``imported(name, module)`` for each module, as an import hook is called."""
+        elsewhere = [getattr(self, each) for each in self.renamed]
         for name, module in self.modules.items():
-            imported(name, module)
+            imported(f"{name}_elsewhere" if module in elsewhere else name, module)
+
+
+def serve(host, kvargs, steps, started=lambda: None):
+    """A server's life, in the host's own words: the answer to each step, or the type and words of what it raised.
+
+    ``steps``: (prefill, batch, context, value, whether the host's own code raises). ``started`` is called between the two.
+    """
+    model = host.basemodel.TpPartBaseModel(kvargs)
+    rpc = host.model_rpc.ModelRpcServer(model)
+    started()
+    answers = []
+    for prefill, batch, context, value, broken in steps:
+        rpc.waiting.append(
+            (ModelInput(batch, context, prefill, value=value), [InferReq(8 + each) for each in range(batch)])
+        )
+        model.broken = broken
+        try:
+            answers.append(rpc.decode())
+        except Exception as error:  # noqa: BLE001 - that is an answer as well
+            answers.append((type(error), str(error)))
+        rpc.decode()  # nothing to do
+    return answers
 
 
 def make_old(now, layers=LAYERS):

@@ -7,7 +7,9 @@ being captured. Changes are objects with ``concerns(source)`` and ``apply(tree)`
 from __future__ import annotations
 
 import ast
+import collections
 import functools
+import gc
 import types
 from pathlib import Path
 
@@ -20,8 +22,7 @@ def load(name, path, changes=(), report=lambda function: None, package="", **mor
     module.__package__, module.__file__ = package, str(path)
     vars(module).update(more)
     setattr(module, REPORT, report)
-    code = _compiled(path) if not any(each.concerns(_text(path)) for each in changes) else _changed(path, changes)
-    exec(code, vars(module))
+    exec(_compiled(path, tuple(each for each in changes if each.concerns(_text(path)))), vars(module))
     return module
 
 
@@ -30,18 +31,43 @@ def _text(path: Path) -> str:
     return path.read_text()
 
 
-@functools.cache
-def _compiled(path: Path):
-    return _changed(path, ())
-
-
-def _changed(path, changes):
-    tree = ast.parse(_text(path))
-    for change in changes:
-        if change.concerns(_text(path)):
+@functools.lru_cache(maxsize=256)
+def _compiled(path, changes):
+    gc.disable()  # there are very many nodes, and none is garbage yet
+    try:
+        tree = Tree(ast.parse(_text(path)))
+        for change in changes:
             change.apply(tree)
-    _Reporting().visit(tree)
-    return compile(ast.fix_missing_locations(tree), str(path), "exec", dont_inherit=True)
+        _Reporting().visit(tree.root)
+        return compile(ast.fix_missing_locations(tree.root), str(path), "exec", dont_inherit=True)
+    finally:
+        gc.enable()
+
+
+class Tree:
+    """A source as Python reads it. ``named``: every (node, field) that says a name. ``calls``: by the name that is called."""
+
+    def __init__(self, root) -> None:
+        self.root = root
+        self.named: dict[str, list] = collections.defaultdict(list)
+        self.calls: dict[str, list] = collections.defaultdict(list)
+        self.classes: dict[str, ast.ClassDef] = {}
+        self.foreign: set[str] = set()  # names of what the host runs on
+        for node in ast.walk(root):
+            self.add(node)
+
+    def add(self, node) -> None:
+        for field in ("id", "attr", "arg", "name", "asname"):
+            if (name := getattr(node, field, None)) is not None:
+                self.named[name].append((node, field))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            self.named[node.value].append((node, "value"))
+        elif isinstance(node, ast.Call):
+            self.calls[getattr(node.func, "attr", getattr(node.func, "id", ""))].append(node)
+        elif isinstance(node, ast.ClassDef):
+            self.classes[node.name] = node
+        elif isinstance(node, ast.ImportFrom) and node.module == "machine":
+            self.foreign |= {each.name for each in node.names}
 
 
 class _Reporting(ast.NodeTransformer):
@@ -57,8 +83,7 @@ class _Reporting(ast.NodeTransformer):
         return node
 
     def visit_FunctionDef(self, node):
-        # A name that a change gives to a function is not what it is known by.
-        name = ".".join([*self._around[-1:], getattr(node, "known_as", node.name)])
+        name = ".".join([*self._around[-1:], node.name])
         call = ast.Expr(ast.Call(ast.Name(REPORT, ast.Load()), [ast.Constant(name)], []))
         self._around.append(node.name)
         self.generic_visit(node)

@@ -96,13 +96,13 @@ def real(stem):
 
 # What the fake host has and LightLLM has not: parts of functions that LightLLM writes out, and what stands for kernels.
 OWN = {
-    "_of_cpu", "_recur", "TransformerLayerInferTpl._cut", "LlamaTransformerLayerInfer._matrix", "Qwen3NextTransformerLayerInfer._attend_linear",
-    "LlamaPreLayerInfer._embed", "CudaGraph._dummy", "MemoryManager._copy_kv_to_mem_manager",
-    "TpPartBaseModel._gather_mixed", "TpPartBaseModel._index_prefill", "TpPartBaseModel._gather",
-    "TpPartBaseModel._fill", "TpPartBaseModel._heads", "TpPartBaseModel._dummy_prefill", "ShmReq",
-    "ShmReq.__init__", "ShmReq.out", "_prefill", "_prefill_row", "_decode", "_halves", "ModeBackend._model_kvargs",
-    "ModeBackend._decodes", "ChunkedPrefillBackend._scatter", "DPChunkedPrefillBackend._joined",
-    "DPChunkedPrefillBackend._sampled", "DPChunkedPrefillBackend._finished",
+    "_of_cpu", "_recur", "TransformerLayerInferTpl._cut", "LlamaTransformerLayerInfer._matrix",
+    "Qwen3NextTransformerLayerInfer._attend_linear", "LlamaPreLayerInfer._embed", "CudaGraph._dummy",
+    "MemoryManager._copy_kv_to_mem_manager", "TpPartBaseModel._gather_mixed", "TpPartBaseModel._index_prefill",
+    "TpPartBaseModel._gather", "TpPartBaseModel._fill", "TpPartBaseModel._heads", "TpPartBaseModel._dummy_prefill",
+    "ShmReq", "ShmReq.__init__", "ShmReq.out", "_prefill_input", "_row_of", "_decode_input", "_halves",
+    "ModeBackend._model_kvargs", "ModeBackend._decodes", "ChunkedPrefillBackend._scatter",
+    "DPChunkedPrefillBackend._joined", "DPChunkedPrefillBackend._sampled", "DPChunkedPrefillBackend._finished",
 }  # fmt: skip
 
 
@@ -188,8 +188,8 @@ def test_attributes_that_an_object_gets_are_those_of_the_source(stem):
     ours, theirs = fake(stem), real(stem)
 
     def attributes(function):
-        return {node.attr for node in ast.walk(function)
-                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"}  # fmt: skip
+        stored = [node for node in ast.walk(function) if isinstance(getattr(node, "ctx", None), ast.Store)]
+        return {node.attr for node in stored if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self"}
 
     extra = {}
     for name in ours.classes:
@@ -221,3 +221,11 @@ def test_a_function_that_took_another_parameter_would_be_found(monkeypatch):
     monkeypatch.setitem(real("cuda_graph").functions, "CudaGraph._replay", changed)
     with pytest.raises(AssertionError, match="_replay"):
         test_functions_take_the_same_parameters("cuda_graph")
+
+
+def test_calls_in_another_order_would_be_found(monkeypatch):
+    changed = ast.parse("def replay(self):\n self.graph_obj.replay()\n self.state.copy_for_cuda_graph()").body[0]
+    monkeypatch.setitem(fake("cuda_graph").functions, "CudaGraph._replay", changed)
+    root()
+    with pytest.raises(AssertionError, match="_replay"):
+        test_functions_call_the_same_things_in_the_same_order("cuda_graph")

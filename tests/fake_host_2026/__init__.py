@@ -74,14 +74,14 @@ _loading = threading.Lock()
 
 def make(
     now, tp=1, layers=2, sizes=(1, 2, 4), graphs=False, prefill_graphs=False, mtp=0, eagle=False, custom=False, tpsp=False,
-    mixed=False, linear=False, dp=1, microbatches=False, saver=False, changes=(), arguments=None, **machine,
+    mixed=False, linear=False, dp=1, microbatches=False, saver=False, changes=(), namespace=None, arguments=None, **machine,
 ):  # fmt: skip
     """A host whose time is ``now``, a list of one float.
 
     ``sizes``: rows of decode graphs, before speculation. ``mtp``: steps of speculation. ``custom``: all_reduce by FlashInfer and
     symmetric memory where they fit. ``tpsp``: tokens are split over the ranks. ``linear``: layers take turns, with linear
     attention and with full attention. ``microbatches``: two at once. ``saver``: torch_memory_saver. ``changes``: to its
-    sources. ``arguments``: more of its start arguments. The rest is for :class:`Machine`.
+    sources, which then find ``namespace``. ``arguments``: more of its start arguments. The rest is for :class:`Machine`.
     """
     given = {
         "tp": tp, "dp": dp, "disable_cudagraph": not graphs, "enable_prefill_cudagraph": prefill_graphs,
@@ -93,13 +93,13 @@ def make(
         "enable_torch_memory_saver": saver, **(arguments or {}),
     }  # fmt: skip
     config = {"n_layer": layers, "full_attention_interval": 2 if linear else 1}
-    return Host(now, changes, {"arguments": given, "config": config, **machine})
+    return Host(now, changes, namespace or {}, {"arguments": given, "config": config, **machine})
 
 
 class Host:
     """``errors``: of infer threads that ended with one. ``calls``: (thread, function) of host functions, in order."""
 
-    def __init__(self, now, changes, options) -> None:
+    def __init__(self, now, changes, namespace, options) -> None:
         name = f"_fake_host_{id(self)}"
         self.now, self.machine = now, Machine(f"{name}.machine", now, **options)
         self.gpu, self.dist, self.args = self.machine.gpu, self.machine.dist, self.machine.args
@@ -109,7 +109,8 @@ class Host:
         self.on_load = []  # functions that are called with each module's name and module, before an import hook is
         self.renamed = ()  # modules that have another name in this host
         self.backend = None
-        self._name, self._changes, self._requests, self._by_stem = name, changes, 0, {}
+        self._name, self._changes, self._namespace = name, changes, namespace
+        self._requests, self._by_stem = 0, {}
 
     def load(self, imported=lambda name, module: None) -> Host:
         with _loading:
@@ -120,7 +121,7 @@ class Host:
                     path, whole = HERE / f"{stem}.py", f"{self._name}.{stem}"
                     report = self.machine.called
                     name = f"{usual}_elsewhere" if stem in self.renamed else usual
-                    module = host_sources.load(name, path, self._changes, report, package=self._name)
+                    module = host_sources.load(name, path, self._changes, report, self._name, **self._namespace)
                     sys.modules[whole] = self.modules[name] = self._by_stem[stem] = module
                     for each in (*self.on_load, imported):
                         each(name, module)

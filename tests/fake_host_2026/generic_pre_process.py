@@ -7,7 +7,7 @@ from .machine import args, tensor
 NOTHING = {"images": [], "audios": []}
 
 
-def _prefill(rows, run_reqs):
+def _prefill_input(rows, run_reqs):
     """``rows``: (request's place, tokens, length before, whether it samples, whether it decodes)."""
     places, tokens, ready, has_output, decodes = zip(*rows)
     new = [len(each) for each in tokens]
@@ -34,7 +34,7 @@ def _prefill(rows, run_reqs):
     )
 
 
-def _prefill_row(req, is_chuncked_mode=True):
+def _row_of(req, is_chuncked_mode=True):
     token_ids = req.get_chuncked_input_token_ids() if is_chuncked_mode else req.get_input_token_ids()
     decodes = hasattr(req, "is_decode_req_mixed_in_prefill")
     if decodes:
@@ -50,19 +50,19 @@ def _prefill_row(req, is_chuncked_mode=True):
 
 def prepare_prefill_inputs(req_objs, is_chuncked_mode):
     run_reqs = list(req_objs)
-    return _prefill([_prefill_row(req, is_chuncked_mode) for req in run_reqs], run_reqs), run_reqs
+    return _prefill_input([_row_of(req, is_chuncked_mode) for req in run_reqs], run_reqs), run_reqs
 
 
 def padded_prepare_prefill_inputs(req_objs, dest_batch_size=None):
     """Rows of nobody, where a data-parallel rank has less to do than the others."""
     count = max(1, len(req_objs)) if dest_batch_size is None else dest_batch_size
     padded_req_num = count - len(req_objs)
-    rows = [_prefill_row(req) for req in req_objs]
+    rows = [_row_of(req) for req in req_objs]
     rows += [(g_infer_context.req_manager.HOLD_REQUEST_ID, [1], 0, False, False)] * padded_req_num
-    return _prefill(rows, req_objs), list(req_objs), padded_req_num
+    return _prefill_input(rows, req_objs), list(req_objs), padded_req_num
 
 
-def _decode(rows):
+def _decode_input(rows):
     """``rows``: (request's place, length, step of speculation)."""
     places, lengths, steps = zip(*rows)
     return ModelInput(
@@ -89,7 +89,7 @@ def prepare_decode_inputs(req_objs):
         seq_len = req.get_cur_total_len()
         assert req.cur_kv_len == seq_len - 1
         rows += [(req.req_idx, seq_len + step, step) for step in range(req.mtp_step + 1)]
-    return _decode(rows), run_reqs
+    return _decode_input(rows), run_reqs
 
 
 def padded_prepare_decode_inputs(req_objs, dest_batch_size=None):
@@ -101,7 +101,7 @@ def padded_prepare_decode_inputs(req_objs, dest_batch_size=None):
         rows += [(req.req_idx, req.get_cur_total_len() + step, step) for step in range(req.mtp_step + 1)]
     nobody = g_infer_context.req_manager.HOLD_REQUEST_ID
     rows += [(nobody, 2 + step, step) for _ in range(padded_req_num) for step in range(args.mtp_step + 1)]
-    return _decode(rows), run_reqs, padded_req_num
+    return _decode_input(rows), run_reqs, padded_req_num
 
 
 def _halves(req_objs):
