@@ -63,20 +63,21 @@ def rows(given: Any) -> int:
 
 
 def graph_rows(graph: Any, given: Any) -> int:
-    """Return the batch of the decode graph that the host's own rule takes for this input; 0: none, or there are no graphs.
+    """Return the batch of the decode graph that the host will take for this input; 0: none, or there are no graphs.
 
-    Where its rule cannot be asked, there may be one: its batch then is the input's.
+    By what the host keeps of its graphs; nothing of it is called. Where that is not known, there may be one: its batch then is
+    the input's.
     """
     if graph is None:
         return 0
     batch, longest = _integer(given, "batch_size"), getattr(given, "max_kv_seq_len", None)
-    longest = getattr(given, "max_len_in_batch", 0) if longest is None else longest
-    try:
-        if not graph.can_run(batch_size=batch, max_len_in_batch=longest):
-            return 0
-        return int(graph.find_closest_graph_batch_size(batch_size=batch) or batch)
-    except Exception:  # noqa: BLE001 - a rule that is not the one we know
+    longest = getattr(given, "max_len_in_batch", None) if longest is None else longest
+    sizes, limit = getattr(graph, "cuda_graph_batch_sizes", None), getattr(graph, "graph_max_len_in_batch", None)
+    if not isinstance(sizes, list) or not all(isinstance(size, int) for size in sizes):
         return max(batch, 1)
+    if isinstance(longest, int) and isinstance(limit, int) and longest > limit:
+        return 0
+    return min((size for size in sizes if size >= batch), default=0)
 
 
 def _integer(given: Any, name: str) -> int:
