@@ -43,6 +43,7 @@ class ModelInput:
         self.is_prefill = is_prefill
         self.input_ids = Tensor(tokens or batch_size, value=value)
         self.b_seq_len = Tensor(batch_size, value=(total_token_num // batch_size,) * batch_size)
+        self.b_req_idx = Tensor(batch_size, value=(8,) * batch_size)
 
 
 def answer(model_input):

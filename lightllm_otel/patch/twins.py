@@ -388,8 +388,10 @@ class Twins:
         with self._guard(Stage.PATCH):
             others = other_inputs(given, owner, model)
         if not self._ballot.agree(f"others {batch}", AGREED if others is not None else None):
-            self.refuse(f"for batch size {batch} the host's graph could not be tried on other inputs")
-            return False
+            log.warning("for batch size %d the host's graph cannot be tried on other inputs: whole steps only", batch)
+            self._lost = "the host's graphs could not be tried on other inputs"
+            self.by_size.pop(batch)
+            return True
         seen = []
         for tried, asked in ((None, others), (None, given), (captured, others)):
             with self._guard(Stage.PATCH):
@@ -466,28 +468,29 @@ class Twins:
 def other_inputs(given: Any, owner: Any, model: Any) -> Any:
     """Return the host's own input of a warm-up with other lengths and another token, or None where it cannot be made.
 
-    The length is no more than the graph, the model or the host's table of tokens is made for. All rows are alike: they share one
-    entry of that table, for LightLLM warms up with one request for all rows, so whichever row writes last, what the others
-    read there is the same.
+    No length is more than the graph, the model or the host's table of tokens is made for. LightLLM warms up with one row of that
+    table for the whole batch, where whoever writes last wins; here each request has a row of its own. While the server starts
+    none is in use, and what is left there is overwritten before it is read.
     """
     lengths, ids = getattr(given, "b_seq_len", None), getattr(given, "input_ids", None)
+    rows = getattr(given, "b_req_idx", None)
     table = getattr(getattr(getattr(model, "req_manager", None), "req_to_token_indexs", None), "shape", None)
-    known = (
-        getattr(owner, "graph_max_len_in_batch", None),
-        getattr(model, "max_seq_length", None),
-        table and table[-1],
-    )
-    bounds = [each for each in known if isinstance(each, int)]
-    if lengths is None or ids is None or len(bounds) < len(known) or not isinstance(given.total_token_num, int):
+    if lengths is None or ids is None or rows is None or table is None or len(table) != 2:
         return None
+    known = (getattr(owner, "graph_max_len_in_batch", None), getattr(model, "max_seq_length", None), table[1])
+    bounds = [each for each in known if isinstance(each, int)]
     batch = int(given.batch_size)
+    if len(bounds) < len(known) or not isinstance(given.total_token_num, int) or batch >= table[0]:
+        return None
     longest = min(*bounds, max(OTHER_TOKENS // batch, 64)) - 1
     if longest < 4:
         return None
+    wanted = [max(longest - (longest // (2 * batch)) * row, 3) for row in range(batch)]
     others = copy.copy(given)
-    others.b_seq_len = lengths.new_full(tuple(lengths.shape), longest)
+    others.b_seq_len = lengths.new_tensor(wanted)
+    others.b_req_idx = rows.new_tensor(list(range(batch)))
     others.input_ids = ids.new_full(tuple(ids.shape), OTHER_TOKEN)
-    others.total_token_num = longest * batch
+    others.total_token_num = sum(wanted)
     return others
 
 

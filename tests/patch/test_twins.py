@@ -465,3 +465,36 @@ def test_a_graph_whose_outputs_do_not_depend_on_inputs_proves_nothing(serve, mon
     monkeypatch.setattr(twins, "other_inputs", lambda given, owner, model: given)
     _, session, _ = serve(kvargs="graphs")
     assert "the outputs for other inputs" in session.twins.reason
+
+
+def test_a_batch_size_that_cannot_be_tried_on_other_inputs_is_left_out_and_the_others_are_used(serve, monkeypatch):
+    others = twins.other_inputs
+    monkeypatch.setattr(
+        twins, "other_inputs", lambda given, *rest: None if given.batch_size == 4 else others(given, *rest)
+    )
+    _, session, rpc = serve(kvargs="graphs")
+    assert (session.twins.state, sorted(session.twins.by_size)) == ("armed", [1, 2])
+    assert ask(rpc, batch=4) == right(batch=4)
+    monkeypatch.setattr(twins, "other_inputs", lambda *everything: None)
+    _, session, _ = serve(kvargs="graphs")
+    assert (session.twins.state, session.twins.reason) == (
+        "refused",
+        "the host's graphs could not be tried on other inputs",
+    )
+
+
+def test_other_inputs_stay_within_what_the_host_is_made_for(serve):
+    host, _, rpc = serve(kvargs="graphs")
+    given, model = ModelInput(4, 8, False), rpc.model
+    made = twins.other_inputs(given, model.graph, model)
+    assert made.b_req_idx.value == (0, 1, 2, 3)
+    assert max(made.b_seq_len.value) < 4096 == model.req_manager.req_to_token_indexs.shape[1]
+    assert len(set(made.b_seq_len.value)) == 4
+    assert made.total_token_num == sum(made.b_seq_len.value)
+    assert given.b_seq_len.value == (2, 2, 2, 2)  # the host's own is as it was
+    model.req_manager.req_to_token_indexs = fake_host.Tensor(
+        4, 4096
+    )  # as many rows as requests, and one is for padding
+    assert twins.other_inputs(given, model.graph, model) is None
+    model.req_manager = None
+    assert twins.other_inputs(given, model.graph, model) is None
