@@ -22,7 +22,7 @@ help:  ## show the targets
 
 venv: .venv/package.stamp  ## .venv with LightLLM 0.0.1 and this package, editable
 
-demo: venv  ## a real LightLLM server and where its GPU time goes (DEMO_SECONDS=30 ends by itself)
+demo: venv  ## a real LightLLM server and where its GPU time goes (LIGHTLLM_SRC=…, DEMO_SECONDS=30 ends by itself)
 	$(BIN)/python deploy/demo/demo.py
 
 # What looks for faults that keep people from reading the page; the tests that need it skip without npm.

@@ -10,14 +10,15 @@ from pathlib import Path
 OLD_CPU = "--max_total_token_num 9000 --max_req_input_len 200 --max_req_total_len 400 --tokenizer_mode auto"
 # A LightLLM that has no such option is started without it.
 NEW_CPU = (
-    "--max_total_token_num 9000 --max_req_total_len 400 --chunked_prefill_size 128 --batch_max_tokens 512"
+    "--max_total_token_num 9000 --max_req_total_len 400 --chunked_prefill_size 128 --batch_max_tokens 128"
     " --running_max_req_size 16 --data_type float32"
     " --llm_prefill_att_backend triton --llm_decode_att_backend triton --disable_cudagraph"
 )
 OLD_GPU = "--max_total_token_num 60000 --max_req_input_len 2048 --max_req_total_len 4096 --tokenizer_mode auto"
 NEW_GPU = "--max_total_token_num 60000 --max_req_total_len 4096 --data_type fp16 --graph_max_batch_size 32"
 FLAGS = {("old", True): OLD_CPU, ("new", True): NEW_CPU, ("old", False): OLD_GPU, ("new", False): NEW_GPU}
-GRAPHS_ON_CPU = ["--graph_max_batch_size", "2"]  # the tokens of a larger batch are computed without a graph
+# A larger batch is computed without a graph. LightLLM need not try out all_reduces that there cannot be.
+GRAPHS_ON_CPU = "--graph_max_batch_size 2 --disable_flashinfer_allreduce --disable_symm_mem_allreduce".split()
 
 API = Path("server", "api_cli.py")
 

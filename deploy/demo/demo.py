@@ -1,6 +1,7 @@
 """The main job for real: a LightLLM server with LIGHTLLM_OTEL=1, a few requests, and where its GPU time went.
 
-On a GPU where there is one, else on the CPU. DEMO_SECONDS=30 ends it after that long instead of at Ctrl-C.
+On a GPU where there is one, else on the CPU. LIGHTLLM_SRC=CHECKOUT takes the LightLLM in that folder in place of 0.0.1;
+DEMO_SECONDS=30 ends it after that long instead of at Ctrl-C.
 """
 
 import dataclasses
@@ -48,7 +49,8 @@ def main() -> int:
     env = {**env, **{name: os.environ[name] for name in os.environ if name.startswith("LIGHTLLM_OTEL_")}}
     folder = Path(env["LIGHTLLM_OTEL_DIR"])
 
-    server = Server(model, os.environ.get("DEMO_LIGHTLLM", "old"), cpu=on_cpu, env=env, log=folder / "server.log")
+    version = os.environ.get("DEMO_LIGHTLLM") or ("new" if os.environ.get("LIGHTLLM_SRC") else "old")
+    server = Server(model, version, cpu=on_cpu, env=env, log=folder / "server.log")
     say(f"Starting LightLLM {'on the CPU' if on_cpu else 'on ' + torch.cuda.get_device_name()}, log: {server.log}")
     say("  LIGHTLLM_OTEL=1 " + " ".join(server.command))
     with server:

@@ -158,6 +158,7 @@ class Server:
         if self._process is None:
             return
         seen = set(self.processes())
+        names = {name for pid in seen for name in _unique_names(pid)}
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         deadline = time.monotonic() + 20
@@ -168,9 +169,13 @@ class Server:
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
         self._process.wait(timeout=20)
-        # The dead do not unlink their shared memory.
-        for pattern in (f"{self.nccl_port}_*", *(f"sem.loky-{pid}-*" for pid in seen)):
-            for leftover in Path("/dev/shm").glob(pattern):
+        # The dead do not unlink their shared memory, nor the locks by which they made it.
+        for pattern in (
+            f"{self.nccl_port}_*",
+            *(f"{name}_*" for name in names),
+            *(f"sem.loky-{pid}-*" for pid in seen),
+        ):
+            for leftover in [*Path("/dev/shm").glob(pattern), *Path("/tmp").glob(f"{pattern}.lock")]:
                 leftover.unlink(missing_ok=True)
 
 
@@ -198,6 +203,12 @@ def environment_of(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return []
+
+
+def _unique_names(pid: int) -> list[str]:
+    """The name by which the processes of a server find each other's shared memory."""
+    start = "LIGHTLLM_UNIQUE_SERVICE_NAME_ID="
+    return [variable[len(start) :] for variable in environment_of(pid) if variable.startswith(start)]
 
 
 def _living() -> Iterable[int]:

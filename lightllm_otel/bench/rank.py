@@ -16,6 +16,8 @@ from typing import Any
 
 # Beyond the batch: what a step leaves is read when the next ones run, so the last ones would be missing.
 TRAILING_STEPS = 3
+# All_reduces for ranks on GPUs of their own, which are on unless they are switched off; by the versions that have them.
+WITHIN_A_HOST = ("--disable_custom_allreduce", "--disable_flashinfer_allreduce", "--disable_symm_mem_allreduce")
 
 
 def main() -> None:
@@ -56,12 +58,13 @@ def _model(given: argparse.Namespace) -> Any:
 
         more = ["--data_type", given.data_type] if given.data_type else []
         if given.share_gpu:  # every rank is a node of its own, and all nodes are this host
-            more += ["--nnodes", str(given.tp), "--node_rank", str(given.rank), "--disable_custom_allreduce"]
+            more += ["--nnodes", str(given.tp), "--node_rank", str(given.rank)]
         return static_new.StaticModel(
             given.model_dir, None, max(total, length + static_new.SPARE) + static_new.SPARE, given.batch_size, given.graphs,
             given.tp, given.rank, given.nccl_port, max_length=length, graph_batches=[given.batch_size],
             arguments=[*more, "--batch_max_tokens", str(given.batch_size * given.input_len),
                        "--running_max_req_size", str(given.batch_size)],
+            switches=WITHIN_A_HOST if given.share_gpu else (),
         )  # fmt: skip
     if given.share_gpu:
         sys.exit("LightLLM 0.0.1 cannot share a GPU among ranks: it knows of one host only")

@@ -28,14 +28,16 @@ from lightllm_otel.ring.folder import lock_owner, ring_path
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "deploy" / "demo"
-sys.path.insert(0, str(DEMO))
+sys.path[:0] = [str(DEMO), str(Path(__file__).parent)]
 
-import server as demo  # noqa: E402  # deploy/demo is a folder of scripts, no package
+import concurrent_requests  # noqa: E402  # neither folder is a package
+import server as demo  # noqa: E402
 
 Answer, Server = demo.Answer, demo.Server
 
 PROMPTS = ("hello world", "The quick brown fox jumps over the lazy dog", "a" * 40)
 NEW_TOKENS = 4
+GRAPHS = {"CPU_GRAPHS": "1", "KEPT_LENGTHS": "1"}
 HOSTS = [("old", 1), ("old", 2), ("new", 1), ("new", 2)]
 
 
@@ -52,6 +54,24 @@ class Host:
 
     def __str__(self) -> str:
         return f"{self.version}-tp{self.tp}"
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether this LightLLM launches a step before it has looked at the tokens of the last one; it does since v1.1.0.
+
+        Every request then has a decode step more than it has tokens.
+        """
+        return self._source("router", "model_infer", "mode_backend", "overlap_events.py").exists()
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether this LightLLM samples by the seed that a request brings; it does since v1.2.0."""
+        parameters = self._source("core", "objs", "sampling_params.py")
+        return parameters.exists() and '("seed"' in parameters.read_text()
+
+    def _source(self, *parts: str) -> Path:
+        source = os.environ["LIGHTLLM_SRC"] if self.version == "new" else "/none"
+        return Path(source, "lightllm", "server", *parts)
 
 
 class Metrics:
@@ -190,13 +210,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def probed_python(wheel_python: Path) -> Path:
-    """The wheel's Python, in which MODULE_PROBE=FOLDER reveals what every process has imported, CPU_GRAPHS=1 gives
-    servers on the CPU something like CUDA graphs, SLOW_RANK=FILE slows one rank down, and BROKEN_RANK breaks the plugin of one.
+    """The wheel's Python, in which MODULE_PROBE=FOLDER reveals what every process has imported, CPU_GRAPHS=1 gives our
+    timestamp kernels to recorded graphs, KEPT_LENGTHS=1 has attention keep a tensor from layer to layer, SLOW_RANK=FILE slows
+    one rank down, and BROKEN_RANK breaks the plugin of one.
     """
     (site_packages,) = wheel_python.parents[1].glob("lib/python*/site-packages")
     for module, variable in (
         ("module_probe", "MODULE_PROBE"),
         ("cpu_graphs", "CPU_GRAPHS"),
+        ("kept_lengths", "KEPT_LENGTHS"),
         ("slow_rank", "SLOW_RANK"),
         ("broken_rank", "BROKEN_RANK"),
     ):
@@ -228,10 +250,15 @@ def server_of(tiny_model: Path, probed_python: Path, tmp_path_factory: pytest.Te
 
 @dataclasses.dataclass(frozen=True)
 class Stock:
-    """What a server without the plugin answered, and what its processes had imported (pid → report)."""
+    """What a server without the plugin answered, and what its processes had imported (pid → report).
+
+    ``at_once``: answers to requests at the same time, twice; of LightLLM 0.0.1 none.
+    """
 
     answers: list[Answer]
     reports: dict[int, dict[str, Any]]
+    at_once: list[dict[str, list[int]]]
+    log: str
 
 
 @pytest.fixture(scope="session")
@@ -242,10 +269,32 @@ def stock_of(server_of: ServerOf, tmp_path_factory: pytest.TempPathFactory) -> C
         if host not in seen:
             folder = tmp_path_factory.mktemp("stock")
             with server_of(host, {"MODULE_PROBE": str(folder)}) as server:
-                seen[host] = Stock(ask_all(server), reports_of(server, folder))
+                answers, reports = ask_all(server), reports_of(server, folder)
+                times = range(2 if host.version == "new" else 0)
+                at_once = [concurrent_requests.ask_at_once(server) for _ in times]
+                seen[host] = Stock(answers, reports, at_once, server.log.read_text(errors="replace"))
         return seen[host]
 
     return stock
+
+
+@pytest.fixture(scope="session")
+def graphs_of(server_of: ServerOf) -> Callable[[Host], list[Answer]]:
+    """What a server with graphs and without the plugin answers to :func:`ask_all`."""
+    seen: dict[Host, list[Answer]] = {}
+
+    def answers(host: Host) -> list[Answer]:
+        if host not in seen:
+            with server_of(host, GRAPHS, graphs=True) as server:
+                seen[host] = ask_all(server)
+        return seen[host]
+
+    return answers
+
+
+@pytest.fixture(scope="session")
+def ask_at_once() -> Callable[[object], dict[str, list[int]]]:
+    return concurrent_requests.ask_at_once
 
 
 @pytest.fixture(scope="session")

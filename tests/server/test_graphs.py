@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from conftest import Answer, Host, Observed
 
-    from conftest import Host, Observed, ServerOf
-
-ENVIRONMENT = {"CPU_GRAPHS": "1"}
+ENVIRONMENT = {"CPU_GRAPHS": "1", "KEPT_LENGTHS": "1"}
 LAYERS = 2
+Stock = Callable[["Host"], "list[Answer]"]
 
 
 @pytest.mark.parametrize("tp", [1, 2])
 def test_twins_are_armed_on_all_ranks_replayed_by_the_host_and_answer_as_its_own_graphs(
-    tp: int, observe: Callable[..., Observed], server_of: ServerOf, host_of: Callable[[str, int], Host]
+    tp: int, observe: Callable[..., Observed], graphs_of: Stock, host_of: Callable[[str, int], Host]
 ) -> None:
-    with server_of(host_of("new", tp), ENVIRONMENT, graphs=True) as stock:
-        expected = [stock.generate(f"prompt number {number}", 4) for number in range(3)]
-
-    observed = observe(("new", tp), env={**ENVIRONMENT, "LIGHTLLM_OTEL_SAMPLE_EVERY": "2"}, graphs=True)
+    expected = graphs_of(host_of("new", tp))
+    environment = {**ENVIRONMENT, "LIGHTLLM_OTEL_SAMPLE_EVERY": "2"}
+    observed = observe(("new", tp), env=environment, graphs=True, set_nccl_port=True)
     metrics = observed.settled()
     assert metrics.total("lightllm_otel_graph_twins") == 2, observed.server.log_tail()
-    assert [observed.server.generate(f"prompt number {number}", 4) for number in range(3)] == expected
+    assert observed.ask_all() == expected
 
     observed.server.generate("some more steps", 12)
     metrics = observed.settled(lambda metrics: metrics.steps("decode") >= 20 * tp)
@@ -50,14 +49,12 @@ def test_twins_are_armed_on_all_ranks_replayed_by_the_host_and_answer_as_its_own
     ],
 )
 def test_where_one_rank_alone_fails_no_rank_replays_a_twin_and_the_answers_stay(
-    how: str, said: str, observe: Callable[..., Observed], server_of: ServerOf, host_of: Callable[[str, int], Host]
+    how: str, said: str, observe: Callable[..., Observed], graphs_of: Stock, host_of: Callable[[str, int], Host]
 ) -> None:
     """A replay that the other rank does not make would hang both."""
-    with server_of(host_of("new", 2), ENVIRONMENT, graphs=True) as stock:
-        expected = [stock.generate(f"prompt number {number}", 4) for number in range(3)]
-
+    expected = graphs_of(host_of("new", 2))
     observed = observe(("new", 2), env={**ENVIRONMENT, "BROKEN_RANK": how}, graphs=True)
-    assert [observed.server.generate(f"prompt number {number}", 4) for number in range(3)] == expected
+    assert observed.ask_all() == expected
     metrics = observed.settled()
     assert metrics.total("lightllm_otel_graph_twins") == 0
     log = observed.server.log.read_text(errors="replace")

@@ -42,9 +42,14 @@ def each_step(host: Host) -> dict[str, int]:
     return calls
 
 
+def decode_steps(requests: int, new_tokens: int, host: Host) -> int:
+    """Of requests that come one after the other: a prefill gives the first token, a decode step each further one."""
+    return requests * (new_tokens - 1 + host.overlaps)
+
+
 def implied_by(requests: int, new_tokens: int, host: Host) -> Counter[tuple[str, str]]:
-    """(phase, operator) → observations: a prefill gives the first token, a decode step each further one."""
-    steps = {"prefill": requests, "decode": requests * (new_tokens - 1)}
+    """(phase, operator) → observations."""
+    steps = {"prefill": requests, "decode": decode_steps(requests, new_tokens, host)}
     calls = each_step(host).items()
     return Counter({(phase, operator): count * steps[phase] * host.tp for phase in steps for operator, count in calls})
 
@@ -67,7 +72,8 @@ def test_metrics_count_what_the_requests_imply(observed: Observed) -> None:
     assert {key: counted[key] for key in implied} == dict(implied)
     ranks = observed.host.tp
     assert after.steps("prefill") - before.steps("prefill") == requests * ranks
-    assert after.steps("decode") - before.steps("decode") == requests * (new_tokens - 1) * ranks
+    steps = decode_steps(requests, new_tokens, observed.host)
+    assert after.steps("decode") - before.steps("decode") == steps * ranks
 
 
 def test_every_rank_is_on_metrics(observed: Observed) -> None:

@@ -31,14 +31,19 @@ class _Finder(importlib.abc.MetaPathFinder):
 
     def __init__(self, after: dict[str, Callable[[Any], None]]) -> None:
         self._after = after
+        self._searching = ""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        after = self._after.pop(name, None)  # once; also lets the search below reach the ordinary finders
-        if after is None:
+        if name not in self._after or name == self._searching:
             return None
-        spec = importlib.util.find_spec(name)
+        self._searching = name  # the search below reaches the ordinary finders only
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._searching = ""
+        # Not every search is followed by an import: some only ask whether the module is there.
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, after)
+            spec.loader = _Loader(spec.loader, self._after[name])
         return spec
 
 
@@ -98,6 +103,12 @@ def _enter_mode_in_every_thread() -> None:
 def _pretend_tensors(torch: Any) -> None:
     torch.Tensor.cuda = lambda self, *args, **kwargs: self
     torch.Tensor.pin_memory = lambda self, *args, **kwargs: self
+
+    class Generator(torch._C.Generator):  # type: ignore[misc]
+        def __new__(cls, device: object = "cpu") -> Any:
+            return super().__new__(cls, "cpu")
+
+    torch.Generator = Generator
     if os.environ["LIGHTLLM_ON_CPU"] == "new":  # the new one asserts is_cuda of its inputs, the old one its absence
         torch.Tensor.is_cuda = property(lambda self: True)
 
