@@ -18,7 +18,7 @@ OLD_GPU = "--max_total_token_num 60000 --max_req_input_len 2048 --max_req_total_
 NEW_GPU = "--max_total_token_num 60000 --max_req_total_len 4096 --data_type fp16 --graph_max_batch_size 32"
 FLAGS = {("old", True): OLD_CPU, ("new", True): NEW_CPU, ("old", False): OLD_GPU, ("new", False): NEW_GPU}
 # A larger batch is computed without a graph. LightLLM need not try out all_reduces that there cannot be.
-GRAPHS_ON_CPU = "--graph_max_batch_size 2 --disable_flashinfer_allreduce --disable_symm_mem_allreduce".split()
+GRAPHS_ON_CPU = ["--graph_max_batch_size", "2", "--disable_flashinfer_allreduce", "--disable_symm_mem_allreduce"]
 
 API = Path("server", "api_cli.py")
 

@@ -71,4 +71,3 @@ def test_a_checkout_has_the_options_that_a_server_on_the_cpu_cannot_do_without()
         "--data_type",
     }
     assert needed <= known.keys()
-    assert ("--visual_nccl_ports" in known) != command_line.chooses_nccl_port(known)
