@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from lightllm_otel.export import discovery
 from lightllm_otel.ring.folder import lock_owner, ring_path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,13 +119,13 @@ class Observed:
 
     def address(self) -> str:
         """Of the exporter that serves this server, which is not the only one in its folder for every test."""
-        (file,) = [file for file in (self.folder / "targets").glob("*.json") if self._is_of_this_server(file.stem)]
-        (group,) = json.loads(file.read_text())
-        (address,) = group["targets"]
-        return str(address)
-
-    def _is_of_this_server(self, group: str) -> bool:
-        return lock_owner(ring_path(self.folder / group, 0)) in self.server.processes()
+        processes = set(self.server.processes())
+        (address,) = [
+            address
+            for group, address in discovery.targets(self.folder).items()
+            if lock_owner(ring_path(self.folder / group, 0)) in processes
+        ]
+        return address
 
     def metrics(self) -> Metrics:
         with urllib.request.urlopen(f"http://{self.address()}/metrics", timeout=10) as answer:
