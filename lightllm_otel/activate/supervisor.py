@@ -12,10 +12,15 @@ from lightllm_otel.settings import PREFIX
 
 CHECK_SECONDS = 5.0
 BACK_OFF_SECONDS = (5.0, 10.0, 20.0, 40.0, 80.0)
+"""Waiting times between starts while exporters keep ending."""
+PAUSE_SECONDS = 600.0
+"""Waiting time after those: it is tried for as long as the server runs, for the cause may go away."""
+HEALTHY_SECONDS = 300.0
+"""An exporter that has run for this long makes earlier ends count no more."""
 
 
 class Supervisor:
-    """Starts the group's exporter when its lock is free: at once if ``eager``, and again, a few times, when it died.
+    """Starts the group's exporter when its lock is free: at once if ``eager``, and again, with growing pauses, when it ended.
 
     All model processes of a group do this; an exporter that finds the lock taken ends by itself.
     """
@@ -25,10 +30,11 @@ class Supervisor:
         self._next_check = 0.0
         self._eager = eager
         self._starts = 0
+        self._running_since: float | None = None
         self._child: int | None = None
 
     def check(self, now: float) -> None:
-        """``now``: seconds of a monotonic clock. Cheap enough for every second."""
+        """Start an exporter if one is due. ``now``: seconds of a monotonic clock. Cheap enough for every second."""
         self._reap()
         if now < self._next_check:
             return
@@ -37,19 +43,31 @@ class Supervisor:
             self._eager = True
             return
         if is_locked(self._folder / LOCK_NAME):
+            self._runs(now)
             return
-        if self._starts > len(BACK_OFF_SECONDS):
-            return
+        self._running_since = None
+        self._start(now)
+
+    def _runs(self, now: float) -> None:
+        if self._running_since is None:
+            self._running_since = now
+        if now - self._running_since >= HEALTHY_SECONDS:
+            self._starts = 0
+
+    def _start(self, now: float) -> None:
         if self._starts == len(BACK_OFF_SECONDS):
-            self._starts += 1
             log.error(
-                "the exporter ended %d times and is not started again; the server is not affected. See %s, then: "
-                "lightllm-otel exporter --folder %s", self._starts, self._folder / "exporter.log", self._folder,
+                "the exporter ended %d times and is now started every %.0f minutes only; the server is not affected. "
+                "See %s, or run: lightllm-otel exporter --folder %s",
+                self._starts, PAUSE_SECONDS / 60, self._folder / "exporter.log", self._folder,
             )  # fmt: skip
-            return
-        self._child = spawn_exporter(self._folder)
-        self._next_check = now + BACK_OFF_SECONDS[self._starts]
+        self._next_check = now + (*BACK_OFF_SECONDS, PAUSE_SECONDS)[min(self._starts, len(BACK_OFF_SECONDS))]
         self._starts += 1
+        try:
+            self._child = spawn_exporter(self._folder)
+        except OSError as error:
+            if self._starts == 1:
+                log.error("the exporter cannot be started (%s) and is tried again; the server is not affected", error)
 
     def _reap(self) -> None:
         """The child forks itself off and ends at once; collect it, or it stays a zombie of the server's."""

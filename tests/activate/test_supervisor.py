@@ -1,9 +1,15 @@
-"""The exporter is kept running: started once, started again with a back-off, not for ever."""
+"""The exporter is kept running: started once, started again with a back-off, never given up."""
 
 import pytest
 
 from lightllm_otel.activate import supervisor
-from lightllm_otel.activate.supervisor import BACK_OFF_SECONDS, CHECK_SECONDS, Supervisor
+from lightllm_otel.activate.supervisor import (
+    BACK_OFF_SECONDS,
+    CHECK_SECONDS,
+    HEALTHY_SECONDS,
+    PAUSE_SECONDS,
+    Supervisor,
+)
 
 
 @pytest.fixture
@@ -44,12 +50,52 @@ def test_a_running_exporter_is_left_alone(exporter, tmp_path):
     assert exporter.started == []
 
 
-def test_one_that_dies_is_started_again_with_a_back_off_and_then_given_up(exporter, tmp_path, caplog):
-    watcher = Supervisor(tmp_path, eager=True)
-    run(watcher, exporter, 1000)
+def test_one_that_dies_is_started_again_with_a_back_off_and_then_seldom(exporter, tmp_path, caplog):
+    run(Supervisor(tmp_path, eager=True), exporter, 4000)
     waits = [later - earlier for earlier, later in zip(exporter.started, exporter.started[1:])]
-    assert waits == list(BACK_OFF_SECONDS[:-1])
-    assert len([record for record in caplog.records if "not started again" in record.message]) == 1
+    assert waits == [*BACK_OFF_SECONDS, *[PAUSE_SECONDS] * 6]
+    said = [record.message for record in caplog.records]
+    assert len(said) == 1
+    assert "started every 10 minutes only" in said[0]
+
+
+def test_what_ended_it_may_go_away_hours_later_and_it_is_there_again(exporter, tmp_path):
+    watcher = Supervisor(tmp_path, eager=True)
+    run(watcher, exporter, 10 * 3600)  # every one ends at once
+    starts = len(exporter.started)
+    run(watcher, exporter, PAUSE_SECONDS + 1)
+    assert len(exporter.started) == starts + 1
+
+
+@pytest.mark.parametrize("hours", [1, 24, 24 * 30])
+def test_ends_that_lie_far_apart_are_always_followed_by_a_start(exporter, tmp_path, caplog, hours):
+    watcher = Supervisor(tmp_path, eager=True)
+    watcher.check(exporter.now)
+    for end in range(1, 3 * len(BACK_OFF_SECONDS)):
+        exporter.alive = True
+        for _ in range(2 * int(HEALTHY_SECONDS)):
+            exporter.now += 1.0
+            watcher.check(exporter.now)
+        exporter.now += hours * 3600.0
+        watcher.check(exporter.now)
+        exporter.alive = False
+        run(watcher, exporter, CHECK_SECONDS + 1)
+        assert len(exporter.started) == end + 1
+    assert not caplog.records
+
+
+def test_a_start_that_fails_is_said_once_and_tried_again(exporter, tmp_path, caplog, monkeypatch):
+    tries = []
+
+    def no_room(folder):
+        tries.append(exporter.now)
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(supervisor, "spawn_exporter", no_room)
+    watcher = Supervisor(tmp_path, eager=True)
+    run(watcher, exporter, 40)
+    assert tries == [0.0, 5.0, 15.0, 35.0]
+    assert ["cannot be started" in record.message for record in caplog.records] == [True]
 
 
 def test_one_that_dies_long_after_is_noticed(exporter, tmp_path):
