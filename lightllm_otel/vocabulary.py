@@ -49,6 +49,8 @@ class Operator(Label):
 
 
 COLLECTIVES = (Operator.ALL_REDUCE, Operator.ALL_GATHER, Operator.REDUCE_SCATTER)
+UNATTRIBUTED = "unattributed"
+"""Value of the label ``operator`` for estimated time of steps for which no sample speaks. Not an operator: no ring has it."""
 
 
 class Phase(Label):
@@ -149,6 +151,30 @@ class Stage(Label):
     PATCH = "patch"
     MEASURE = "measure"
     RING = "ring"
+
+
+class ExporterStage(Label):
+    """Where an error of the exporter happened. Values of the label ``stage``, beside those of :class:`Stage`.
+
+    ``rings``: opening or reading a rank's ring; ``aggregate``: adding up what it holds; ``notes``: what HTTP processes say
+    of requests; ``positions``: how far rings were read, for a successor; ``discovery``: the address and its file;
+    ``metrics``: making a part of ``/metrics``; ``http``: answering; ``poll``: anything else.
+    """
+
+    RINGS = "rings"
+    AGGREGATE = "aggregate"
+    NOTES = "notes"
+    NVML = "nvml"
+    BASELINE = "baseline"
+    POSITIONS = "positions"
+    RECORDING = "recording"
+    DISCOVERY = "discovery"
+    OTLP = "otlp"
+    LIVE = "live"
+    METRICS = "metrics"
+    HTTP = "http"
+    CONTROL = "control"
+    POLL = "poll"
 
 
 class DropReason(Label):

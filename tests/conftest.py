@@ -140,3 +140,18 @@ def host_untouched() -> Iterator[Callable[[object], None]]:
         imported = [n for n in changed if n not in before and f"{getattr(owner, '__name__', '')}.{n}" in sys.modules]
         changed = [name for name in changed if name not in imported]  # a submodule is no patch
         assert not changed, f"{owner} was left with changed {changed}"
+
+
+@pytest.fixture(autouse=True)
+def _failures_of_the_exporter_are_not_swallowed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A fault in a part of the exporter fails the test, unless it is about just that (fixture ``lenient``)."""
+    from lightllm_otel.aggregate.parts import Parts
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parts, "strict", "lenient" not in request.fixturenames)
+        yield
+
+
+@pytest.fixture
+def lenient() -> None:
+    """Parts of the exporter may fail in this test."""

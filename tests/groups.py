@@ -36,6 +36,8 @@ def full_group(ranks=8, nodes=1):
     calls = [(operator, 1e-4, layout.STARVED) for operator in Operator]
     twin = records.step(Phase.DECODE, Mode.GRAPH, 0.011, calls)
     plain = records.step(Phase.DECODE, Mode.GRAPH, 0.010)
+    for rank in range(ranks):  # before the first sample
+        group.consume(rank, records.cells(*(records.step(phase, mode, 0.02) for phase, mode in COMBINATIONS[:2])))
     for rank in range(ranks):
         group.consume(rank, records.cells(plain, twin, plain))
         steps = [

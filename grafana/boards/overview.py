@@ -14,9 +14,9 @@ def shares(phase: str) -> Panel:
     estimated = f"rate(lightllm_gpu_operator_estimated_seconds_total{whose}[RATE])"
     return Panel(
         f"Where {phase} goes", STACK, "percentunit",
-        f"Share of each operator in the GPU time of all {phase} steps (lightllm_gpu_operator_estimated_seconds_total: sampled shares"
-        " times the time of whole steps). The widest band is what to make faster; gap is what no operator covers, such as"
-        " launches without CUDA graphs; unattributed is time of steps that have no like among the sampled ones.",
+        f"Share of each operator in the GPU time of all {phase} steps (lightllm_gpu_operator_estimated_seconds_total: shares of"
+        " recent samples times the time of whole steps). The widest band is what to make faster; gap is what no operator covers,"
+        " such as launches without CUDA graphs; unattributed is time without samples, such as at level steps.",
         (Query(f"sum by (operator) ({estimated}) / scalar(sum({estimated}))", "{{operator}}"),), 12, 10,
         empty=f"No {phase} steps, or none sampled yet", highest=1.0,
     )  # fmt: skip

@@ -24,6 +24,7 @@ MOST_BUCKETS = 2048
 _SLACK = 0.02  # beyond the loads seen
 _STARVED_SHARE = 0.01
 _ROUNDS = 6  # of reweighting
+_MOST = 1e18  # of a factor or a load in a file: products of it stay numbers
 _OPERATORS = len(Operator)
 Bucket = tuple[int, int, int, int]
 """Phase code, mode code, bucket of the size, bucket of the context."""
@@ -218,7 +219,7 @@ def described(planes: Mapping[Bucket, list[Plane]]) -> list[dict[str, Any]]:
 
 
 def understood(buckets: list[dict[str, Any]]) -> dict[Bucket, list[Plane]]:
-    """What :func:`described` made. Raises KeyError, TypeError or ValueError for anything else."""
+    """What :func:`described` made. Raises KeyError, TypeError, ValueError or OverflowError for anything else."""
     return {
         (Phase(each["phase"]).code, Mode(each["mode"]).code, int(each["size"]), int(each["context"])): [
             Plane(_shaped(plane["reach"], (2, 2)), _factors(plane["operators"])) for plane in each["planes"]
@@ -238,4 +239,6 @@ def _shaped(values: Any, shape: tuple[int, ...]) -> np.ndarray:
     array = np.array(values, float)
     if array.shape != shape:
         raise ValueError(f"shape {array.shape}, not {shape}")
+    if not (np.abs(array) < _MOST).all():
+        raise ValueError(f"{array.tolist()} holds what no time and no load can be")
     return array

@@ -199,14 +199,10 @@ class Live:
         last = group.recent.last_wall_time
         ranks = []
         for number, rank in sorted(group.ranks.items()):
-            header: Any = rank.header
-            if header is None:
+            if rank.header is None:
                 continue
-            since = float(header["in_flight_since"])
-            ranks.append({
-                "rank": number, "step": int(header["in_flight_number"]),
-                "in_flight": _rounded(max(wall - since, 0.0)) if header["in_flight"] else 0.0,
-            })  # fmt: skip
+            step, seconds = rank.in_flight(wall)
+            ranks.append({"rank": number, "step": step, "in_flight": _rounded(seconds)})
         return {
             "last_step": _rounded(max(wall - last, 0.0)) if last else None,
             "unread": _rounded(group.data_age(wall)),

@@ -52,8 +52,8 @@ METRICS = (
     Metric("lightllm_gpu_operator_seconds_total", COUNTER, ("operator", "phase", "rank"),
            "GPU time of an operator in sampled steps, per rank."),
     Metric("lightllm_gpu_operator_estimated_seconds_total", COUNTER, ("operator", "phase"),
-           "GPU time of an operator in all steps of all ranks: shares of sampled steps of that batch size times "
-           "whole-step seconds. Sums to the seconds of the steps."),
+           "GPU time of an operator in all steps of all ranks: shares of recent samples of that size times whole-step seconds. "
+           "Time of steps that no sample speaks for is unattributed. Sums to the seconds of the steps."),
     Metric("lightllm_gpu_operator_compared_seconds_total", COUNTER, ("operator", "phase"),
            "GPU time of an operator in those sampled steps that have an expectation and in which it did not wait for the host."),
     Metric("lightllm_gpu_operator_expected_seconds_total", COUNTER, ("operator", "phase"),
@@ -140,7 +140,9 @@ METRICS = (
            "lacked the step, was late, had restarted, or computed something different."),
     Metric("lightllm_otel_collective_noise_seconds", GAUGE, ("mode",),
            "Waits up to this are taken for noise: four steps of the clock and the cost of a boundary, as calibrated."),
-    Metric("lightllm_otel_errors_total", COUNTER, ("stage",), "Failures of the plugin; none of them reached the server."),
+    Metric("lightllm_otel_errors_total", COUNTER, ("stage",),
+           "Failures of the plugin; none of them reached the server. activate, patch, measure and ring are of the model "
+           "processes; the others are parts of the exporter, shown once they have failed."),
     Metric("lightllm_otel_hook_seconds_total", COUNTER, (),
            "CPU time of the model threads spent in the plugin, over all ranks."),
     Metric("lightllm_otel_clock_quantum_seconds", GAUGE, ("mode",),

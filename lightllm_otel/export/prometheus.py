@@ -20,14 +20,24 @@ from prometheus_client.registry import Collector
 
 from lightllm_otel import __version__
 from lightllm_otel.aggregate.collectives import noise_seconds
-from lightllm_otel.aggregate.group import Group, Rank
+from lightllm_otel.aggregate.group import Group
 from lightllm_otel.aggregate.histogram import Exemplar, Histogram
 from lightllm_otel.export import metrics
 from lightllm_otel.export.hardware import Hardware
 from lightllm_otel.export.link import UNKNOWN, GroupLink, Ports
 from lightllm_otel.export.outbound import Outbound
 from lightllm_otel.export.rows import Row, of_collectives, of_hardware
-from lightllm_otel.vocabulary import Feature, IdleReason, Level, Mode, Operator, Phase
+from lightllm_otel.vocabulary import (
+    UNATTRIBUTED,
+    ExporterStage,
+    Feature,
+    IdleReason,
+    Level,
+    Mode,
+    Operator,
+    Phase,
+    Stage,
+)
 
 
 class GroupCollector(Collector):
@@ -46,23 +56,31 @@ class GroupCollector(Collector):
         self._now = now
 
     def collect(self) -> Iterator[Family]:
-        rows = self.rows()
-        for metric in metrics.METRICS:
-            yield family(metric, rows[metric.name])
+        """Make all families at once, so that no poll changes sums between two of them."""
+        with self._group.lock:
+            rows = self.rows()
+            return iter([family(metric, rows.get(metric.name, ())) for metric in metrics.METRICS])
 
     def describe(self) -> Iterable[Family]:
         return ()  # registering must not collect
 
     def rows(self) -> dict[str, list[Row]]:
-        """The values of every metric of the table, by its name."""
-        return {
-            **self._measured(),
-            **of_collectives(self._group.collectives),
-            **self._now_in_flight(),
-            **self._described(),
-            **of_hardware(self._hardware),
-            **self._self(),
-        }
+        """Return the values of every metric of the table, by its name; of a section that fails there are none."""
+        rows: dict[str, list[Row]] = {metric.name: [] for metric in metrics.METRICS}
+        sections = (
+            self._now_in_flight, self._measured, self._of_collectives, self._described, self._of_hardware, self._self,
+        )  # fmt: skip
+        with self._group.lock:
+            for section in sections:
+                with self._group.parts(ExporterStage.METRICS, section.__name__.lstrip("_")):
+                    rows.update(section())
+        return rows
+
+    def _of_collectives(self) -> dict[str, list[Row]]:
+        return of_collectives(self._group.collectives)
+
+    def _of_hardware(self) -> dict[str, list[Row]]:
+        return of_hardware(self._hardware)
 
     def _measured(self) -> dict[str, list[Row]]:
         group = self._group
@@ -71,6 +89,10 @@ class GroupCollector(Collector):
             for phase, by_operator in sorted(group.estimate.seconds.items())
             for code, seconds in enumerate(by_operator)
             if seconds
+        ]
+        estimated += [
+            ((UNATTRIBUTED, Phase.of(phase).value), seconds)
+            for phase, seconds in sorted(group.estimate.unattributed.items())
         ]
         return {
             "lightllm_gpu_operator_duration_seconds": [
@@ -104,15 +126,16 @@ class GroupCollector(Collector):
         }
 
     def _now_in_flight(self) -> dict[str, list[Row]]:
-        ranks = [(str(number), rank) for number, rank in sorted(self._group.ranks.items()) if rank.header is not None]
+        now = self._now()
+        found = [
+            ((str(number),), rank.in_flight(now))
+            for number, rank in sorted(self._group.ranks.items())
+            if rank.header is not None
+        ]
         return {
-            "lightllm_gpu_step_in_flight_seconds": [((rank,), self._in_flight(known)) for rank, known in ranks],
-            "lightllm_gpu_step_number": [((rank,), int(known.header["in_flight_number"])) for rank, known in ranks],
+            "lightllm_gpu_step_in_flight_seconds": [(rank, seconds) for rank, (_, seconds) in found],
+            "lightllm_gpu_step_number": [(rank, number) for rank, (number, _) in found],
         }
-
-    def _in_flight(self, rank: Rank) -> float:
-        header: Any = rank.header
-        return max(0.0, self._now() - float(header["in_flight_since"])) if header["in_flight"] else 0.0
 
     def _described(self) -> dict[str, list[Row]]:
         facts = self._group.facts()
@@ -170,7 +193,9 @@ class GroupCollector(Collector):
         return {
             "lightllm_otel_steps_sampled_total": [((), group.counter("sampled_steps"))],
             "lightllm_otel_records_dropped_total": [((r.value,), n) for r, n in group.dropped().items()],
-            "lightllm_otel_errors_total": [((stage.value,), n) for stage, n in group.errors().items()],
+            "lightllm_otel_errors_total": [
+                ((stage.value,), n) for stage, n in group.errors().items() if n or isinstance(stage, Stage)
+            ],
             "lightllm_otel_hook_seconds_total": [((), group.counter("hook_seconds"))],
             "lightllm_otel_clock_quantum_seconds": self._by_mode("clock_quantum", "stamp_quantum"),
             "lightllm_otel_boundary_cost_seconds": self._by_mode("boundary_cost", "stamp_cost"),

@@ -5,12 +5,33 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
+import stat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lightllm_otel.ring import layout, private
+from lightllm_otel.ring.folder import RING_PATTERN
+
+_LOOK_CELLS = 2 * layout.MAX_INTERVALS  # no step is larger than half of it
+_IN_FLIGHT = ("in_flight", "in_flight_number", "in_flight_since")
+_NAME = re.compile(r"rank-(0|[1-9][0-9]{0,4})\.ring")
+
+
+def rings_in(folder: Path) -> tuple[list[tuple[int, Path]], list[Path]]:
+    """Return ``(rings, strays)``: rank and file of each ring by rank, and files that only look like one
+    (``rank-0.bak.ring``). Raises OSError where the folder cannot be read.
+    """
+    rings, strays = [], []
+    for path in sorted(folder.iterdir()):
+        found = _NAME.fullmatch(path.name)
+        if found is not None:
+            rings.append((int(found[1]), path))
+        elif path.match(RING_PATTERN):
+            strays.append(path)
+    return sorted(rings), strays
 
 
 class RingReader:
@@ -25,7 +46,7 @@ class RingReader:
         try:
             self.inode = os.fstat(descriptor).st_ino
             size = os.fstat(descriptor).st_size
-            if size <= layout.CELLS_OFFSET:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode) or size <= layout.CELLS_OFFSET:
                 raise ValueError(f"{path} is not a ring of lightllm-otel: it has {size} bytes; remove it")
             self._map = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
         finally:
@@ -39,11 +60,12 @@ class RingReader:
         self._capacity = int(self._header["cells"][0])
         if not 0 < self._capacity <= (size - layout.CELLS_OFFSET) // layout.CELL_BYTES:
             raise ValueError(
-                f"{path} is not a ring of lightllm-otel: {self._capacity} cells in {size} bytes; remove it"
+                f"{path} is damaged: its header says {self._capacity} cells, which {size} bytes cannot be; "
+                "restart the server, which makes a new one"
             )
         cells = np.frombuffer(self._map, np.uint8, self._capacity * layout.CELL_BYTES, layout.CELLS_OFFSET)
         self._cells = cells.reshape(self._capacity, layout.CELL_BYTES)
-        self._read = min(position, int(self._header["written"][0]))
+        self._read = max(0, min(position, int(self._header["written"][0])))
         self.overwritten_cells = 0
         self.overwrites = 0
 
@@ -55,19 +77,39 @@ class RingReader:
     @property
     def header(self) -> Any:
         """A copy of the header (:data:`layout.HEADER`) as it is now."""
-        return self._header.copy()[0]
+        header = self._header.copy()[0]
+        for _ in range(3):  # a step may have begun meanwhile, and left its number with the time of the one before it
+            again = self._header.copy()[0]
+            if all(header[name] == again[name] for name in _IN_FLIGHT):
+                break
+            header = again
+        return header
+
+    def unread_since(self) -> float:
+        """Return the Unix time at which the oldest step in the ring that was not read yet had ended; 0 for none.
+
+        It may be called while another thread reads.
+        """
+        written = int(self._header["written"][0])
+        at = max(self._read, written - self._capacity)
+        places = np.arange(at, min(written, at + _LOOK_CELLS)) % self._capacity
+        begins = np.flatnonzero(layout.steps_begin(self._cells[places]))  # the first one may be overwritten in part
+        if not len(begins) or len(places) - begins[0] < layout.STEP_CELLS:
+            return 0.0
+        step = self._cells[places[begins[0] :][: layout.STEP_CELLS]].reshape(-1).view(layout.STEP)[0]
+        return float(step["wall_time"]) + float(step["seconds"])
 
     def facts(self) -> dict[str, Any]:
-        """The rank's JSON page; empty while it is being written."""
+        """The rank's JSON page; empty while it is being written, or where it holds something else."""
         for _ in range(3):
             version, count = int(self._header["json_version"][0]), int(self._header["json_bytes"][0])
             text = self._map[layout.JSON_OFFSET : layout.JSON_OFFSET + count]
             if count and version == int(self._header["json_version"][0]):
                 try:
-                    facts: dict[str, Any] = json.loads(text)
-                except ValueError:
+                    facts: Any = json.loads(text)
+                except (ValueError, RecursionError):
                     continue
-                return facts
+                return facts if isinstance(facts, dict) else {}
         return {}
 
     def read(self) -> np.ndarray:

@@ -15,7 +15,7 @@ from lightllm_otel.aggregate.histogram import (
 )
 from lightllm_otel.ring import layout
 from lightllm_otel.theory import shape, work
-from lightllm_otel.vocabulary import DropReason, IdleReason, Mode, Operator, Phase, Stage
+from lightllm_otel.vocabulary import DropReason, ExporterStage, IdleReason, Mode, Operator, Phase, Stage
 
 DECODE, PREFILL, EAGER, GRAPH = Phase.DECODE.code, Phase.PREFILL.code, Mode.EAGER.code, Mode.GRAPH.code
 FFN, GAP = Operator.FFN.code, Operator.GAP.code
@@ -96,14 +96,13 @@ def test_estimates_sum_to_the_seconds_of_all_steps():
     assert (estimated[FFN], estimated[GAP]) == (18.0, 6.0)
 
 
-def test_steps_without_a_like_wait_for_one_and_nothing_is_lost():
+def test_steps_before_the_first_sample_are_unattributed_and_stay_so():
     group = group_of(*[records.step(seconds=2.0)] * 3)
-    assert not group.estimate.seconds
     group.consume(0, records.cells(records.step(seconds=2.0, operators=[(Operator.FFN, 2.0)])))
-    assert group.estimate.seconds[DECODE].sum() == 8.0
+    assert (group.estimate.unattributed[DECODE], group.estimate.seconds[DECODE].sum()) == (6.0, 2.0)
 
 
-def test_a_batch_size_that_was_never_sampled_takes_the_nearest_one():
+def test_a_batch_size_that_was_never_sampled_takes_the_nearest_one_within_a_factor_of_four():
     group = group_of(
         records.step(padded=1, seconds=1.0, operators=[(Operator.FFN, 1.0)]),
         records.step(padded=64, seconds=1.0, operators=[(Operator.ATTENTION, 1.0)]),
@@ -200,3 +199,47 @@ def test_a_model_or_gpu_that_is_not_known_leaves_its_part_out():
     group.analytic.know({**records.FACTS, "gpu_name": "CPU", "config": {"model_type": "riddle"}})
     group.consume(0, records.cells(records.step(batch=1, tokens=1, context=9)))
     assert (dict(group.analytic.flops), group.analytic.gpu) == ({}, None)
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [
+        ({"phase": 77}, 1), ({"mode": 9}, 1), ({"idle_reason": 200}, 1), ({"seconds": np.nan}, 1), ({"seconds": -1.0}, 1),
+        ({"idle_seconds": np.inf}, 1), ({"wall_time": np.nan}, 1), ({}, 2),
+    ],
+)  # fmt: skip
+def test_a_step_that_cannot_be_is_left_out_and_counted(damage, kept):
+    step, intervals = records.step()
+    damaged = np.frombuffer(step, layout.STEP).copy()
+    for name, value in damage.items():
+        damaged[name] = value
+    group = group_of((damaged.tobytes(), intervals), records.step(), rank=3)
+    assert sum(histogram.count for histogram in group.step_histograms.values()) == kept
+    assert group.errors()[ExporterStage.AGGREGATE] == (kept == 1)
+    assert np.isfinite(list(group.idle_seconds.values())).all()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("operator", 200), ("site", 99), ("implementation", 50), ("seconds", np.nan)]
+)
+def test_a_step_with_an_operator_that_cannot_be_is_left_out_and_counted(field, value):
+    step, intervals = records.step(operators=[(Operator.FFN, 1.0)] * 2)
+    intervals[field][1] = value
+    group = group_of((step, intervals), records.step(operators=[(Operator.FFN, 1.0)]))
+    assert group.operator_histograms[FFN, DECODE, EAGER].count == 1
+    assert group.errors()[ExporterStage.AGGREGATE] == 1
+
+
+@pytest.mark.parametrize("part", ["distortion", "matching", "analytic", "expectation", "recent"])
+def test_figures_that_fail_keep_no_others_from_being_counted(part, lenient, monkeypatch, caplog):
+    group = Group()
+    for name in ("add", "add_sampled"):
+        if hasattr(getattr(group, part), name):
+            monkeypatch.setattr(getattr(group, part), name, lambda *_: 1 / 0)
+    for _ in range(3):
+        group.consume(0, records.cells(records.step(seconds=2.0, operators=[(Operator.FFN, 2.0)])))
+        group.settle()
+    assert (group.step_histograms[DECODE, EAGER].total, group.estimate.seconds[DECODE][FFN]) == (6.0, 6.0)
+    assert group.operator_seconds[FFN, DECODE, 0] == 6.0
+    assert group.errors()[ExporterStage.AGGREGATE] == 3
+    assert [part in record.message for record in caplog.records] == [True]

@@ -172,13 +172,15 @@ def test_a_step_that_does_not_end_is_seen():
     assert data["cost"]["errors"] == {"ring": 3}
 
 
-def test_a_time_that_is_no_number_is_a_dash_and_does_not_end_the_page():
+def test_a_step_with_a_time_that_is_no_number_is_left_out_and_does_not_end_the_page():
     group = group_of(1)
     live = live_of(group)
     group.consume(0, decode(0, ffn=float("nan")))
+    assert live.data(10.0)["cost"]["errors"] == {"aggregate": 1}
+    group.consume(0, decode(1))
     data = live.data(10.0)
     json.dumps(data, allow_nan=False)
-    assert {row["seconds_per_call"] for row in data["phases"][0]["operators"] if row["operator"] == "ffn"} == {None}
+    assert {row["seconds_per_call"] for row in data["phases"][0]["operators"] if row["operator"] == "ffn"} == {0.75}
 
 
 def test_slow_steps_have_their_age_and_operators():

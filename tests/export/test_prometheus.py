@@ -21,12 +21,12 @@ from lightllm_otel.export.metrics import COUNTER, HISTOGRAM, INFO, METRICS
 from lightllm_otel.export.nvml import Nvml
 from lightllm_otel.export.prometheus import GroupCollector
 from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import SpanDrop
+from lightllm_otel.vocabulary import UNATTRIBUTED, ExporterStage, SpanDrop, Stage
 
 
 def registry_of(group, lost=0):
     registry = CollectorRegistry(auto_describe=False)
-    machine, hardware = nvml_answers.h200(8), Hardware()
+    machine, hardware = nvml_answers.h200(8), Hardware(now=lambda: 0.0)
     for gpu in machine.gpus:
         gpu.state.update(nvml_answers.BUSY)
     hardware.poll(Nvml(machine), {rank: machine.bus(rank) for rank in range(8)}, 0.0)
@@ -54,6 +54,7 @@ def samples(families):
 
 def test_a_dense_model_has_at_most_two_thousand_series_and_one_with_experts_three(registry):
     series = samples(text_string_to_metric_families(generate_latest(registry).decode()))
+    assert any(sample.labels.get("operator") == UNATTRIBUTED for sample in series)
     dense = [sample for sample in series if not sample.labels.get("operator", "").startswith("moe_")]
     assert 1500 < len(dense) <= 2000
     assert len(series) <= 3000
@@ -133,3 +134,19 @@ def test_a_feature_that_this_lightllm_lacks_something_for_reads_0():
     text = generate_latest(registry_of(group)).decode()
     assert 'lightllm_otel_feature_available{feature="decode_graphs"} 0.0' in text
     assert 'lightllm_otel_feature_available{feature="steps"} 1.0' in text
+
+
+def test_stages_of_the_exporter_are_shown_when_they_have_failed_and_those_of_the_model_processes_always(lenient):
+    group = full_group(ranks=1)
+    with group.parts(ExporterStage.POSITIONS):
+        raise OSError(28, "No space left on device")
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(GroupCollector(group))
+    found = samples(text_string_to_metric_families(generate_latest(registry).decode()))
+    stages = {sample.labels["stage"]: sample.value for sample in found if "stage" in sample.labels}
+    assert stages == {**{stage.value: 0.0 for stage in Stage}, "positions": 1.0}
+
+
+def test_time_without_samples_is_a_value_of_the_label_operator(registry):
+    text = generate_latest(registry).decode()
+    assert 'lightllm_gpu_operator_estimated_seconds_total{operator="unattributed",phase="prefill"} 0.16' in text

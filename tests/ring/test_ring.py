@@ -11,7 +11,7 @@ import records
 
 from lightllm_otel.ring import layout
 from lightllm_otel.ring.folder import FileLock, group_key, is_locked, ring_path
-from lightllm_otel.ring.reader import RingReader
+from lightllm_otel.ring.reader import RingReader, rings_in
 from lightllm_otel.ring.writer import RingWriter
 from lightllm_otel.vocabulary import Operator
 
@@ -85,6 +85,83 @@ def test_the_step_in_flight_is_visible(ring):
     assert (header["in_flight"], header["in_flight_number"], header["in_flight_since"]) == (1, 7, 123.5)
     writer.leave()
     assert reader.header["in_flight"] == 0
+
+
+class Header:
+    """A header that changes while it is copied: each copy is the next of ``numbers`` and ``sinces``."""
+
+    def __init__(self, *seen):
+        self._seen = list(seen)
+
+    def copy(self):
+        header = np.zeros(1, layout.HEADER)
+        header["in_flight"], (header["in_flight_number"], header["in_flight_since"]) = 1, self._seen.pop(0)
+        return header
+
+
+def test_a_step_that_begins_while_the_header_is_read_has_not_the_time_of_the_one_before(ring):
+    _, reader = ring
+    reader._header = Header((8, 100.0), (8, 130.0), (8, 130.0))
+    assert float(reader.header["in_flight_since"]) == 130.0
+
+
+def test_what_was_not_read_yet_is_as_old_as_its_first_step(ring):
+    writer, reader = ring
+    assert reader.unread_since() == 0.0
+    for number in range(3):
+        writer.write(
+            *records.step(number=number, seconds=0.5, wall_time=100.0 + number, operators=[(Operator.FFN, 0.5)])
+        )
+    assert reader.unread_since() == 100.5
+    reader.read()
+    assert reader.unread_since() == 0.0
+
+
+def test_what_was_overwritten_before_it_was_read_does_not_hide_how_old_the_rest_is(ring):
+    writer, reader = ring
+    for number in range(1000):
+        step = records.step(number=number, wall_time=float(number + 1), operators=[(Operator.FFN, 0.5)] * 300)
+        writer.write(*step)
+    oldest = reader.unread_since()
+    first = layout.steps_in(reader.read())[0][0]
+    assert oldest == float(first["wall_time"]) + 1.0
+
+
+@pytest.mark.parametrize("cells", [0, 1 << 40])
+def test_a_ring_with_an_impossible_number_of_cells_is_refused_in_one_sentence(ring, tmp_path, cells):
+    ring[0].header["cells"] = cells
+    with pytest.raises(ValueError, match=rf"rank-0.ring is damaged: its header says {cells} cells"):
+        RingReader(ring_path(tmp_path, 0))
+
+
+@pytest.mark.parametrize("position", [-5, 1 << 70])
+def test_a_position_that_cannot_be_is_put_right(ring, tmp_path, position):
+    write(ring[0], 2)
+    assert 0 <= RingReader(ring_path(tmp_path, 0), position).position <= ring[1]._header["written"][0]
+
+
+def test_facts_that_are_something_else_are_none(ring):
+    writer, reader = ring
+    for text in (b"[1]", b"[" * 20_000, b"\xff"):
+        writer._map[layout.JSON_OFFSET : layout.JSON_OFFSET + len(text)] = text
+        writer.header["json_bytes"] = len(text)
+        assert reader.facts() == {}
+
+
+def test_rings_are_told_from_what_only_looks_like_one(tmp_path):
+    for name in (
+        "rank-10.ring",
+        "rank-2.ring",
+        "rank-0.bak.ring",
+        "rank-.ring",
+        "rank-01.ring",
+        "rank-3.123.new",
+        "other",
+    ):
+        (tmp_path / name).touch()
+    rings, strays = rings_in(tmp_path)
+    assert [(rank, path.name) for rank, path in rings] == [(2, "rank-2.ring"), (10, "rank-10.ring")]
+    assert [path.name for path in strays] == ["rank-.ring", "rank-0.bak.ring", "rank-01.ring"]
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 40_000_0])
