@@ -24,7 +24,10 @@ class Label(str, enum.Enum):
 
 
 class Operator(Label):
-    """A named part of a layer or step. A kernel is what CUDA launches; we time operators."""
+    """A named part of a layer or step. A kernel is what CUDA launches; we time operators.
+
+    ``gap``: the GPU waits for the host inside a step. ``other``: work that no other name claims.
+    """
 
     GAP = "gap"
     EMBEDDING = "embedding"
@@ -46,9 +49,10 @@ class Operator(Label):
     LM_HEAD = "lm_head"
     SAMPLING = "sampling"
     OTHER = "other"
+    ALL_TO_ALL = "all_to_all"
 
 
-COLLECTIVES = (Operator.ALL_REDUCE, Operator.ALL_GATHER, Operator.REDUCE_SCATTER)
+COLLECTIVES = (Operator.ALL_REDUCE, Operator.ALL_GATHER, Operator.REDUCE_SCATTER, Operator.ALL_TO_ALL)
 UNATTRIBUTED = "unattributed"
 """Value of the label ``operator`` for estimated time of steps for which no sample speaks. Not an operator: no ring has it."""
 
@@ -79,12 +83,18 @@ class Site(Label):
 
 
 class Implementation(Label):
-    """Which library moved the data of a collective; ``custom`` is LightLLM's own kernel (vllm's or sgl_kernel's)."""
+    """The library that moved the data of a collective.
+
+    ``custom``: a kernel that LightLLM calls itself and that has no name of its own here (vllm's or sgl_kernel's, up to v1.1.0).
+    ``flashinfer`` and ``symm_mem``: FlashInfer's all_reduce and that of torch's symmetric memory, since v1.2.0.
+    """
 
     UNKNOWN = "unknown"
     NCCL = "nccl"
     CUSTOM = "custom"
     GLOO = "gloo"
+    FLASHINFER = "flashinfer"
+    SYMM_MEM = "symm_mem"
 
 
 class Scope(Label):

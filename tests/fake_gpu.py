@@ -38,7 +38,7 @@ COST = {
     "between": 2**-5,
     # Today's host only.
     "broadcast": 2**-13,
-    "all_to_all": 2**-5,
+    "all_to_all": 2**-3,
     "to_gpu": 2**-17,
     "to_cpu": 2**-17,
     "copy": 2**-16,

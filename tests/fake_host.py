@@ -122,7 +122,11 @@ def make(
         assert input.numel() == tp * output.numel()
         work("reduce_scatter")
 
-    dist.all_reduce, dist.all_gather = all_reduce, all_gather
+    @as_torch_does
+    def all_to_all_single(output, input, output_split_sizes=None, input_split_sizes=None, group=None, async_op=False):
+        work("all_to_all")
+
+    dist.all_reduce, dist.all_gather, dist.all_to_all_single = all_reduce, all_gather, all_to_all_single
     dist.all_gather_into_tensor, dist.reduce_scatter_tensor = all_gather_into_tensor, reduce_scatter_tensor
 
     class CustomProcessGroup:
@@ -185,6 +189,14 @@ def make(
                 made.value = ("blocks of", lengths.value)
 
             gpu.launch(kernel)
+
+    class Residual:
+        """The tensor that goes through all layers."""
+
+        def add_(self, other):
+            work("add")
+
+    residual = Residual()
 
     class Layer:
         def __init__(self, number):
@@ -251,43 +263,51 @@ def make(
             return hidden
 
         def tpsp_context_forward(self, hidden, state, weight):
-            return self._tpsp_forward(hidden, state, weight, partial(self._context_attention_kernel, hidden, None))
-
-        def tpsp_token_forward(self, hidden, state, weight):
-            return self._tpsp_forward(hidden, state, weight, partial(self._token_attention_kernel, hidden))
-
-        def _tpsp_forward(self, hidden, state, weight, attention):
             self._att_norm(hidden, state, weight)
             self._tpsp_get_qkv(hidden, None, state, weight)
             self._copy_kv_to_mem_cache(None, None, None)
-            attention(state, weight)
+            self._context_attention_kernel(hidden, None, state, weight)
+            return self._tpsp_rest(hidden, state, weight)
+
+        def tpsp_token_forward(self, hidden, state, weight):
+            self._att_norm(hidden, state, weight)
+            self._tpsp_get_qkv(hidden, None, state, weight)
+            self._copy_kv_to_mem_cache(None, None, None)
+            self._token_attention_kernel(hidden, state, weight)
+            return self._tpsp_rest(hidden, state, weight)
+
+        def _tpsp_rest(self, hidden, state, weight):
             self._tpsp_get_o(hidden, state, weight)
-            work("add")
+            residual.add_(hidden)
             self._ffn_norm(hidden, state, weight)
             self._tpsp_ffn(hidden, state, weight)
-            work("add")
+            residual.add_(hidden)
             return hidden
 
         def context_forward(self, hidden, state, weight):
-            return self._forward(hidden, state, weight, partial(self._context_attention_kernel, hidden, None))
-
-        def token_forward(self, hidden, state, weight):
-            return self._forward(hidden, state, weight, partial(self._token_attention_kernel, hidden))
-
-        def _forward(self, hidden, state, weight, attention):
             self._att_norm(hidden, state, weight)
             self._get_qkv(hidden, None, state, weight)
             self._copy_kv_to_mem_cache(None, None, None)
-            attention(state, weight)
+            self._context_attention_kernel(hidden, None, state, weight)
+            return self._rest(hidden, state, weight)
+
+        def token_forward(self, hidden, state, weight):
+            self._att_norm(hidden, state, weight)
+            self._get_qkv(hidden, None, state, weight)
+            self._copy_kv_to_mem_cache(None, None, None)
+            self._token_attention_kernel(hidden, state, weight)
+            return self._rest(hidden, state, weight)
+
+        def _rest(self, hidden, state, weight):
             self._get_o(hidden, state, weight)
             if tp > 1:
                 group.all_reduce(hidden)
-            work("add")
+            residual.add_(hidden)
             self._ffn_norm(hidden, state, weight)
             self._ffn(hidden, state, weight)
             if tp > 1:
                 group.all_reduce(hidden)
-            work("add")
+            residual.add_(hidden)
             return hidden
 
     def token_state(model_input, broken):

@@ -23,6 +23,7 @@ _SITES = {
 }
 
 
+DIRECTLY = -1  # there is nothing between
 _BYTES_BITS = 48  # of a payload; what lies above is how it was moved
 
 
@@ -67,7 +68,12 @@ class Marks:
         self._marks: list[Mark] = []
         self.reaches: list[int] = []
         """Of each code: where a host is that has taken this mark (:func:`lightllm_otel.ring.reached.place`)."""
+        self.approach: dict[int, int] = {}
+        """Of a boundary behind which a collective may come: the mark of the work between them, or DIRECTLY."""
+        self.residuals: set[int] = set()
+        """The codes of adds."""
         self._collectives: dict[tuple[Operator, int], int] = {}
+        self._sites: dict[int, Site] = {}
         self._shapes: dict[tuple[int, ...], Shape] = {}
 
     def code(self, mark: Mark) -> int:
@@ -75,7 +81,13 @@ class Marks:
             self._codes[mark] = len(self._marks)
             self._marks.append(mark)
             self.reaches.append(place(mark.operator, mark.layer))
+            if mark.operator is Operator.RESIDUAL:
+                self.residuals.add(self._codes[mark])
         return self._codes[mark]
+
+    def mark(self, code: int) -> Mark:
+        """The mark that this code stands for."""
+        return self._marks[code]
 
     def name(self, code: int) -> str:
         """Of the operator that the mark with this code stands for."""
@@ -85,12 +97,26 @@ class Marks:
         """The code of a piece of that operator."""
         return self.code(dataclasses.replace(self._marks[code], part=True))
 
+    def locate(self, code: int, site: Site) -> None:
+        """Collectives inside the operator with this code are at ``site``, which its name does not say."""
+        self._sites[code] = self._sites[self.part(code)] = site
+
+    def before_collective(self, last: int) -> int:
+        """The mark of what lies between the boundary ``last`` and a collective outside of every operator, or DIRECTLY.
+
+        Work that nothing is known of is ``other``.
+        """
+        if last not in self.approach:
+            self.approach[last] = self.code(Mark(Operator.OTHER, max(self._marks[last].layer, -1)))
+        return self.approach[last]
+
     def collective(self, operator: Operator, context: int) -> int:
         """A collective called inside, or right after, the operator with the code ``context``."""
         key = (operator, context)
         if key not in self._collectives:
             around = self._marks[context]
             site = around.site if around.site is not Site.NONE else _SITES.get(around.operator, Site.NONE)
+            site = self._sites.get(context, site)
             self._collectives[key] = self.code(Mark(operator, around.layer, site))
         return self._collectives[key]
 
@@ -124,9 +150,11 @@ class Marks:
             row[[at, *unfinished.pop(whole, [])]] = len(rows)
             rows.append((mark, seen.get(key, 0)))
             seen[key] = seen.get(key, 0) + 1
-        for whole, pieces in unfinished.items():  # a step that ended inside an operator
-            row[pieces] = len(rows)
-            rows.append((whole, seen.get((whole.operator, whole.layer), 0)))
+        for whole, pieces in unfinished.items():
+            same = [at for at, (mark, _) in enumerate(rows) if mark == whole]
+            row[pieces] = same[-1] if same else len(rows)
+            if not same:  # a step that ended inside an operator
+                rows.append((whole, seen.get((whole.operator, whole.layer), 0)))
         template = np.zeros(len(rows), layout.INTERVAL)
         template["operator"] = [mark.operator.code for mark, _ in rows]
         template["site"] = [mark.site.code for mark, _ in rows]

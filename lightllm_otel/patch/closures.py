@@ -1,113 +1,131 @@
-"""Wrappers with the signature of what they wrap: ``*args`` would cost more, on every call, than all that we do."""
+"""Wrappers of LightLLM's functions. Each hands on whatever it is called with, untouched: no wrapper repeats a signature.
+
+Some three hundred of these run in a forward of eager code. While nothing is armed they ask one question. Where operators are
+marked, each does with one frame and no context manager.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import inspect
+import types
 from collections.abc import Callable
-from types import CodeType
+from threading import get_ident
 from typing import Any
 
+from lightllm_otel.measure.marking import Marking
+
 Host = Callable[..., Any]
-_PLAIN = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-_HEAD = """\
-def make(host, timer, use, {defaults}):
-"""
-# A hook that hands on to another function while something is armed.
-_HANDS_ON = (
-    _HEAD
-    + """\
-    def slot({parameters}):
-        if timer.armed is None:
-            return host({arguments})
-        return use(host, {arguments})
-    return slot
-"""
-)
-# A hook that marks the end of an operator, and its start if something leads to it: some three hundred of these run in a
-# sampled step of eager code, so each does with one frame and no context manager.
-_MARKS = (
-    _HEAD
-    + """\
-    own, lead, between, caught = use
-    def slot({parameters}):
+Caught = Callable[[Exception], bool]
+"""Is told of an error of ours; says whether it ends here."""
+
+
+def foreign(marking: Marking) -> bool:
+    """Tell whether another thread's forward is measured than the one that asks."""
+    thread = getattr(marking, "thread", None)
+    return thread is not None and thread != get_ident()
+
+
+def as_operator(
+    host: Host,
+    timer: Any,
+    own: int,
+    lead: int | None,
+    between: int,
+    caught: Caught,
+    unless_returned: bool = False,
+    begun: tuple[int, ...] = (),
+) -> Host:
+    """Return ``host`` as an operator: the interval up to its end is ``own``, the one up to its start ``lead`` (None: no mark).
+
+    Where the host synchronises between operators every start is marked; what lies before it is ``between``.
+    ``unless_returned``: a call that returns one of its arguments has launched nothing, so its end is not marked.
+    ``begun``: marks behind which nothing lies before the operator; its start is not marked again.
+    """
+
+    def slot(*args: Any, **kwargs: Any) -> Any:
         marking = timer.armed
-        if marking is None or marking.context >= 0:  # not sampled, or nested in an operator that counts it as its own
-            return host({arguments})
+        # Nothing is measured, or an operator around this one counts it as its own, or another thread is measured.
+        if marking is None or marking.context >= 0 or foreign(marking):
+            return host(*args, **kwargs) if kwargs else host(*args)
         try:
             if marking.pairs:
                 marking.mark(between)
-            elif lead >= 0:
+            elif lead is not None and not (begun and marking.codes[-1] in begun):
                 marking.mark(lead)
             marking.context = own
         except Exception as error:
             if not caught(error):
                 raise
+        result = marking  # no argument of the host's: a call that raises is marked
         try:
-            return host({arguments})
+            result = host(*args, **kwargs)
+            return result
         finally:
             try:
                 marking.context = -1
+                if not (unless_returned and _is_among(result, args, kwargs)):
+                    marking.mark(own)
+            except Exception as error:
+                if not caught(error):
+                    raise
+
+    return _like(slot, host)
+
+
+def as_inner_operator(host: Host, timer: Any, own: int, lead: int, caught: Caught) -> Host:
+    """Return ``host`` as an operator that is cut out of the one that calls it.
+
+    ``lead``: what lies before it where it is called outside of every operator.
+    """
+
+    def slot(*args: Any, **kwargs: Any) -> Any:
+        marking = timer.armed
+        if marking is None:
+            return host(*args, **kwargs) if kwargs else host(*args)
+        outer = marking.context
+        if outer == own or marking.in_collective or foreign(marking):
+            return host(*args, **kwargs)
+        try:
+            marking.mark(timer.marks.part(outer) if outer >= 0 else lead)
+            marking.context = own
+        except Exception as error:
+            if not caught(error):
+                raise
+        try:
+            return host(*args, **kwargs)
+        finally:
+            try:
+                marking.context = outer
                 marking.mark(own)
             except Exception as error:
                 if not caught(error):
                     raise
+
+    return _like(slot, host)
+
+
+def handing_on(
+    host: Host, timer: Any, measured: Callable[[Host, Marking, tuple[Any, ...], dict[str, Any]], Any]
+) -> Host:
+    """Return ``host``, called through ``measured(host, marking, args, kwargs)`` while its thread's forward is measured."""
+
+    def slot(*args: Any, **kwargs: Any) -> Any:
+        marking = timer.armed
+        if marking is None or foreign(marking):
+            return host(*args, **kwargs) if kwargs else host(*args)
+        return measured(host, marking, args, kwargs)
+
+    return _like(slot, host)
+
+
+def _is_among(result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return any(result is each for each in args) or any(result is each for each in kwargs.values())
+
+
+def _like(slot: Host, host: Host) -> Host:
+    """With the host's name for whoever reads it, and what has been written onto a function of the host's."""
+    with contextlib.suppress(Exception):  # an object that is called may have any attribute
+        functools.update_wrapper(slot, host, updated=("__dict__",) if isinstance(host, types.FunctionType) else ())
+    slot.__wrapped__ = host  # type: ignore[attr-defined]
     return slot
-"""
-)
-
-
-def as_operator(
-    host: Host, timer: Any, own: int, lead: int | None, between: int, caught: Callable[[Exception], bool]
-) -> Host:
-    """``host`` as an operator: the interval up to its end is ``own``, the one up to its start ``lead`` (None: no mark).
-
-    Where the host synchronises between operators every start is marked; what lies before it is ``between``.
-    ``caught`` is told of our own errors, and says whether they end here.
-    """
-    return _make(_MARKS, host, timer, (own, -1 if lead is None else lead, between, caught))
-
-
-def handing_on(host: Host, timer: Any, measured: Host) -> Host:
-    """``host``, which is called as it is while ``timer.armed`` is None, else through ``measured(host, …)``."""
-    return _make(_HANDS_ON, host, timer, measured)
-
-
-def _make(template: str, host: Host, timer: Any, use: Any) -> Host:
-    """Names, order and defaults of the parameters are the host's. What has no plain signature gets ``*args, **kwargs``."""
-    try:
-        # Not that of what a decorator wraps: it may take other arguments than what it is called with.
-        parameters = list(inspect.signature(host, follow_wrapped=False).parameters.values())
-    except (TypeError, ValueError):
-        parameters = []
-    named = [each for each in parameters if each.kind in _PLAIN]
-    if not parameters or len(named) != len(parameters) or any(each.name in _OURS for each in named):
-        return _compiled(template, "*args, **kwargs", "*args, **kwargs", host, timer, use, {})
-    defaults = {f"default_{each.name}": each.default for each in named if each.default is not each.empty}
-    head, star = [], False
-    for each in named:
-        if each.kind is each.KEYWORD_ONLY and not star:
-            head.append("*")
-            star = True
-        head.append(f"{each.name}=default_{each.name}" if each.default is not each.empty else each.name)
-    arguments = [f"{each.name}={each.name}" if each.kind is each.KEYWORD_ONLY else each.name for each in named]
-    return _compiled(template, ", ".join(head), ", ".join(arguments), host, timer, use, defaults)
-
-
-_OURS = ("host", "timer", "use", "marking", "own", "lead", "between", "caught", "error", "Exception")
-
-
-def _compiled(
-    template: str, parameters: str, arguments: str, host: Host, timer: Any, use: Any, defaults: dict[str, Any]
-) -> Host:
-    source = template.replace("{defaults}", ", ".join(defaults)).replace("{parameters}", parameters)
-    namespace: dict[str, Any] = {}
-    exec(_code(source.replace("{arguments}", arguments)), namespace)
-    made: Host = namespace["make"](host, timer, use, **defaults)
-    return made
-
-
-@functools.lru_cache(maxsize=64)
-def _code(source: str) -> CodeType:
-    """As in collections.namedtuple: only code made from a signature can have it. A model has few, in many layers."""
-    return compile(source, __file__, "exec")

@@ -1,29 +1,47 @@
-"""Which function stands behind each operator: what a comparison of two runs names when it differs."""
+"""What stands behind each operator: what a comparison of two runs names when it differs."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
-from lightllm_otel.patch.slots import LAYER_SLOTS, POST_SLOTS, PRE_SLOTS, Slot
+from lightllm_otel.patch.layers import layers_of
 
 _MOST = 200  # characters; the page that this goes onto is bounded
+# Attention is a function that is the same for all backends; these objects do it (v1.2.0).
+BACKENDS = ("prefill_att_backend", "decode_att_backend", "prefill_att_backend1", "decode_att_backend1")
 
 
 def names(model: Any) -> dict[str, str]:
-    """Operator → functions of its slots in the first layer (and the last, where it differs), before they are wrapped."""
-    layers = list(getattr(model, "layers_infer", ()))
-    places: list[tuple[Any, tuple[Slot, ...]]] = [(getattr(model, "pre_infer", None), PRE_SLOTS)]
-    places += [(layer, LAYER_SLOTS) for layer in (layers[:1] + layers[-1:] if len(layers) > 1 else layers)]
-    places.append((getattr(model, "post_infer", None), POST_SLOTS))
-    found: dict[str, list[str]] = {}
-    for owner, slots in places:
-        for slot in slots:
-            for name in slot.names:
-                host = getattr(owner, name, None)
-                if callable(host) and (said := name_of(host)) not in found.setdefault(slot.operator.value, []):
-                    found[slot.operator.value].append(said)
-    return {operator: ", ".join(said)[:_MOST] for operator, said in found.items()}
+    """Return operator → its functions in all layers, before or after they are wrapped.
+
+    Also by LightLLM's names: its backends of attention, the implementation of ``experts``, and ``quant_method``.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for layer in layers_of(model):
+        for place in layer.places.values():
+            found.setdefault(place.slot.operator.value, {})[name_of(getattr(place.owner, place.name))] = None
+    weights = [each for each in getattr(model, "trans_layers_weight", None) or () if each is not None]
+    said = {
+        **found,
+        **{name: _classes([getattr(model, name, None)]) for name in BACKENDS},
+        "experts": _classes(getattr(getattr(each, "experts", None), "fuse_moe_impl", None) for each in weights),
+        "quant_method": dict.fromkeys(method for each in weights for method in _methods(each)),
+    }
+    return {name: ", ".join(each)[:_MOST] for name, each in said.items() if each}
+
+
+def _classes(objects: Iterable[Any]) -> dict[str, None]:
+    return dict.fromkeys(type(each).__name__ for each in objects if each is not None)
+
+
+def _methods(weights: Any) -> list[str]:
+    """How the matrices of a layer are quantised, by LightLLM's names."""
+    methods = (getattr(each, "quant_method", None) for each in getattr(weights, "__dict__", {}).values())
+    return sorted(
+        {str(getattr(each, "method_name", None) or type(each).__name__) for each in methods if each is not None}
+    )
 
 
 def name_of(host: Any) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from lightllm_otel.guard import Guard, log
+from lightllm_otel.patch.layers import layers_of
 from lightllm_otel.patch.ledger import Ledger
-from lightllm_otel.patch.slots import LAYER_SLOTS, POST_SLOTS, PRE_SLOTS, Slot
 from lightllm_otel.vocabulary import Stage
 
 Push = Callable[[str], Any]
@@ -31,20 +31,16 @@ def nvtx() -> tuple[Push, Pop] | None:
 
 
 def install(model: Any, ledger: Ledger, guard: Guard, push: Push, pop: Pop) -> int:
-    """Around whatever the slots hold now, our own measuring included. Returns how many there are."""
-    places: list[tuple[Any, str, tuple[Slot, ...]]] = [(getattr(model, "pre_infer", None), "", PRE_SLOTS)]
-    places += [(layer, f" {number}", LAYER_SLOTS) for number, layer in enumerate(getattr(model, "layers_infer", ()))]
-    places.append((getattr(model, "post_infer", None), "", POST_SLOTS))
+    """Around whatever the functions of the table are now, our own measuring included. Returns how many there are."""
     count = 0
-    for owner, layer, slots in places:
-        for slot in slots:
-            for name in slot.names:
-                if callable(getattr(owner, name, None)):
-                    with guard(Stage.PATCH):
-                        label = f"{slot.operator}{layer}"
-                        around = functools.partial(ranged, label=label, push=push, pop=pop, guard=guard)
-                        ledger.replace(owner, name, around)
-                        count += 1
+    with guard(Stage.PATCH):
+        for layer in layers_of(model):
+            for place in layer.places.values():
+                with guard(Stage.PATCH):
+                    label = f"{place.slot.operator} {place.layer}" if place.layer >= 0 else place.slot.operator.value
+                    around = functools.partial(ranged, label=label, push=push, pop=pop, guard=guard)
+                    ledger.replace(place.owner, place.name, around)
+                    count += 1
     return count
 
 

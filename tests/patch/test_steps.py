@@ -176,6 +176,7 @@ def arguments_of(leaf):
         "all_gather": {"tensor_list": [part, part], "tensor": part},
         "all_gather_into_tensor": {"output_tensor": whole, "input_tensor": part},
         "reduce_scatter_tensor": {"output": part, "input": whole},
+        "all_to_all_single": {"output": whole, "input": whole},
     }[leaf.name]
 
 
@@ -204,7 +205,7 @@ def test_a_payload_is_known_however_it_is_passed(serve, leaf, by_name):
 def test_torch_has_the_argument_that_the_table_names_and_so_has_the_fake(now, leaf):
     real = pytest.importorskip("torch.distributed", reason="torch is not installed here")
     for module in (real, fake_host.make(now).dist):
-        assert list(inspect.signature(getattr(module, leaf.name)).parameters)[leaf.payload] == leaf.keyword
+        assert {*leaf.payload} <= set(inspect.signature(getattr(module, leaf.name)).parameters)
 
 
 def test_a_collective_without_a_payload_that_is_known_has_none(serve):

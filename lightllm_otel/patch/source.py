@@ -1,0 +1,79 @@
+"""The Python function behind an attribute of LightLLM's, and its source."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+import types
+from typing import Any, Optional
+
+_DEEPEST = 12  # partials of partials
+
+
+def resolve(
+    owner: Any, name: str, behind: Optional[type] = None
+) -> tuple[Optional[types.FunctionType], Optional[type]]:
+    """Return the Python function behind an attribute of an object or class, and the class that defines it.
+
+    Partials, bound methods and decorators are looked through. ``behind``: look only in the classes that follow this one, as
+    ``super()`` does. ``(None, None)`` where there is no Python function.
+    """
+    kind = owner if isinstance(owner, type) else type(owner)
+    if behind is None and kind is not owner and name in getattr(owner, "__dict__", ()):
+        function = undecorated(vars(owner)[name], name)
+        return function, next((each for each in kind.__mro__ if _defines(each, function)), None)
+    order = list(kind.__mro__)
+    for each in order[order.index(behind) + 1 :] if behind in order else order:
+        if name in vars(each):
+            return undecorated(vars(each)[name], name), each
+    return None, None
+
+
+def _defines(owner: type, function: Optional[types.FunctionType]) -> bool:
+    return function is not None and any(each is function for each in vars(owner).values())
+
+
+def undecorated(host: Any, name: str) -> Optional[types.FunctionType]:
+    """Return the function that partials, methods and decorators hold; None where it is no Python function."""
+    for _ in range(_DEEPEST):
+        if isinstance(host, functools.partial):
+            host = host.func
+        elif isinstance(host, (staticmethod, classmethod, types.MethodType)):
+            host = host.__func__
+        elif isinstance(host, types.FunctionType) and "__wrapped__" in vars(host):
+            host = vars(host)["__wrapped__"]
+        elif isinstance(host, types.FunctionType) and host.__name__ != name and (held := _held(host, name)) is not None:
+            host = held
+        else:
+            break
+    return host if isinstance(host, types.FunctionType) else None
+
+
+def _held(function: types.FunctionType, name: str) -> Optional[types.FunctionType]:
+    """A function of that name in the closure of a decorator's wrapper that does not say what it wraps."""
+    for cell in function.__closure__ or ():
+        try:
+            content = cell.cell_contents
+        except ValueError:  # not filled yet
+            continue
+        if isinstance(content, types.FunctionType) and content.__name__ == name:
+            return content
+    return None
+
+
+def definition(function: types.FunctionType) -> Optional[ast.FunctionDef]:
+    """Return the function's definition; None where its source is not there, or is not a ``def``."""
+    return _definition(function.__code__)
+
+
+@functools.lru_cache(maxsize=512)  # layers share their functions
+def _definition(code: types.CodeType) -> Optional[ast.FunctionDef]:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return None
+    first = tree.body[0] if tree.body else None
+    # The lines of a lambda may be those of a function that holds it.
+    return first if isinstance(first, ast.FunctionDef) and first.name == code.co_name else None
