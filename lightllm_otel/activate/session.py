@@ -69,6 +69,7 @@ class ServerSession:
         self._model: weakref.ref[Any] | None = None
         self._drafts = 0
         self._slots: dict[str, str] = {}
+        self._layers: dict[str, dict[str, Any]] = {}
         self._implementations: dict[str, str] = {}
         self._prepared: tuple[Clock, RingWriter, Timer, Identity] | None = None
         self._supervisor: Supervisor | None = None
@@ -106,7 +107,8 @@ class ServerSession:
     def _install(self, model: Any, timer: Timer) -> None:
         with self.guard(Stage.PATCH):
             self._implementations = implementations.names(model)
-        self._slots = operators.install(model, timer, self.slots_ledger, self.guard)
+        slots = operators.install(model, timer, self.slots_ledger, self.guard)
+        self._slots, self._layers = slots, slots.layers
         with self.guard(Stage.PATCH):
             operators.install_all_collectives(self.group_class, timer, self.slots_ledger, self.guard)
         self._slots[Operator.SAMPLING.value] = operators.INSTALLED
@@ -190,7 +192,7 @@ class ServerSession:
             "start_latency": self._start_latency(),
             "clock": clock.source, "clock_detail": getattr(clock, "detail", ""),
             "level": self._settings.level.value, "sample_every": self._settings.sample_every,
-            "slots": self._slots, "implementations": self._implementations, "drafts": self._drafts,
+            "slots": self._slots, "layer_classes": self._layers, "implementations": self._implementations, "drafts": self._drafts,
             "contracts": self.fits.facts(),
             "graphs": self.twins.facts() if self.twins is not None else {"state": "off", "reason": "level steps"},
             **describe_model(model, os.environ), **describe_host(),
