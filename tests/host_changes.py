@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
-import re
 import threading
 import types
 from typing import TYPE_CHECKING
@@ -61,9 +60,6 @@ class Change:
     def aliases(self) -> tuple[str, ...]:
         return ALIASES.get(self.name, ()) if self.owner in ("", "TpPartBaseModel") else ()  # not of a post layer
 
-    def concerns(self, source: str) -> bool:
-        return re.search(rf"\b({'|'.join(self.called)})\b", source) is not None
-
     def apply(self, tree: host_sources.Tree) -> None:
         KINDS[self.kind](tree, self)
 
@@ -87,9 +83,7 @@ def calls(tree, change):
 
 def _inside(tree, change):
     """What lies in the one class that is meant; None: everything is."""
-    if not change.owner:
-        return None
-    return set(ast.walk(tree.classes[change.owner])) if change.owner in tree.classes else set()
+    return tree.inside.get(change.owner, set()) if change.owner else None
 
 
 def _is_of(node, owners):
@@ -283,20 +277,12 @@ def _rename_everywhere(tree, old, new, strings):
 
 def hollow(tree, change):
     """The host keeps an attribute under another name; under this one there is something else."""
-    owners = [owner for owner in tree.classes.values() if _sets(owner, change.name)]
+    if change.name in tree.foreign:
+        return
     _rename_everywhere(tree, change.name, f"{change.name}_elsewhere", strings=True)
-    for owner in owners:
+    for owner in tree.owners[change.name].values():
         value = ast.Name(f"_hollow_{change.detail}", ast.Load())
         owner.body.append(ast.Assign([ast.Name(change.name, ast.Store())], value))
-
-
-def _sets(owner, name):
-    """A class whose objects get the attribute from its own methods, or have it as a field."""
-    fields = [each.target.id for each in owner.body if isinstance(each, ast.AnnAssign)]
-    stored = [node for node in ast.walk(owner) if isinstance(node, ast.Attribute) and node.attr == name]
-    return name in fields or any(
-        isinstance(each.ctx, ast.Store) and getattr(each.value, "id", "") == "self" for each in stored
-    )
 
 
 # How graphs are kept --------------------------------------------------------------------------------------------------------
@@ -434,6 +420,7 @@ class Function:
     required: int
     owner: str = ""
     method: bool = True
+    coroutine: bool = False
 
 
 def functions_of(sources, own=lambda owner, name: True):
@@ -448,7 +435,8 @@ def functions_of(sources, own=lambda owner, name: True):
             plain = not (node.args.vararg or node.args.kwarg or node.args.kwonlyargs)
             known = not node.name.startswith("__") and node.name not in OTHERS
             if known and plain and own(owner, node.name):
-                made = Function(node.name, names, len(names) - len(node.args.defaults), owner, _is_method(node))
+                made = Function(node.name, names, len(names) - len(node.args.defaults), owner, _is_method(node),
+                                isinstance(node, ast.AsyncFunctionDef))  # fmt: skip
                 found.setdefault(node.name, set()).add(made)
     for _, each in sorted(found.items()):
         if len({(one.parameters, one.required) for one in each}) == 1:
@@ -462,7 +450,7 @@ def functions_of(sources, own=lambda owner, name: True):
 def _functions_in(tree, owner=""):
     """With their class; those of the host of 2025 are made in ``make``."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             yield owner, node
             if node.name == "make":
                 yield from _functions_in(node, owner)
@@ -488,7 +476,7 @@ def changes_of(function):
         yield make("positional_only")
     for decorator in DECORATORS if function.method else DECORATORS[:-1]:
         yield make("any_parameters", detail=decorator)
-    for shape in ("pair", "object", "aside"):
+    for shape in () if function.coroutine else ("pair", "object", "aside"):
         yield make("change_return", detail=shape)
     if not function.owner:
         yield make("rename")

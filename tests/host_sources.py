@@ -1,7 +1,7 @@
 """Sources of fake hosts, compiled anew for each host: so each has classes of its own, and can differ from the others.
 
 Every function of a host reports its calls, so that a test can compare them: thread, function, and whether a graph was
-being captured. Changes are objects with ``concerns(source)`` and ``apply(tree)``; see ``random_hosts``.
+being captured. Changes are objects with ``called``, the names that they are about, and ``apply(tree)``; see ``host_changes``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ast
 import collections
 import functools
 import gc
+import re
 import types
 from pathlib import Path
 
@@ -22,36 +23,51 @@ def load(name, path, changes=(), report=lambda function: None, package="", **mor
     module.__package__, module.__file__ = package, str(path)
     vars(module).update(more)
     setattr(module, REPORT, report)
-    exec(_compiled(path, tuple(each for each in changes if each.concerns(_text(path)))), vars(module))
+    exec(_compiled(path, tuple(each for each in changes if not _words(path).isdisjoint(each.called))), vars(module))
     return module
 
 
 @functools.cache
-def _text(path: Path) -> str:
-    return path.read_text()
+def _words(path: Path) -> set[str]:
+    return set(re.findall(r"\w+", path.read_text()))
+
+
+@functools.cache
+def _reporting(path: Path) -> str:
+    """The source with functions that report."""
+    return ast.unparse(ast.fix_missing_locations(_Reporting().visit(ast.parse(path.read_text()))))
 
 
 @functools.lru_cache(maxsize=256)
 def _compiled(path, changes):
+    if not changes:  # with the lines of the file
+        tree = _Reporting().visit(ast.parse(path.read_text()))
+        return compile(ast.fix_missing_locations(tree), str(path), "exec", dont_inherit=True)
+    collecting = gc.isenabled()
     gc.disable()  # there are very many nodes, and none is garbage yet
     try:
-        tree = Tree(ast.parse(_text(path)))
+        tree = Tree(ast.parse(_reporting(path)))
         for change in changes:
             change.apply(tree)
-        _Reporting().visit(tree.root)
-        return compile(ast.fix_missing_locations(tree.root), str(path), "exec", dont_inherit=True)
+        return compile(ast.fix_missing_locations(tree.root), f"changed {path.name}", "exec", dont_inherit=True)
     finally:
-        gc.enable()
+        if collecting:
+            gc.enable()
 
 
 class Tree:
-    """A source as Python reads it. ``named``: every (node, field) that says a name. ``calls``: by the name that is called."""
+    """A source as Python reads it.
+
+    ``named``: every (node, field) that says a name. ``calls``: by the name that is called. ``owners``: by the name of an
+    attribute, classes whose objects get it from their own methods, or have it as a field.
+    """
 
     def __init__(self, root) -> None:
         self.root = root
         self.named: dict[str, list] = collections.defaultdict(list)
         self.calls: dict[str, list] = collections.defaultdict(list)
-        self.classes: dict[str, ast.ClassDef] = {}
+        self.owners: dict[str, dict[str, ast.ClassDef]] = collections.defaultdict(dict)
+        self.inside: dict[str, set] = {}  # what lies in each class
         self.foreign: set[str] = set()  # names of what the host runs on
         for node in ast.walk(root):
             self.add(node)
@@ -65,9 +81,22 @@ class Tree:
         elif isinstance(node, ast.Call):
             self.calls[getattr(node.func, "attr", getattr(node.func, "id", ""))].append(node)
         elif isinstance(node, ast.ClassDef):
-            self.classes[node.name] = node
+            self._add_class(node)
         elif isinstance(node, ast.ImportFrom) and node.module == "machine":
             self.foreign |= {each.name for each in node.names}
+
+    def _add_class(self, owner) -> None:
+        self.inside[owner.name] = set(ast.walk(owner))
+        for each in owner.body:
+            if isinstance(each, ast.AnnAssign):
+                self.owners[each.target.id][owner.name] = owner
+        for node in self.inside[owner.name]:
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.ctx, ast.Store)
+                and getattr(node.value, "id", "") == "self"
+            ):
+                self.owners[node.attr][owner.name] = owner
 
 
 class _Reporting(ast.NodeTransformer):

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import re
+import tempfile
 from pathlib import Path
 
 import fake_host_2026
@@ -19,9 +21,13 @@ from fake_host_2026.turns import Stuck
 from host_changes import Change, changes_of, functions_of
 from hypothesis import strategies
 
+from lightllm_otel.settings import Settings
+from lightllm_otel.standard import Sampler, Standard
+
 HERE = Path(__file__).parent
 # What our hooks are put on, or ask for, by miniature.
 HOOKED = {
+    "http": ("generate", "_encode", "alloc_req_id", "_wait_to_token_package", "get_all_cared_pids"),
     2025: ("forward", "_init_padded_req", "_check_max_len_infer", "warmup", "_capture_decode", "_replay", "sample", "decode",
            "_try_read_new_reqs", "remove_batch", "all_reduce", "all_gather_into_tensor", "_get_qkv", "_get_o", "_ffn", "_copy_kv",
            "lightllm_capture_graph", "get_chuncked_input_token_len"),
@@ -35,6 +41,7 @@ HOOKED = {
 }  # fmt: skip
 # Attributes that are read.
 READ = {
+    "http": ("group_request_id", "req_id_to_out_inf"),
     2025: ("batch_size", "total_token_num", "is_prefill", "input_ids", "graph", "mempool", "cuda_graph_batch_sizes",
            "layers_infer", "pre_infer", "post_infer", "layer_num_", "req_id", "max_len_in_batch", "dist_group", "config"),
     2026: ("batch_size", "total_token_num", "prefix_total_token_num", "is_prefill", "input_ids", "b_is_decode_req", "b_seq_len",
@@ -44,11 +51,13 @@ READ = {
            "logits", "max_seq_length", "req_manager", "req_to_token_indexs", "prefill_graph"),
 }  # fmt: skip
 CLASSES = {
+    "http": ("HttpServerManager", "ReqStatus"),
     2025: ("TpPartBaseModel", "CudaGraph", "CustomProcessGroup", "ModeBackend"),
     2026: ("TpPartBaseModel", "CudaGraph", "PrefillCudaGraph", "CustomProcessGroup", "ModeBackend", "OverlapEventPack",
            "InferStateInfo", "ModelInput", "ModelOutput"),
 }  # fmt: skip
 MODULES = {
+    "http": ("httpserver", "health_monitor"),
     2025: ("basemodel", "cuda_graph", "communication_op", "post_process", "base_backend", "model_rpc"),
     2026: ("basemodel", "cuda_graph", "prefill_cuda_graph", "communication_op", "generic_post_process", "base_backend",
            "overlap_events"),
@@ -61,6 +70,10 @@ FUNCTIONS_OF_2025 = {"sample", "lightllm_capture_graph", "all_reduce", "all_gath
                      "reduce_scatter_tensor"}  # fmt: skip
 
 
+# Functions of the host that change nothing, and that our code may ask beside the host: calls of these are not compared.
+QUESTIONS: tuple[str, ...] = ()
+
+
 @functools.cache
 def functions(year):
     if year == 2025:
@@ -68,7 +81,8 @@ def functions(year):
         # Not those that it calls by a name which it puts together.
         return [each for each in functions_of(own, lambda owner, name: owner in CLASSES_OF_2025 or name in FUNCTIONS_OF_2025)
                 if not each.name.endswith(("context_forward", "token_forward", "replay"))]  # fmt: skip
-    own = [(HERE / "fake_host_2026" / f"{stem}.py").read_text() for stem in fake_host_2026.MODULES]
+    stems = fake_host_2026.HTTP_MODULES if year == "http" else fake_host_2026.MODULES
+    own = [(HERE / "fake_host_2026" / f"{stem}.py").read_text() for stem in stems]
     return list(functions_of(own, lambda owner, name: owner not in ("ShmReq", "ShmObjsIOBuffer") and name not in KEPT))
 
 
@@ -80,7 +94,8 @@ def changes(year, names=None):
     for name in READ[year]:
         found.append(Change("rename", name, detail="attribute"))
         found += [Change("hollow", name, detail=detail) for detail in ("none", "text", "raises")]
-    found += [Change("graph_entries", "graph", detail=detail) for detail in ("keys", "object", "reversed")]
+    if year != "http":
+        found += [Change("graph_entries", "graph", detail=detail) for detail in ("keys", "object", "reversed")]
     return [each for each in found if names is None or each.name in names]
 
 
@@ -88,11 +103,13 @@ def changes(year, names=None):
 class Variant:
     """A host, and what it is asked. ``renamed``: modules that have another name. ``options``: of the miniature's ``make``.
 
-    ``steps``: for 2025 (prefill, batch, context, value, broken); for 2026 (prompt's tokens, new tokens, turns until the next).
-    ``broken_after``: the turn after which the host of 2026 raises, or -1.
+    ``year``: of the miniature, or "http" for the HTTP process of 2026. ``steps``: for 2025 (prefill, batch, context, value,
+    broken); for 2026 (prompt's tokens, new tokens, turns until the next); for the HTTP process (prompt, items that its
+    client takes, headers). ``broken_after``: the turn after which the host of 2026 raises, or -1; an HTTP process raises in
+    every request, unless it is -1.
     """
 
-    year: int
+    year: object
     changes: tuple[Change, ...] = ()
     renamed: tuple[str, ...] = ()
     options: tuple[tuple[str, object], ...] = ()
@@ -146,7 +163,7 @@ def _shortened(mine, other):
 
 def outcome(variant, **session):
     """What is noticed of this host; with ``session`` (see ``fakes.FakeSession``) our hooks are on it."""
-    return (_outcome_2025 if variant.year == 2025 else _outcome_2026)(variant, session)
+    return {2025: _outcome_2025, 2026: _outcome_2026, "http": _outcome_http}[variant.year](variant, session)
 
 
 def _raised(error):
@@ -167,10 +184,27 @@ def _plain(answer):
 
 
 def _hooked(host, session):
-    made = fakes.FakeSession(host, **{"strict": False, **session}) if session else None
-    if made is not None:
-        made.patch()
-    return made
+    """Our session, if there is one. ``clock_fails_after``: so many recordings; ``graphs_fail``: captures of ours do."""
+    if not session:
+        return None
+    settings = {"strict": False, **session}
+    fails_after, graphs_fail = settings.pop("clock_fails_after", None), settings.pop("graphs_fail", False)
+    if fails_after is not None:
+        settings["clock"] = _FailingClock(host.now, fails_after)
+    made = fakes.FakeSession(host, **settings)
+    made.graphs.fails = graphs_fail
+    return made.patch()
+
+
+class _FailingClock(fakes.ManualClock):
+    def __init__(self, now, recordings) -> None:
+        super().__init__(now)
+        self._left = recordings
+
+    def record(self, handle, stream):
+        self._left -= 1
+        self.fails = self._left < 0
+        super().record(handle, stream)
 
 
 class _Book:
@@ -182,7 +216,7 @@ class _Book:
     def started(self) -> None:
         gpu = self._host.gpu
         if self._compare_start:
-            self._noticed.at_start = list(self._calls)
+            self._noticed.at_start = self._compared()
         self._calls.clear()
         gpu.ran.clear()
         gpu.replayed.clear()
@@ -190,8 +224,11 @@ class _Book:
 
     def close(self) -> None:
         gpu, noticed = self._host.gpu, self._noticed
-        noticed.calls, noticed.waits, noticed.replays = list(self._calls), gpu.waits, len(gpu.replayed)
+        noticed.calls, noticed.waits, noticed.replays = self._compared(), gpu.waits, len(gpu.replayed)
         noticed.kernels = {name: count for name, count in gpu.ran.items() if name not in ("", "stamp")}
+
+    def _compared(self) -> list:
+        return [each for each in self._calls if (each if isinstance(each, str) else each[1]) not in QUESTIONS]
 
 
 def _outcome_2025(variant, session):
@@ -245,6 +282,32 @@ def _outcome_2026(variant, session):
     return noticed
 
 
+def _outcome_http(variant, session):
+    noticed = Noticed()
+    host = fake_host_2026.make_http([1000.0], variant.changes, host_changes.NAMESPACE, **dict(variant.options))
+    host.renamed, host.machine.broken = variant.renamed, variant.broken_after >= 0
+    with tempfile.TemporaryDirectory() as folder:
+        made = _traced(host, session, Path(folder)) if session else None
+        try:
+            noticed.answers = [asyncio.run(host.httpserver.serve(variant.steps)), host.health_monitor.serve()]
+        except Exception as error:  # noqa: BLE001 - it is compared
+            noticed.start = _raised(error)
+        finally:
+            noticed.answers.append(host.machine.events)
+            noticed.calls = list(host.calls)
+            if made is not None:
+                made.undo()
+    return noticed
+
+
+def _traced(host, session, folder):
+    """Our session in an HTTP process whose requests are traced."""
+    made = fakes.FakeSession(host, **{"strict": False, **session})
+    made.standard = Standard(traces=("otlp_proto_http",), sampler=Sampler(1.0))
+    made.settings = dataclasses.replace(Settings.from_env({}), directory=folder)
+    return made.patch()
+
+
 def _take_turns(host, turns, broken_after):
     for _ in range(turns):
         if not host.busy:
@@ -255,6 +318,7 @@ def _take_turns(host, turns, broken_after):
 
 
 OPTIONS = {
+    "http": ({}, {"without": ("nccl_port",)}, {"without": ("port", "model_name")}, {"without": ("nccl_host", "dp", "nnodes")}),
     2025: ({}, {"tp": 2}, {"tp": 2, "custom": True}, {"tp": 2, "tpsp": True}),
     2026: ({}, {"tp": 2, "custom": True}, {"tp": 2, "tpsp": True}, {"mtp": 1}, {"mtp": 2, "eagle": True}, {"mixed": True},
            {"linear": True, "tp": 2}, {"prefill_graphs": True}, {"dp": 2, "others": (0, 1)},
@@ -263,7 +327,9 @@ OPTIONS = {
 
 # Every change once --------------------------------------------------------------------------------------------------------
 
+TRACED = (("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),)
 STEPS = {
+    "http": (("hello", 9, TRACED), ("too long", 9, TRACED), ("hello", 2, ()), ("", 9, ())),
     2025: ((True, 1, 8, 3, False), (False, 2, 9, 4, False), (False, 1, 30, 5, True), (False, 3, 5, 6, False)),
     2026: ((5, 3, 2), (20, 3, 4)),
 }
@@ -277,8 +343,21 @@ def every_change(year):
             by_name.setdefault((change.owner, change.name), []).append(change)
     for number in range(max(map(len, by_name.values()))):
         drawn = tuple(each[number] for each in by_name.values() if number < len(each))
-        options = {**OPTIONS[year][number % len(OPTIONS[year])], "graphs": number % 3 > 0}
+        options = OPTIONS[year][number % len(OPTIONS[year])]
+        options = options if year == "http" else {**options, "graphs": number % 4 > 0}
         yield Variant(year, drawn, (), tuple(options.items()), STEPS[year])
+
+
+# Attributes that are read while the host waits for the GPU's next work, or while it captures.
+READ_IN_A_STEP = ("batch_size", "total_token_num", "prefix_total_token_num", "is_prefill", "input_ids", "b_is_decode_req",
+                  "b_seq_len", "max_kv_seq_len", "graph", "mempool", "infer_state", "req_id", "logits")  # fmt: skip
+
+
+def every_unreadable(year, graphs=True):
+    """Hosts of which one attribute raises something of its own when it is read by the name that we know."""
+    for name in (name for name in READ_IN_A_STEP if name in READ[year]):
+        raising = Change("hollow", name, detail="raises")
+        yield Variant(year, (raising,), (), () if year == "http" else (("graphs", graphs),), STEPS[year])
 
 
 # Strategies -----------------------------------------------------------------------------------------------------------------
@@ -289,25 +368,31 @@ def _steps(year):
         one = strategies.tuples(strategies.booleans(), strategies.integers(1, 4), strategies.integers(1, 64),
                                 strategies.integers(0, 9), strategies.sampled_from((False, False, False, True)))  # fmt: skip
         return strategies.lists(one, min_size=1, max_size=6).map(tuple)
+    if year == "http":
+        one = strategies.tuples(strategies.sampled_from(("hello", "", "too long")), strategies.integers(1, 5),
+                                strategies.sampled_from((TRACED, ())))  # fmt: skip
+        return strategies.lists(one, min_size=1, max_size=3).map(tuple)
     one = strategies.tuples(strategies.integers(1, 40), strategies.integers(1, 5), strategies.integers(0, 6))
     return strategies.lists(one, min_size=1, max_size=4).map(tuple)
 
 
 @strategies.composite
 def variants(draw):
-    year = draw(strategies.sampled_from((2025, 2026)))
+    year = draw(strategies.sampled_from((2025, 2026, 2026, "http")))
     hooked, read, classes = HOOKED[year], READ[year], CLASSES[year]
     wanted = strategies.sampled_from(changes(year, (*hooked, *read, *classes)))
     anything = strategies.sampled_from(changes(year))
     drawn = draw(
         strategies.lists(strategies.one_of(wanted, wanted, anything), max_size=4, unique_by=lambda each: each.name)
     )
-    options = {**draw(strategies.sampled_from(OPTIONS[year])), "graphs": draw(strategies.booleans())}
+    options = dict(draw(strategies.sampled_from(OPTIONS[year])))
+    if year != "http":
+        options["graphs"] = draw(strategies.booleans())
     return Variant(
         year,
         tuple(drawn),
         tuple(draw(strategies.lists(strategies.sampled_from(MODULES[year]), max_size=1))),
         tuple(options.items()),
         draw(_steps(year)),
-        draw(strategies.sampled_from((-1, -1, -1, 2, 5))) if year == 2026 else -1,
+        draw(strategies.sampled_from((-1, -1, -1, 2, 5))) if year != 2025 else -1,
     )

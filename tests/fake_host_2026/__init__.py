@@ -69,6 +69,10 @@ MODULES = {
     "dp_backend": f"{_ROUTER}.mode_backend.dp_backend.impl",
     "model_rpc": f"{_ROUTER}.model_rpc",
 }
+HTTP_MODULES = {
+    "httpserver": "lightllm.server.httpserver.manager",
+    "health_monitor": "lightllm.server.health_monitor.manager",
+}
 _loading = threading.Lock()
 
 
@@ -96,10 +100,15 @@ def make(
     return Host(now, changes, namespace or {}, {"arguments": given, "config": config, **machine})
 
 
+def make_http(now, changes=(), namespace=None, **machine):
+    """The HTTP process's modules and the health monitor's; ``httpserver.serve`` and ``health_monitor.serve`` ask them."""
+    return Host(now, changes, namespace or {}, machine, HTTP_MODULES)
+
+
 class Host:
     """``errors``: of infer threads that ended with one. ``calls``: (thread, function) of host functions, in order."""
 
-    def __init__(self, now, changes, namespace, options) -> None:
+    def __init__(self, now, changes, namespace, options, names=MODULES) -> None:
         name = f"_fake_host_{id(self)}"
         self.now, self.machine = now, Machine(f"{name}.machine", now, **options)
         self.gpu, self.dist, self.args = self.machine.gpu, self.machine.dist, self.machine.args
@@ -110,14 +119,14 @@ class Host:
         self.renamed = ()  # modules that have another name in this host
         self.backend = None
         self._name, self._changes, self._namespace = name, changes, namespace
-        self._requests, self._by_stem = 0, {}
+        self._names, self._requests, self._by_stem = names, 0, {}
 
     def load(self, imported=lambda name, module: None) -> Host:
         with _loading:
             sys.modules[self._name] = host_sources.types.ModuleType(self._name)
             sys.modules[f"{self._name}.machine"] = self.machine
             try:
-                for stem, usual in MODULES.items():
+                for stem, usual in self._names.items():
                     path, whole = HERE / f"{stem}.py", f"{self._name}.{stem}"
                     report = self.machine.called
                     name = f"{usual}_elsewhere" if stem in self.renamed else usual
@@ -131,7 +140,7 @@ class Host:
         return self
 
     def __getattr__(self, stem):
-        if stem not in MODULES:
+        if stem.startswith("_") or stem not in self._names:
             raise AttributeError(stem)
         if not self.modules:
             self.load()
@@ -201,4 +210,4 @@ class Host:
         self.turns.close()
 
 
-__all__ = ["MODULES", "Host", "Tensor", "make"]
+__all__ = ["HTTP_MODULES", "MODULES", "Host", "Tensor", "make", "make_http"]

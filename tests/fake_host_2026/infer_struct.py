@@ -2,14 +2,6 @@
 
 from .machine import Tensor, cuda, empty, gpu
 
-PLAIN = (
-    "input_ids", "batch_size", "total_token_num", "b_req_idx", "b_ready_cache_len", "b_shared_seq_len",
-    "b_mark_shared_group", "b_mtp_index", "b_position_delta", "b_seq_len", "max_cache_len", "prefix_total_token_num",
-    "is_prefill", "mem_manager", "req_manager", "mem_index", "prompt_logics", "multimodal_params", "dist_group",
-    "b_q_seq_len", "position_ids", "max_q_seq_len", "max_kv_seq_len", "b_q_start_loc", "b_kv_start_loc",
-    "mtp_draft_input_hiddens",
-)  # fmt: skip
-
 
 class InferStateInfo:
     def __init__(self):
@@ -17,8 +9,32 @@ class InferStateInfo:
         self.decode_att_state = None
         self.prefill_att_state1 = None
         self.decode_att_state1 = None
-        for name in PLAIN:
-            setattr(self, name, None)
+        self.input_ids = None
+        self.batch_size = None
+        self.total_token_num = None
+        self.b_req_idx = None
+        self.b_ready_cache_len = None
+        self.b_shared_seq_len = None
+        self.b_mark_shared_group = None
+        self.b_mtp_index = None
+        self.b_position_delta = None
+        self.b_seq_len = None
+        self.max_cache_len = None
+        self.prefix_total_token_num = None
+        self.is_prefill = None
+        self.mem_manager = None
+        self.req_manager = None
+        self.mem_index = None
+        self.prompt_logics = None
+        self.multimodal_params = None
+        self.dist_group = None
+        self.b_q_seq_len = None
+        self.position_ids = None
+        self.max_q_seq_len = None
+        self.max_kv_seq_len = None
+        self.b_q_start_loc = None
+        self.b_kv_start_loc = None
+        self.mtp_draft_input_hiddens = None
         self.is_token_healing = self.return_all_prompt_logics = self.is_cuda_graph = False
         self.microbatch_index = 0
         self.need_dp_prefill_balance = False

@@ -36,7 +36,7 @@ class Machine(types.ModuleType):
     ``config``: the model's. ``peers``: the other ranks of the group. ``free``: infer threads run as the operating system
     lets them; without it one runs at a time, and a test says when (:class:`turns.Turns`). ``others``: how many requests
     for prefill and for decode the other data-parallel ranks have. ``longest_prefill_fails``: how often the last check of
-    the start does.
+    the start does. ``without``: start arguments that there are not.
     """
 
     Tensor, HIDDEN = Tensor, HIDDEN
@@ -44,11 +44,12 @@ class Machine(types.ModuleType):
 
     def __init__(
         self, name, now, arguments=None, config=None, peers=None, asynchronous=False, free=False, others=(0, 0),
-        longest_prefill_fails=0,
+        longest_prefill_fails=0, without=(),
     ):  # fmt: skip
         super().__init__(name)
         self.gpu = Gpu(now, asynchronous)
-        self.args = types.SimpleNamespace(**{**START_ARGUMENTS, **(arguments or {})})
+        given = {**START_ARGUMENTS, **(arguments or {})}
+        self.args = types.SimpleNamespace(**{name: value for name, value in given.items() if name not in without})
         self.config = {"model_type": "fake", "n_layer": 2, "full_attention_interval": 1, **(config or {})}
         self.cuda = Cuda(self.gpu)
         self.dist = distributed(self.gpu, self.args, peers or Alone())
@@ -57,6 +58,9 @@ class Machine(types.ModuleType):
         self.broken = False
         self.calls = []  # (thread, function) of every call of a host function, in order
         self.errors = []  # (thread, error) of threads that have ended with one
+        self.events = []  # what the HTTP process tells of
+        self.called_back = self.events.append
+        self.processes = [2**22 + 1, 2**22 + 2, 2**22 + 3]  # that there are not
 
     def get_env_start_args(self):
         return self.args

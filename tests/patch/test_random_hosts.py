@@ -40,14 +40,47 @@ def test_the_host_of_2026_is_as_it_is_without_us(options, graphs):
     compare(Variant(2026, options=tuple({**options, "graphs": graphs}.items()), steps=random_hosts.STEPS[2026]))
 
 
-@pytest.mark.parametrize("year", [2025, 2026])
+@pytest.mark.parametrize("broken_after", [-1, 0])
+def test_the_http_process_of_2026_is_as_it_is_without_us(broken_after):
+    compare(Variant("http", steps=random_hosts.STEPS["http"], broken_after=broken_after))
+
+
+@pytest.mark.parametrize("year", [2025, 2026, "http"])
 def test_a_host_in_which_all_that_we_know_is_another_is_as_it_is_without_us(year):
-    differences = [f"{number}: {difference}" for number, variant in enumerate(random_hosts.every_change(year))
-                   if (difference := outcome(variant).difference(with_us(variant, graphs=POLICIES[number % 3])))]  # fmt: skip
+    hosts = list(random_hosts.every_change(year))
+    alone = [outcome(variant) for variant in hosts]
+    differences = {
+        number: difference for number, variant in enumerate(hosts)
+        if (difference := alone[number].difference(with_us(variant, graphs=POLICIES[number % 3])))
+    }  # fmt: skip
+    assert not differences, "\n".join(f"{number}: {difference}" for number, difference in differences.items())
+    # Nearly all of them work, so that the changes say something about us and not about themselves.
+    assert sum(not each.start for each in alone) >= 0.8 * len(hosts)
+
+
+@pytest.mark.parametrize("year", [2025, 2026, "http"])
+def test_a_host_whose_attributes_cannot_be_read_is_as_it_is_without_us(year):
+    differences = [f"{variant}: {difference}" for variant in random_hosts.every_unreadable(year)
+                   if (difference := outcome(variant).difference(with_us(variant)))]  # fmt: skip
     assert not differences, "\n".join(differences)
 
 
+@st.composite
+def ourselves(draw):
+    """Our session: how often it samples, whether it makes graphs, and what of ours fails."""
+    made = {
+        "every": draw(st.sampled_from((1, 3))),
+        "environ": {"LIGHTLLM_OTEL_GRAPHS": draw(st.sampled_from(POLICIES))},
+    }
+    return {
+        **made,
+        **draw(st.sampled_from(({}, {}, {"clock_fails_after": draw(st.integers(0, 60))}, {"graphs_fail": True}))),
+    }
+
+
 @FEW
-@given(variant=random_hosts.variants(), every=st.sampled_from((1, 3)), graphs=st.sampled_from(POLICIES))
-def test_any_host_is_as_it_is_without_us(variant, every, graphs):
-    compare(variant, every=every, graphs=graphs)
+@given(variant=random_hosts.variants(), ours=ourselves())
+def test_any_host_is_as_it_is_without_us(variant, ours):
+    alone = outcome(variant)
+    difference = alone.difference(outcome(variant, **ours))
+    assert not difference, f"{variant}: {difference}"
