@@ -183,17 +183,20 @@ def _plain(answer):
     return _without_addresses(repr(answer))
 
 
-def _hooked(host, session):
-    """Our session, if there is one. ``clock_fails_after``: so many recordings; ``graphs_fail``: captures of ours do."""
-    if not session:
-        return None
+def _session(host, session):
+    """``clock_fails_after``: so many recordings. ``graphs_fail``: captures of ours do."""
     settings = {"strict": False, **session}
     fails_after, graphs_fail = settings.pop("clock_fails_after", None), settings.pop("graphs_fail", False)
     if fails_after is not None:
         settings["clock"] = _FailingClock(host.now, fails_after)
     made = fakes.FakeSession(host, **settings)
     made.graphs.fails = graphs_fail
-    return made.patch()
+    return made
+
+
+def _hooked(host, session):
+    """Our session, if there is to be one."""
+    return _session(host, session).patch() if session else None
 
 
 class _FailingClock(fakes.ManualClock):
@@ -212,9 +215,10 @@ class _Book:
 
     def __init__(self, host, calls, noticed, compare_start) -> None:
         self._host, self._calls, self._noticed, self._compare_start = host, calls, noticed, compare_start
+        self._serves = False
 
     def started(self) -> None:
-        gpu = self._host.gpu
+        gpu, self._serves = self._host.gpu, True
         if self._compare_start:
             self._noticed.at_start = self._compared()
         self._calls.clear()
@@ -224,6 +228,8 @@ class _Book:
 
     def close(self) -> None:
         gpu, noticed = self._host.gpu, self._noticed
+        if not self._serves and not self._compare_start:
+            return  # it has failed while graphs were captured, and ours are captured beside them
         noticed.calls, noticed.waits, noticed.replays = self._compared(), gpu.waits, len(gpu.replayed)
         noticed.kernels = {name: count for name, count in gpu.ran.items() if name not in ("", "stamp")}
 
@@ -302,7 +308,7 @@ def _outcome_http(variant, session):
 
 def _traced(host, session, folder):
     """Our session in an HTTP process whose requests are traced."""
-    made = fakes.FakeSession(host, **{"strict": False, **session})
+    made = _session(host, session)
     made.standard = Standard(traces=("otlp_proto_http",), sampler=Sampler(1.0))
     made.settings = dataclasses.replace(Settings.from_env({}), directory=folder)
     return made.patch()
