@@ -1,7 +1,7 @@
 """A miniature of LightLLM's main branch of August 2026 (v1.2.0 is the same in all of this); ``fake_host`` is that of July 2025.
 
-Facts that it stands for. Where LightLLM's source can be read, ``tests/contract/test_fake_host.py`` holds names, parameters
-and the order of calls against it.
+Facts that it stands for. Where LightLLM's source can be read, ``tests/contract/test_fake_host_2026.py`` holds names,
+parameters and the order of calls against it.
 
 * Forward: ``TpPartBaseModel.forward(model_input)`` copies its input to the GPU, then ``_prefill`` or ``_decode``. In decode
   ``input_ids`` is None until ``_decode`` gathers the tokens on the GPU, where alone they are known. Tensors are on the CPU
@@ -27,8 +27,9 @@ and the order of calls against it.
   gives its argument other memory (``input_.data = …``), symmetric memory, or NCCL. Layers with linear attention call
   ``_linear_in_proj``, ``att_state1.…_att``, ``_linear_post`` and an all_reduce that lies in none of them.
 
-``make(now)`` returns a host. Its modules are loaded when they are first asked for, or by ``load(imported)``, which calls
-``imported(LightLLM's name of the module, module)`` after each, as an import hook is called.
+``make(now)`` returns a host of the model process, ``make_http(now)`` one of the HTTP process. Its modules are loaded when
+they are first asked for, or by ``load(imported)``, which calls ``imported(LightLLM's name of the module, module)`` after each,
+as an import hook is called.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import host_sources
@@ -123,7 +125,7 @@ class Host:
 
     def load(self, imported=lambda name, module: None) -> Host:
         with _loading:
-            sys.modules[self._name] = host_sources.types.ModuleType(self._name)
+            sys.modules[self._name] = types.ModuleType(self._name)
             sys.modules[f"{self._name}.machine"] = self.machine
             try:
                 for stem, usual in self._names.items():
