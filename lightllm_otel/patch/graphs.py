@@ -132,7 +132,7 @@ def replaying(host: Host, session: Session, arguments: Arguments, hook: Hook) ->
         if forwards is None:
             if twins is None or twins.trying is None:
                 return host(*args, **kwargs)
-            return _swapped(host, args[0], twins.trying, args, kwargs)
+            return _swapped(host, twins.trying, session, args, kwargs)
         if not forwards.decode_due:
             # Of what size, that can wait until the GPU has its work.
             lane.replayed = args[place] if len(args) > place else arguments.get(holder, args, kwargs)
@@ -148,20 +148,25 @@ def replaying(host: Host, session: Session, arguments: Arguments, hook: Hook) ->
                     captured.step = step
         if captured is None:
             return host(*args, **kwargs)
-        return _swapped(host, args[0], captured, args, kwargs)
+        return _swapped(host, captured, session, args, kwargs)
 
     return _replay
 
 
-def _swapped(host: Host, owner: Any, captured: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _swapped(host: Host, captured: Captured, session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The host's replay, with our graph in the place of its own."""
-    rows = captured.twin.batch
-    entry = owner.graph[rows]
-    owner.graph[rows] = (captured, *entry[1:])
+    graphs, rows, entry = None, captured.twin.batch, None
+    with session.guard(Stage.PATCH):
+        graphs = args[0].graph
+        own = graphs[rows]
+        graphs[rows] = (captured, *own[1:])
+        entry = own
+    if entry is None or graphs is None:
+        return host(*args, **kwargs)
     try:
         return host(*args, **kwargs)
     finally:
-        owner.graph[rows] = entry
+        graphs[rows] = entry
 
 
 def replaying_whole(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
