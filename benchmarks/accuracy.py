@@ -1,6 +1,7 @@
 """Operator times of lightllm-otel beside NVIDIA's CUPTI: the same model, the same steps, kernel by kernel.
 
     python benchmarks/accuracy.py --source CHECKOUT --out benchmarks/results
+    python benchmarks/accuracy.py --merge benchmarks/results/accuracy.json FOLDER/accuracy-*.json
 
 Needs a GPU, lightllm-otel in this Python, LightLLM's packages and a checkout of the current LightLLM. Every shape runs in
 a process of its own. In it each batch size is run twice from the same prompts: first, before CUPTI is loaded, with the
@@ -16,6 +17,9 @@ its own. Where names differ nothing is compared, and the row says so.
 With --tp each rank is a process, on a GPU of its own, joined by NCCL (--way says with which setting) or by LightLLM's own
 all_reduce (--way own, which needs sgl_kernel). All do the same; what is compared is decode in graphs: operators of rank 0, and of
 each all_reduce the least of the ranks' times, which is the exporter's transfer.
+
+This drives the LightLLM of July 2025. A later one is measured while it serves, by served.py; --merge takes its rows in, which
+stand apart by host.
 """
 
 from __future__ import annotations
@@ -49,6 +53,7 @@ ALL_LAYERS = ("llama-7b",)  # the shape whose every layer is run, unless --layer
 CUT_LAYERS = 8
 BATCHES = (1, 8, 20, 64)
 MAX_LENGTH = 4096  # what LightLLM's graphs are captured for
+HOST = "fc72ffab"  # the LightLLM that this script drives itself
 OWN = "own"
 WAYS = {  # --way: what is set for it
     OWN: {},
@@ -88,9 +93,10 @@ def measure_shape(arguments: argparse.Namespace, folder: Path, rows: list[dict[s
     _say(arguments.shape, f"model built, {time.perf_counter() - began:.1f} s; twins {twins['state']} {twins['reason']}")
     with model:
         runner = Runner(model, plugin, arguments.steps)
-        case = {"shape": arguments.shape, "layers": layers, **({"tp": arguments.tp} if arguments.tp > 1 else {})}
+        case = {"shape": arguments.shape, "layers": layers, "host": arguments.host}
+        case |= {"tp": arguments.tp} if arguments.tp > 1 else {}
         measure_batches(runner, case, arguments, folder, rows)
-        rows.append({"shape": arguments.shape, **plugin.facts()})
+        rows.append({"shape": arguments.shape, "host": arguments.host, **plugin.facts()})
         left(folder, arguments.rank).write_text(json.dumps(rows, default=float))  # leaving a group can take for ever
     _say(arguments.shape, f"done, {time.perf_counter() - began:.1f} s")
 
@@ -182,7 +188,7 @@ def ranks(arguments: argparse.Namespace, shape: str, folder: Path) -> list[dict[
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     command = [sys.executable, __file__, "--shape", shape, "--source", str(arguments.source), "--tp", str(arguments.tp)]
     command += ["--batches", *map(str, arguments.batches), "--steps", str(arguments.steps)]
-    command += ["--work", str(arguments.work), "--nccl-port", str(arguments.nccl_port)]
+    command += ["--work", str(arguments.work), "--nccl-port", str(arguments.nccl_port), "--host", arguments.host]
     command += ["--layers", str(arguments.layers)] if arguments.layers else []
     command += ["--way", arguments.way] if arguments.way else []
     processes = [
@@ -200,9 +206,29 @@ def ranks(arguments: argparse.Namespace, shape: str, folder: Path) -> list[dict[
     for batch in arguments.batches if arguments.tp > 1 else ():
         calls = [path for rank in range(arguments.tp) if (path := folder / f"calls-{rank}-{batch}.json").exists()]
         if len(calls) == arguments.tp:
-            case = {"shape": shape, "batch": batch, "tp": arguments.tp}
+            case = {"shape": shape, "batch": batch, "tp": arguments.tp, "host": arguments.host}
             rows.append(transfer_row(case, [json.loads(path.read_text()) for path in calls]))
-    return [*rows, *([{"shape": shape, "mode": "all", "problem": problem}] if problem else [])]
+    return [*rows, *([{"shape": shape, "host": arguments.host, "mode": "all", "problem": problem}] if problem else [])]
+
+
+def by_host(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is claimed of the LightLLM that this script drives itself, and below ``hosts`` of each other one."""
+    hosts = list(dict.fromkeys(row.get("host", HOST) for row in rows if "merged" not in row))
+    of_host = {host: [row for row in rows if row.get("host", HOST) == host and "merged" not in row] for host in hosts}
+    own = summarise(of_host.pop(HOST, []))
+    return {**own, "hosts": {host: summarise(each) for host, each in of_host.items()}} if of_host else own
+
+
+def merge(files: list[dict[str, Any]], out: Path) -> None:
+    """Put results together: of each host the rows of the last file that has it."""
+    of_host: dict[str, list[dict[str, Any]]] = {}
+    for content in files:
+        own = [row for row in content["rows"] if "merged" not in row]
+        for host in dict.fromkeys(row.get("host", HOST) for row in own):
+            of_host[host] = [row for row in own if row.get("host", HOST) == host]
+    rows = [row for each in of_host.values() for row in each]
+    # Date and machine of the file are those of the first, whose figures stand on top; a row has its own.
+    outcome.write("accuracy", by_host(rows), rows, out, [*files[1:], files[0]], measured=False)
 
 
 def file_of(arguments: argparse.Namespace) -> str:
@@ -212,7 +238,9 @@ def file_of(arguments: argparse.Namespace) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", type=Path, required=True, help="a checkout of the current LightLLM")
+    parser.add_argument("--source", type=Path, help="a checkout of LightLLM, of July 2025")
+    parser.add_argument("--host", default=HOST, help="what every row calls it")
+    parser.add_argument("--merge", nargs="+", type=Path, default=[], help="only put these results together")
     parser.add_argument("--shapes", nargs="+", default=SHAPES)
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
     parser.add_argument("--steps", type=int, default=24, help="decode steps with a twin that count")
@@ -230,6 +258,11 @@ def main() -> None:
     parser.add_argument("--shape", help=argparse.SUPPRESS)
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.merge:
+        merge([json.loads(path.read_text()) for path in arguments.merge], arguments.out)
+        return
+    if arguments.source is None:
+        parser.error("--source: give a checkout of LightLLM, or --merge")
     if arguments.way and arguments.tp == 1:
         parser.error("--way: one rank reduces nothing; give --tp")
     if arguments.shape:

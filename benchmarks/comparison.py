@@ -24,8 +24,8 @@ def graph_rows(
     mine, mine_alone = ours(under.steps(TWIN)), ours(alone.steps(TWIN))
     compared = [operator for operator in cupti if operator != GAP and operator in mine]
     rows = []
-    for operator, own in _shares(compared, mine, cupti).items():
-        alone_row = _shares(compared, mine_alone, cupti)[operator]
+    for operator, own in shares(compared, mine, cupti).items():
+        alone_row = shares(compared, mine_alone, cupti)[operator]
         calls = mine[operator].calls
         raw = mine[operator].seconds + boundary_cost * operators.count(operator)
         rows.append({
@@ -45,8 +45,8 @@ def graph_rows(
         "operators_ours_ms": as_ms(summed), "operators_cupti_ms": as_ms(summed_cupti),
         "operators_error_percent": as_percent(summed - summed_cupti, summed_cupti),
         **_whole_steps(under, PLAIN),
-        **_bookkeeping(under.steps(TWIN)),
-        **{f"{name}_without_cupti": value for name, value in _bookkeeping(alone.steps(TWIN)).items()},
+        **bookkeeping(under.steps(TWIN)),
+        **{f"{name}_without_cupti": value for name, value in bookkeeping(alone.steps(TWIN)).items()},
         "boundary_cost_us": as_us(boundary_cost),
         "step_by_operator_us": {operator: as_us(own.seconds) for operator, own in mine_alone.items()},
         "distortion_percent": _distortion(alone), "distortion_percent_under_cupti": _distortion(under),
@@ -112,7 +112,7 @@ def eager_rows(
     mine, mine_alone = ours(under.steps(label)), ours(alone.steps(label))
     compared = [operator for operator in cupti if operator != GAP and operator in mine]
     rows = []
-    for operator, own in _shares(compared, mine, cupti).items():
+    for operator, own in shares(compared, mine, cupti).items():
         idle = cupti[operator].seconds - cupti[operator].busy
         rows.append({
             **case, "mode": mode, "operator": operator, **own,
@@ -128,8 +128,8 @@ def eager_rows(
         **case, "mode": mode, "problem": "", "kernels": len(names),
         "not_compared": sorted((set(mine) | set(cupti)) - set(compared)),
         "same_attribution_as_graph": None if graph is None else _in_the_model(expected) == _in_the_model(graph),
-        **_whole_steps(under, label), **_bookkeeping(under.steps(label)),
-        **{f"{name}_without_cupti": value for name, value in _bookkeeping(alone.steps(label)).items()},
+        **_whole_steps(under, label), **bookkeeping(under.steps(label)),
+        **{f"{name}_without_cupti": value for name, value in bookkeeping(alone.steps(label)).items()},
     })  # fmt: skip
     return rows
 
@@ -138,7 +138,7 @@ def _in_the_model(kernels: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(name, operator) for name, operator in kernels if operator not in (GAP, SAMPLING)]
 
 
-def _shares(compared: Sequence[str], mine: dict[str, Ours], cupti: Times) -> dict[str, dict[str, Any]]:
+def shares(compared: Sequence[str], mine: dict[str, Ours], cupti: Times) -> dict[str, dict[str, Any]]:
     """Per operator: mean of a call on both sides, and its share of all compared operators."""
     whole = sum(mine[operator].seconds for operator in compared)
     whole_cupti = sum(cupti[operator].seconds for operator in compared)
@@ -165,7 +165,7 @@ def _whole_steps(under: Pass, label: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _bookkeeping(steps: Sequence[Step]) -> dict[str, Any]:
+def bookkeeping(steps: Sequence[Step]) -> dict[str, Any]:
     """Closure, gap and the smallest interval, of steps whose operators were timed."""
     seconds = [float(step["seconds"]) for step, _ in steps]
     closure = [float(step["closure_seconds"]) for step, _ in steps]
@@ -222,11 +222,12 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         # CUPTI delays the launch of a graph by more than all that is measured here.
         "step_closure_percent": min((case["closure_percent_without_cupti"] for case in cases), default=None),
         "step_closure_percent_under_cupti": min((case["closure_percent"] for case in cases), default=None),
-        "clock_check_median_us": _median([abs(row["raw_error_us"]) for row in operators]),
-        "clock_check_max_us": max((abs(row["raw_error_us"]) for row in operators), default=None),
+        "clock_check_median_us": _median(raw := [abs(row["raw_error_us"]) for row in operators if "raw_error_us" in row]),
+        "clock_check_max_us": max(raw, default=None),
         "gap_percent_max": max((case["gap_percent_without_cupti"] for case in cases), default=None),
         "distortion_percent_by_case": {_case_name(case): case["distortion_percent"] for case in cases},
         "negative_intervals": sum(negative),
+        **_parts(cases),
         "transfer": {
             _case_name(row): {
                 **{name: row[name] for name in ("ours_us", "ours_under_cupti_us", "cupti_us", "calls", "steps")},
@@ -261,6 +262,12 @@ def _errors(operators: Sequence[dict[str, Any]]) -> dict[str, Any]:
             ("max_share_error_points", max((abs(row[f"share_error_points{kind}"]) for row in operators), default=None)),
         )
     }
+
+
+def _parts(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What of a step is in no operator: points of the step by which the plugin and CUPTI differ, of the worst case."""
+    points = {name for case in cases for name in case if name.endswith("_error_points") and not name.startswith("max_")}
+    return {f"max_{name}": max(abs(case[name]) for case in cases if name in case) for name in sorted(points)}
 
 
 def _eager(rows: Sequence[dict[str, Any]], mode: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,24 @@ def prompts(count: int, tokens: int, first: int = 0) -> list[str]:
 
 
 def generate(
-    server: Any, count: int, input_tokens: int, output_tokens: int, first: int = 0
+    server: Any,
+    count: int,
+    input_tokens: int,
+    output_tokens: int,
+    first: int = 0,
+    parameters: Sequence[dict[str, Any]] = (),
 ) -> tuple[list[tuple[int, ...]], float]:
-    """``(token ids per request, seconds from the start of the scheduler to the last answer)``."""
+    """``(token ids per request, seconds from the start of the scheduler to the last answer)``.
+
+    ``parameters``: of each request, beside the usual ones.
+    """
     texts = prompts(count, input_tokens, first)
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
         with standing_still(server):
             answers = []
-            for text in texts:
-                answers.append(pool.submit(server.generate, text, output_tokens, 300))
+            for at, text in enumerate(texts):
+                own = parameters[at] if parameters else {}
+                answers.append(pool.submit(server.generate, text, output_tokens, 300, **own))
                 time.sleep(QUEUE_SECONDS)  # one after the other, so that they queue in order
             time.sleep(0.3)
         began = time.perf_counter()
@@ -58,9 +67,17 @@ def standing_still(server: Any) -> Iterator[None]:
 
 
 def _speaks_http(pid: int, port: int) -> bool:
-    """OLD answers in its first process, NEW in gunicorn's; the first process of both is the one that was started."""
+    """Whether the process is the one that was started, which answers in 0.0.1, or one of gunicorn's or hypercorn's.
+
+    Since v1.1.0 processes call themselves by what they do; hypercorn's workers are ``api_server``.
+    """
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return True
-    return any(b"gunicorn" in word for word in words) or str(port).encode() in words or b"lightllm_otel" in words
+    named = (b"gunicorn", b"hypercorn", b"::api_server")
+    return (
+        any(name in word for word in words for name in named)
+        or str(port).encode() in words
+        or b"lightllm_otel" in words
+    )

@@ -30,6 +30,7 @@ class Kernel:
     start: int
     end: int
     launch: int = 0
+    stream: int = 0
 
     @property
     def ours(self) -> bool:
@@ -56,10 +57,16 @@ Times = dict[str, Time]
 def kernels_in(trace: dict[str, Any]) -> list[Kernel]:
     """Everything on the GPU in a Chrome trace of torch.profiler, by start. Times must be Decimal: see ``read_trace``."""
     kernels = [
-        Kernel(event["name"], start, start + _nanoseconds(event["dur"]), int(event["args"]["correlation"]))
+        Kernel(
+            event["name"],
+            start,
+            start + _nanoseconds(event["dur"]),
+            int(about["correlation"]),
+            int(about.get("stream", 0)),
+        )
         for event in trace["traceEvents"]
         if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")
-        for start in [_nanoseconds(event["ts"])]
+        for start, about in [(_nanoseconds(event["ts"]), event["args"])]
     ]
     return sorted(kernels, key=lambda kernel: (kernel.start, kernel.end))
 
@@ -174,6 +181,17 @@ def mean(times: Sequence[Times]) -> Times:
         for operator, time_ in each.items():
             total[operator] = total.get(operator, Time()) + time_
     return {operator: time_.over(len(times)) for operator, time_ in total.items()}
+
+
+def weighted_mean(times: Sequence[Times], weights: Sequence[float]) -> Times:
+    """The mean of steps of which some count more than others."""
+    total: Times = {}
+    for each, weight in zip(times, weights):
+        for operator, time_ in each.items():
+            total[operator] = total.get(operator, Time()) + Time(weight * time_.seconds, weight * time_.busy)
+    return {
+        operator: Time(time_.seconds / sum(weights), time_.busy / sum(weights)) for operator, time_ in total.items()
+    }
 
 
 def attributed(trace: dict[str, Any]) -> dict[int, str]:

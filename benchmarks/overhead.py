@@ -1,6 +1,7 @@
 """What lightllm-otel costs: throughput, latency, start-up, memory; and what other ways to operator times would cost.
 
     python benchmarks/overhead.py --source CHECKOUT --out benchmarks/results
+    python benchmarks/overhead.py --nothing --merge benchmarks/results/overhead.json FOLDER/overhead-*.json
 
 Needs a GPU, lightllm-otel installed in this Python, LightLLM's packages and a checkout of the current LightLLM. Each
 part runs in processes of its own:
@@ -12,6 +13,9 @@ part runs in processes of its own:
 - alternatives: events around operators, CUDA_LAUNCH_BLOCKING and torch.profiler, compared in the same way.
 - servers: a stock and an instrumented server under the same load in turn; start-up and GPU memory.
 - tp2: start-up, twins and tokens with two ranks.
+
+A LightLLM with two infer threads (since v1.1.0) is measured by served.py, in its servers' own threads. Its rows are taken in
+with --merge, and stand apart by host.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "deploy" / "demo")]
 
 import outcome  # noqa: E402
+import served_overhead  # noqa: E402
 import workers  # noqa: E402
 from pairing import (  # noqa: E402
     Estimate,
@@ -44,6 +49,7 @@ from pairing import (  # noqa: E402
 PARTS = ("default", "paired", "moe", "alternatives", "servers", "tp2")
 AGAIN = "again"  # runs of these parts on other machines
 REPEATED = ("default", "paired")
+SERVED = "served"  # rows of served.py
 MOE_SHAPE = "qwen3-moe"
 Rows = list[dict[str, Any]]
 
@@ -53,6 +59,7 @@ Rows = list[dict[str, Any]]
 
 def summarise(rows: Rows) -> dict[str, Any]:
     """Everything from the rows alone, so that results of several runs can be put together."""
+    served, rows = ([row for row in rows if (row.get("part") == SERVED) is wanted] for wanted in (True, False))
     everything, repeated = rows, [row for row in rows if row.get("part") == AGAIN]
     rows = [row for row in rows if row.get("part") != AGAIN]
     samples = _samples(rows)
@@ -62,6 +69,8 @@ def summarise(rows: Rows) -> dict[str, Any]:
         summary["again"] = [
             _again([row for row in repeated if row["run"] == run]) for run in sorted({row["run"] for row in repeated})
         ]
+    if served:
+        summary["hosts"] = served_overhead.summarise(served)
     tokens = [row for row in _of("tokens", rows) if row["setting"] != "off"]
     tp2_tokens = [row for row in _of("tp2_tokens", rows) if row["server"] == "instrumented"]
     stock = same_as_stock(rows)
@@ -115,10 +124,21 @@ def _samples(rows: Rows) -> dict[str, Sample]:
 def together(merged: Sequence[dict[str, Any]], wanted: Sequence[str]) -> Rows:
     """Rows of earlier files; the last that has a part counts for it, and none for a part that is measured now."""
     of_part: dict[str, Rows] = {}
+    of_host: dict[str, Rows] = {}
     for earlier in merged:
         for part in {row["part"] for row in earlier["rows"] if "part" in row}:
             of_part[part] = [row for row in earlier["rows"] if row.get("part") == part]
-    return [row for part in (*PARTS, AGAIN) if part not in wanted for row in of_part.get(part, [])]
+        served = [row for row in earlier["rows"] if row.get("part") == SERVED]
+        for host in dict.fromkeys(row["host"] for row in served):
+            of_host[host] = [row for row in served if row["host"] == host]
+    rows = [row for part in (*PARTS, AGAIN) if part not in wanted for row in of_part.get(part, [])]
+    return rows + [row for own in of_host.values() for row in own]
+
+
+def served_first(merged: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Earlier files, those with nothing but served.py's rows first: date and machine of the whole are those of the last."""
+    own = [any(row.get("part", SERVED) != SERVED for row in earlier["rows"]) for earlier in merged]
+    return [each for wanted in (False, True) for each, has_own in zip(merged, own) if has_own is wanted]
 
 
 def with_again(rows: Rows, later: dict[str, Any]) -> Rows:
@@ -355,13 +375,14 @@ def run_part(arguments: argparse.Namespace, part: str, limit: float) -> Rows:
         for log in sorted(folder.rglob("*.log")):
             print(log.name, log.read_text(errors="replace")[-3000:], flush=True)
     shutil.rmtree(folder, ignore_errors=True)
-    return [{"part": part, **row} for row in rows]
+    return [{"part": part, "host": arguments.host, **row} for row in rows]
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     made.add_argument("--part", action="append", choices=PARTS, help="default: all")
     made.add_argument("--source", type=Path, help="a checkout of the current LightLLM")
+    made.add_argument("--host", default="fc72ffab", help="what every row calls that LightLLM")
     made.add_argument("--shape", default="llama-7b", help="of every part but moe and tp2")
     made.add_argument("--cpu", action="store_true", help="only to try this script: times mean nothing")
     made.add_argument("--scale", type=float, default=1.0, help="how many passes, beside the usual number")
@@ -416,7 +437,7 @@ def main() -> None:
         outcome.write("overhead", summarise(rows), rows, arguments.out, merged)
     summary = summarise(rows)
     if arguments.nothing:
-        outcome.write("overhead", summary, rows, arguments.out, merged, measured=False)
+        outcome.write("overhead", summary, rows, arguments.out, served_first(merged), measured=False)
     print(json.dumps(summary, indent=1, default=float))
     sys.exit(bool(summary["problems"]))
 

@@ -19,7 +19,10 @@ MAX_POSITIONS = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """``head_dim`` 0 means hidden / heads. With ``experts`` it is a Qwen3-MoE, of which only NEW knows, else a LLaMA."""
+    """``head_dim`` 0 means hidden / heads. With ``experts`` it is a Qwen3-MoE, with ``qk_norm`` 1 a Qwen3, else a LLaMA.
+
+    LightLLM 0.0.1 knows LLaMA alone.
+    """
 
     layers: int
     hidden: int
@@ -31,6 +34,7 @@ class Shape:
     experts: int = 0
     active_experts: int = 0
     moe_intermediate: int = 0
+    qk_norm: int = 0
 
     @property
     def head(self) -> int:
@@ -51,6 +55,9 @@ SHAPES = {
         layers=2, hidden=64, intermediate=176, heads=4, kv_heads=2, vocab=512,
         head_dim=32, experts=8, active_experts=2, moe_intermediate=64,
     ),
+    "tiny-qwen3": Shape(
+        layers=2, hidden=64, intermediate=176, heads=4, kv_heads=2, vocab=512, head_dim=32, qk_norm=1
+    ),
     # Eight layers of three hidden sizes beside LLaMA-7B's: where the host is the bound, a step does not get longer with them.
     "llama-1024": Shape(layers=8, hidden=1024, intermediate=2816, heads=8, kv_heads=8, vocab=32000),
     "llama-2048": Shape(layers=8, hidden=2048, intermediate=5632, heads=16, kv_heads=16, vocab=32000),
@@ -62,6 +69,9 @@ SHAPES = {
     "llama-70b-6-layers": Shape(layers=6, hidden=8192, intermediate=28672, heads=64, kv_heads=8, vocab=32000),
     # LLaMA-3-8B, but for its vocabulary of 128 256.
     "llama-8b-gqa": Shape(layers=32, hidden=4096, intermediate=14336, heads=32, kv_heads=8, vocab=32000),
+    "qwen3-8b": Shape(
+        layers=36, hidden=4096, intermediate=12288, heads=32, kv_heads=8, vocab=151936, head_dim=128, qk_norm=1
+    ),
     # A layer of Qwen3-30B-A3B with half its experts; 12 of its 48 layers are 8 GB.
     "qwen3-moe": Shape(
         layers=12, hidden=2048, intermediate=6144, heads=32, kv_heads=4, vocab=32000,
@@ -111,9 +121,10 @@ def _shards(shape: Shape, dtype: torch.dtype, seed: int) -> Iterator[dict[str, t
             "self_attn.v_proj": weight(shape.kv_hidden, shape.hidden),
             "self_attn.o_proj": weight(shape.hidden, shape.q_hidden),
         }
-        if shape.experts:
+        if shape.experts or shape.qk_norm:
             tensors["self_attn.q_norm"] = norm(shape.head)
             tensors["self_attn.k_norm"] = norm(shape.head)
+        if shape.experts:
             tensors["mlp.gate"] = weight(shape.experts, shape.hidden)
         width = shape.moe_intermediate if shape.experts else shape.intermediate
         for expert in [f".experts.{number}" for number in range(shape.experts)] or [""]:
@@ -147,6 +158,15 @@ def _config(shape: Shape, dtype: str) -> dict[str, object]:
     }
     if shape.head_dim:
         config["head_dim"] = shape.head_dim
+    if shape.qk_norm:
+        config |= {
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            "rope_theta": 1e6,
+            "rms_norm_eps": 1e-6,
+            "attention_bias": False,
+            "head_dim": shape.head,  # Qwen3's layers read it without asking whether it is there
+        }
     if shape.experts:
         config |= {
             "architectures": ["Qwen3MoeForCausalLM"],

@@ -1,0 +1,289 @@
+"""A server's operators beside CUPTI: on made-up traces and recordings, where every figure is known."""
+
+import comparison
+import numpy as np
+import pytest
+import served_accuracy
+from kernels import MARKER, Kernel, Mismatch
+from passes import GAP, PLAIN, PREFILL, TWIN
+
+from lightllm_otel.ring import layout
+from lightllm_otel.vocabulary import Mode, Operator, Phase
+
+DEFAULT, STREAM, OTHER_STREAM, BRANCH = 7, 13, 20, 25
+LAYERS = 3
+# (kernel, microseconds, operator) of a layer; what no method launches is a residual or something else.
+LAYER = [
+    ("rms", 3, "attn_norm"), ("gemm", 40, "qkv_proj"), ("rotary", 2, "qkv_proj"), ("copy_kv", 2, "kv_write"),
+    ("flash", 60, "attention"), ("gemm", 15, "o_proj"), ("CUDAFunctor_add", 2, "residual"), ("rms", 3, "ffn_norm"),
+    ("gemm", 80, "ffn"), ("silu", 5, "ffn"), ("gemm", 30, "ffn"), ("CUDAFunctor_add", 2, "residual"),
+]  # fmt: skip
+HEAD = [("gather_token", 3, GAP), ("copy_index", 2, GAP)]
+TAIL = [("softmax", 20, "sampling"), ("argmax", 10, "sampling"), ("scatter", 4, "tail"), ("Memcpy DtoH", 3, "tail")]
+MODEL = [("embed", 10, "embedding"), *LAYER * LAYERS, ("rms", 3, "lm_head"), ("gemm", 100, "lm_head")]
+STEP = [*HEAD, *MODEL, *TAIL]
+
+
+def line(entries, start=0, apart=500, slower=0):
+    """Kernels one after the other on the model's stream; ``slower``: microseconds more for each of attention."""
+    made, now = [Kernel(MARKER, start, start + 1000, 0, STREAM)], start + 1000
+    for name, microseconds, operator in entries:
+        begin = now + apart
+        now = begin + 1000 * microseconds + (1000 * slower if operator == "attention" else 0)
+        made.append(Kernel(name, begin, now, 0, STREAM))
+    return made
+
+
+def trace_of(steps):
+    """A trace as the observer makes it: a marker on the default stream first, and other work beside the steps."""
+    kernels = [Kernel(MARKER, 0, 1000, 0, DEFAULT)]
+    now = 10_000
+    for entries in steps:
+        made = line(entries, now)
+        kernels += [*made, Kernel("fill", now + 5000, now + 5600, 0, DEFAULT),
+                    Kernel("ncclDevKernel_Broadcast", now + 6000, now + 7000, 0, OTHER_STREAM)]  # fmt: skip
+        now = made[-1].end + 50_000
+    return sorted(kernels, key=lambda kernel: (kernel.start, kernel.end))
+
+
+def marked(entries):
+    """A step without graphs as it looks with a marker around each method: its kernels, and the calls."""
+    kernels, calls, inside = [], [], None
+    for name, microseconds, operator in entries:
+        method = None if operator in (GAP, "residual", "other", "tail") else operator
+        if inside is not None and inside != method:
+            kernels.append((MARKER, 1, ""))
+            calls.append(("leave", inside))
+        if method is not None and inside != method:
+            kernels.append((MARKER, 1, ""))
+            calls.append(("enter", method))
+        inside = method
+        kernels.append((name, microseconds, operator))
+    return kernels, [("forward", ""), *calls]
+
+
+def owned(entries):
+    return [(name, operator) for name, _, operator in entries if "DtoH" not in name]
+
+
+def ring_step(label, at, seconds, batch=8, operators=None, tokens=0):
+    step = np.zeros(1, layout.STEP)
+    step["wall_time"], step["seconds"], step["closure_seconds"] = at, seconds, seconds
+    step["phase"] = (Phase.PREFILL if label == PREFILL else Phase.DECODE).code
+    step["mode"] = (Mode.EAGER if label == PREFILL else Mode.GRAPH).code
+    step["flags"] = 0 if label == PLAIN else layout.SAMPLED
+    step["batch"], step["tokens"] = batch, tokens or batch
+    operators = operators or {}
+    intervals = np.zeros(sum(len(each) for each in operators.values()), layout.INTERVAL)
+    intervals["operator"] = [Operator(name).code for name, each in operators.items() for _ in each]
+    intervals["seconds"] = [seconds for each in operators.values() for seconds in each]
+    return step[0], intervals
+
+
+def intervals_of(entries, error=0.0, slower=0):
+    """What a plugin that is right says of a step: each operator from the end before to its own, in microseconds."""
+    found = {}
+    kernels = line(entries, slower=slower)[1:]
+    previous, last = None, None
+    for kernel, (_, _, operator) in zip(kernels, entries):
+        name = {"tail": "sampling"}.get(operator, operator)
+        begin = kernel.start if operator == "embedding" else previous.end if previous else kernel.start - 500
+        seconds = (kernel.end - begin) * 1e-9
+        if name == last:
+            found[name][-1] += seconds
+        else:
+            found.setdefault(name, []).append(seconds + error * 1e-6)
+        previous, last = kernel, name
+    found[GAP].append(500e-9)  # before the embedding
+    return found
+
+
+class TestTrace:
+    def test_a_step_is_what_lies_on_the_models_stream_behind_its_marker(self):
+        steps = served_accuracy.steps_behind_markers(trace_of([STEP, STEP]))
+        assert [[kernel.name for kernel in step[1:]] for step in steps] == [[name for name, _, _ in STEP]] * 2
+
+    def test_stamps_on_a_branch_of_the_graph_stay_in_their_step(self):
+        kernels = trace_of([STEP])
+        kernels.append(Kernel("lightllm_otel_stamp", 60_000, 60_500, 0, BRANCH))
+        (step,) = served_accuracy.steps_behind_markers(sorted(kernels, key=lambda kernel: kernel.start))
+        assert "lightllm_otel_stamp" in [kernel.name for kernel in step]
+
+    def test_a_trace_without_markers_or_on_the_default_stream_is_refused(self):
+        with pytest.raises(Mismatch, match="1 markers"):
+            served_accuracy.steps_behind_markers(trace_of([]))
+        with pytest.raises(Mismatch, match="default stream"):
+            served_accuracy.steps_behind_markers([Kernel(MARKER, 0, 1, 0, 7), Kernel(MARKER, 5, 6, 0, 7)])
+
+    def test_methods_say_which_kernel_is_which_operator_and_names_say_what_is_a_residual(self):
+        kernels, calls = marked(STEP)
+        assert served_accuracy.owned_steps(trace_of([kernels] * 2), calls * 2) == [owned(STEP)] * 2
+
+    def test_what_no_method_launches_is_other_and_never_its_neighbours(self):
+        entries = [*MODEL[:5], ("mystery", 4, "other"), *MODEL[5:]]
+        kernels, calls = marked(entries)
+        (found,) = served_accuracy.owned_steps(trace_of([kernels]), calls)
+        assert found == owned(entries)
+        assert ("mystery", "other") in found
+
+    def test_nested_methods_belong_to_the_outer_one(self):
+        calls = [("forward", ""), ("enter", "kv_write"), ("enter", "ffn"), ("leave", "ffn"), ("leave", "kv_write")]
+        kernels = [(MARKER, 1, ""), ("a", 1, ""), (MARKER, 1, ""), ("b", 1, ""), (MARKER, 1, ""), (MARKER, 1, "")]
+        (found,) = served_accuracy.owned_steps(trace_of([kernels]), calls)
+        assert found == [("a", "kv_write"), ("b", "kv_write")]
+
+    def test_a_lost_marker_is_noticed(self):
+        kernels, calls = marked(STEP)
+        with pytest.raises(Mismatch, match="markers of"):
+            served_accuracy.owned_steps(trace_of([kernels]), calls[:-1])
+
+
+class TestOwners:
+    def test_the_copying_of_a_graphs_inputs_is_gap(self):
+        names = [
+            "gather_token",
+            "copy_index",
+            "copy_input",
+            "copy_input",
+            *[name for name, _, _ in [*MODEL, *TAIL[:3]]],
+        ]
+        found = served_accuracy.carried_over(owned(STEP), names)
+        assert found == [GAP] * 4 + [operator for _, _, operator in [*MODEL, *TAIL[:3]]]
+
+    def test_another_kernel_within_an_operator_is_that_operators(self):
+        names = ["flash_v2" if name == "flash" else name for name, _, _ in STEP if "DtoH" not in name]
+        assert served_accuracy.carried_over(owned(STEP), names) == [operator for _, operator in owned(STEP)]
+
+    def test_a_kernel_between_two_operators_is_not_guessed(self):
+        names = [name for name, _ in owned(STEP)]
+        at = names.index("copy_kv")
+        found = served_accuracy.carried_over(owned(STEP), [*names[:at], "mystery", *names[at:]])
+        assert found[at] == "ambiguous"
+        assert [*found[:at], *found[at + 1 :]] == [operator for _, operator in owned(STEP)]
+
+
+class TestSeen:
+    def test_operators_and_parts_are_the_whole_step(self):
+        step = line(STEP)
+        found = served_accuracy.seen_of(step, owned(STEP))
+        assert found.seconds == pytest.approx((step[-1].end - step[0].end) * 1e-9)
+        assert found.operators["attention"].seconds == pytest.approx(LAYERS * 60.5e-6)
+        assert found.parts["residual"] == pytest.approx(2 * LAYERS * 2.5e-6)
+        assert found.parts["sampling"] == pytest.approx(31e-6)
+        assert found.parts["tail"] == pytest.approx(8e-6)  # scatter and the copy to the host
+        assert found.parts["gap"] == pytest.approx(6.5e-6)  # two kernels, and what is between them and the embedding
+        assert found.parts["other"] == 0
+        named = sum(time.seconds for name, time in found.operators.items() if name != GAP)
+        assert named + found.parts["sampling"] + found.parts["tail"] + found.parts["gap"] == pytest.approx(
+            found.seconds
+        )
+        busy = sum(microseconds for _, microseconds, _ in STEP) * 1e-6
+        assert found.busy == pytest.approx(busy)
+
+    def test_kernels_at_the_same_time_are_busy_once(self):
+        kernels = [Kernel("a", 0, 10), Kernel("b", 5, 8), Kernel("c", 6, 14), Kernel("d", 20, 21)]
+        assert served_accuracy.busy_seconds(kernels) == pytest.approx(15e-9)
+
+    def test_an_instrumented_step_lies_beside_the_own_steps_around_it(self):
+        labels = [PLAIN] * 8 + [TWIN, PLAIN, TWIN, TWIN, PLAIN, TWIN]
+        assert served_accuracy.beside(labels) == [
+            (8, 7, 0.5), (8, 9, 0.5), (10, 9, 2 / 3), (10, 12, 1 / 3), (11, 9, 1 / 3), (11, 12, 2 / 3),
+        ]  # fmt: skip
+
+
+def run(error=0.0, distortion=1.0, growing=0, steps=40, twin=TWIN, batch=8, seed=0):
+    """A batch of which a random half of the steps is instrumented; attention grows by ``growing`` µs each step."""
+    random = np.random.default_rng(seed)
+    ring, seen = [], []
+    for number in range(steps):
+        label = twin if random.random() < 0.5 else PLAIN
+        kernels = line(STEP, slower=growing * number)
+        seconds = (kernels[-1].end - kernels[0].end) * 1e-9 * (distortion if label == TWIN else 1.0)
+        operators = intervals_of(STEP, error, growing * number) if label == TWIN else {}
+        ring.append(ring_step(label, 100 + 0.01 * number, seconds, batch, operators))
+        seen.append(kernels)
+    return ring, seen
+
+
+CASE = {"shape": "tiny", "batch": 8, "host": "main"}
+
+
+def rows_of(error=0.0, **changes):
+    ring, seen = run(error, **changes)
+    alone, _ = run(error, seed=1, **changes)
+    return served_accuracy.compare(CASE, (alone, [1]), (ring, [1]), seen, {PLAIN: owned(STEP)}, 6e-7)
+
+
+class TestComparison:
+    def test_a_plugin_that_is_right_has_no_error(self):
+        rows = rows_of()
+        operators = {row["operator"]: row for row in rows if "operator" in row}
+        assert set(operators) == {operator for _, _, operator in MODEL}
+        for row in operators.values():
+            assert row["error_us"] == pytest.approx(0, abs=1e-3)
+            assert row["share_error_points"] == pytest.approx(0, abs=1e-3)
+        assert operators["attention"]["calls"] == LAYERS
+        assert operators["attention"]["cupti_us"] == pytest.approx(60.5)
+        case = rows[-1]
+        for part in ("gap", "residual", "other", "sampling_and_tail"):
+            assert case[f"{part}_error_points"] == pytest.approx(0, abs=1e-3)
+        assert case["distortion_percent"] == pytest.approx(0, abs=1e-6)
+        assert case["tokens_identical"]
+
+    def test_an_error_of_each_call_is_found(self):
+        operators = {row["operator"]: row for row in rows_of(error=0.4) if "operator" in row}
+        for name in ("attention", "qkv_proj", "o_proj", "ffn_norm"):
+            assert operators[name]["error_us"] == pytest.approx(0.4, abs=1e-3)
+            assert operators[name]["error_us_without_cupti"] == pytest.approx(0.4, abs=1e-3)
+
+    def test_a_context_that_grows_is_no_error(self):
+        """Attention grows by 1 µs each step; which steps are instrumented is chance."""
+        for row in rows_of(growing=1):
+            if row.get("operator") == "attention":
+                assert row["error_us"] == pytest.approx(0, abs=0.02)
+
+    def test_an_instrumented_step_that_takes_longer_is_distortion(self):
+        assert rows_of(distortion=1.02, growing=1)[-1]["distortion_percent"] == pytest.approx(2.0, abs=0.05)
+
+    def test_steps_of_another_batch_are_left_out(self):
+        ring, seen = run()
+        others, other_kernels = run(batch=7, seed=5, error=50.0)
+        both = ([*others, *ring], [1])
+        rows = served_accuracy.compare(CASE, (ring, [1]), both, [*other_kernels, *seen], {PLAIN: owned(STEP)}, 0.0)
+        assert all(abs(row["error_us"]) < 1e-3 for row in rows if "operator" in row)
+
+    def test_a_graph_that_is_not_instrumented_is_said_so(self):
+        with pytest.raises(Mismatch, match="no graph of this size"):
+            rows_of(twin=PLAIN)
+
+    def test_time_that_the_plugin_gives_to_a_neighbour_shows_in_the_points(self):
+        """A residual that is counted as ffn: the sum is right, and the parts are not."""
+        ring, seen = run()
+        residual, ffn = Operator("residual").code, Operator("ffn").code
+        for _, intervals in ring:
+            intervals["operator"][intervals["operator"] == residual] = ffn
+        rows = served_accuracy.compare(CASE, (ring, [1]), (ring, [1]), seen, {PLAIN: owned(STEP)}, 0.0)
+        share = 100 * 2 * LAYERS * 2.5e-6 / (seen[0][-1].end - seen[0][0].end) * 1e9
+        assert rows[-1]["residual_error_points"] == pytest.approx(-share, abs=1e-3)
+
+    def test_prefills_are_compared_by_the_same_kernels(self):
+        prefills = [(ring_step(PREFILL, 90 + at, 2e-3, 1, intervals_of(STEP), 1024), line(STEP)) for at in range(3)]
+        short = (ring_step(PREFILL, 95, 2e-3, 1, intervals_of(STEP), 256), line([*HEAD, ("other_gemm", 5, "ffn")]))
+        under = [step for step, _ in (*prefills, short)]
+        rows = served_accuracy.prefill_rows(CASE, under, under, [each for _, each in (*prefills, short)], owned(STEP))
+        assert rows[-1]["steps_compared"] == 3
+        assert rows[-1]["tokens"] == 1024
+        assert all(abs(row["error_us"]) < 1e-3 for row in rows if "operator" in row)
+
+    def test_prefills_with_other_kernels_are_not_compared(self):
+        ring = [ring_step(PREFILL, 90, 2e-3, 1, intervals_of(STEP), 1024)]
+        (row,) = served_accuracy.prefill_rows(CASE, ring, ring, [line(STEP[:5])], owned(STEP))
+        assert "none of 1 prefills" in row["problem"]
+
+    def test_the_summary_has_the_worst_case_of_each_part(self):
+        rows = [*rows_of(), *rows_of(error=0.4)]
+        summary = comparison.summarise(rows)
+        assert summary["median_error_us"] == pytest.approx(0.2, abs=0.25)
+        assert summary["max_residual_error_points"] > 0.1
+        assert summary["problems"] == []
+        assert summary["clock_check_max_us"] is None
