@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -21,7 +22,7 @@ from inside_model.arms import LAG, Arm  # noqa: E402
 from inside_model.markers import ENTER, FORWARD, LEAVE  # noqa: E402
 from inside_model.observer import ANSWER, ASK  # noqa: E402
 from inside_model.step_log import Column, StepLog, Word  # noqa: E402
-from server import Server  # noqa: E402
+from server import Server, ServerDied  # noqa: E402
 
 from lightllm_otel.ring.reader import RingReader  # noqa: E402
 from lightllm_otel.vocabulary import DropReason  # noqa: E402
@@ -32,6 +33,7 @@ __all__ = ["ENTER", "FORWARD", "LEAVE", "Arm", "Column", "Kind", "ModelServer", 
 LAUNCHER = [sys.executable, "-m", "lightllm_otel", "run", "--"]
 START_SECONDS = 400.0
 ANSWER_SECONDS = 120.0
+TRACEBACK = "Traceback (most recent call last)"
 SETTLE_TOKENS = LAG + 4
 # What is repeated must be computed again, and text needs neither of the others.
 FLAGS = ["--disable_dynamic_prompt_cache", "--disable_vision", "--disable_audio"]
@@ -69,7 +71,8 @@ class ModelServer:
         arguments: Sequence[str] = (),
     ) -> None:
         self.kind, self.folder, self.cpu = kind, folder, cpu
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # rings and recordings of an earlier run
+        folder.mkdir(parents=True)
         environ = {**ENVIRONMENT, "BENCHMARK_STEPS": str(folder), "BENCHMARK_OBSERVE": "1"}
         if kind.instrumented:
             environ |= {
@@ -107,8 +110,15 @@ class ModelServer:
         self.server.start()
 
     def wait(self) -> None:
-        """Wait until it has answered."""
-        self.server.wait_healthy()
+        """Wait until it has answered. LightLLM looks for free ports before it binds them: when another was quicker, once more."""
+        try:
+            self.server.wait_healthy()
+        except ServerDied as error:
+            if "Address already in use" not in str(error) and "has been used" not in str(error):
+                raise
+            self.server.stop()
+            self.start()
+            self.server.wait_healthy()
         self.seconds = time.perf_counter() - self.began
 
     def stop(self) -> None:
@@ -205,9 +215,14 @@ class ModelServer:
         if self._log is not None and self._log.words[Word.PROBLEMS]:
             found.append(f"{self.kind.name}: the log of steps failed; see its server.log")
         text = self.server.log.read_text(errors="replace") if self.server.log.exists() else ""
-        if "Traceback (most recent call last)" in text:
-            place = text.index("Traceback (most recent call last)")
-            found.append(f"{self.kind.name}: {text[place : place + 1200]}")
+        tracebacks = text.split(TRACEBACK)[1:]
+        # LightLLM's own logging may contain some that it has dealt with.
+        ours = [each for each in tracebacks if "lightllm_otel" in each[:4000] or "inside_model" in each[:4000]]
+        found += [f"{self.kind.name}: {TRACEBACK}{each[:1500]}" for each in ours[:3]]
+        if tracebacks and not ours:
+            found.append(
+                f"{self.kind.name}: {len(tracebacks)} tracebacks of LightLLM's, the last: {tracebacks[-1][:800]}"
+            )
         return found
 
 

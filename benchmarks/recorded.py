@@ -11,7 +11,7 @@ import numpy as np
 
 from lightllm_otel.export.recording import BadRecording, read_recording
 
-LATEST_SECONDS = 0.008  # between a note and the step's own time: some microseconds, unless a thread is held up
+FAR_SECONDS = 0.008  # between a note and the step's own time: some microseconds, unless a thread is held up
 
 
 def recorded(folder: Path, since: float, until: float = np.inf) -> list[tuple[Any, np.ndarray]]:
@@ -34,15 +34,21 @@ def recorded_steps(folder: Path, since: float, until: float = np.inf) -> list[An
     return [step for step, _ in recorded(folder, since, until)]
 
 
-def match(earlier: Sequence[float], later: Sequence[float]) -> list[tuple[int, int]]:
-    """Pair two sequences of Unix times in seconds. Returns pairs of indices.
+def match(notes: Sequence[float], steps: Sequence[float]) -> list[tuple[int, int]]:
+    """Pair two sequences of Unix times in seconds, each by time. Returns pairs of indices, by time.
 
-    What is later belongs to the last that is earlier, unless that is taken by more than one or long ago. A float of Unix
-    seconds is good to a quarter of a microsecond.
+    Two belong together if each is the other's nearest. Steps are entered milliseconds apart, and noted within one.
     """
-    found: dict[int, list[int]] = {}
-    for number, seconds in enumerate(later):
-        before = bisect.bisect_right(earlier, seconds + 1e-6) - 1
-        if before >= 0 and seconds - earlier[before] < LATEST_SECONDS:
-            found.setdefault(before, []).append(number)
-    return [(before, numbers[0]) for before, numbers in found.items() if len(numbers) == 1]
+    nearest_step = [_nearest(steps, at) for at in notes]
+    nearest_note = [_nearest(notes, at) for at in steps]
+    return [
+        (note, step)
+        for note, step in enumerate(nearest_step)
+        if step >= 0 and nearest_note[step] == note and abs(steps[step] - notes[note]) < FAR_SECONDS
+    ]
+
+
+def _nearest(times: Sequence[float], at: float) -> int:
+    behind = bisect.bisect_left(times, at)
+    around = [near for near in (behind - 1, behind) if 0 <= near < len(times)]
+    return min(around, key=lambda near: abs(times[near] - at), default=-1)

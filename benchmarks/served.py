@@ -40,7 +40,7 @@ import served_accuracy  # noqa: E402
 import served_answers  # noqa: E402
 import served_order  # noqa: E402
 import served_overhead  # noqa: E402
-from checkpoint import SHAPES, write  # noqa: E402
+from checkpoint import SHAPES, Shape, write  # noqa: E402
 from model_servers import Arm, Kind, ModelServer, only  # noqa: E402
 from workers import say  # noqa: E402
 
@@ -96,6 +96,24 @@ class Fleet:
         return list(self.servers.values())
 
 
+def work_folder(shapes: Sequence[str]) -> Path:
+    """In memory where the checkpoints take at most two thirds of what is free, else on the disk."""
+    wanted = sum(weight_bytes(SHAPES[shape]) for shape in shapes)
+    for base in (Path("/dev/shm"), Path("/tmp")):
+        there = base / "served"
+        kept = sum(each.stat().st_size for each in there.rglob("*.safetensors")) if there.exists() else 0
+        if base.is_dir() and wanted - kept < shutil.disk_usage(base).free * 2 / 3:
+            return there
+    raise RuntimeError(f"no room for {wanted / 1e9:.0f} GB of weights in /dev/shm or /tmp; give --work")
+
+
+def weight_bytes(shape: Shape) -> int:
+    """Bytes of the weights in 16 bits."""
+    width = shape.experts * shape.moe_intermediate if shape.experts else shape.intermediate
+    layer = 2 * shape.hidden * (shape.q_hidden + shape.kv_hidden) + 3 * shape.hidden * width
+    return 2 * (shape.layers * layer + 2 * shape.vocab * shape.hidden)
+
+
 def checkpoints(arguments: argparse.Namespace) -> dict[str, Path]:
     """One folder for each shape, written side by side by processes that then end."""
     dtype = "float32" if arguments.cpu else "float16"
@@ -136,7 +154,7 @@ def running(arguments: argparse.Namespace, results: Results) -> Iterator[Fleet]:
             )
             fleet.servers[kind.name] = server
             server.start()
-            time.sleep(0 if arguments.cpu else 2)  # LightLLM looks for free ports long before it binds them
+            time.sleep(0 if arguments.cpu else arguments.apart)  # LightLLM looks for free ports before it binds them
         for server in fleet.all:
             server.wait()
             say(f"{server.kind.name} has answered after {server.seconds:.0f} s")
@@ -263,14 +281,14 @@ def starts(arguments: argparse.Namespace, results: Results) -> None:
 
 def run(arguments: argparse.Namespace, results: Results) -> None:
     """Every part that is wanted; one that fails leaves a row that says why, and the next begins."""
-    began = time.monotonic()
-    deadline = began + arguments.seconds
+    deadline = time.monotonic() + arguments.seconds
     done = {"overhead": overhead, "turns": turns, "answers": answers, "order": order, "accuracy": accuracy}
     wanted = [name for name in arguments.parts if name in done]
     if wanted:
         with running(arguments, results) as fleet:
             warm_up(fleet, served_overhead.TINY if arguments.cpu else served_overhead.Load(),
                     (1, 2) if arguments.cpu else (1, 20, 64))  # fmt: skip
+            deadline = time.monotonic() + arguments.seconds
             for name in wanted:
                 if time.monotonic() > deadline:
                     say(f"no time is left for {name}")
@@ -318,8 +336,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--graph-max-batch-size", type=int, default=64)
     made.add_argument("--tokens", type=int, default=34000, help="of each server's KV cache")
     made.add_argument("--word", action="append", default=[], help="one more word of the servers' command line")
+    made.add_argument("--apart", type=float, default=4.0, help="seconds between the starts of two servers")
     made.add_argument("--cpu", action="store_true", help="only to try this script: times mean nothing")
-    made.add_argument("--work", type=Path, default=Path("/dev/shm/served"), help="checkpoints, logs, recordings")
+    made.add_argument("--work", type=Path, help="checkpoints, logs, recordings; default: in memory if there is room")
     made.add_argument("--out", type=Path, required=True)
     return made
 
@@ -330,6 +349,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if arguments.cpu:
         arguments.shapes = ["tiny"]
+    arguments.work = arguments.work or work_folder(arguments.shapes)
     arguments.work.mkdir(parents=True, exist_ok=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = Results(arguments.name, arguments.out)

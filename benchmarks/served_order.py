@@ -79,9 +79,8 @@ def _requests(server: ModelServer, stairs: Staircase) -> list[str]:
 
 def compare(noted: Sequence[dict[str, Any]], steps: Sequence[Any]) -> dict[str, Any]:
     """``noted``: forwards in the model process, with their delays; ``steps``: as recorded, whole steps without intervals."""
-    # A step is entered before its forward computes anything, which is where it is noted.
-    pairs = match([float(step["wall_time"]) for step in steps], [each["at"] * 1e-9 for each in noted])
-    matched = [(noted[note], steps[step]) for step, note in pairs]
+    pairs = match([each["at"] * 1e-9 for each in noted], [float(step["wall_time"]) for step in steps])
+    matched = [(noted[note], steps[step]) for note, step in pairs]
     wrong = {
         name: sum(not equal(note, step) for note, step in matched)
         for name, equal in (

@@ -17,7 +17,7 @@ from typing import Any
 import fixed_batch
 import numpy as np
 import pairing
-from model_servers import Arm, Column, ModelServer, only
+from model_servers import Arm, Column, ModelServer, Word, only
 from pairing import Estimate, Sample, Schedule
 from streams import Request, Stream, together
 
@@ -156,7 +156,7 @@ def client_intervals(load: Load, passes: Sequence[Pass]) -> list[tuple[int, bool
                 arrivals = np.array(stream.arrivals, np.int64)
                 inside = (arrivals[1:] > begin) & (arrivals[1:] <= end)
                 seconds.append(np.diff(arrivals)[inside] * 1e-9)
-            if seconds:
+            if sum(map(len, seconds)):
                 found.append((first // load.block, schedule.is_on(number, first), np.concatenate(seconds)))
     return found
 
@@ -166,11 +166,13 @@ def client_tail(found: Sequence[tuple[int, bool, np.ndarray]], seed: int = 0) ->
 
     The longest intervals of a pass are its last, with or without a setting. So intervals are divided by their block's median.
     """
+    blocks = {at for at, on, _ in found if on} & {at for at, on, _ in found if not on}
+    found = [each for each in found if each[0] in blocks]
     if not found:
         return {}
     typical = {
         block: float(np.median(np.concatenate([seconds for at, on, seconds in found if at == block and not on])))
-        for block in {at for at, _, _ in found}
+        for block in blocks
     }
     sides = [[seconds / typical[at] for at, on, seconds in found if on is side] for side in (True, False)]
 
@@ -240,7 +242,7 @@ class Measurement:
         after = self._server.ring()
         about = {"kind": "case", "case": case.name, "arm": case.arm.name.lower(), "reference": case.reference.name.lower(),
                  "passes": 2, **dataclasses.asdict(self._load), **sampled(before, after),
-                 "thread_clock_us": thread_clock_us(passes)}  # fmt: skip
+                 "thread_clock_us": thread_clock_us(passes), "hooks_out": self._server.log.words[Word.HOOKS]}  # fmt: skip
         self._rows([about, *cells])
         return True
 
@@ -358,6 +360,7 @@ def _of_case(name: str, steps: dict[str, Sample], rows: Rows) -> dict[str, Any]:
     added = pairing.added(sample)
     return {
         "reference": about[0]["reference"] if about else "another server",
+        "hooks_out": max((row.get("hooks_out", 0) for row in about), default=0),
         **_estimate("throughput_loss_percent", kept, 4), **_estimate("throughput_loss_percent_of_all_pairs", every, 4),
         **_estimate("added_us", added, 2), "off_us": round(off, 2), "on_us": round(on, 2),
         "pairs": int(sample.pairs.sum()), **_host(name, rows), **_tails(name, rows),

@@ -325,6 +325,19 @@ class TestSwitch:
             switch.step()
         assert counted.done == ["back"]
 
+    def test_hooks_that_cannot_be_taken_out_stay_and_the_steps_go_on(self, page, tmp_path, capsys):
+        class Failing(Counted):
+            def take_out(self):
+                raise RuntimeError("dictionary changed size during iteration")
+
+        failing = Failing()
+        switch = arms.Switch(tmp_path, failing)
+        switch.to(Arm.ABSENT)
+        for _ in range(arms.LAG + 3):
+            switch.step()
+        assert failing.done == ["back"]
+        assert "changed size" in capsys.readouterr().err
+
     def test_a_stock_process_has_no_page_and_nothing_happens(self, tmp_path):
         arms.Switch(None, Counted()).to(Arm.EVERY_STEP)
         arms.Switch(tmp_path / "nothing", Counted()).to(Arm.EVERY_STEP)

@@ -136,6 +136,20 @@ def test_a_qwen3_checkpoint_has_the_norms_of_its_attention(tmp_path):
     assert not any("expert" in name for name in index)
 
 
+def test_checkpoints_lie_in_memory_where_there_is_room_and_else_on_the_disk(monkeypatch):
+    assert served.weight_bytes(served.SHAPES["llama-7b"]) == pytest.approx(13.48e9, rel=0.01)
+    assert served.weight_bytes(served.SHAPES["qwen3-8b"]) == pytest.approx(16.38e9, rel=0.01)
+    free = {"/dev/shm": 100e9, "/tmp": 100e9}
+    monkeypatch.setattr(served.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=free[str(path)]))
+    shapes = ["llama-7b", "qwen3-8b"]
+    assert served.work_folder(shapes) == Path("/dev/shm/served")
+    free["/dev/shm"] = 31e9
+    assert served.work_folder(shapes) == Path("/tmp/served")
+    free["/tmp"] = 10e9
+    with pytest.raises(RuntimeError, match="no room for 30 GB"):
+        served.work_folder(shapes)
+
+
 def test_processes_that_speak_http_do_not_stand_still(monkeypatch):
     titles = {
         1: b"hypercorn\0--bind\0", 2: b"gunicorn: worker [app]\0", 3: b"lightllm::abc_0::api_server\0",

@@ -1,12 +1,19 @@
 """A server's operators beside CUPTI: on made-up traces and recordings, where every figure is known."""
 
+import json
+import time
+import types
+from pathlib import Path
+
 import comparison
 import numpy as np
 import pytest
 import served_accuracy
 from kernels import MARKER, Kernel, Mismatch
 from passes import GAP, PLAIN, PREFILL, TWIN
+from streams import Stream
 
+from lightllm_otel.export.recording import RecordingWriter
 from lightllm_otel.ring import layout
 from lightllm_otel.vocabulary import Mode, Operator, Phase
 
@@ -81,20 +88,24 @@ def ring_step(label, at, seconds, batch=8, operators=None, tokens=0):
 
 
 def intervals_of(entries, error=0.0, slower=0):
-    """What a plugin that is right says of a step: each operator from the end before to its own, in microseconds."""
-    found = {}
+    """What a plugin that is right says of a step: each operator from the end before to its own."""
+    found = {"gap": [4 * 500e-9], "other": [0.0]}
     kernels = line(entries, slower=slower)[1:]
     previous, last = None, None
     for kernel, (_, _, operator) in zip(kernels, entries):
-        name = {"tail": "sampling"}.get(operator, operator)
-        begin = kernel.start if operator == "embedding" else previous.end if previous else kernel.start - 500
+        begin = (
+            kernel.start
+            if operator == GAP or (operator != last and operator in ("embedding", "sampling"))
+            else previous.end
+        )
         seconds = (kernel.end - begin) * 1e-9
-        if name == last:
-            found[name][-1] += seconds
+        if operator in (GAP, "other", "tail"):
+            found["other"][0] += seconds
+        elif operator == last:
+            found[operator][-1] += seconds
         else:
-            found.setdefault(name, []).append(seconds + error * 1e-6)
-        previous, last = kernel, name
-    found[GAP].append(500e-9)  # before the embedding
+            found.setdefault(operator, []).append(seconds + error * 1e-6)
+        previous, last = kernel, operator
     return found
 
 
@@ -169,20 +180,26 @@ class TestSeen:
         assert found.seconds == pytest.approx((step[-1].end - step[0].end) * 1e-9)
         assert found.operators["attention"].seconds == pytest.approx(LAYERS * 60.5e-6)
         assert found.parts["residual"] == pytest.approx(2 * LAYERS * 2.5e-6)
-        assert found.parts["sampling"] == pytest.approx(31e-6)
-        assert found.parts["tail"] == pytest.approx(8e-6)  # scatter and the copy to the host
-        assert found.parts["gap"] == pytest.approx(6.5e-6)  # two kernels, and what is between them and the embedding
-        assert found.parts["other"] == 0
-        named = sum(time.seconds for name, time in found.operators.items() if name != GAP)
-        assert named + found.parts["sampling"] + found.parts["tail"] + found.parts["gap"] == pytest.approx(
-            found.seconds
-        )
+        assert found.parts["sampling"] == pytest.approx(30.5e-6)
+        assert found.parts["gap"] == pytest.approx(
+            4 * 0.5e-6
+        )  # around two kernels before the model, and before sampling
+        assert found.parts["other"] == pytest.approx(5e-6 + 8e-6)  # those two kernels; scatter and the copy to the host
+        named = sum(time.seconds for time in found.operators.values())
+        assert named + sum(found.parts[name] for name in ("sampling", "gap", "other")) == pytest.approx(found.seconds)
         busy = sum(microseconds for _, microseconds, _ in STEP) * 1e-6
         assert found.busy == pytest.approx(busy)
+
+    def test_unclaimed_work_inside_the_model_is_other_as_well(self):
+        entries = [*STEP[:7], ("mystery", 4, "other"), *STEP[7:]]
+        found = served_accuracy.seen_of(line(entries), owned(entries))
+        assert found.parts["other"] == pytest.approx(13e-6 + 4.5e-6)
+        assert found.operators["other"].seconds == pytest.approx(4.5e-6)
 
     def test_kernels_at_the_same_time_are_busy_once(self):
         kernels = [Kernel("a", 0, 10), Kernel("b", 5, 8), Kernel("c", 6, 14), Kernel("d", 20, 21)]
         assert served_accuracy.busy_seconds(kernels) == pytest.approx(15e-9)
+        assert served_accuracy.busy_seconds(kernels, 12, 20.5) == pytest.approx(2.5e-9)
 
     def test_an_instrumented_step_lies_beside_the_own_steps_around_it(self):
         labels = [PLAIN] * 8 + [TWIN, PLAIN, TWIN, TWIN, PLAIN, TWIN]
@@ -225,7 +242,7 @@ class TestComparison:
         assert operators["attention"]["calls"] == LAYERS
         assert operators["attention"]["cupti_us"] == pytest.approx(60.5)
         case = rows[-1]
-        for part in ("gap", "residual", "other", "sampling_and_tail"):
+        for part in ("gap", "residual", "other", "sampling", "gap_and_other"):
             assert case[f"{part}_error_points"] == pytest.approx(0, abs=1e-3)
         assert case["distortion_percent"] == pytest.approx(0, abs=1e-6)
         assert case["tokens_identical"]
@@ -287,3 +304,113 @@ class TestComparison:
         assert summary["max_residual_error_points"] > 0.1
         assert summary["problems"] == []
         assert summary["clock_check_max_us"] is None
+
+
+class FakeServer:
+    """A server that is right: what it computes is recorded, traced where it is asked for, and a random half instrumented."""
+
+    port = 1
+
+    def __init__(self, folder, broken_batch=0):
+        self.folder, self._random, self.asked = folder, np.random.default_rng(7), []
+        self._broken = broken_batch
+        self._writer = RecordingWriter(folder / "record", "group", 1 << 28)
+        self._writer.describe({0: {}})
+        self._noted, self._calls, self._trace, self._annotate, self._number = [], [], None, False, 0
+        self._time = 10**6
+
+    def watch(self, batch, cpu_time):
+        pass
+
+    def hold(self, arm):
+        self.asked.append(arm.name)
+
+    def ring(self):
+        return {"stamp_cost": 6e-7}
+
+    def ask(self, do, **given):
+        if do == "start_trace":
+            self._trace, self._noted = [Kernel(MARKER, 0, 1000, 0, DEFAULT)], []
+        elif do == "annotate" and given["on"]:
+            self._annotate, self._calls = True, []
+        elif do == "annotate":
+            self._annotate = False
+            return {"calls": self._calls}
+        elif do == "stop_trace":
+            events = [
+                {"cat": "kernel", "name": each.name, "ts": each.start / 1000, "dur": (each.end - each.start) / 1000,
+                 "args": {"correlation": at, "stream": each.stream}} for at, each in enumerate(self._trace)
+            ]  # fmt: skip
+            Path(given["path"]).write_text(json.dumps({"traceEvents": events}))
+            self._trace = None
+            return {"forwards": self._noted}
+        return {}
+
+    def together(self, port, requests):
+        batch, length = len(requests), len(requests[0].text)
+        self._forward([*HEAD, ("prefill_gemm", 100 + length, "ffn"), *STEP], batch, True, batch * length)
+        for _ in range(requests[0].tokens - 1):
+            self._forward(STEP, batch, False, batch)
+        return [Stream([], tuple(range(request.tokens))) for request in requests]
+
+    def _forward(self, entries, batch, prefill, tokens):
+        label = PREFILL if prefill else TWIN if self._random.random() < 0.5 and batch != self._broken else PLAIN
+        now = time.time() + 0.01 * self._number - 3600
+        kernels, calls = marked(entries)
+        made = line(kernels if self._annotate else entries, self._time)
+        seconds = (made[-1].end - made[0].end) * 1e-9
+        step, intervals = ring_step(
+            label, now, seconds, batch, intervals_of(entries) if label != PLAIN else None, tokens
+        )
+        step["magic"], step["intervals"], step["number"] = layout.STEP_MAGIC, len(intervals), self._number
+        cells = np.concatenate([np.array(step).reshape(1).view(np.uint8), intervals.view(np.uint8)])
+        self._writer.append(0, cells.reshape(-1, layout.CELL_BYTES))
+        self._number += 1
+        if self._trace is not None:
+            self._noted.append({"at": int(now * 1e9) - 20_000, "batch": batch, "context": 1, "prefill": prefill})
+            self._trace += made
+            self._calls += calls if self._annotate else []
+            self._time = made[-1].end + 10**6
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    def made(**changes):
+        server = FakeServer(tmp_path, **changes)
+        monkeypatch.setattr(served_accuracy, "together", server.together)
+        monkeypatch.setattr(served_accuracy, "WAIT_SECONDS", 0.0)
+        monkeypatch.setattr(served_accuracy, "time", types.SimpleNamespace(
+            time=lambda: time.time() + 0.01 * server._number - 3600 - 0.005, sleep=lambda seconds: None))  # fmt: skip
+        return server
+
+    return made
+
+
+AMOUNT = served_accuracy.Amount(
+    batches=(1, 8), steps=30, input_tokens=16, prefills=3, prefill_tokens=64, annotated_steps=3
+)
+
+
+class TestWhole:
+    def test_all_batches_of_a_server_that_is_right(self, fake):
+        server, rows = fake(), []
+        served_accuracy.measure(server, AMOUNT, {"shape": "tiny", "host": "main"}, rows.extend)
+        summary = comparison.summarise(rows)
+        assert summary["problems"] == []
+        assert set(summary["by_case"]) == {"tiny, batch 1", "tiny, batch 8"}
+        assert summary["median_error_us"] == pytest.approx(0, abs=1e-3)
+        assert summary["max_gap_error_points"] == pytest.approx(0, abs=1e-3)
+        assert summary["max_other_error_points"] == pytest.approx(0, abs=1e-3)
+        assert summary["eager"]["prefill eager"]["median_error_us"] == pytest.approx(0, abs=1e-3)
+        prefill = next(row for row in rows if row["mode"] == "prefill eager" and "operator" not in row)
+        assert (prefill["steps_compared"], prefill["tokens"]) == (3, 64)
+        assert all(case["tokens_identical"] for case in summary["by_case"].values())
+        assert server.asked == ["EVERY_SECOND", "DEFAULT"]
+
+    def test_a_batch_without_an_instrumented_graph_is_a_problem_and_the_others_count(self, fake):
+        server, rows = fake(broken_batch=1), []
+        served_accuracy.measure(server, AMOUNT, {"shape": "tiny", "host": "main"}, rows.extend)
+        summary = comparison.summarise(rows)
+        assert len(summary["problems"]) == 1
+        assert "no graph of this size" in summary["problems"][0]
+        assert set(summary["by_case"]) == {"tiny, batch 8"}

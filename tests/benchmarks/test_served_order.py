@@ -84,11 +84,12 @@ def test_steps_in_another_order_than_their_numbers_are_seen():
     assert not summary(served_order.compare(forwards(), steps))["nothing_is_shifted"]
 
 
-def test_what_is_later_belongs_to_the_last_that_is_earlier_and_to_one_only():
-    assert match([1.0, 1.01, 1.02], [1.001, 1.0101, 1.5]) == [(0, 0), (1, 1)]
-    assert match([1.0, 1.01], [1.001, 1.002, 1.011]) == [(1, 2)]
+def test_a_note_and_a_step_belong_together_if_each_is_the_others_nearest():
+    assert match([1.0, 1.01, 1.02], [1.001, 1.0099, 1.5]) == [(0, 0), (1, 1)]
+    assert match([1.0, 1.01], [1.0002, 1.001, 1.011]) == [(0, 0), (1, 2)]  # a step that nobody noted
+    assert match([1.0, 1.001, 1.01], [1.0009, 1.0101]) == [(1, 0), (2, 1)]  # a note without a step
     assert match([], [1.0]) == match([1.0], []) == []
-    assert match([1.0], [1.0 - 2e-7]) == [(0, 0)]  # what rounding may do
+    assert match([1.0], [1.5]) == []
 
 
 def test_recordings_of_two_exporters_are_one_after_the_other(tmp_path):

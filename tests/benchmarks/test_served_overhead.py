@@ -1,5 +1,9 @@
 """From a log of steps to what a setting costs: on made-up steps, where the cost is known."""
 
+import time
+import types
+from types import MappingProxyType
+
 import numpy as np
 import pairing
 import pytest
@@ -176,3 +180,76 @@ def test_cases_are_pairs_of_passes_and_never_compare_a_setting_with_itself():
         found = served_overhead.cases(1.0, reference)
         assert all(case.passes % 2 == 0 and case.arm != case.reference == reference for case in found)
         assert found[0].name == "default"
+
+
+class FakeServer:
+    """A model process whose steps take ``LOSS`` percent longer with a setting; ``broken``: passes that end too early."""
+
+    port = 1
+    kind = types.SimpleNamespace(name="fake", instrumented=True)
+    LOSS = MappingProxyType({Arm.DEFAULT: 0.2, Arm.EVERY_STEP: 3.0, Arm.UNSAMPLED: 0.1, Arm.STEPS: 0.1, Arm.OFF: 0.05})
+
+    def __init__(self, load, broken=()):
+        self._load, self._broken, self.passes, self.held = load, broken, [], []
+        self.log = types.SimpleNamespace(words=[0] * 64, rows=self._rows)
+        self._turns = (0, (Arm.ABSENT, Arm.ABSENT))
+
+    def watch(self, batch):
+        self._turns = (0, (Arm.DEFAULT, Arm.DEFAULT))
+
+    def alternate(self, batch, block, number, arms):
+        self._turns = number, arms
+
+    def hold(self, arm):
+        self.held.append(arm)
+
+    def ring(self):
+        return {"steps": 640 * len(self.passes), "sampled_steps": 10 * len(self.passes)}
+
+    def _rows(self, first):
+        number, arms = self._turns
+        self.passes.append((arms[1], number))
+        rows = log_of(self._load, number, arms, self.LOSS.get(arms[1], 0.0), seed=len(self.passes))
+        return rows[:50] if len(self.passes) in self._broken else rows
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    monkeypatch.setattr(served_overhead, "together", lambda port, requests: [Stream([], ())] * LOAD.batch)
+
+    def run(cases, seconds=600.0, **changes):
+        server, rows = FakeServer(LOAD, **changes), []
+        about = {"host": "main", "shape": "llama-7b"}
+        served_overhead.Measurement(server, LOAD, rows.extend, about).run(cases, time.monotonic() + seconds)
+        return server, rows, served_overhead.of_shape(rows)
+
+    return run
+
+
+class TestMeasurement:
+    def test_every_setting_is_found_at_its_cost(self, measured):
+        cases = served_overhead.cases(1.0, Arm.ABSENT)
+        server, _, found = measured(cases)
+        for case in cases:
+            name = "throughput_loss_percent_of_all_pairs"
+            assert found[case.name][name] == pytest.approx(FakeServer.LOSS[case.arm], abs=0.12)
+        assert sum(arm is Arm.DEFAULT for arm, _ in server.passes) == 12
+        assert found["default"]["steps_sampled"] / found["default"]["steps_recorded"] == pytest.approx(1 / 64)
+        assert server.held == [Arm.DEFAULT]
+
+    def test_settings_take_turns_and_each_ones_passes_go_abba(self, measured):
+        server, _, _ = measured(served_overhead.cases(1.0, Arm.ABSENT))
+        assert len({arm for arm, _ in server.passes[:10]}) >= 3
+        numbers = [number for arm, number in server.passes if arm is Arm.DEFAULT]
+        assert numbers == [0, 1, 2, 3] * 3
+
+    def test_time_that_is_up_leaves_what_was_measured(self, measured):
+        server, _, found = measured(served_overhead.cases(1.0, Arm.ABSENT), seconds=-1.0)
+        assert server.passes == []
+        assert found == {"incomplete": []}
+
+    def test_a_pass_that_cannot_be_compared_is_run_again_in_the_next_turn(self, measured):
+        cases = [served_overhead.Case("steps", Arm.STEPS, 4)]
+        _, _, found = measured(cases, broken=(2,))
+        assert "steps in a row" in found["incomplete"][0]
+        assert found["steps"]["pairs"] == 2 * 4 // 2 * LOAD.positions // 4 // 2

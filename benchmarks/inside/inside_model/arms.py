@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,15 @@ class Switch:
         """Call once for each step: the hooks are taken out when live control has been off for a while."""
         if self._steps_left >= 0:
             if self._steps_left == 0:
-                self.hooks.take_out()
+                self._take_out()
             self._steps_left -= 1
+
+    def _take_out(self) -> None:
+        try:
+            self.hooks.take_out()
+        except Exception:  # noqa: BLE001 - then this setting is OFF, and the log says that no hook was out
+            traceback.print_exc()
+            self.hooks.put_back()
 
     def _find_page(self) -> Any:
         if self._page is None and self._folder is not None:

@@ -137,7 +137,8 @@ class Recorder:
         switch = self._switch
         assert switch is not None
         switch.step()
-        words[Word.HOOKS] = switch.hooks.out
+        if switch.hooks.out > words[Word.HOOKS]:
+            words[Word.HOOKS] = switch.hooks.out
         block = words[Word.BLOCK]
         if not block:
             wanted = words[Word.HOLD]

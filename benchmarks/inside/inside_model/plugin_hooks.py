@@ -71,7 +71,8 @@ class PluginHooks:
                 yield module
         yield from self._roots() if self._roots is not None else []
         for thing in gc.get_objects():
-            of = thing if isinstance(thing, type) else type(thing)
+            # Not isinstance: it asks the object for its class, and some answer that with a warning.
+            of = thing if issubclass(type(thing), type) else type(thing)
             if _within(of.__dict__.get("__module__"), self._host) and hasattr(thing, "__dict__"):
                 yield thing
 

@@ -29,7 +29,7 @@ class Word(enum.IntEnum):
     HOLD = 6  # -1: what there is
     CPU = 7  # 1: the CPU time of the thread is taken
     NOW = 8  # the setting that was asked for last
-    HOOKS = 9  # hooks of the plugin that were taken out the last time
+    HOOKS = 9  # hooks of the plugin that were out at most
     PROBLEMS = 10
     PID = 11
     EPOCH = 12  # positions begin anew when it changes
