@@ -66,9 +66,19 @@ class Results:
         self._rows: dict[str, Rows] = {}
 
     def keep(self, kind: str, rows: Rows) -> None:
+        """Add rows, and write them as they are: the rest of a result takes longer than a pass should wait."""
         own = self._rows.setdefault(kind, [{"part": LIVE, "host": self._name, "kind": "about", **self._about}])
         own += [{"part": LIVE, "host": self._name, **row} for row in rows]
-        outcome.write(f"{kind}-{self._name.partition('@')[0]}", SUMMARIES[kind](own), own, self._folder)
+        text = json.dumps({**self._about, "command": "", "rows": own}, default=lambda value: value.item())
+        (self._folder / f"{self._file(kind)}.json").write_text(text)
+
+    def summarise(self) -> None:
+        """Write every file as a whole result."""
+        for kind, rows in self._rows.items():
+            outcome.write(self._file(kind), SUMMARIES[kind](rows), rows, self._folder)
+
+    def _file(self, kind: str) -> str:
+        return f"{kind}-{self._name.partition('@')[0]}"
 
     def problem(self, kind: str, part: str) -> None:
         """The exception that is being handled becomes a row."""
@@ -209,6 +219,8 @@ def overhead(arguments: argparse.Namespace, fleet: Fleet, results: Results, unti
             served_overhead.Measurement(server, load, keep, about).run(
                 cases, until(1 / (len(arguments.shapes) - number))
             )
+            short = dataclasses.replace(load, positions=4 * load.block)
+            results.keep("overhead", served_overhead.own_times(server, short, about))
             results.keep("overhead", [{"kind": "plugin", "server": server.kind.name, **about, **server.ring(),
                                        "memory": server.ask("memory")}])  # fmt: skip
         say(f"overhead of {shape}")
@@ -304,6 +316,7 @@ def run(arguments: argparse.Namespace, results: Results) -> None:
                     say(f"{name}: done")
                 except Exception:  # noqa: BLE001 - GPU time is dear: the other parts count
                     results.problem("overhead" if name == "turns" else name, name)
+                results.summarise()
             for server in fleet.all:
                 for problem in server.problems():
                     results.keep("problems", [{"kind": "problem", "shape": server.kind.shape, "problem": problem}])
@@ -359,6 +372,7 @@ def main() -> None:
         results.problem("any", "run")
         sys.exit(1)
     finally:
+        results.summarise()
         say("end")
 
 

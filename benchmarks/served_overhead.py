@@ -23,6 +23,7 @@ from streams import Request, Stream, together
 
 Rows = list[dict[str, Any]]
 Keep = Callable[[Rows], None]
+OWN_ARMS = (Arm.OFF, Arm.STEPS, Arm.UNSAMPLED, Arm.DEFAULT, Arm.EVERY_STEP)
 Turns = tuple[int, tuple[Arm, Arm]]  # number of the pass, and the reference and the other setting
 CLOCK_STEP_US = 50.0  # a thread's CPU time that moves by more says nothing of a step
 TAIL = 99
@@ -257,6 +258,34 @@ class Measurement:
         self._keep([{**row, **self._about} for row in rows])
 
 
+def own_times(server: ModelServer, load: Load, about: dict[str, Any]) -> Rows:
+    """What the plugin's own Python takes in a step, hook by hook, with each setting: a clock around and inside each hook."""
+    rows: Rows = []
+    for arm in OWN_ARMS:
+        server.hold(arm)
+        server.watch(load.batch, cpu_time=False)
+        server.ask("own_times", on=True)
+        first = server.log.words[Word.STEPS]
+        try:
+            together(server.port, load.requests())
+            steps = server.log.words[Word.STEPS] - first
+        finally:
+            found = server.ask("own_times", on=False)
+        rows.append({"kind": "own_time", "setting": arm.name.lower(), "steps": steps, **about, **found})
+    server.hold(Arm.DEFAULT)
+    return rows
+
+
+def own_us(row: dict[str, Any]) -> dict[str, float]:
+    """Microseconds of the plugin's own Python in a step: from the medians of each hook's calls, and from their means."""
+    return {
+        f"{name}_us": round(
+            sum(each["calls"] * each[f"{name}_us"] for each in row["hooks"].values()) / max(row["steps"], 1), 2
+        )
+        for name in ("median", "mean")
+    }
+
+
 def one_pass(server: ModelServer, load: Load, turns: Turns | None = None) -> Pass:
     """Run a pass and read it. Raises Incomplete."""
     first = server.log.words[0]
@@ -343,6 +372,9 @@ def of_shape(rows: Rows) -> dict[str, Any]:
             found.setdefault(row["kind"], {})[row["server"]] = {
                 name: value for name, value in row.items() if name not in ("kind", "server", "host", "shape", "part")
             }
+    own = {row["setting"]: own_us(row) for row in rows if row.get("kind") == "own_time"}
+    if own:
+        found["own_python"] = own
     found["incomplete"] = [row["why"] for row in rows if row.get("kind") == "incomplete"]
     return found
 

@@ -1,5 +1,6 @@
 """What the benchmarks put into a model process: it logs, switches and marks, and the host never notices."""
 
+import collections
 import functools
 import itertools
 import json
@@ -11,7 +12,7 @@ import types
 import numpy as np
 import pairing
 import pytest
-from inside_model import arms, hooks, markers, observer, spin
+from inside_model import arms, hooks, markers, observer, own_time, spin
 from inside_model.plugin_hooks import PluginHooks
 from inside_model.step_log import ROWS, StepLog
 from model_servers import Arm, Column, Word
@@ -38,7 +39,7 @@ class Backend:
 
         class OverlapEventPack:
             def wait_to_forward(self):
-                time.sleep(1e-3)
+                pass
 
             def notify_forward_and_wait_post_handle(self):
                 return "waited"
@@ -46,10 +47,29 @@ class Backend:
         return ModeBackend, OverlapEventPack
 
 
-def burn(seconds):
-    end = time.thread_time() + seconds
-    while time.thread_time() < end:
-        pass
+class Clock:
+    """A manual clock of each thread's CPU time, which is all the time that there is."""
+
+    def __init__(self):
+        self._spent = collections.defaultdict(int)
+
+    def burn(self, seconds):
+        self._spent[threading.get_ident()] += round(1e9 * seconds)
+
+    def now(self):
+        return self._spent[threading.get_ident()]
+
+
+CLOCK = Clock()
+burn = CLOCK.burn
+
+
+@pytest.fixture(autouse=True)
+def _manual_clock(monkeypatch):
+    monkeypatch.setattr(
+        hooks, "time", types.SimpleNamespace(thread_time_ns=CLOCK.now, perf_counter_ns=time.perf_counter_ns)
+    )
+    monkeypatch.setattr(own_time, "time", types.SimpleNamespace(perf_counter_ns=CLOCK.now))
 
 
 @pytest.fixture
@@ -145,10 +165,8 @@ class TestHooks:
             burn(1e-3)
         host.pack.wait_to_forward()
         rows = log.rows(1)
-        assert (rows[:, Column.SERIAL_CPU] >= 4e6).all()
-        assert (rows[:, Column.SERIAL_CPU] < 5.9e6).all()
-        assert (rows[:, Column.REST_CPU] >= 1e6).all()
-        assert (rows[:, Column.REST_CPU] < 3e6).all()
+        assert rows[:, Column.SERIAL_CPU].tolist() == [4_000_000] * 3
+        assert rows[:, Column.REST_CPU].tolist() == [1_000_000] * 3
 
     def test_threads_that_take_turns_have_their_own_times(self, host):
         step(host, 1)
@@ -171,8 +189,8 @@ class TestHooks:
             each.join()
         rows = log.rows(1)
         cheap, dear = (rows[rows[:, Column.BATCH] == batch][:, Column.SERIAL_CPU] for batch in (5, 6))
-        assert len(cheap) == len(dear) == 3
-        assert cheap.max() < 5e6 < 6e6 <= dear.min()
+        assert cheap.tolist() == [1_000_000] * 3
+        assert dear.tolist() == [6_000_000] * 3
 
     def test_a_log_that_cannot_be_written_is_given_up_and_the_server_goes_on(self, host, capsys):
         host.folder.joinpath("steps.log").mkdir()
@@ -204,6 +222,28 @@ def hooked(host):
     def hook(*args, **kwargs):
         return "plugin", host(*args, **kwargs)
     return hook
+"""
+
+
+SLOW_PLUGIN = """
+import functools
+
+def hooked(host):
+    measured = way(host)
+    @functools.wraps(host)
+    def hook(*args, **kwargs):
+        burn(1e-3)
+        return measured(*args, **kwargs)
+    return hook
+
+def way(host):
+    @functools.wraps(host)
+    def method(*args, **kwargs):
+        try:
+            return host(*args, **kwargs)
+        finally:
+            burn(1e-3)
+    return method
 """
 
 
@@ -269,6 +309,61 @@ class TestPluginHooks:
         assert plugged.hooks.out == 3
         plugged.hooks.put_back()
         assert type(plugged.model).forward is wrapped.__wrapped__
+
+
+class TestOwnTimes:
+    def test_a_hook_costs_what_it_takes_without_the_host(self, plugged):
+        def slow_host(model, value):
+            burn(4e-3)
+            return value
+
+        namespace = {"burn": burn}
+        exec(compile(SLOW_PLUGIN, "/site-packages/fake_otel/slow.py", "exec"), namespace)
+        model = type(plugged.model)
+        model.forward = namespace["hooked"](slow_host)
+        before = model.forward
+        own = own_time.OwnTimes(plugged.hooks)
+        own.install()
+        assert [plugged.model.forward(value) for value in range(5)] == list(range(5))
+        own.remove()
+        assert model.forward is before
+        found = own.take()["forward"]
+        assert found["calls"] == 5
+        assert found["median_us"] == found["mean_us"] == 2000  # before and after; the host's 4 ms are not ours
+        assert [plugged.model.forward(value) for value in range(2)] == [0, 1]
+        assert own.take()["forward"]["calls"] == 5
+
+    def test_a_hook_inside_another_ones_host_is_counted_once(self, plugged):
+        namespace = {"burn": burn}
+        exec(compile(SLOW_PLUGIN, "/site-packages/fake_otel/slow.py", "exec"), namespace)
+        module = plugged.module
+        module.sample = namespace["hooked"](lambda value: value)
+        type(plugged.model).forward = namespace["hooked"](lambda model, value: module.sample(value))
+        own = own_time.OwnTimes(plugged.hooks)
+        own.install()
+        plugged.model.forward(1)
+        own.remove()
+        assert [own.take()[name]["median_us"] for name in ("forward", "sample")] == [2000, 2000]
+
+    def test_a_function_that_is_copied_by_name_is_looked_at_in_each_place(self, plugged):
+        plugged.module.copied = plugged.module.sample
+        own = own_time.OwnTimes(plugged.hooks)
+        own.install()
+        assert plugged.module.copied(1) == plugged.module.sample(1) == ("plugin", 1)
+        own.remove()
+        assert own.take()["sample"]["calls"] + own.take().get("copied", {"calls": 0})["calls"] == 2
+
+    def test_an_exception_of_the_host_passes_and_bound_methods_are_named(self, plugged):
+        namespace = {}
+        exec(compile(PLUGIN, "/site-packages/fake_otel/hooks.py", "exec"), namespace)
+        plugged.module.sample = namespace["hooked"](lambda value: 1 / value)
+        own = own_time.OwnTimes(plugged.hooks)
+        own.install()
+        with pytest.raises(ZeroDivisionError):
+            plugged.module.sample(0)
+        own.remove()
+        assert own.take()["sample"]["calls"] == 1
+        assert "bound" in own.missed
 
 
 class Counted(PluginHooks):

@@ -265,6 +265,8 @@ def cells(host, off=7000.0, on=7007.0):
 def test_every_row_has_its_host_and_what_was_measured_is_written_at_once(tmp_path):
     results = served.Results("main@87881ae7c", tmp_path)
     results.keep("overhead", [{"kind": "start", "shape": "llama-7b", "server": "x", "seconds": 60.0}])
+    assert len(json.loads((tmp_path / "overhead-main.json").read_text())["rows"]) == 2
+    results.summarise()
     content = json.loads((tmp_path / "overhead-main.json").read_text())
     assert {row["host"] for row in content["rows"]} == {"main@87881ae7c"}
     assert content["rows"][0]["kind"] == "about"

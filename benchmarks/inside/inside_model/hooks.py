@@ -94,9 +94,9 @@ class Recorder:
             thread, log = self._thread, self._log
             if log is None or not log.words[Word.CPU]:
                 return host(*args, **kwargs)
-            row, behind = getattr(thread, "row", -1), getattr(thread, "behind", 0)
-            if row >= 0 and behind:
-                log.cells[row + Column.REST_CPU] = time.thread_time_ns() - behind
+            row = getattr(thread, "row", -1)
+            if row >= 0:
+                log.cells[row + Column.REST_CPU] = time.thread_time_ns() - thread.behind
                 thread.row = -1
             result = host(*args, **kwargs)
             thread.turn, thread.waited, thread.serial = time.thread_time_ns(), 0, 0
@@ -108,8 +108,8 @@ class Recorder:
         def notify_forward_and_wait_post_handle(*args: Any, **kwargs: Any) -> Any:
             thread, log = self._thread, self._log
             if log is not None and log.words[Word.CPU]:
-                turn = getattr(thread, "turn", 0)
-                thread.serial = time.thread_time_ns() - turn - getattr(thread, "waited", 0) if turn else 0
+                turn = getattr(thread, "turn", None)  # None: the log began in the middle of this turn
+                thread.serial = 0 if turn is None else time.thread_time_ns() - turn - getattr(thread, "waited", 0)
             return host(*args, **kwargs)
 
         return notify_forward_and_wait_post_handle
@@ -130,7 +130,8 @@ class Recorder:
         if words[Word.CPU]:
             thread = self._thread
             log.cells[row + Column.SERIAL_CPU] = getattr(thread, "serial", 0)
-            thread.row, thread.behind = row, time.thread_time_ns()
+            thread.behind = time.thread_time_ns()
+            thread.row = row
         self._follow(words)
 
     def _follow(self, words: Any) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from inside_model.markers import Annotations, ForwardMarkers
+from inside_model.own_time import OwnTimes
 from inside_model.spin import Spins
 
 ASK, ANSWER = "ask.json", "answer.json"
@@ -30,6 +31,7 @@ class Observer(threading.Thread):
         self._markers = ForwardMarkers(backend.model)
         self._annotations = Annotations(backend)
         self._spins = Spins(backend.model)
+        self._own_times = OwnTimes()
         self._answered = 0
 
     def run(self) -> None:
@@ -92,6 +94,14 @@ class Observer(threading.Thread):
             return {}
         self._spins.remove()
         return {"forwards": self._spins.take()}
+
+    def do_own_times(self, on: bool) -> dict[str, Any]:
+        """What the plugin's hooks take by themselves. Returns it by hook, and the hooks that cannot be looked at."""
+        if on:
+            self._own_times.install()
+            return {}
+        self._own_times.remove()
+        return {"hooks": self._own_times.take(), "missed": self._own_times.missed}
 
     def do_memory(self) -> dict[str, Any]:
         """MiB of the GPU that torch has reserved, and that are used by all processes."""

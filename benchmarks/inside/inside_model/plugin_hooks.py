@@ -78,10 +78,10 @@ class PluginHooks:
 
     def _behind(self, value: Any) -> Any:
         """Return the host's function behind a hook, or ``_MISSING`` if the value is no hook."""
-        if not callable(value) or not self._is_ours(value):
+        if not callable(value) or not self.is_ours(value):
             return _MISSING
         inner = value
-        while self._is_ours(inner):
+        while self.is_ours(inner):
             inner = getattr(inner, "__wrapped__", _MISSING)
         if inner is _MISSING:
             return _MISSING
@@ -91,7 +91,8 @@ class PluginHooks:
             return type(value)(inner)
         return inner
 
-    def _is_ours(self, value: Any) -> bool:
+    def is_ours(self, value: Any) -> bool:
+        """Whether the code of a function is the package's."""
         function = getattr(value, "_self_wrapper", value)  # wrapt's
         function = getattr(function, "__func__", function)
         code = getattr(function, "__code__", None)
