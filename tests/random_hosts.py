@@ -328,7 +328,7 @@ OPTIONS = {
     2025: ({}, {"tp": 2}, {"tp": 2, "custom": True}, {"tp": 2, "tpsp": True}),
     2026: ({}, {"tp": 2, "custom": True}, {"tp": 2, "tpsp": True}, {"mtp": 1}, {"mtp": 2, "eagle": True}, {"mixed": True},
            {"linear": True, "tp": 2}, {"prefill_graphs": True}, {"dp": 2, "others": (0, 1)},
-           {"dp": 2, "microbatches": True, "tp": 2}, {"saver": True}),
+           {"dp": 2, "microbatches": True, "tp": 2}, {"saver": True}, {"asynchronous": True}),
 }  # fmt: skip
 
 # Every change once --------------------------------------------------------------------------------------------------------

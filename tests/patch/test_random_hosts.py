@@ -41,6 +41,13 @@ def test_the_host_of_2026_is_as_it_is_without_us(options, graphs):
     compare(Variant(2026, options=tuple({**options, "graphs": graphs}.items()), steps=random_hosts.STEPS[2026]))
 
 
+@pytest.mark.parametrize("graphs", [False, True])
+def test_infer_threads_that_run_freely_answer_as_without_us(graphs):
+    variant = Variant(2026, options=(("free", True), ("graphs", graphs)), steps=((5, 6, 0),))
+    alone, together = outcome(variant), with_us(variant)
+    assert (alone.start, alone.answers) == (together.start, together.answers)
+
+
 @pytest.mark.parametrize("broken_after", [-1, 0])
 def test_the_http_process_of_2026_is_as_it_is_without_us(broken_after):
     compare(Variant("http", steps=random_hosts.STEPS["http"], broken_after=broken_after))
