@@ -40,6 +40,7 @@ def asking(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Ho
     To ask, the ranks talk to each other and the host loads caches: that is work of the GPU outside of steps.
     """
     last = -1
+    measure = session.guard(Stage.MEASURE)
     caught = functools.partial(session.guard.caught, Stage.MEASURE)
     clock = time.perf_counter
 
@@ -64,7 +65,8 @@ def asking(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Ho
         try:
             return host(*args, **kwargs)
         finally:
-            timer.scheduled(clock() - began)
+            with measure:
+                timer.scheduled(clock() - began)
 
     return _try_read_new_reqs
 
