@@ -17,7 +17,7 @@ NARROW = 0.05  # shares below this have no room for a name in the bar
 COLOURS = {
     "ffn": "#b3541e", "attention": "#1f5f9e", "qkv_proj": "#2e7d4f", "o_proj": "#6a4c93", "lm_head": "#8a6d0b",
     "residual": "#4d5b66", "attn_norm": "#9c2c50", "ffn_norm": "#c2185b", "kv_write": "#00727a", "embedding": "#5d4037",
-    "sampling": "#3f51b5", "all_reduce": "#d32f2f", "gap": "#b9bec4",
+    "sampling": "#3f51b5", "all_reduce": "#d32f2f", "other": "#7a6a58", "gap": "#b9bec4",
 }  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def link_of(gpu: Gpu, ranks: int, kind: str | None = None) -> Link | None:
 def traffic(operator: str, payload: float, ranks: int) -> float:
     """Bytes that each rank sends (and receives) in a ring, of a collective with this payload.
 
-    all_reduce: 2(t-1)/t of the payload, all_gather and reduce_scatter: (t-1)/t, where the payload is all of the data
+    all_reduce: 2(t-1)/t of the payload; all_gather, reduce_scatter and all_to_all: (t-1)/t, where the payload is all of the data
     (nccl-tests, doc/PERFORMANCE.md: the factors of bus bandwidth).
     """
     factor = 2 if operator == "all_reduce" else 1
