@@ -29,7 +29,7 @@ from pairing import Schedule
 from plugin_cost import Keep, Rows, Sizes, passes, rows_of, stock_tokens
 from workers import build, checkpoint_of, environment, say, stay_on_one_core
 
-from lightllm_otel.patch import slots
+from lightllm_otel.patch.layers import layers_of
 from lightllm_otel.patch.ledger import Ledger
 
 PROFILER_BLOCK, PROFILER_DROPPED = 64, 4
@@ -48,13 +48,9 @@ class EventPairs:
         self._earlier: list[Events] = []
         self._spare: list[tuple[Any, Any]] = []
         self._ledger = Ledger()
-        places = [(model.pre_infer, slots.PRE_SLOTS), (model.post_infer, slots.POST_SLOTS)]
-        places += [(layer, slots.LAYER_SLOTS) for layer in model.layers_infer]
-        for owner, table in places:
-            for slot in table:
-                for name in slot.names:
-                    if callable(getattr(owner, name, None)):
-                        self._ledger.replace(owner, name, self._around(slot.operator.value))
+        for layer in list(layers_of(model)):
+            for place in layer.places.values():
+                self._ledger.replace(place.owner, place.name, self._around(place.slot.operator.value))
         self._ledger.replace(generic_post_process, "sample", self._sampling)
         self._ledger.suspend()
 

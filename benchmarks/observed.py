@@ -16,7 +16,7 @@ from kernels import ANNOTATION, Mismatch, attributed, kernels_in, launched, read
 from passes import DROPPED_STEPS, EAGER, GAP, PLAIN, PREFILL, SAMPLING, TWIN, Step
 
 from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import Level, Operator
+from lightllm_otel.vocabulary import Level
 
 INPUT_TOKENS = 256
 PREFILLS = 2
@@ -170,7 +170,7 @@ def annotations(model: Any) -> Iterator[None]:
     import torch
     from lightllm.server.router.model_infer.mode_backend import generic_post_process
 
-    from lightllm_otel.patch import slots
+    from lightllm_otel.patch.layers import layers_of
     from lightllm_otel.patch.ledger import Ledger
 
     def wrap(operator: str, lead: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -184,16 +184,11 @@ def annotations(model: Any) -> Iterator[None]:
         return around
 
     ledger = Ledger()
-    places = [(model.pre_infer, -1, slots.PRE_SLOTS), (model.post_infer, -1, slots.POST_SLOTS)]
-    places += [(layer, number, slots.LAYER_SLOTS) for number, layer in enumerate(model.layers_infer)]
-    for owner, layer, table in places:
-        for slot in table:
-            # Before the first layer there is no residual.
-            first = layer == 0 and slot.operator is Operator.ATTN_NORM
-            lead = GAP if first else slot.leads.value if slot.leads is not None else ""
-            for name in slot.names:
-                if callable(getattr(owner, name, None)):
-                    ledger.replace(owner, name, wrap(slot.operator.value, lead))
+    for layer in list(layers_of(model)):
+        for place in layer.places.values():
+            ledger.replace(
+                place.owner, place.name, wrap(place.slot.operator.value, place.lead.value if place.lead else "")
+            )
     ledger.replace(generic_post_process, "sample", wrap(SAMPLING, GAP))
     try:
         yield

@@ -36,15 +36,11 @@ def timed(host, operator):
 
 
 def wrap_layers(model):
-    from lightllm_otel.patch.slots import LAYER_SLOTS, POST_SLOTS, PRE_SLOTS
+    from lightllm_otel.patch.layers import layers_of
 
-    owners = [(model.pre_infer, PRE_SLOTS), (model.post_infer, POST_SLOTS)]
-    owners += [(layer, LAYER_SLOTS) for layer in model.layers_infer]
-    for owner, slots in owners:
-        for slot in slots:
-            for name in slot.names:
-                if hasattr(owner, name):
-                    setattr(owner, name, timed(getattr(owner, name), slot.operator.value))
+    for layer in list(layers_of(model)):
+        for place in layer.places.values():
+            setattr(place.owner, place.name, timed(getattr(place.owner, place.name), place.slot.operator.value))
 
 
 def write_totals():
