@@ -159,7 +159,8 @@ def replaceable(owner: Any, name: str) -> bool:
         return isinstance(inspect.getattr_static(owner, name, None), FunctionType)
     if not isinstance(owner, ModuleType):
         of_class = inspect.getattr_static(type(owner), name, None)  # a property, or a member of __slots__
-        if hasattr(type(of_class), "__set__") or "__setattr__" in _names(type(owner)):
+        setting = inspect.getattr_static(type(owner), "__setattr__")
+        if hasattr(type(of_class), "__set__") or isinstance(setting, FunctionType):
             return False
     return attribute_of(owner, "__dict__") is not None and callable(attribute_of(owner, name))
 
@@ -170,8 +171,3 @@ def attribute_of(owner: Any, name: str) -> Any:
         return getattr(owner, name, None)
     except Exception:  # noqa: BLE001 - whatever it is, there is nothing for us
         return None
-
-
-def _names(owner: type) -> set[str]:
-    """What the class and its bases define, ``object`` aside."""
-    return {name for each in owner.__mro__ if each is not object for name in vars(each)}

@@ -334,6 +334,12 @@ class TestObjectsThatAreNotLikeOthers:
         assert found["ffn"] == operators.MISSING
         assert not any(guard.errors)
 
+    def test_an_object_without_a_class_of_its_own_is_wrapped(self, install):
+        layer = types.SimpleNamespace(_ffn=lambda *args: args)
+        found, _ = install(model_of(layer))
+        assert found["ffn"] == operators.INSTALLED
+        assert layer._ffn(1, 2) == (1, 2)
+
     def test_an_object_that_answers_to_every_name_keeps_its_answers(self, install):
         class Anything:
             def __getattr__(self, name):
