@@ -65,7 +65,7 @@ class TorchGraphs:
         import torch
 
         torch.cuda.synchronize()
-        return [tensor.detach().cpu() for tensor in tensors_in(outputs)]
+        return [tensor.detach().to("cpu", copy=True) for tensor in tensors_in(outputs)]
 
     def same(self, left: Any, right: Any) -> bool:
         import torch

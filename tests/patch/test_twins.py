@@ -484,7 +484,7 @@ def test_a_batch_size_that_cannot_be_tried_on_other_inputs_is_left_out_and_the_o
 
 
 def test_other_inputs_stay_within_what_the_host_is_made_for(serve):
-    host, _, rpc = serve(kvargs="graphs")
+    _, _, rpc = serve(kvargs="graphs")
     given, model = ModelInput(4, 8, False), rpc.model
     made = twins.other_inputs(given, model.graph, model)
     assert made.b_req_idx.value == (0, 1, 2, 3)
