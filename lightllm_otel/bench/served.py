@@ -16,8 +16,7 @@ from lightllm_otel.analyze.runs import load
 from lightllm_otel.bench.manifest import Outcome, Plan
 from lightllm_otel.bench.tap import Tap
 from lightllm_otel.export.control import ask
-from lightllm_otel.ring.folder import RING_PATTERN
-from lightllm_otel.ring.reader import RingReader
+from lightllm_otel.ring.reader import RingReader, rings_in
 from lightllm_otel.vocabulary import Level, Phase
 
 ANSWER_SECONDS = 3600.0
@@ -77,7 +76,7 @@ def sampling(folder: Path, every: int | None) -> Iterator[None]:
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    header = RingReader(sorted(folder.glob(RING_PATTERN))[0]).header
+    header = RingReader(rings_in(folder)[0][0][1]).header
     return {"level": Level.of(int(header["level"])).value, "every": max(int(header["sample_every"]), 1)}
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from lightllm_otel.export.recording import RecordingWriter
 from lightllm_otel.ring import layout
-from lightllm_otel.ring.folder import RING_PATTERN, is_locked, rank_of
-from lightllm_otel.ring.reader import RingReader
+from lightllm_otel.ring.folder import is_locked
+from lightllm_otel.ring.reader import RingReader, rings_in
 
 POLL_SECONDS = 0.1
 QUIET_SECONDS = 1.5  # the model process hands over what it has at least once a second
@@ -29,10 +29,10 @@ class Tap:
     """From its making on. ``sampled``: sampled steps of the lowest rank so far."""
 
     def __init__(self, folder: Path, out: Path) -> None:
-        paths = sorted((path for path in folder.glob(RING_PATTERN) if is_locked(path)), key=rank_of)
-        if not paths:
+        rings = [(rank, path) for rank, path in rings_in(folder)[0] if is_locked(path)]
+        if not rings:
             raise NoRing(f"no rank of {folder.name} is running here; start the server and send it a request")
-        self._readers = {rank_of(path): RingReader(path) for path in paths}
+        self._readers = {rank: RingReader(path) for rank, path in rings}
         self._writer = RecordingWriter(out, folder.name, MOST_BYTES)
         self.path = self._writer.path
         self.steps = self.sampled = self.lost = 0

@@ -7,22 +7,29 @@ is learned.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
 from lightllm_otel.aggregate.expectation import Bucket, Expectation, Plane, described, understood
+from lightllm_otel.aggregate.parts import Parts
+from lightllm_otel.export.aside import Aside
 from lightllm_otel.guard import log
 from lightllm_otel.ring import private
+from lightllm_otel.vocabulary import ExporterStage
 
 MOST_BYTES = 64 << 20
 FORMAT, VERSION = "lightllm-otel expectation", 1
 RUN_FORMAT = "lightllm-otel baseline"  # of a file that has one of these as its ``expectation``, or null
 SAVE_SECONDS = 10.0
+PATIENCE_SECONDS = 2.0
+MOST_CHARACTERS = 200
 # What makes times another matter; versions are what a baseline is there to be compared over.
 SAME_KIND = ("model", "config", "dtype", "gpu_name", "tp", "dp", "link")
 # A server with another of these is another kind of server, and learns an expectation of its own.
@@ -47,10 +54,10 @@ def content(key: Mapping[str, Any], planes: Mapping[Bucket, list[Plane]]) -> dic
     return {"format": FORMAT, "version": VERSION, "key": dict(key), "buckets": described(planes)}
 
 
-def write(path: Path, key: Mapping[str, Any], planes: Mapping[Bucket, list[Plane]]) -> None:
-    """Whole or not at all. The folder may be one that several users share. Raises OSError."""
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all. The folder may be one that several users share. Raises OSError."""
     private.make_parents(path)
-    private.write(path, json.dumps(content(key, planes)).encode() + b"\n", mode=0o644, foreign_folder=True)
+    private.write(path, text.encode(), mode=0o644, foreign_folder=True)
 
 
 def read(path: Path, given: bool = True) -> tuple[dict[Bucket, list[Plane]], dict[str, Any]]:
@@ -76,10 +83,17 @@ def read(path: Path, given: bool = True) -> tuple[dict[Bucket, list[Plane]], dic
         return understood(found["buckets"]), dict(found["key"])
     except OSError as error:
         raise BadBaseline(f"{path} cannot be read ({error.strerror})") from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    # A file may hold anything: 1e999, [[[[… and integers of 400 digits are the last three.
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         if isinstance(error, BadBaseline):
             raise
-        raise BadBaseline(f"{path} is damaged ({error!r}); remove it, or use another one") from error
+        raise BadBaseline(f"{path} is damaged ({shortened(error)}); remove it, or use another one") from error
+
+
+def shortened(error: Exception) -> str:
+    """Return what went wrong, without the whole of what was read."""
+    said = repr(error)
+    return said if len(said) <= MOST_CHARACTERS else f"{said[:MOST_CHARACTERS]}…"
 
 
 def _own(path: Path) -> bytes:
@@ -91,33 +105,61 @@ class Baseline:
     """Begins an expectation when it is known what kind of server this is, and saves what it learns.
 
     ``pinned``: a file that is compared with as it is. ``folder``: where learned ones lie; None keeps them in memory only.
-    What cannot be read or written is one line in the log.
+    What cannot be read or written is counted in ``parts``, and one line in the log. With ``aside`` files are read and written
+    there, and a folder that hangs keeps nobody waiting for longer than :data:`PATIENCE_SECONDS`.
     """
 
-    def __init__(self, expectation: Expectation, folder: Optional[Path], pinned: Optional[Path]) -> None:
+    def __init__(
+        self,
+        expectation: Expectation,
+        folder: Optional[Path],
+        pinned: Optional[Path],
+        parts: Optional[Parts] = None,
+        aside: Optional[Aside] = None,
+    ) -> None:
+        self._parts = parts or Parts()
+        self._aside = aside
         self._expectation = expectation
         self._folder = folder
         self._pinned = pinned
         self._key: dict[str, Any] = {}
+        self._planes: Optional[dict[Bucket, list[Plane]]] = None
         self._next_save = 0.0
 
     def begin(self, facts: Mapping[str, Any], link: str) -> None:
-        """All ranks of the group that can be seen here have said what they are."""
+        """Begin, as soon as the file has been read: all ranks that can be seen here have said what they are."""
         if self._expectation.begun:
             return
-        self._key = key_of(facts, link)
+        if not self._key:
+            self._key = key_of(facts, link)
+            self._do(self._read)
+            if self._aside is not None and not self._aside.wait(PATIENCE_SECONDS):
+                self._parts.failed(
+                    ExporterStage.BASELINE, "waiting",
+                    f"{self._pinned or self._path} is not read after {PATIENCE_SECONDS:g} s; nothing is compared before it is",
+                )  # fmt: skip
+        if self._planes is not None:
+            self._expectation.begin(self._planes, learns=self._pinned is None, ranks=int(facts.get("tp", 1)))
+
+    def _read(self) -> None:
         planes: dict[Bucket, list[Plane]] = {}
         path = self._pinned or self._path
-        if path is not None and (self._pinned is not None or path.exists()):
-            try:
-                planes, of = read(path, given=self._pinned is not None)
-                self._warn_of_another_kind(of)
-            except BadBaseline as problem:
-                log.error(
-                    "%s: %s", problem, "nothing is compared" if self._pinned else "it is learned anew, in memory only"
-                )
-                self._folder = None
-        self._expectation.begin(planes, learns=self._pinned is None, ranks=int(facts.get("tp", 1)))
+        with self._parts(ExporterStage.BASELINE, "reading"):
+            if path is not None and (self._pinned is not None or path.exists()):
+                try:
+                    planes, of = read(path, given=self._pinned is not None)
+                    self._warn_of_another_kind(of)
+                except BadBaseline as problem:
+                    instead = "nothing is compared" if self._pinned else "it is learned anew, in memory only"
+                    self._parts.failed(ExporterStage.BASELINE, "reading", f"{problem}: {instead}")
+                    self._folder = None
+        self._planes = planes
+
+    def _do(self, work: Callable[[], None]) -> None:
+        if self._aside is not None:
+            self._aside.offer(work)
+        else:
+            work()
 
     def _warn_of_another_kind(self, of: Mapping[str, Any]) -> None:
         """Of a pinned file only: the others' names are made from the same key."""
@@ -130,18 +172,34 @@ class Baseline:
             )  # fmt: skip
 
     def save(self, now: float) -> None:
-        """What was learned since the last time, if that is some seconds ago."""
-        if not self._expectation.changed or now < self._next_save:
+        """Write what was learned since the last time, if that is some seconds ago."""
+        if not self._expectation.changed or now < self._next_save or (self._aside is not None and self._aside.busy):
             return
+        path = self._path
+        if path is not None:
+            text = json.dumps(content(self._key, self._expectation.planes)) + "\n"
+            self._do(functools.partial(self._write, path, text))
         self._expectation.changed, self._next_save = False, now + SAVE_SECONDS
-        if self._path is None:
-            return
-        try:
-            write(self._path, self._key, self._expectation.planes)
-        except OSError as error:
-            log.error("%s cannot be written (%s): what operators should take is kept in memory only. "
-                      "Set LIGHTLLM_OTEL_STATE to a folder that can", self._path, error.strerror)  # fmt: skip
-            self._folder = None
+
+    def close(self) -> None:
+        """Write the rest."""
+        if self._aside is not None:
+            self._aside.wait(PATIENCE_SECONDS)
+        self.save(math.inf)
+        if self._aside is not None:
+            self._aside.wait(PATIENCE_SECONDS)
+
+    def _write(self, path: Path, text: str) -> None:
+        with self._parts(ExporterStage.BASELINE, "writing"):
+            try:
+                write(path, text)
+            except OSError as error:
+                self._parts.failed(
+                    ExporterStage.BASELINE, "writing",
+                    f"{path} cannot be written ({error.strerror}): what operators should take is kept in memory only. "
+                    "Set LIGHTLLM_OTEL_STATE to a folder that can",
+                )  # fmt: skip
+                self._folder = None
 
     @property
     def _path(self) -> Optional[Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 import struct
@@ -18,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from lightllm_otel.aggregate.group import Group
+from lightllm_otel.aggregate.parts import Parts
 from lightllm_otel.guard import log
 from lightllm_otel.ring import control, private
 from lightllm_otel.ring.folder import is_locked, ring_path
-from lightllm_otel.vocabulary import Level
+from lightllm_otel.vocabulary import ExporterStage, Level
 
 SOCKET = "control.sock"
 PATIENCE_SECONDS = 3.0
+RETRY_SECONDS = 1.0
 _POLL_SECONDS = 0.05
 _MOST_BYTES = 4096
 
@@ -121,8 +124,10 @@ def _every(given: Any, now: int) -> int:
 class ControlServer:
     """Listens on the socket, in a thread of the exporter. Whoever is not the owner is turned away by the kernel's word."""
 
-    def __init__(self, folder: Path, controller: Controller) -> None:
+    def __init__(self, folder: Path, controller: Controller, parts: Parts | None = None) -> None:
         self._controller = controller
+        self._parts = parts or Parts()
+        self._closed = False
         self._folder = private.open_folder(folder)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(SOCKET, dir_fd=self._folder)
@@ -136,9 +141,16 @@ class ControlServer:
         while True:
             try:
                 connection, _ = self._socket.accept()
-            except OSError:
-                return  # closed
-            with connection:
+            except OSError as error:
+                if self._closed:
+                    return
+                self._parts.failed(
+                    ExporterStage.CONTROL, "accept",
+                    f"live control cannot take a connection ({error}); it tries again, and everything else goes on",
+                )  # fmt: skip
+                time.sleep(RETRY_SECONDS)
+                continue
+            with connection, self._parts(ExporterStage.CONTROL, "answer"):
                 try:
                     connection.settimeout(PATIENCE_SECONDS)
                     connection.sendall(json.dumps(self._answer(connection)).encode() + b"\n")
@@ -158,6 +170,7 @@ class ControlServer:
             return {"ok": False, "text": str(problem) or type(problem).__name__}
 
     def close(self) -> None:
+        self._closed = True
         self._socket.close()
         with contextlib.suppress(OSError):
             os.unlink(SOCKET, dir_fd=self._folder)
@@ -175,9 +188,12 @@ def short_path(folder: int) -> str:
 
 
 def receive(connection: socket.socket) -> bytes:
-    """Up to the end of a line."""
+    """Up to the end of a line. Raises OSError when all of it takes longer than the time-out of the connection."""
     received = b""
+    deadline = time.monotonic() + (connection.gettimeout() or math.inf)
     while not received.endswith(b"\n") and len(received) < _MOST_BYTES:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the line has no end")
         part = connection.recv(_MOST_BYTES)
         if not part:
             break

@@ -19,10 +19,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
+from lightllm_otel.aggregate.parts import Parts
 from lightllm_otel.export.server import MetricsServer
-from lightllm_otel.guard import log
 from lightllm_otel.ring import private
 from lightllm_otel.ring.folder import LOCK_NAME, groups, hold, is_held, is_locked
+from lightllm_otel.vocabulary import ExporterStage
 
 ADDRESS = "exporter.json"
 PREFIX, SUFFIX = "lightllm-otel-targets.", ".json"
@@ -39,10 +40,17 @@ def pattern(folder: Path) -> str:
 class Announcement:
     """Both files of one exporter. ``targets``: the folder of those for Prometheus; None for none. Nothing here raises.
 
-    ``now``: monotonic seconds.
+    ``now``: monotonic seconds. What cannot be written is counted in ``parts``.
     """
 
-    def __init__(self, folder: Path, targets: Optional[Path], now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        targets: Optional[Path],
+        now: Callable[[], float] = time.monotonic,
+        parts: Optional[Parts] = None,
+    ) -> None:
+        self._parts = parts or Parts()
         self._folder = folder
         self._targets = targets
         self._now = now
@@ -62,10 +70,11 @@ class Announcement:
         self._next = now + KEEP_SECONDS
         changed = said != self._said
         failed = [*filter(None, (self._keep_address(said[0], changed), self._publish(said[1], changed)))]
-        if failed and not self._failed:
-            log.error(
-                "%s. The exporter serves http://%s/metrics all the same; it is tried again every %.0f s",
-                "; ".join(failed), said[0], KEEP_SECONDS,
+        if failed:
+            self._parts.failed(
+                ExporterStage.DISCOVERY, "files",
+                f"{'; '.join(failed)}. The exporter serves http://{said[0]}/metrics all the same; "
+                f"it is tried again every {KEEP_SECONDS:.0f} s",
             )  # fmt: skip
         self._failed = bool(failed)
         self._said = self._said if failed else said

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import math
 import os
 import signal
 import socket
@@ -19,12 +17,15 @@ from prometheus_client import CollectorRegistry
 
 from lightllm_otel import __version__
 from lightllm_otel.aggregate.group import Group
+from lightllm_otel.aggregate.parts import Parts
 from lightllm_otel.export import discovery, nvml
+from lightllm_otel.export.aside import Aside
 from lightllm_otel.export.baseline import Baseline
 from lightllm_otel.export.control import Controller, ControlServer
 from lightllm_otel.export.hardware import Hardware, State
-from lightllm_otel.export.link import GroupLink, link
+from lightllm_otel.export.link import GroupLink
 from lightllm_otel.export.live import Live
+from lightllm_otel.export.nvml_thread import NvmlThread
 from lightllm_otel.export.outbound import NoSuchExporter, load
 from lightllm_otel.export.prometheus import GroupCollector
 from lightllm_otel.export.recording import RecordingWriter
@@ -34,20 +35,19 @@ from lightllm_otel.guard import log, log_to_stderr
 from lightllm_otel.ring import notes, private
 from lightllm_otel.ring.folder import (
     LOCK_NAME,
+    NO_DESCRIPTOR,
     PROCESS_NAME,
-    RING_PATTERN,
     FileLock,
     group_folder,
     is_locked,
-    rank_of,
     remove_if_dead,
     sweep,
 )
 from lightllm_otel.ring.notes import NotesReader
-from lightllm_otel.ring.reader import RingReader
+from lightllm_otel.ring.reader import RingReader, rings_in
 from lightllm_otel.settings import Settings
 from lightllm_otel.standard import Standard
-from lightllm_otel.vocabulary import Signal, SpanDrop
+from lightllm_otel.vocabulary import ExporterStage, Signal, SpanDrop
 
 POLL_SECONDS = 0.2
 LIVENESS_SECONDS = 1.0
@@ -85,19 +85,22 @@ class Exporter:
         load_nvml: Callable[[], Optional[nvml.Nvml]] = nvml.load,
         standard: Standard = Standard(),  # noqa: B008 - it is frozen
     ) -> None:
-        self.group = Group()
+        self.group = Group(now)
         self.server: MetricsServer | None = None
         self._control: ControlServer | None = None
         self._folder = folder
         self._settings = settings
         self._now = now
-        self._detached = detached
-        self._load_nvml = functools.cache(load_nvml)
+        self._parts = self.group.parts
         self._readers: dict[int, RingReader] = {}
-        self._refused: set[tuple[str, int]] = set()
-        self._baseline = Baseline(self.group.expectation, settings.state, settings.baseline)
-        self._hardware = Hardware()
-        self._pretended: dict[int, State] = {}
+        self._refused: dict[int, int] = {}
+        self._strays: set[str] = set()
+        self._baseline = Baseline(
+            self.group.expectation, settings.state, settings.baseline, self._parts, Aside("baseline")
+        )
+        self._hardware = Hardware(now)
+        self._nvml = NvmlThread(load_nvml, self._hardware, self._parts, settings.nvml, now)
+        self._pretended: tuple[GroupLink, Mapping[int, State]] | None = None
         self._live = Live(self.group)
         self._collector = GroupCollector(self.group, self._hardware, server=server_name(folder, settings))
         self._registry = CollectorRegistry(auto_describe=False)
@@ -105,30 +108,31 @@ class Exporter:
         self._record: RecordingWriter | None = None
         self._standard = standard
         self._book: TraceBook | None = None
-        self._notes = NotesFolder(folder)
-        self._announcement = discovery.Announcement(folder, settings.targets, now)
+        self._notes = NotesFolder(folder, self._parts)
+        self._announcement = discovery.Announcement(folder, settings.targets, now, self._parts)
         self._pushes = self._outward()
         self._last_alive = now()
         self._had_rank = False
         self._next_liveness = 0.0
         self._next_port = 0.0
         self._announced = False
-        self._failures = 0
+        self._holds_stderr = detached
         self._is_successor = (folder / POSITIONS).exists()
         if settings.record is not None:
-            self._record = RecordingWriter(settings.record, folder.name, settings.record_max_mib << 20)
+            self._record = RecordingWriter(
+                settings.record, folder.name, settings.record_max_mib << 20, parts=self._parts
+            )
 
     def run(self) -> None:
         """Poll until the ranks have ended."""
         self._listen()
-        while not self.over():
-            try:
+        over = False
+        while not over:
+            with self._parts(ExporterStage.POLL):
                 self.poll()
-            except Exception as error:  # noqa: BLE001 - one bad poll must not end the only view on a server
-                self._failures += 1
-                if self._failures == 1:
-                    log.exception("a poll failed and the next one is tried: %r", error)
             time.sleep(POLL_SECONDS)
+            with self._parts(ExporterStage.POLL):
+                over = self.over()
         self.close()
 
     def _outward(self) -> list[Push]:
@@ -136,60 +140,105 @@ class Exporter:
         for problem in self._standard.problems:
             log.error(problem)
         pushes: list[Push] = []
-        if receivers := loaded(Signal.METRICS, self._standard.metrics):
-            from lightllm_otel.export.push import MetricsPush
-
-            pushes.append(
-                MetricsPush(receivers, self._standard, self.group, self._collector, self._folder.name, self._now)
-            )
-        if receivers := loaded(Signal.TRACES, self._standard.traces):
-            from lightllm_otel.export.spans import SpanPush
-
-            outbound = self._collector.outbound
-            self._book = TraceBook(self._standard, self.group, outbound)
-            pushes.append(
-                SpanPush(receivers, self._standard, self.group, self._book, outbound, self._folder.name, self._now)
-            )
+        for sent, names, make in (
+            (Signal.METRICS, self._standard.metrics, self._metrics_push),
+            (Signal.TRACES, self._standard.traces, self._span_push),
+        ):
+            try:
+                if receivers := loaded(sent, names):
+                    pushes.append(make(receivers))
+            except Exception as error:  # noqa: BLE001 - an SDK of another time must not end the rest
+                self._parts.failed(ExporterStage.OTLP, str(sent), f"{sent} over OTLP are off: {error!r}")
         return pushes
+
+    def _metrics_push(self, receivers: list[Any]) -> Push:
+        from lightllm_otel.export.push import MetricsPush
+
+        return MetricsPush(receivers, self._standard, self.group, self._collector, self._folder.name, self._now)
+
+    def _span_push(self, receivers: list[Any]) -> Push:
+        from lightllm_otel.export.spans import SpanPush
+
+        outbound = self._collector.outbound
+        book = TraceBook(self._standard, self.group, outbound)
+        push = SpanPush(receivers, self._standard, self.group, book, outbound, self._folder.name, self._now)
+        self._book = book
+        return push
 
     def _listen(self) -> None:
         try:
-            self._control = ControlServer(self._folder, Controller(self._folder, self.group))
+            self._control = ControlServer(self._folder, Controller(self._folder, self.group), self._parts)
         except OSError as error:
-            log.error("lightllm-otel ctl will not work: no socket in %s (%s)", self._folder, error)
+            self._parts.failed(
+                ExporterStage.CONTROL, "socket",
+                f"lightllm-otel ctl will not work: no socket in {self._folder} ({error})",
+            )  # fmt: skip
 
     def poll(self) -> None:
-        """Read what is new from every rank."""
-        self._serve()
+        """Read what is new from every rank. Each part fails for itself; see :class:`Parts`."""
+        part, now = self._parts, self._now()
+        with part(ExporterStage.DISCOVERY):
+            self._serve()
+        with part(ExporterStage.DISCOVERY, "address"):
+            if self.server is not None:
+                self._announcement.keep(self.server, self.group.facts())
         read_something = False
-        # The lowest rank first: it is the one that counts the group's tokens.
-        for path in sorted(self._folder.glob(RING_PATTERN), key=rank_of):
-            reader = self._reader(rank_of(path), path)
-            if reader is None:
-                continue
-            cells = reader.read()
-            self._know(rank_of(path), reader)
-            if len(cells):
-                read_something = True
-                self.group.consume(rank_of(path), cells)
-                if self._record is not None:
-                    self._record.append(rank_of(path), cells)
-                if self._book is not None and rank_of(path) == min(self.group.ranks):
-                    self._book.steps(cells, self._now())
+        with part(ExporterStage.RINGS):
+            read_something = self._read_rings()
         if self._book is not None:  # after the rings: who ran in a step is noted before, or at once
-            self._book.notes(self._notes.read(), self._now())
-            self._collector.outbound.dropped[SpanDrop.OVERWRITTEN] = self._notes.lost
-        self._look_at_gpus()
-        self.group.settle()
-        if self.group.complete:
-            self._baseline.begin(self.group.facts(), self._collector.link.name)
-        self._baseline.save(self._now())
-        if read_something:
-            self._keep_positions()
-        self._announce()
+            with part(ExporterStage.NOTES):
+                self._book.notes(self._notes.read(), now)
+                self._collector.outbound.dropped[SpanDrop.OVERWRITTEN] = self._notes.lost
+        with part(ExporterStage.NVML):
+            self._look_at_gpus()
+        with part(ExporterStage.AGGREGATE):
+            self.group.settle()
+        with part(ExporterStage.BASELINE):
+            if self.group.complete and (self._pretended is not None or self._nvml.settled):
+                self._baseline.begin(self.group.facts(), self._collector.link.name)
+            self._baseline.save(now)
+        with part(ExporterStage.POSITIONS):
+            if read_something:
+                self._keep_positions()
+        with part(ExporterStage.DISCOVERY, "start line"):
+            self._announce()
         for push in self._pushes:
-            push.poll()
-        self._live.poll(self._now())  # last: whatever fails in a page's figures has kept nothing else from being done
+            with part(ExporterStage.OTLP, type(push).__name__):
+                push.poll()
+        with part(ExporterStage.LIVE):
+            self._live.poll(now)
+
+    def _read_rings(self) -> bool:
+        """Return whether any rank wrote something."""
+        rings, strays = rings_in(self._folder)
+        for stray in strays:
+            if stray.name not in self._strays:
+                self._strays.add(stray.name)
+                self._parts.failed(
+                    ExporterStage.RINGS, "stray",
+                    f"{stray} is no ring of a rank, whose name is rank-N.ring; it is left alone. Remove it",
+                )  # fmt: skip
+        before = sum(reader.position for reader in self._readers.values())
+        for rank, path in rings:  # the lowest first: it is the one that counts the group's tokens
+            with self._parts(ExporterStage.RINGS, path.name):
+                self._read_ring(rank, path)
+        return sum(reader.position for reader in self._readers.values()) != before
+
+    def _read_ring(self, rank: int, path: Path) -> None:
+        reader = self._reader(rank, path)
+        if reader is None:
+            return
+        cells = reader.read()
+        self._know(rank, reader)
+        if not len(cells):
+            return
+        self.group.consume(rank, cells)
+        if self._record is not None:
+            with self._parts(ExporterStage.RECORDING):
+                self._record.append(rank, cells)
+        if self._book is not None and rank == min(self.group.ranks):
+            with self._parts(ExporterStage.NOTES, "steps"):
+                self._book.steps(cells, self._now())
 
     def over(self) -> bool:
         """Whether all ranks have been gone for a while, or none ever came."""
@@ -197,65 +246,78 @@ class Exporter:
         if now < self._next_liveness:
             return False
         self._next_liveness = now + LIVENESS_SECONDS
-        if any(is_locked(path) for path in self._folder.glob(RING_PATTERN)):
+        if self._a_rank_lives():
             self._last_alive, self._had_rank = now, True
         return now - self._last_alive > (LINGER_SECONDS if self._had_rank else FIRST_RANK_SECONDS)
 
+    def _a_rank_lives(self) -> bool:
+        """Return whether a process holds any of the rings. True, too, while no descriptor is free to look with."""
+        try:
+            return any(is_locked(path) for _, path in rings_in(self._folder)[0])
+        except OSError as error:
+            return error.errno in NO_DESCRIPTOR  # else the folder is gone, and its rings with it
+
     def close(self) -> None:
         """Withdraw the address and remove the rings of ranks that are gone."""
-        if self._control is not None:
-            self._control.close()
-        self._baseline.save(math.inf)
+        part = self._parts
+        with part(ExporterStage.CONTROL, "end"):
+            if self._control is not None:
+                self._control.close()
+        with part(ExporterStage.BASELINE, "end"):
+            self._baseline.close()
         for push in self._pushes:
-            push.close()
-        self._announcement.withdraw()
-        for path in (*self._folder.glob(RING_PATTERN), *self._folder.glob(notes.PATTERN)):
+            with part(ExporterStage.OTLP, "end"):
+                push.close()
+        with part(ExporterStage.DISCOVERY, "end"):
+            self._announcement.withdraw()
+        with part(ExporterStage.POSITIONS, "end"):
+            self._tidy()
+        with part(ExporterStage.RECORDING, "end"):
+            if self._record is not None:
+                self._record.close()
+        with part(ExporterStage.HTTP, "end"):
+            self._live.feed.close()
+            if self.server is not None:
+                self.server.close()
+
+    def _tidy(self) -> None:
+        """Remove what nobody holds any more."""
+        rings = rings_in(self._folder)[0] if self._folder.exists() else []
+        for path in (*(path for _, path in rings), *self._folder.glob(notes.PATTERN)):
             remove_if_dead(path)
         (self._folder / POSITIONS).unlink(missing_ok=True)
-        if self._record is not None:
-            self._record.close()
-        self._live.feed.close()
-        if self.server is not None:
-            self.server.close()
 
     def pretend(self, link: GroupLink, states: Mapping[int, State]) -> None:
         """For a replay: the link and the state of GPUs that are not here, as they were or are supposed to be."""
-        self._collector.link = link
-        self._hardware.states.update(states)
-        self._pretended = dict(states)
+        self._pretended = link, dict(states)
+        self._look_at_gpus()
 
     def _look_at_gpus(self) -> None:
-        if self._pretended:
-            self._hardware.keep(self._pretended, self._now())
+        if self._pretended is not None:
+            self._collector.link, states = self._pretended
+            self._hardware.keep(states, self._now())
             return
-
-        buses = {
-            number: str(rank.facts["pci_bus_id"])
-            for number, rank in self.group.ranks.items()
-            if rank.facts.get("pci_bus_id")
-        }
-        library = self._load_nvml() if buses and self._settings.nvml else None
-        if library is not None:
-            self._hardware.poll(library, buses, self._now())
+        self._nvml.check()
+        self._collector.link = self._nvml.link
 
     # Ranks -----------------------------------------------------------------------------------------------------------
 
     def _reader(self, rank: int, path: Path) -> RingReader | None:
         """The rank's reader; a new one when its process is a new one."""
+        reader = self._readers.get(rank)
         try:
             inode = path.stat().st_ino
-        except OSError:
-            return self._readers.get(rank)
-        reader = self._readers.get(rank)
+        except FileNotFoundError:
+            return reader
         if reader is not None and reader.inode == inode:
             return reader
-        if (path.name, inode) in self._refused:
+        if self._refused.get(rank) == inode:
             return None
         try:
             successor = RingReader(path, self._position(rank, inode) if reader is None else 0)
-        except (OSError, ValueError) as error:
-            self._refused.add((path.name, inode))
-            log.error("%s", error)
+        except (ValueError, private.NotOurs) as error:  # it stays what it is; what cannot be opened now is tried again
+            self._refused[rank] = inode
+            self._parts.failed(ExporterStage.RINGS, f"{path.name} {inode}", str(error))
             return None
         if reader is not None:
             self.group.consume(rank, reader.read())  # what the old process wrote last
@@ -267,25 +329,32 @@ class Exporter:
 
     def _know(self, rank: int, reader: RingReader) -> None:
         known = self.group.ranks[rank]
-        known.header = reader.header
+        known.header, known.ring = reader.header, reader
         known.overwrites = reader.overwrites
-        if not known.facts:
-            facts = reader.facts()
-            if facts:
-                self.group.know(rank, facts)
-                everyone = {number: each.facts for number, each in self.group.ranks.items() if each.facts}
-                has_gpu = any(each.get("pci_bus_id") for each in everyone.values())
-                self._collector.link = link(list(everyone.values()), self._load_nvml() if has_gpu else None)
-                if self._record is not None:
-                    self._record.describe(everyone)
+        if known.facts or not (facts := reader.facts()):
+            return
+        self.group.know(rank, facts)
+        everyone = {number: each.facts for number, each in self.group.ranks.items() if each.facts}
+        with self._parts(ExporterStage.NVML, "link"):
+            self._nvml.ask(everyone)
+        with self._parts(ExporterStage.RECORDING):
+            if self._record is not None:
+                self._record.describe(everyone)
 
     def _position(self, rank: int, inode: int) -> int:
         """Where an exporter that died had read to; counting from the start again would show as a burst."""
+        path = self._folder / POSITIONS
         try:
-            kept = json.loads(private.read(self._folder / POSITIONS, MOST_POSITIONS))[str(rank)]
-        except (OSError, ValueError, LookupError):
+            kept = json.loads(private.read(path, MOST_POSITIONS))[str(rank)]
+            return int(kept["position"]) if kept["inode"] == inode else 0
+        except (FileNotFoundError, KeyError):
             return 0
-        return int(kept["position"]) if kept["inode"] == inode else 0
+        except (OSError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+            self._parts.failed(
+                ExporterStage.POSITIONS, "reading",
+                f"{path} cannot be used ({error!r}): what is still in the rings is counted once more",
+            )  # fmt: skip
+            return 0
 
     def _keep_positions(self) -> None:
         kept = {str(rank): {"inode": each.inode, "position": each.position} for rank, each in self._readers.items()}
@@ -294,67 +363,75 @@ class Exporter:
     # Address ---------------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        if self.server is not None:
-            self._announcement.keep(self.server, self.group.facts())
+        if self.server is not None or self._now() < self._next_port:
             return
-        if self._now() < self._next_port:
-            return
-        first = self._next_port == 0.0
         self._next_port = self._now() + PORT_RETRY_SECONDS
         try:
-            self.server = MetricsServer(self._registry, self._settings.host, self._settings.port, self._live.feed)
+            self.server = MetricsServer(
+                self._registry, self._settings.host, self._settings.port, self._live.feed, self._parts
+            )
         except NoFreePort as error:
-            if first:
-                log.error("%s. Tried again every %.0f s; nothing is lost but old data", error, PORT_RETRY_SECONDS)
-            return
-        self._announcement.keep(self.server, self.group.facts())
+            self._parts.failed(
+                ExporterStage.DISCOVERY, "port",
+                f"{error}. Tried again every {PORT_RETRY_SECONDS:.0f} s; only data older than the rings is lost",
+            )  # fmt: skip
 
     def _announce(self) -> None:
         """The one line of the server's log that says where to look, once the ranks have said what they found."""
-        if self._announced or self.server is None or not self.group.facts():
+        if self.server is None or not self.group.facts():
             return
-        self._announced = True
-        if self._is_successor:
-            log.info("the exporter is back: http://%s/metrics", self.server.address)
-        else:
-            log.info(start_line(self.group, self.server.address))
-        if self._detached:
+        if not self._announced:
+            self._announced = True
+            if self._is_successor:
+                log.info("the exporter is back: http://%s/metrics", self.server.address)
+            else:
+                log.info(start_line(self.group, self.server.address))
+        if self._holds_stderr:
             let_go_of_stderr(self._folder)
+            self._holds_stderr = False
 
 
 class NotesFolder:
     """Reads the notes of every process of the server. ``lost``: how often one was quicker than we are."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, parts: Parts) -> None:
         self.lost = 0
         self._folder = folder
+        self._parts = parts
         self._readers: dict[Path, NotesReader | None] = {}
         self._reads = 0
 
     def read(self) -> list[Any]:
-        found = []
+        """Return what all of them have noted since the last call."""
+        found: list[Any] = []
         self._reads += 1
+        tidy = self._reads % READS_OF_THE_DEAD == 0
         for path in sorted(self._folder.glob(notes.PATTERN)):
-            if path not in self._readers:
-                self._readers[path] = self._reader(path)
-            reader = self._readers[path]
-            if reader is None:
-                continue
-            over = self._reads % READS_OF_THE_DEAD == 0 and not is_locked(path)  # before its last notes are read
-            lost = reader.lost
-            found += reader.read()
-            self.lost += reader.lost - lost
-            if over:  # HTTP workers come and go, each with a file of its own
-                remove_if_dead(path)
-                del self._readers[path]
-                reader.close()
+            with self._parts(ExporterStage.NOTES, path.name):
+                found += self._read(path, tidy)
+        return found
+
+    def _read(self, path: Path, tidy: bool) -> list[Any]:
+        if path not in self._readers:
+            self._readers[path] = self._reader(path)
+        reader = self._readers[path]
+        if reader is None:
+            return []
+        over = tidy and not is_locked(path)  # before its last notes are read
+        lost = reader.lost
+        found = reader.read()
+        self.lost += reader.lost - lost
+        if over:  # HTTP workers come and go, each with a file of its own
+            remove_if_dead(path)
+            del self._readers[path]
+            reader.close()
         return found
 
     def _reader(self, path: Path) -> NotesReader | None:
         try:
             return NotesReader(path)
-        except (OSError, ValueError) as error:
-            log.error("%s", error)
+        except (ValueError, private.NotOurs) as error:
+            self._parts.failed(ExporterStage.NOTES, path.name, str(error))
             return None
 
 
@@ -394,11 +471,16 @@ def graphs_line(graphs: dict[str, Any]) -> str:
 
 
 def let_go_of_stderr(folder: Path) -> None:
-    """From now on into our own log: holding the server's stderr would keep its pipe open after its end."""
+    """Send the log to our own file from now on: holding the server's stderr would keep its pipe open after its end.
+
+    Raises OSError when no descriptor is free.
+    """
     try:
         descriptor = private.open_file(folder / LOG_NAME, os.O_WRONLY | os.O_CREAT)
         os.ftruncate(descriptor, 0)
     except OSError as error:
+        if error.errno in NO_DESCRIPTOR:
+            raise
         log.error("%s: the exporter has no log from here on", error)
         descriptor = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     os.dup2(descriptor, 2)

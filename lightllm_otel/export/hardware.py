@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
 from lightllm_otel.export.nvml import Nvml
 from lightllm_otel.vocabulary import Throttle
 
 EVERY_SECONDS = 1.0
+FRESH_SECONDS = 5.0  # a reading that is older is not shown
 _MOST_SECONDS = 5.0  # between two readings; after a longer pause nobody knows what was in between
 # NVML's bits of clocks' event (formerly throttle) reasons.
 _POWER_CAP, _SLOWDOWN, _SOFT_THERMAL, _HARD_THERMAL, _POWER_BRAKE = 0x4, 0x8, 0x20, 0x40, 0x80
@@ -63,38 +65,45 @@ def _scaled(value: Optional[float], factor: float) -> Optional[float]:
 
 
 def _nvlink_errors(nvml: Nvml, gpu: Any) -> Optional[int]:
-    fields = [nvml.constant(name) for name in _NVLINK_ERRORS]
-    values: list[Any] = nvml.ask([], "DeviceGetFieldValues", gpu, fields)
+    fields = [field for field in map(nvml.constant, _NVLINK_ERRORS) if field is not None]
+    values: list[Any] = nvml.ask([], "DeviceGetFieldValues", gpu, fields) if fields else []
     counted = [int(value.value.ullVal) for value in values if value.nvmlReturn == 0]
     return sum(counted) if counted else None
 
 
 class Hardware:
-    """``states`` by rank, as last read; ``throttled``: (rank, reason) → seconds, as far as readings a second apart can tell."""
+    """The last reading of each rank's GPU. ``throttled``: (rank, reason) → seconds, as far as readings a second apart can tell.
 
-    def __init__(self) -> None:
-        self.states: dict[int, State] = {}
+    ``now``: monotonic seconds. Read by one thread, shown by others.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.throttled: dict[tuple[int, Throttle], float] = defaultdict(float)
-        self._last: Optional[float] = None
+        self._now = now
+        self._read: tuple[Optional[float], dict[int, State]] = None, {}
+
+    @property
+    def states(self) -> dict[int, State]:
+        """The states by rank, as last read; empty when that was too long ago."""
+        last, states = self._read
+        return states if last is not None and self._now() - last <= FRESH_SECONDS else {}
 
     def poll(self, nvml: Nvml, buses: Mapping[int, str], now: float) -> None:
-        """``buses``: PCI address of each rank's GPU; ``now``: monotonic seconds."""
-        if self._last is not None and now - self._last < EVERY_SECONDS:
+        """Read all GPUs, once a second at most. ``buses``: PCI address of each rank's GPU; ``now``: monotonic seconds.
+
+        A GPU that is not there is left out.
+        """
+        last, _ = self._read
+        if last is not None and now - last < EVERY_SECONDS:
             return
-        states = {}
-        for rank, bus in buses.items():
-            gpu = nvml.gpu(bus)
-            if gpu is None:
-                self.states.pop(rank, None)
-                continue
-            states[rank] = read(nvml, gpu)
-        self.keep(states, now)
+        gpus = {rank: nvml.gpu(bus) for rank, bus in buses.items()}
+        self.keep({rank: read(nvml, gpu) for rank, gpu in gpus.items() if gpu is not None}, now)
 
     def keep(self, states: Mapping[int, State], now: float) -> None:
-        """The states as they are at ``now``; what held a clock down has done so since the last time."""
-        passed = 0.0 if self._last is None else min(now - self._last, _MOST_SECONDS)
-        self._last = now
+        """Take the states as they were at ``now``; what held a clock down has done so since the last time."""
+        last, _ = self._read
+        passed = 0.0 if last is None else min(now - last, _MOST_SECONDS)
         for rank, state in states.items():
-            self.states[rank] = state
             for reason in Throttle:
                 self.throttled[rank, reason] += passed if reason in state.throttled else 0.0
+        self._read = now, dict(states)

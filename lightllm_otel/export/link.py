@@ -88,7 +88,7 @@ def joined(nvml: Nvml, pair: tuple[Any, Any], buses: tuple[str, str]) -> str:
 def _is_near(nvml: Nvml, one: Any, other: Any) -> bool:
     """By NVLink, directly or over a switch."""
     said: Any = nvml.ask(None, "DeviceGetP2PStatus", one, other, "P2P_CAPS_INDEX_NVLINK")
-    return bool(said == nvml.constant("P2P_STATUS_OK"))
+    return said is not None and bool(said == nvml.constant("P2P_STATUS_OK"))
 
 
 def _kind(nvml: Nvml, facts: Sequence[Mapping[str, Any]], buses: Sequence[str], handles: Sequence[Any]) -> str:

@@ -21,13 +21,20 @@ class Nvml:
         Names among the arguments (``"CLOCK_SM"``) stand for NVML's constants.
         """
         try:
-            values = [self.constant(each) if isinstance(each, str) else each for each in arguments]
+            values = [self._constant(each) if isinstance(each, str) else each for each in arguments]
             answer: Answer = getattr(self._module, f"nvml{function}")(*values)
         except Exception:  # noqa: BLE001 - old driver, old GPU, no permission: all the same to us
             return default
         return answer
 
     def constant(self, name: str) -> Any:
+        """Return NVML's constant; None where this ``pynvml`` does not have it. Several packages bring one, some from 2018."""
+        try:
+            return self._constant(name)
+        except AttributeError:
+            return None
+
+    def _constant(self, name: str) -> Any:
         return getattr(self._module, f"NVML_{name}")
 
     def gpu(self, bus: str) -> Any:

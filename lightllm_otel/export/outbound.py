@@ -72,15 +72,18 @@ class Sender:
         while True:
             batch, done = self._waiting.get()
             last_words.forget()
+            taken = False
             try:
                 taken = self._send(batch)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with a receiver, it is counted and said
-                taken, said = False, repr(error)
+                self._outcome(False, repr(error))
             else:
-                said = last_words.said()
-            self._outcome(taken, said)
-            if done is not None:
-                done(taken)
+                self._outcome(taken, last_words.said())
+            try:
+                if done is not None:
+                    done(taken)
+            except Exception as error:  # noqa: BLE001 - or nothing would be sent any more
+                self._outcome(False, repr(error))
             self._waiting.task_done()
 
     def _outcome(self, taken: bool, said: str) -> None:

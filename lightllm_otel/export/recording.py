@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from lightllm_otel.aggregate.parts import Parts
 from lightllm_otel.guard import log
 from lightllm_otel.ring import layout, private
+from lightllm_otel.vocabulary import ExporterStage
 
 FORMAT = "lightllm-otel recording"
 MANIFEST = "manifest.json"
@@ -26,7 +28,15 @@ class BadRecording(ValueError):
 class RecordingWriter:
     """Appends the cells of each rank below ``directory``. Whatever fails ends the recording, with one log line."""
 
-    def __init__(self, directory: Path, group: str, most_bytes: int, now: datetime.datetime | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        group: str,
+        most_bytes: int,
+        now: datetime.datetime | None = None,
+        parts: Parts | None = None,
+    ) -> None:
+        self._parts = parts or Parts()
         now = now or datetime.datetime.now(datetime.timezone.utc)
         self.path = directory / f"{now:%Y%m%dT%H%M%SZ}-{group}"
         self._left = most_bytes
@@ -61,8 +71,11 @@ class RecordingWriter:
         if not self._open or not len(cells):
             return
         if cells.nbytes > self._left:
-            self._end(f"{self.path} has reached its size: the recording ends here. LIGHTLLM_OTEL_RECORD_MAX_MIB "
-                      "sets the size")  # fmt: skip
+            self._open = False  # which is no failure
+            log.error(
+                "%s has reached its size: the recording ends here. LIGHTLLM_OTEL_RECORD_MAX_MIB sets the size",
+                self.path,
+            )
             return
         try:
             if rank not in self._files:
@@ -76,7 +89,7 @@ class RecordingWriter:
 
     def _end(self, reason: str) -> None:
         self._open = False
-        log.error(reason)
+        self._parts.failed(ExporterStage.RECORDING, "writing", reason)
 
     def close(self) -> None:
         for descriptor in self._files.values():

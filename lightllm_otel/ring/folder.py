@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -21,6 +22,7 @@ NEW_PATTERN = "*.new"  # files that had no name yet when their process ended
 LOCK_NAME = "exporter.lock"
 PROCESS_NAME = "lightllm-otel"  # of the exporter; the kernel keeps 15 characters
 NEW_SECONDS = 3600.0
+NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what this process lacks says nothing of a file
 
 
 def group_key(host: str, port: int, dp_rank: int) -> str:
@@ -107,11 +109,14 @@ _WHOLE_FILE = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 def _lock_on(path: Path) -> tuple[int, int]:
-    """(kind, process) of the lock that another process holds on this file of ours. Asking takes no lock."""
+    """(kind, process) of the lock that another process holds on this file of ours. Asking takes no lock.
+
+    A file that cannot be asked because no descriptor is free counts as held by a process that we cannot see.
+    """
     try:
         descriptor = private.open_file(path)
-    except OSError:
-        return fcntl.F_UNLCK, 0
+    except OSError as error:
+        return (fcntl.F_WRLCK if error.errno in NO_DESCRIPTOR else fcntl.F_UNLCK), 0
     try:
         kind, _, _, _, owner = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, _WHOLE_FILE))
     except OSError:
@@ -122,7 +127,10 @@ def _lock_on(path: Path) -> tuple[int, int]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock on this file. (A process does not see its own locks.)"""
+    """Return whether another process holds the lock on this file. (A process does not see its own locks.)
+
+    True, too, where no descriptor is free to ask with: nobody is taken for dead for what we lack.
+    """
     return _lock_on(path)[0] != fcntl.F_UNLCK
 
 

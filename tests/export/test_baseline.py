@@ -2,19 +2,22 @@
 
 import dataclasses
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
 import records
 
 from lightllm_otel.aggregate.expectation import SAMPLES, Expectation
+from lightllm_otel.export import baseline as baseline_module
 from lightllm_otel.export.baseline import SAVE_SECONDS, Baseline, file_name, key_of
 from lightllm_otel.export.exporter import Exporter
 from lightllm_otel.ring.folder import group_folder, ring_path
 from lightllm_otel.ring.layout import STEP
 from lightllm_otel.ring.writer import RingWriter
 from lightllm_otel.settings import Settings
-from lightllm_otel.vocabulary import Operator, Phase
+from lightllm_otel.vocabulary import ExporterStage, Operator, Phase
 
 FACTS = {**records.FACTS, "torch": "2.6.0", "cuda": "12.4"}
 KEY = (Operator.FFN.code, Phase.DECODE.code)
@@ -154,3 +157,26 @@ def test_an_exporter_begins_when_all_ranks_have_come_and_saves_at_its_end(tmp_pa
     exporter.close()
     (path,) = (tmp_path / "state").iterdir()
     assert json.loads(path.read_text())["key"]["tp"] == 2
+
+
+@pytest.mark.parametrize("where", ["state", "pinned"])
+def test_a_folder_that_hangs_keeps_no_poll_waiting(tmp_path, where, monkeypatch):
+    monkeypatch.setattr(baseline_module, "PATIENCE_SECONDS", 0.1)
+    folder = group_folder(tmp_path, "127.0.0.1-1-dp0")
+    state, free = tmp_path / "state", threading.Event()
+    monkeypatch.setattr(baseline_module, "read", lambda path, given: free.wait(30) and ({}, {}))
+    monkeypatch.setattr(baseline_module, "write", lambda path, text: free.wait(30))
+    settings = dataclasses.replace(Settings.from_env({}), port=None, state=state,
+                                   baseline=tmp_path / "good.json" if where == "pinned" else None)  # fmt: skip
+    exporter = Exporter(folder, settings)
+    ring = RingWriter(ring_path(folder, 0), 1)
+    ring.describe(FACTS)
+    began = time.monotonic()
+    for number in range(4 * SAMPLES):
+        ring.write(*records.step(number=number, operators=[(Operator.FFN, 0.25)], context=100))
+        exporter.poll()
+    exporter.close()
+    assert time.monotonic() - began < 25
+    assert exporter.group.step_histograms[Phase.DECODE.code, 0].count == 4 * SAMPLES
+    assert exporter.group.errors()[ExporterStage.BASELINE] == (where == "pinned")
+    free.set()

@@ -101,16 +101,6 @@ def test_openmetrics_is_served_to_whoever_asks_for_it(folder, start):
         assert answer.read().endswith(b"# EOF\n")
 
 
-def test_figures_of_the_page_that_fail_keep_nothing_else_from_being_done(folder, start, tmp_path, monkeypatch):
-    rank_of_a_server(folder)
-    exporter = start()
-    monkeypatch.setattr(exporter._live, "poll", lambda now: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        exporter.poll()
-    assert (folder / "positions.json").exists()
-    assert "lightllm_server_info{" in scrape(exporter)
-
-
 def test_its_address_is_announced_to_prometheus_and_withdrawn(folder, start, tmp_path):
     rank_of_a_server(folder)
     exporter = start(targets=tmp_path / "for-prometheus")

@@ -1,6 +1,7 @@
 """What the GPUs say of themselves, and what becomes of it."""
 
 import dataclasses
+import time
 
 import nvml_answers
 import pytest
@@ -63,8 +64,9 @@ def test_a_long_pause_between_readings_is_not_all_throttled():
 
 
 def test_a_gpu_that_fell_off_the_bus_is_no_longer_shown():
-    gpus, hardware = machine(), Hardware()
+    gpus, hardware = machine(), Hardware(now=lambda: 1.0)
     hardware.poll(Nvml(gpus), {0: gpus.bus(0)}, 0.0)
+    assert set(hardware.states) == {0}
     bus = gpus.bus(0)
     gpus.gpus.clear()
     hardware.poll(Nvml(gpus), {0: bus}, 1.0)
@@ -80,8 +82,9 @@ def test_the_exporter_reads_the_gpus_unless_it_is_told_not_to(tmp_path, setting,
     exporter = Exporter(folder, settings, load_nvml=lambda: Nvml(gpus))
     ring = RingWriter(ring_path(folder, 0), 1)
     ring.describe({**records.FACTS, "pci_bus_id": gpus.bus(0)})
-    for _ in range(2):
+    for _ in range(50):  # NVML is asked on a thread of its own
         exporter.poll()
+        time.sleep(0.02)
     try:
         value = exporter._registry.get_sample_value("lightllm_gpu_temperature_celsius", {"rank": "0"})
         info = {"rank": "0", "uuid": "GPU-1", "name": "NVIDIA H200", "nvlink": "none", "pcie": "4x16", "path": "none"}

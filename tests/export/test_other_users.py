@@ -23,6 +23,7 @@ pytestmark = needs_root
 GROUP = "127.0.0.1-28765-dp0"
 SECRET = b"not to be lost\n"
 KEY = {"model": "llama", "gpu_name": "GPU", "tp": 1}
+LEARNED = json.dumps(baseline.content(KEY, {}))
 
 
 def precious(folder):
@@ -96,19 +97,19 @@ class TestStateAndRecordings:
         path = shared / baseline.file_name(KEY)
         as_user(ATTACKER, path.symlink_to, kept)
         with pytest.raises(PermissionError):  # the folder is sticky: nobody but the attacker can remove his link
-            as_user(VICTIM, baseline.write, path, KEY, {})
+            as_user(VICTIM, baseline.write, path, LEARNED)
         assert kept.read_bytes() == SECRET
         path.unlink()
         path.symlink_to(kept)
         os.lchown(path, VICTIM, VICTIM)
-        as_user(VICTIM, baseline.write, path, KEY, {})
+        as_user(VICTIM, baseline.write, path, LEARNED)
         assert kept.read_bytes() == SECRET
         assert as_user(VICTIM, baseline.read, path, False) == ({}, KEY)
         assert [found.name for found in shared.iterdir() if found.name.endswith(".new")] == []
 
     def test_what_another_user_learned_is_not_taken_unless_a_person_gives_it(self, shared):
         path = shared / baseline.file_name(KEY)
-        as_user(ATTACKER, baseline.write, path, KEY, {})
+        as_user(ATTACKER, baseline.write, path, LEARNED)
         with pytest.raises(BadBaseline, match="belongs to another user"):
             as_user(VICTIM, baseline.read, path, False)
         assert as_user(VICTIM, baseline.read, path) == ({}, KEY)

@@ -1,6 +1,7 @@
 """What one side writes the other reads; what it cannot read it counts."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import records
 
 from lightllm_otel.ring import layout
-from lightllm_otel.ring.folder import FileLock, group_key, is_locked, ring_path
+from lightllm_otel.ring.folder import FileLock, group_key, is_locked, remove_if_dead, ring_path
 from lightllm_otel.ring.reader import RingReader, rings_in
 from lightllm_otel.ring.writer import RingWriter
 from lightllm_otel.vocabulary import Operator
@@ -192,6 +193,25 @@ def test_a_lock_is_freed_when_its_process_is_killed(tmp_path):
         holder.send_signal(signal.SIGKILL)
         holder.wait(10)
     assert not is_locked(path)
+
+
+@pytest.mark.parametrize("free", [0, 1], ids=["no descriptor", "one for the folder and none for the file"])
+def test_a_file_that_cannot_be_asked_for_lack_of_descriptors_is_not_taken_for_dead(tmp_path, free):
+    path = tmp_path / "rank-0.ring"
+    path.touch(0o600)
+    assert not is_locked(path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)  # descriptors below it are taken
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + free, limits[1]))
+    try:
+        assert is_locked(path)
+        remove_if_dead(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert path.exists()
+    remove_if_dead(path)
+    assert not path.exists()
 
 
 def test_group_keys_are_file_names():
