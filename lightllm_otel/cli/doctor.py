@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,12 @@ from lightllm_otel.cli.scrape import NoExporter, Scrape, addresses, directories,
 from lightllm_otel.cli.verdict import verdict
 from lightllm_otel.patch.contracts import FIELDS, HOOKS, Field, Hook
 from lightllm_otel.ring.folder import LOCK_NAME, RING_PATTERN, is_locked
-from lightllm_otel.ring.reader import RingReader
+from lightllm_otel.ring.reader import RingReader, rings_in
 from lightllm_otel.settings import PREFIX, SETTINGS, Settings, is_on
-from lightllm_otel.vocabulary import Level, Whole
+from lightllm_otel.vocabulary import ExporterStage, Level, Whole
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
+DRIVER_SECONDS, HANGS = 5.0, "does not answer"
 PACKAGES = (
     "lightllm",
     "torch",
@@ -53,12 +57,23 @@ class Finding:
 
 def doctor(as_json: bool, remote: bool) -> int:
     """0 when nothing is wrong, else 1."""
-    findings = [*hook(), *settings(), *versions(), *groups(remote)]
+    findings = [
+        *apart("hook", hook), *apart("settings", settings), *apart("versions", versions),
+        *apart("servers", lambda: groups(remote)),
+    ]  # fmt: skip
     if as_json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
     else:
         print("\n".join(map(line, findings)))
     return int(any(finding.state == WRONG for finding in findings))
+
+
+def apart(about: str, look: Callable[[], list[Finding]]) -> list[Finding]:
+    """Return what ``look`` finds; one finding where it fails, so that the others are shown all the same."""
+    try:
+        return look()
+    except Exception as error:  # noqa: BLE001 - a file that it looks at may hold anything
+        return [Finding(WRONG, about, f"cannot be looked at: {error!r}", "please report this")]
 
 
 def line(finding: Finding) -> str:
@@ -116,9 +131,12 @@ def versions() -> list[Finding]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    found["driver"] = driver()
+    found["driver"] = version = driver()
     text = ", ".join(f"{name} {version}" for name, version in found.items() if version)
     findings = [Finding(OK, "versions", f"lightllm-otel {__version__}, python {sys.version.split()[0]}, {text}")]
+    if version == HANGS:
+        findings.append(Finding(WRONG, "driver", f"NVML has not answered for {DRIVER_SECONDS:g} s",
+                                "nvidia-smi and dmesg show whether a GPU is lost"))  # fmt: skip
     if "lightllm" not in found:
         findings.append(Finding(NOTE, "lightllm", "not installed in this Python (a checkout on PYTHONPATH is fine)"))
     if found["driver"] and not any(name.startswith("cupy") for name in found):
@@ -128,7 +146,15 @@ def versions() -> list[Finding]:
 
 
 def driver() -> str:
-    """The NVIDIA driver's version; empty where there is none."""
+    """Return the NVIDIA driver's version; empty where there is none, :data:`HANGS` where it does not say."""
+    said: list[str] = []
+    thread = threading.Thread(target=lambda: said.append(_driver()), daemon=True)  # a lost GPU makes NVML hang
+    thread.start()
+    thread.join(DRIVER_SECONDS)
+    return said[0] if said else HANGS
+
+
+def _driver() -> str:
     try:
         import pynvml
 
@@ -149,7 +175,14 @@ def groups(remote: bool) -> list[Finding]:
         for directory, problem in refused().items()
     ]  # fmt: skip
     for folder in sorted(set(with_rings)):
-        rings = sorted(folder.glob(RING_PATTERN))
+        found, strays = rings_in(folder)
+        rings = [path for _, path in found]
+        findings += [
+            Finding(
+                NOTE, "ring", f"{path} is no ring of a rank, whose name is rank-N.ring; nobody reads it", f"rm {path}"
+            )
+            for path in strays
+        ]
         alive = [path for path in rings if is_locked(path)]
         if not alive:
             findings.append(
@@ -158,8 +191,8 @@ def groups(remote: bool) -> list[Finding]:
             continue
         findings.append(Finding(OK, "server", f"{folder.name}: {len(alive)} of {len(rings)} ranks alive"))
         for path in alive:
-            findings += rank(path)
-        findings += exporter(folder, known.get(folder.name), remote)
+            findings += apart(path.name, functools.partial(rank, path))
+        findings += apart("exporter", functools.partial(exporter, folder, known.get(folder.name), remote))
     if not with_rings:
         findings.append(
             Finding(NOTE, "server", f"no server with the plugin on this machine (looked in {directories()[0]})")
@@ -274,7 +307,7 @@ def exporter(folder: Path, url: str | None, remote: bool) -> list[Finding]:
     except NoExporter as problem:
         return [Finding(WRONG, "exporter", str(problem), "restart it: kill its process, the server starts another")]
     age = scrape.value("lightllm_otel_data_age_seconds")
-    findings = [Finding(OK, "exporter", f"{url}, oldest unread step {age:.1f} s")]
+    findings = [Finding(OK, "exporter", f"{url}, oldest unread step {age:.1f} s"), *failures(scrape, folder)]
     if refused := scrape.value("lightllm_otel_export_errors_total"):
         findings.append(Finding(WRONG, "otlp", f"{refused:.0f} batches did not arrive; why: {folder / 'exporter.log'}",
                                 "look at the collector, or at OTEL_EXPORTER_OTLP_ENDPOINT"))  # fmt: skip
@@ -290,3 +323,18 @@ def exporter(folder: Path, url: str | None, remote: bool) -> list[Finding]:
             )
         )
     return findings
+
+
+def failures(scrape: Scrape, folder: Path) -> list[Finding]:
+    """Parts of the exporter that have failed; those of the model processes are in their rings' headers."""
+    stages = {stage.value for stage in ExporterStage}
+    counted = {
+        dict(labels)["stage"]: count
+        for labels, count in scrape.samples.get("lightllm_otel_errors_total", {}).items()
+        if count and dict(labels)["stage"] in stages
+    }
+    return [
+        Finding(WRONG, "exporter", f"its part {stage} has failed {count:.0f} times; everything else goes on",
+                f"why: {folder / 'exporter.log'}, or the server's log")
+        for stage, count in sorted(counted.items())
+    ]  # fmt: skip

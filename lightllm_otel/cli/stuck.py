@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +15,9 @@ from typing import Optional
 
 from lightllm_otel.cli.scrape import folders, looked_in
 from lightllm_otel.ring import reached
-from lightllm_otel.ring.folder import RING_PATTERN, is_locked, lock_owner, rank_of
+from lightllm_otel.ring.folder import is_locked, lock_owner
 from lightllm_otel.ring.reached import Reached
-from lightllm_otel.ring.reader import RingReader
+from lightllm_otel.ring.reader import RingReader, rings_in
 from lightllm_otel.vocabulary import Phase
 
 PATIENCE_SECONDS = 10.0  # a long prefill takes some seconds
@@ -71,10 +72,12 @@ class Verdict:
 
 
 def stuck(as_json: bool, patience: float) -> int:
-    """0 when no server of this machine is stuck, else 1."""
+    """0 when no server of this machine is stuck, else 1. What cannot be read is one line of the error output."""
     findings = []
     for folder in sorted(set(folders())):
-        positions = positions_in(folder, time.time())
+        positions, unread = positions_in(folder, time.time())
+        for sentence in unread:
+            print(f"lightllm-otel doctor: {sentence}", file=sys.stderr)
         if any(position.alive for position in positions):
             findings.append((folder.name, positions, judge(positions, patience)))
     if as_json:
@@ -91,22 +94,28 @@ def stuck(as_json: bool, patience: float) -> int:
     return int(any(verdict.stuck for _, _, verdict in findings))
 
 
-def positions_in(folder: Path, now: float) -> list[Position]:
-    """Of every rank that has a ring in this folder."""
-    found = []
-    for path in sorted(folder.glob(RING_PATTERN), key=rank_of):
+def positions_in(folder: Path, now: float) -> tuple[list[Position], list[str]]:
+    """Return the position of every rank that has a ring in this folder, and a sentence for each file that cannot be read."""
+    found: list[Position] = []
+    try:
+        rings, strays = rings_in(folder)
+    except OSError as error:
+        return found, [f"{folder} cannot be read ({error.strerror})"]
+    unread = [f"{path} is no ring of a rank, whose name is rank-N.ring; it is left out" for path in strays]
+    for rank, path in rings:
         try:
             header = RingReader(path).header
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            unread.append(str(error))
             continue
         seconds = max(0.0, now - float(header["in_flight_since"]))
         pid = lock_owner(path)
         found.append(Position(
-            rank_of(path), is_locked(path), state_of(pid), int(header["in_flight_number"]),
+            rank, is_locked(path), state_of(pid), int(header["in_flight_number"]),
             Phase.of(min(int(header["in_flight_phase"]), len(Phase) - 1)).value, seconds if header["in_flight"] else None,
             max(0.0, now - float(header["heartbeat"])), reached.read(header), pid,
         ))  # fmt: skip
-    return found
+    return found, unread
 
 
 def state_of(pid: int) -> str:

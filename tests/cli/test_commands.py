@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 import records
@@ -19,7 +20,7 @@ from lightllm_otel.export.recording import RecordingWriter
 from lightllm_otel.ring.folder import FileLock, group_folder, ring_path
 from lightllm_otel.ring.writer import RingWriter
 from lightllm_otel.settings import Settings
-from lightllm_otel.vocabulary import Operator, Signal
+from lightllm_otel.vocabulary import ExporterStage, Operator, Signal
 
 # Nothing of the host may be needed by a replay.
 WITHOUT_HOST = (
@@ -198,6 +199,55 @@ def test_doctor_says_that_a_receiver_takes_nothing(serving, hooked, monkeypatch,
     assert cli.main(["doctor", "--json"]) == 1
     (what,) = [what for _, about, what in findings(capsys) if about == "otlp"]
     assert what.startswith("3 batches did not arrive")
+
+
+def test_doctor_says_which_part_of_the_exporter_has_failed(serving, hooked, monkeypatch, capsys, lenient):
+    exporter, _ = serving
+    monkeypatch.setattr(doctor_module, "is_locked", lambda path: True)
+    for _ in range(3):
+        with exporter.group.parts(ExporterStage.POSITIONS):
+            raise OSError(28, "No space left on device")
+    assert cli.main(["doctor", "--json"]) == 1
+    wrong = [what for state, about, what in findings(capsys) if (state, about) == ("wrong", "exporter")]
+    assert "its part positions has failed 3 times; everything else goes on" in wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("rank-0.bak.ring", "is no ring of a rank"), ("rank-1.ring", "is damaged: its header says 0 cells")],
+)
+def test_doctor_names_a_ring_that_is_none_and_looks_at_the_others(serving, hooked, monkeypatch, capsys, name, sentence):
+    exporter, ring = serving
+    path = ring_path(exporter._folder, 0).with_name(name)
+    header = ring.header.copy()
+    header["cells"] = 0
+    path.write_bytes(header.tobytes() + bytes((1 << 20) - header.nbytes))
+    monkeypatch.setattr(doctor_module, "is_locked", lambda path: True)
+    exporter.poll()
+    assert cli.main(["doctor", "--json"]) == 1
+    said = [(about, what) for _, about, what in findings(capsys)]
+    assert any(name in what and sentence in what for _, what in said)
+    assert any(about == "rank-0" and what.startswith("llama-7b") for about, what in said)
+    assert any("its part rings has failed 1 times" in what for _, what in said)
+
+
+def test_doctor_shows_the_rest_when_it_cannot_look_at_something(serving, hooked, monkeypatch, capsys):
+    monkeypatch.setattr(doctor_module, "is_locked", lambda path: True)
+    monkeypatch.setattr(doctor_module, "rank", lambda path: 1 / 0)
+    assert cli.main(["doctor"]) == 1
+    shown = capsys.readouterr()
+    assert "rank-0.ring cannot be looked at: ZeroDivisionError" in " ".join(shown.out.split())
+    assert "oldest unread step" in shown.out
+    assert "Traceback" not in shown.out + shown.err
+
+
+def test_doctor_does_not_hang_with_nvml(hooked, monkeypatch, capsys):
+    free = threading.Event()
+    monkeypatch.setattr(doctor_module, "_driver", lambda: free.wait(30) and "")
+    monkeypatch.setattr(doctor_module, "DRIVER_SECONDS", 0.2)
+    assert cli.main(["doctor", "--json"]) == 1
+    assert ("wrong", "driver", "NVML has not answered for 0.2 s") in findings(capsys)
+    free.set()
 
 
 def test_quantiles_are_interpolated_as_prometheus_does():

@@ -15,6 +15,7 @@ from lightllm_otel import cli
 from lightllm_otel.cli.stuck import Position, judge
 from lightllm_otel.ring import reached
 from lightllm_otel.ring.reached import Reached
+from lightllm_otel.ring.writer import RingWriter
 from lightllm_otel.vocabulary import Operator
 
 PATIENCE = 10.0
@@ -162,6 +163,26 @@ def test_a_rank_that_has_ended_is_named(start, capsys):
 def test_no_server_is_nothing_stuck(start, capsys):
     status, out = asked(capsys)
     assert (status, "no server with the plugin runs here" in out) == (0, True)
+
+
+@pytest.mark.parametrize("name", ["rank-0.bak.ring", "rank-x.ring"])
+def test_a_stray_ring_is_named_and_the_others_are_judged(start, capsys, tmp_path, name):
+    start(8, 7, 8)
+    (tmp_path / "group" / name).write_bytes((tmp_path / "group" / "rank-0.ring").read_bytes())
+    assert cli.main(["doctor", "--stuck"]) == 1
+    shown = capsys.readouterr()
+    assert "→ rank 1 is behind" in shown.out
+    assert shown.err.count(name) == len(shown.err.splitlines()) == 1
+
+
+def test_a_damaged_ring_is_named_and_the_others_are_judged(start, capsys, tmp_path):
+    start(8, 7, 8)
+    damaged = RingWriter(tmp_path / "group" / "rank-3.ring", 1)
+    damaged.header["cells"] = 0
+    assert cli.main(["doctor", "--stuck"]) == 1
+    shown = capsys.readouterr()
+    assert "→ rank 1 is behind" in shown.out
+    assert "rank-3.ring is damaged" in shown.err
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "soon"])
