@@ -177,14 +177,19 @@ class Group:
 
     def _add_estimate(self, steps: np.ndarray, timed: np.ndarray, of_step: np.ndarray, intervals: np.ndarray) -> None:
         """``timed``: the sampled ones of ``steps``; ``of_step[i]`` is the row there that interval i is of."""
-        now, operators = self._now(), len(Operator)
-        for kind, rows in _by_kind(timed):
-            chosen = rows[of_step]
-            by_operator = np.bincount(intervals["operator"][chosen], intervals["seconds"][chosen], operators)
-            self.estimate.add_sampled(kind, float(timed["seconds"][rows].sum()), by_operator, now)
-        others = steps[~((steps["flags"] & layout.SAMPLED > 0) & (steps["intervals"] > 0))]
-        for kind, rows in _by_kind(others):
-            self.estimate.add(kind, float(others["seconds"][rows].sum()), now)
+        now = self._now()
+        sampled = (steps["flags"] & layout.SAMPLED > 0) & (steps["intervals"] > 0)
+        kinds = _by_kind(steps)
+        for kind, rows in kinds if len(timed) else ():  # before the others, which take their shares
+            own = rows[sampled]
+            if own.any():
+                chosen = own[of_step]
+                seconds = np.bincount(intervals["operator"][chosen], intervals["seconds"][chosen], len(Operator))
+                self.estimate.add_sampled(kind, float(timed["seconds"][own].sum()), seconds, now)
+        for kind, rows in kinds:
+            others = steps["seconds"][rows & ~sampled]
+            if len(others):
+                self.estimate.add(kind, float(others.sum()), now)
 
     def _add_steps(self, rank: int, steps: np.ndarray, is_lowest: bool) -> None:
         for phase, mode in _distinct(steps["phase"], steps["mode"]):

@@ -29,6 +29,7 @@ MOST_HEAD_BYTES = 32 << 10  # of a request, with all of its headers
 MOST_SCRAPES = 4  # that are written at once: each takes some megabytes while it is
 SCRAPE_WAIT_SECONDS = 10.0
 RETRY_SECONDS = 0.2
+LOOK_SECONDS = 0.5  # how often the serving thread looks for connections that are overdue, and for its end
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 SILENCE_SECONDS = 5.0  # an event stream says that it lives at least so often, and notices who has left
 RETRY_MILLISECONDS = 3000
@@ -274,7 +275,7 @@ class MetricsServer:
     def _serve(self) -> None:
         while not self._closed:
             with self._parts(ExporterStage.HTTP, "serving"):
-                self._server.serve_forever()
+                self._server.serve_forever(LOOK_SECONDS)
             if not self._closed:
                 time.sleep(RETRY_SECONDS)
 

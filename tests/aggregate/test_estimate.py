@@ -22,10 +22,10 @@ def biggest_gain(server, name, since):
     return max(np.diff(seen))
 
 
-@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_after_a_day_at_ten_percent_a_rise_to_fifty_is_in_the_rate_within_five_minutes(ranks):
     server = Serving(ranks=ranks)
-    server.run(DAY, all_reduce=0.1, step=5.0, poll=300.0)
+    server.run(DAY, all_reduce=0.1, step=15.0, poll=900.0)
     server.run(10 * MINUTE, all_reduce=0.1)
     assert server.share(ALL_REDUCE) == pytest.approx(0.1, abs=0.005)
     changed = server.now
@@ -44,8 +44,8 @@ def test_the_incident_is_over_in_the_rate_when_it_is_over():
 
 def test_ten_hours_at_level_steps_are_unattributed_at_once_and_nothing_jumps_when_operators_come():
     server = Serving()
-    server.run(10 * HOUR, every=0, step=1.0, poll=60.0)
-    assert server.rate(UNATTRIBUTED) == pytest.approx(1.0)
+    server.run(10 * HOUR, every=0, step=5.0, poll=300.0)
+    assert server.rate(UNATTRIBUTED, window=HOUR) == pytest.approx(1.0)
     assert server.estimated()[UNATTRIBUTED] == pytest.approx(10 * HOUR)
     began = server.now
     server.run(10 * MINUTE)

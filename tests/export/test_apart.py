@@ -96,7 +96,8 @@ def said(caplog, words):
 
 
 @pytest.fixture
-def worlds(tmp_path):
+def worlds(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightllm_otel.export.server.LOOK_SECONDS", 0.02)  # else each end takes half a second
     made = []
 
     def make(parent=tmp_path, **settings):

@@ -43,7 +43,7 @@ def asked(promtool, tmp_path, series, questions):
 
 def test_where_decode_goes_shows_an_incident_within_five_minutes(promtool, tmp_path):
     server = Serving()
-    server.run(DAY, all_reduce=0.1, step=5.0, poll=300.0)
+    server.run(DAY, all_reduce=0.1, step=15.0, poll=900.0)
     quiet = len(server.scrapes)
     server.run(10 * MINUTE, all_reduce=0.1)
     changed = len(server.scrapes) - quiet
