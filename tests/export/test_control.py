@@ -1,6 +1,8 @@
 """``lightllm-otel ctl`` over the socket of a real exporter, with rings in the place of ranks."""
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
 import socket
@@ -11,14 +13,16 @@ import pytest
 import records
 
 from lightllm_otel import cli
+from lightllm_otel.aggregate.group import Group
+from lightllm_otel.aggregate.parts import Parts
 from lightllm_otel.export import control as control_module
-from lightllm_otel.export.control import SOCKET, Refused, ask
+from lightllm_otel.export.control import SOCKET, Controller, ControlServer, Refused, ask
 from lightllm_otel.export.exporter import Exporter
 from lightllm_otel.ring.control import NAME, REQUEST, ControlPage, Listener
 from lightllm_otel.ring.folder import LOCK_NAME, FileLock, group_folder, ring_path
 from lightllm_otel.ring.writer import RingWriter
 from lightllm_otel.settings import Settings
-from lightllm_otel.vocabulary import Level
+from lightllm_otel.vocabulary import ExporterStage, Level
 
 ended: set[str] = set()
 """Names of rings whose ranks are gone."""
@@ -223,3 +227,59 @@ def test_without_a_server_it_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("lightllm_otel.cli.scrape.os.getuid", lambda: 4_000_000)
     assert cli.main(["ctl", "off"]) == 1
     assert "no server with the plugin runs here" in capsys.readouterr().err
+
+
+class Exhausted:
+    """A listening socket that has no descriptor for the next ``times`` callers."""
+
+    def __init__(self, real, times):
+        self._real, self.times = real, times
+
+    def accept(self):
+        if self.times:
+            self.times -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return self._real.accept()
+
+    def close(self):
+        self._real.close()
+
+
+def test_a_caller_for_whom_there_is_no_descriptor_does_not_end_live_control(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(control_module, "RETRY_SECONDS", 0.01)
+    parts = Parts()
+    real = socket.socket
+    made = []
+
+    def a_socket(*how):
+        made.append(Exhausted(real(*how), 3))
+        made[-1].bind, made[-1].listen = made[-1]._real.bind, made[-1]._real.listen
+        return made[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(control_module.socket, "socket", a_socket)
+        server = ControlServer(tmp_path, Controller(tmp_path, Group()), parts)
+    with pytest.raises(Refused, match="no rank of the server has come up yet"):
+        ask(tmp_path, {"level": "steps"})
+    assert parts.errors[ExporterStage.CONTROL] == 3
+    assert ["cannot take a connection" in record.message for record in caplog.records] == [True]
+    server.close()
+
+
+def test_a_caller_whose_line_has_no_end_is_let_go(monkeypatch):
+    ours, peer = socket.socketpair()
+    with ours, peer:
+        ours.settimeout(0.5)
+        stop = threading.Event()
+
+        def drip():
+            while not stop.wait(0.05):
+                with contextlib.suppress(OSError):
+                    peer.send(b"x")
+
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        with pytest.raises(TimeoutError, match="no end"):
+            control_module.receive(ours)
+        stop.set()
+        thread.join()

@@ -13,13 +13,13 @@ from prometheus_client import CollectorRegistry
 from lightllm_otel.aggregate.histogram import Exemplar, Histogram
 from lightllm_otel.export.exporter import Exporter, loaded
 from lightllm_otel.export.metrics import COUNTER, GAUGE, HISTOGRAM, INFO, METRICS
-from lightllm_otel.export.outbound import last_words
+from lightllm_otel.export.outbound import Outbound, Sender, last_words
 from lightllm_otel.export.prometheus import GroupCollector
 from lightllm_otel.ring.folder import group_folder, ring_path
 from lightllm_otel.ring.writer import RingWriter
 from lightllm_otel.settings import Settings
 from lightllm_otel.standard import Sampler, Standard
-from lightllm_otel.vocabulary import Operator, Signal
+from lightllm_otel.vocabulary import ExporterStage, Operator, Signal
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra otlp is not installed")
 pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc", reason="the extra otlp-grpc is not installed")
@@ -300,6 +300,25 @@ def test_an_exporter_pushes_what_its_ranks_wrote(tmp_path, receiver, environ, no
     assert points_of(request)["lightllm.gpu.operator", labels][1].as_double == 0.5
     exporter.close()
     receiver.wait(lambda r: len(r.metrics) == 2)  # the last word
+
+
+def test_a_sender_goes_on_when_whoever_waits_for_the_outcome_fails(caplog):
+    sent, outbound = [], Outbound()
+    sender = Sender(Signal.TRACES, lambda batch: sent.append(batch) or True, outbound)
+    for batch in range(3):
+        assert sender.offer(batch, lambda taken: 1 / 0)
+        assert sender.drain(5)
+    assert (sent, outbound.errors[Signal.TRACES]) == ([0, 1, 2], 3)
+
+
+def test_an_sdk_that_lacks_something_turns_otlp_off_and_nothing_else(tmp_path, receiver, environ, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "lightllm_otel.export.push", None)  # importing it fails, as with an SDK of 2021
+    standard = environ(**receiver.environ, OTEL_TRACES_EXPORTER="none")
+    exporter = Exporter(group_folder(tmp_path, "group"), Settings.from_env({}), standard=standard)
+    assert exporter.group.errors()[ExporterStage.OTLP] == 1
+    assert ["metrics over OTLP are off" in record.message for record in caplog.records] == [True]
+    exporter.poll()
+    exporter.close()
 
 
 def test_without_its_package_otlp_is_one_clear_sentence(caplog):
