@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -271,11 +272,12 @@ def _place(row: Hook | Field) -> str:
 def table() -> int:
     """Print every place where the plugin touches or reads LightLLM; with the state of a row in a server that runs here."""
     states: dict[str, str] = {}
-    for directory in directories():
-        for path in sorted(directory.glob(f"*/{RING_PATTERN}")):
-            if is_locked(path):
-                found = RingReader(path).facts().get("contracts") or {}
-                states.update(found.get("rows") or {})
+    for folder in folders():
+        for _, path in rings_in(folder)[0]:
+            with contextlib.suppress(OSError, ValueError):  # doctor names such a ring
+                if is_locked(path):
+                    found = RingReader(path).facts().get("contracts") or {}
+                    states.update(found.get("rows") or {})
     for row in (*HOOKS, *FIELDS):
         print(f"{row.feature.value:<16}{_place(row):<72}{row.since} … {row.until}")
         if row.name in states:

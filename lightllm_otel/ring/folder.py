@@ -13,10 +13,12 @@ import re
 import struct
 import time
 from pathlib import Path
+from typing import Optional
 
 from lightllm_otel.ring import private
 
 RING_PATTERN = "rank-*.ring"
+_RING_NAME = re.compile(r"rank-(0|[1-9][0-9]{0,4})\.ring")
 NOTES_PATTERN = "*.notes"
 NEW_PATTERN = "*.new"  # files that had no name yet when their process ended
 LOCK_NAME = "exporter.lock"
@@ -68,8 +70,10 @@ def ring_path(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank}.ring"
 
 
-def rank_of(path: Path) -> int:
-    return int(path.stem.partition("-")[2])
+def rank_of(path: Path) -> Optional[int]:
+    """Return the rank whose ring has this name; None for a name that only looks like one (``rank-0.bak.ring``)."""
+    found = _RING_NAME.fullmatch(path.name)
+    return int(found[1]) if found is not None else None
 
 
 # Locks ---------------------------------------------------------------------------------------------------------------
@@ -158,7 +162,7 @@ def sweep(directory: Path, own: Path, more: tuple[str, ...]) -> None:
     """Remove what processes that have ended left in the groups of ``directory``: whatever nobody has locked.
 
     ``own``: the group whose exporter we are. ``more``: names of files that are of no use once all ranks have ended. A group
-    with an exporter is left to it. Raises OSError.
+    with an exporter is left to it, and so are files that only look like rings: they may be somebody's copies. Raises OSError.
     """
     for folder in groups(directory):
         # Asking for a lock that is our own would free it.
@@ -167,14 +171,18 @@ def sweep(directory: Path, own: Path, more: tuple[str, ...]) -> None:
 
 
 def _sweep(folder: Path, more: tuple[str, ...]) -> None:
-    for path in (*folder.glob(RING_PATTERN), *folder.glob(NOTES_PATTERN)):
+    for path in (*_rings(folder), *folder.glob(NOTES_PATTERN)):
         remove_if_dead(path)
-    if not any(folder.glob(RING_PATTERN)):
+    if not _rings(folder):
         for name in more:
             (folder / name).unlink(missing_ok=True)
     for path in folder.glob(NEW_PATTERN):
         if _age(path) > NEW_SECONDS:
             path.unlink(missing_ok=True)
+
+
+def _rings(folder: Path) -> list[Path]:
+    return [path for path in folder.glob(RING_PATTERN) if rank_of(path) is not None]
 
 
 def remove_if_dead(path: Path) -> None:

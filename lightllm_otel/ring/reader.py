@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from lightllm_otel.ring import layout, private
-from lightllm_otel.ring.folder import RING_PATTERN
+from lightllm_otel.ring.folder import RING_PATTERN, rank_of
 
 _LOOK_CELLS = 2 * layout.MAX_INTERVALS  # no step is larger than half of it
 _IN_FLIGHT = ("in_flight", "in_flight_number", "in_flight_since")
-_NAME = re.compile(r"rank-(0|[1-9][0-9]{0,4})\.ring")
 
 
 def rings_in(folder: Path) -> tuple[list[tuple[int, Path]], list[Path]]:
@@ -26,9 +24,9 @@ def rings_in(folder: Path) -> tuple[list[tuple[int, Path]], list[Path]]:
     """
     rings, strays = [], []
     for path in sorted(folder.iterdir()):
-        found = _NAME.fullmatch(path.name)
-        if found is not None:
-            rings.append((int(found[1]), path))
+        rank = rank_of(path)
+        if rank is not None:
+            rings.append((rank, path))
         elif path.match(RING_PATTERN):
             strays.append(path)
     return sorted(rings), strays

@@ -17,6 +17,7 @@ from lightllm_otel.cli.scrape import Scrape
 from lightllm_otel.cli.table import Row, duration, render, rows
 from lightllm_otel.export.exporter import Exporter
 from lightllm_otel.export.recording import RecordingWriter
+from lightllm_otel.patch.contracts import HOOKS
 from lightllm_otel.ring.folder import FileLock, group_folder, ring_path
 from lightllm_otel.ring.writer import RingWriter
 from lightllm_otel.settings import Settings
@@ -229,6 +230,16 @@ def test_doctor_names_a_ring_that_is_none_and_looks_at_the_others(serving, hooke
     assert any(name in what and sentence in what for _, what in said)
     assert any(about == "rank-0" and what.startswith("llama-7b") for about, what in said)
     assert any("its part rings has failed 1 times" in what for _, what in said)
+
+
+def test_the_table_of_contracts_does_without_a_ring_that_is_damaged(serving, monkeypatch, capsys):
+    exporter, ring = serving
+    ring.describe({**records.FACTS, "contracts": {"rows": {HOOKS[0].name: "changed"}}})
+    for name in ("rank-1.ring", "rank-0.bak.ring"):
+        ring_path(exporter._folder, 0).with_name(name).write_bytes(bytes(1 << 20))
+    monkeypatch.setattr(doctor_module, "is_locked", lambda path: True)
+    assert cli.main(["doctor", "--contracts"]) == 0
+    assert capsys.readouterr().out.count("here: changed; then") == 1
 
 
 def test_doctor_shows_the_rest_when_it_cannot_look_at_something(serving, hooked, monkeypatch, capsys):

@@ -11,7 +11,7 @@ import pytest
 import records
 
 from lightllm_otel.ring import layout
-from lightllm_otel.ring.folder import FileLock, group_key, is_locked, remove_if_dead, ring_path
+from lightllm_otel.ring.folder import FileLock, group_folder, group_key, is_locked, remove_if_dead, ring_path, sweep
 from lightllm_otel.ring.reader import RingReader, rings_in
 from lightllm_otel.ring.writer import RingWriter
 from lightllm_otel.vocabulary import Operator
@@ -212,6 +212,14 @@ def test_a_file_that_cannot_be_asked_for_lack_of_descriptors_is_not_taken_for_de
     assert path.exists()
     remove_if_dead(path)
     assert not path.exists()
+
+
+def test_a_sweep_leaves_what_only_looks_like_a_ring(tmp_path):
+    folder = group_folder(tmp_path, "group")
+    for name in ("rank-0.ring", "rank-0.bak.ring", "rank-٣.ring", "positions.json"):
+        (folder / name).touch(0o600)
+    sweep(tmp_path, folder, ("positions.json",))
+    assert sorted(path.name for path in folder.iterdir()) == ["rank-0.bak.ring", "rank-٣.ring"]
 
 
 def test_group_keys_are_file_names():
