@@ -6,7 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from lightllm_otel.export.exporter import detach, main, name_process
+from lightllm_otel.export.exporter import main
+from lightllm_otel.export.process import detach, name_process
 from lightllm_otel.settings import Settings
 
 

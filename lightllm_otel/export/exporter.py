@@ -6,18 +6,15 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Optional, Protocol
 
 from prometheus_client import CollectorRegistry
 
-from lightllm_otel import __version__
 from lightllm_otel.aggregate.group import Group
-from lightllm_otel.aggregate.parts import Parts
 from lightllm_otel.export import discovery, nvml
 from lightllm_otel.export.aside import Aside
 from lightllm_otel.export.baseline import Baseline
@@ -25,25 +22,26 @@ from lightllm_otel.export.control import Controller, ControlServer
 from lightllm_otel.export.hardware import Hardware, State
 from lightllm_otel.export.link import GroupLink
 from lightllm_otel.export.live import Live
+from lightllm_otel.export.notes_folder import NotesFolder
 from lightllm_otel.export.nvml_thread import NvmlThread
-from lightllm_otel.export.outbound import NoSuchExporter, load
+from lightllm_otel.export.outbound import loaded
+from lightllm_otel.export.process import let_go_of_stderr
 from lightllm_otel.export.prometheus import GroupCollector
 from lightllm_otel.export.recording import RecordingWriter
 from lightllm_otel.export.server import MetricsServer, NoFreePort
+from lightllm_otel.export.start_line import start_line
 from lightllm_otel.export.traces import TraceBook
 from lightllm_otel.guard import log, log_to_stderr
 from lightllm_otel.ring import notes, private
 from lightllm_otel.ring.folder import (
     LOCK_NAME,
     NO_DESCRIPTOR,
-    PROCESS_NAME,
     FileLock,
     group_folder,
     is_locked,
     remove_if_dead,
     sweep,
 )
-from lightllm_otel.ring.notes import NotesReader
 from lightllm_otel.ring.reader import RingReader, rings_in
 from lightllm_otel.settings import Settings
 from lightllm_otel.standard import Standard
@@ -54,10 +52,8 @@ LIVENESS_SECONDS = 1.0
 LINGER_SECONDS = 10.0  # after the last rank: time for one more scrape
 FIRST_RANK_SECONDS = 60.0
 PORT_RETRY_SECONDS = 10.0
-READS_OF_THE_DEAD = 50  # polls after which files of processes that are gone are removed
 POSITIONS = "positions.json"
 MOST_POSITIONS = 1 << 20  # bytes
-LOG_NAME = "exporter.log"
 
 
 class Push(Protocol):
@@ -389,122 +385,6 @@ class Exporter:
         if self._holds_stderr:
             let_go_of_stderr(self._folder)
             self._holds_stderr = False
-
-
-class NotesFolder:
-    """Reads the notes of every process of the server. ``lost``: how often one was quicker than we are."""
-
-    def __init__(self, folder: Path, parts: Parts) -> None:
-        self.lost = 0
-        self._folder = folder
-        self._parts = parts
-        self._readers: dict[Path, NotesReader | None] = {}
-        self._reads = 0
-
-    def read(self) -> list[Any]:
-        """Return what all of them have noted since the last call."""
-        found: list[Any] = []
-        self._reads += 1
-        tidy = self._reads % READS_OF_THE_DEAD == 0
-        for path in sorted(self._folder.glob(notes.PATTERN)):
-            with self._parts(ExporterStage.NOTES, path.name):
-                found += self._read(path, tidy)
-        return found
-
-    def _read(self, path: Path, tidy: bool) -> list[Any]:
-        if path not in self._readers:
-            self._readers[path] = self._reader(path)
-        reader = self._readers[path]
-        if reader is None:
-            return []
-        over = tidy and not is_locked(path)  # before its last notes are read
-        lost = reader.lost
-        found = reader.read()
-        self.lost += reader.lost - lost
-        if over:  # HTTP workers come and go, each with a file of its own
-            remove_if_dead(path)
-            del self._readers[path]
-            reader.close()
-        return found
-
-    def _reader(self, path: Path) -> NotesReader | None:
-        try:
-            return NotesReader(path)
-        except (ValueError, private.NotOurs) as error:
-            self._parts.failed(ExporterStage.NOTES, path.name, str(error))
-            return None
-
-
-def loaded(signal: Signal, names: Iterable[str]) -> list[Any]:
-    """The SDK's exporters of these names; one line in the log for each that there is not, or that cannot be made."""
-    found = []
-    for name in names:
-        try:
-            found.append(load(signal, name))
-        except NoSuchExporter as error:
-            log.error("%s over OTLP are off: %s", signal, error)
-        except Exception as error:  # noqa: BLE001 - a receiver's own settings may be wrong in any way
-            log.error("%s over OTLP are off: %s could not be made: %r", signal, name, error)
-    return found
-
-
-def start_line(group: Group, address: str) -> str:
-    facts, slots = group.facts(), group.slots()
-    missing = [operator for operator, found in slots.items() if not found]
-    parts = [
-        f"lightllm-otel {__version__}: http://{address}/metrics, live page http://{address}/",
-        f"{len(slots) - len(missing)} operators, missing: {', '.join(missing) or 'none'}",
-        f"level {facts.get('level')}, 1 decode step in {facts.get('sample_every')}",
-        f"CUDA graphs: {graphs_line(facts.get('graphs') or {})}",
-        "next: lightllm-otel top",
-    ]
-    return " · ".join(parts)
-
-
-def graphs_line(graphs: dict[str, Any]) -> str:
-    """What became of the instrumented twins, for a person."""
-    if graphs.get("state") == "armed":
-        return (
-            f"{len(graphs['sizes'])} instrumented twins ({graphs['bytes'] / 2**20:.0f} MiB, {graphs['seconds']:.1f} s)"
-        )
-    return f"whole steps only ({graphs.get('reason') or 'no graphs'})"
-
-
-def let_go_of_stderr(folder: Path) -> None:
-    """Send the log to our own file from now on: holding the server's stderr would keep its pipe open after its end.
-
-    Raises OSError when no descriptor is free.
-    """
-    try:
-        descriptor = private.open_file(folder / LOG_NAME, os.O_WRONLY | os.O_CREAT)
-        os.ftruncate(descriptor, 0)
-    except OSError as error:
-        if error.errno in NO_DESCRIPTOR:
-            raise
-        log.error("%s: the exporter has no log from here on", error)
-        descriptor = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-
-
-def detach(folder: Path) -> int:
-    """Start the exporter in a session of its own and return at once; nobody waits for it.
-
-    A new program with all descriptors but the standard ones closed: sockets of NCCL and the like, inherited from the
-    model process, must not outlive the server in us. (Closing them in here could take one from another thread.)
-    """
-    command = [sys.executable, "-m", "lightllm_otel", "exporter", "--folder", str(folder), "--detached"]
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, close_fds=True)
-    child.returncode = 0  # it is not ours to wait for
-    return 0
-
-
-def name_process() -> None:
-    """So that the host's health monitor can be told which processes are ours, also when they have ended."""
-    try:
-        Path("/proc/self/comm").write_text(PROCESS_NAME)
-    except OSError as error:
-        log.debug("no process name: %s", error)
 
 
 def main(folder: Path, settings: Settings, detached: bool) -> int:

@@ -8,7 +8,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Optional
 
 from lightllm_otel.guard import log
@@ -41,6 +41,19 @@ def load(signal: Signal, name: str) -> Any:
     extra = EXTRAS.get(name)
     remedy = f"pip install 'lightllm-otel[{extra}]'" if extra else f"install the package that brings {name}"
     raise NoSuchExporter(f"no exporter {name} for {signal.value} is installed: {remedy}. /metrics is not affected")
+
+
+def loaded(signal: Signal, names: Iterable[str]) -> list[Any]:
+    """The SDK's exporters of these names; one line in the log for each that there is not, or that cannot be made."""
+    found = []
+    for name in names:
+        try:
+            found.append(load(signal, name))
+        except NoSuchExporter as error:
+            log.error("%s over OTLP are off: %s", signal, error)
+        except Exception as error:  # noqa: BLE001 - a receiver's own settings may be wrong in any way
+            log.error("%s over OTLP are off: %s could not be made: %r", signal, name, error)
+    return found
 
 
 class Sender:

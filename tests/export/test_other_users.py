@@ -11,7 +11,7 @@ import records
 from other_user import ATTACKER, VICTIM, as_user, needs_root
 
 from lightllm_otel import cli
-from lightllm_otel.export import baseline, control, exporter
+from lightllm_otel.export import baseline, control, exporter, process
 from lightllm_otel.export.baseline import BadBaseline
 from lightllm_otel.export.recording import RecordingWriter
 from lightllm_otel.guard import log
@@ -54,10 +54,10 @@ class TestFilesOfTheExporter:
     def test_its_log_is_no_link_to_another_file(self, shared):
         kept = as_user(VICTIM, precious, shared)
         folder = as_user(VICTIM, group_folder, shared / "otel", GROUP)
-        (folder / exporter.LOG_NAME).symlink_to(kept)
+        (folder / process.LOG_NAME).symlink_to(kept)
 
         def work():
-            exporter.let_go_of_stderr(folder)
+            process.let_go_of_stderr(folder)
             os.write(2, b"a line")
 
         as_user(VICTIM, work)

@@ -11,9 +11,9 @@ from groups import full_group
 from prometheus_client import CollectorRegistry
 
 from lightllm_otel.aggregate.histogram import Exemplar, Histogram
-from lightllm_otel.export.exporter import Exporter, loaded
+from lightllm_otel.export.exporter import Exporter
 from lightllm_otel.export.metrics import COUNTER, GAUGE, HISTOGRAM, INFO, METRICS
-from lightllm_otel.export.outbound import Outbound, Sender, last_words
+from lightllm_otel.export.outbound import Outbound, Sender, last_words, loaded
 from lightllm_otel.export.prometheus import GroupCollector
 from lightllm_otel.ring.folder import group_folder, ring_path
 from lightllm_otel.ring.writer import RingWriter

@@ -8,8 +8,7 @@ import pytest
 import records
 
 from lightllm_otel.aggregate.group import Group
-from lightllm_otel.export import exporter as exporter_module
-from lightllm_otel.export import spans, traces
+from lightllm_otel.export import notes_folder, spans, traces
 from lightllm_otel.export.exporter import Exporter
 from lightllm_otel.export.outbound import Outbound
 from lightllm_otel.export.traces import END_PATIENCE, SPANS_PER_SECOND, STEP_PATIENCE, Chunk, TraceBook, request_parts
@@ -396,14 +395,14 @@ def test_notes_that_were_overwritten_are_counted(exporting, receiver, now):
 def test_files_of_processes_that_are_gone_are_read_and_removed(exporting, receiver, now, monkeypatch):
     exporter, _, notes = exporting(receiver)
     held = {notes.path}
-    monkeypatch.setattr(exporter_module, "is_locked", lambda path: path in held)
+    monkeypatch.setattr(notes_folder, "is_locked", lambda path: path in held)
     notes.write(end())
-    for _ in range(exporter_module.READS_OF_THE_DEAD):
+    for _ in range(notes_folder.READS_OF_THE_DEAD):
         exporter.poll()
     assert notes.path.exists()
     held.clear()
     notes.write(end(16))
-    for _ in range(exporter_module.READS_OF_THE_DEAD):
+    for _ in range(notes_folder.READS_OF_THE_DEAD):
         exporter.poll()
     assert not notes.path.exists()
     exporter.close()

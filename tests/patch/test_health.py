@@ -21,7 +21,7 @@ from lightllm_otel.standard import Standard
 @pytest.fixture
 def ended_exporter():
     """A zombie: it has ended and nobody has collected it, as below a process 1 that does not."""
-    name = "from lightllm_otel.export.exporter import name_process; name_process()"
+    name = "from lightllm_otel.export.process import name_process; name_process()"
     process = subprocess.Popen([sys.executable, "-c", name])
     while Path(f"/proc/{process.pid}/stat").read_text().split()[2] != "Z":
         time.sleep(0.01)
