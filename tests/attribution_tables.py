@@ -1,6 +1,6 @@
 """Which call of a LightLLM layer belongs to which operator, for every class of layers: what the hooks have to find.
 
-A table is operator → names of calls. ``name.mm`` is a product with the weight ``name``, ``name`` alone the weight itself or a kernel.
+A table is operator → names of calls. ``name.mm`` is a product with the weight ``name``; ``name`` alone is the weight or a kernel.
 A class differs from its table in the operators that stand beside it; ``None`` is an operator that it does not have.
 """
 

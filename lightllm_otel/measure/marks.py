@@ -104,10 +104,12 @@ class Marks:
     def before_collective(self, last: int) -> int:
         """The mark of what lies between the boundary ``last`` and a collective outside of every operator, or DIRECTLY.
 
-        Work that nothing is known of is ``other``.
+        Work that nothing is known of is ``other``; behind a gap, as when a step begins, the gap goes on.
         """
         if last not in self.approach:
-            self.approach[last] = self.code(Mark(Operator.OTHER, max(self._marks[last].layer, -1)))
+            mark = self._marks[last]
+            nobodys = Mark(Operator.OTHER, max(mark.layer, -1))
+            self.approach[last] = last if mark.operator is Operator.GAP else self.code(nobodys)
         return self.approach[last]
 
     def collective(self, operator: Operator, context: int) -> int:

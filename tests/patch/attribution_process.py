@@ -1,7 +1,8 @@
 """Run the real layers of one LightLLM with everything they call replaced, and say what fell into which operator.
 
 ``python attribution_process.py MODE…``, with a LightLLM on the path. A mode is ``tp1``, ``tp2`` or ``tpsp`` (two ranks that split the
-tokens), or ``flashinfer`` or ``symm_mem`` (two ranks whose group has that library; a dense layer only).
+tokens), or, with a dense layer only, ``flashinfer`` or ``symm_mem`` (two ranks whose group has that library) or ``balance`` (two groups
+that share their prompts).
 The last line of its output is JSON: mode → class → operator → names of what was called, and what doctor would say.
 """
 
@@ -35,6 +36,7 @@ from lightllm_otel.vocabulary import Implementation, Site  # noqa: E402
 
 LAYERS = 2
 LIBRARIES = {"flashinfer": "flashinfer_reduce", "symm_mem": "symm_mem_reduce"}
+BALANCE = "balance"
 KERNELS = ("triton_kernel", "cuda_kernel", "fused_moe")  # in the names of modules
 QUANTISED = {"AWquant": "ppl_w8a8", "Wquant": "triton_w8a16", "WQuant": "triton_w8a16"}  # 0.0.1's modes
 COLLECTIVES = {leaf.name for leaf in TORCH_LEAVES}
@@ -249,7 +251,7 @@ def model_of(layer_class, pre_class, post_class, mode, ranks):
         pre_infer=construct(pre_class, ranks), post_infer=construct(post_class, ranks), layers_num=LAYERS,
         layers_infer=[construct(layer_class, ranks, number) for number in range(LAYERS)],
         trans_layers_weight=[Weights(norms) for _ in range(LAYERS)], pre_post_weight=Weights(),
-        args=types.SimpleNamespace(enable_dp_prefill_balance=False, enable_prefill_cudagraph=False), prefill_graph=None,
+        args=types.SimpleNamespace(enable_dp_prefill_balance=mode == BALANCE, enable_prefill_cudagraph=False), prefill_graph=None,
         is_mtp_mode=False, is_deepseekv3_mtp_mode=False, graph_max_batch_size=2,
         enable_tpsp_mix_mode=mode == "tpsp",
     )  # fmt: skip
@@ -270,6 +272,7 @@ def attribution(model, group_class, group):
     for forward in ("_context_forward", "_token_forward"):
         host = getattr(TpPartBaseModel, forward)
         state = InferState(group, forward == "_context_forward", memory_for(type(model.layers_infer[0])))
+        state.need_dp_prefill_balance = state.is_prefill and getattr(model.args, "enable_dp_prefill_balance", False)
         given = [model, Tensor(), state] if len(inspect.signature(host).parameters) > 2 else [model, state]
         # 0.0.1 synchronises between the operators of a prefill.
         pairs = forward == "_context_forward" and not hasattr(model.layers_infer[0], "tp_world_size_")
@@ -323,7 +326,7 @@ def main():
         said[mode] = {
             name: attempt([*llama[:at], kind, *llama[at + 1 :]], mode, ranks, group_class, group)
             for at, kinds in enumerate((layers, pres, posts)) for name, kind in kinds.items()
-            if mode not in LIBRARIES or name == "llama.LlamaTransformerLayerInfer"
+            if (mode not in LIBRARIES and mode != BALANCE) or name == "llama.LlamaTransformerLayerInfer"
         }  # fmt: skip
     print(json.dumps(said))
 

@@ -16,6 +16,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 SOURCE = os.environ.get("LIGHTLLM_SRC")
 LIBRARIES = ("flashinfer", "symm_mem")  # beside torch, that LightLLM's group may choose for an all_reduce
+BALANCE = "balance"
 
 
 class Host:
@@ -26,15 +27,15 @@ class Host:
 
     shared = {"tp2": tables.ALL_REDUCES, "tpsp": tables.SPLIT_TOKENS}  # noqa: RUF012 - never changed
 
-    def __init__(self, version, source, dense, classes, modes, collectives=None, calls=None, libraries=()):
+    def __init__(self, version, source, dense, classes, modes, collectives=None, calls=None, others=()):
         self.version, self.source, self.dense, self.classes, self.modes = version, source, dense, classes, modes
-        self.collectives, self.calls, self.libraries = collectives or {}, calls or {}, libraries
+        self.collectives, self.calls, self.others = collectives or {}, calls or {}, others
 
     @functools.cached_property
     def said(self):
         path = [*([self.source] if self.source else []), str(HERE.parents[1]), str(HERE.parents[0])]
         done = subprocess.run(
-            [sys.executable, str(HERE / "attribution_process.py"), *self.modes, *self.libraries],
+            [sys.executable, str(HERE / "attribution_process.py"), *self.modes, *self.others],
             check=False, capture_output=True, text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path)}, timeout=300,
         )  # fmt: skip
@@ -61,7 +62,9 @@ def checkout():
     package = Path(SOURCE) / "lightllm"
     if (package / "common/basemodel/prefill_cuda_graph.py").exists():
         modes = ["tp1", "tp2", "tpsp"]
-        return Host("v1.2.0", SOURCE, tables.DENSE, tables.MAIN, modes, tables.COLLECTIVES, tables.CALLS, LIBRARIES)
+        return Host(
+            "v1.2.0", SOURCE, tables.DENSE, tables.MAIN, modes, tables.COLLECTIVES, tables.CALLS, (*LIBRARIES, BALANCE)
+        )
     threads = (package / "server/router/model_infer/mode_backend/overlap_events.py").exists()
     classes = tables.V1_1 if threads else tables.JULY_2025
     return Host("v1.1.0", SOURCE, tables.DENSE_2025, classes, ["tp1", "tp2"], tables.COLLECTIVES_2025)
@@ -148,7 +151,7 @@ def test_a_dense_layer_has_a_second_boundary_only_before_its_norms(new, mode, of
         assert set(said.values()) == {2 * (of_a_layer if inside else of_a_layer - 2) + around}, name
 
 
-@pytest.mark.skipif(NEW is None or not NEW.libraries, reason="LIGHTLLM_SRC names no LightLLM that has these libraries")
+@pytest.mark.skipif(NEW is None or not NEW.others, reason="LIGHTLLM_SRC names no LightLLM that has these libraries")
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_an_all_reduce_says_which_library_the_group_has_chosen(new, library):
     """With LightLLM's own group class; FlashInfer puts the sum into other memory."""
@@ -160,3 +163,12 @@ def test_an_all_reduce_says_which_library_the_group_has_chosen(new, library):
         f"all_reduce ffn {library}",
     ]
     assert said["operators"] == new.said["tp2"]["llama.LlamaTransformerLayerInfer"]["operators"]
+
+
+@pytest.mark.skipif(NEW is None or not NEW.others, reason="LIGHTLLM_SRC names no LightLLM that balances prompts")
+def test_prompts_that_are_shared_between_groups_are_exchanged_by_all_to_all(new):
+    """Around all layers, and inside of two operators of each."""
+    said = new.said[BALANCE]["llama.LlamaTransformerLayerInfer"]["operators"]
+    exchanged = {f"all_to_all{site}": ["all_to_all_single"] for site in (" embedding", " attention", "")}
+    dense = new.said["tp2"]["llama.LlamaTransformerLayerInfer"]["operators"]
+    assert said == {**dense, **exchanged, "other": ["prepare_prefill_dp_balance"]}

@@ -202,10 +202,35 @@ def test_a_collective_behind_an_add_is_not_at_the_site_of_the_operator_before(me
     assert measured(host).run() == ["gap", "o_proj", "residual", "all_reduce"]
 
 
-def test_a_collective_before_the_first_operator_has_a_boundary_before_it(measured):
+def test_a_collective_before_the_first_operator_has_the_gap_before_it(measured):
     host = Host()
     each = measured(host)
-    assert each.run(lambda: host.dist.all_to_all_single(Tensor(), Tensor())) == ["other", "all_to_all"]
+    assert each.run(lambda: host.dist.all_to_all_single(Tensor(), Tensor())) == ["gap", "all_to_all"]
+
+
+def test_a_collective_inside_an_inner_operator_is_at_the_site_of_the_outer_one(measured):
+    """DeepSeek 3.2 chooses the tokens to attend to inside its attention."""
+    host = Host()
+
+    class Indexer:
+        def _get_indices(self, hidden):
+            host.dist.all_gather_into_tensor(Tensor(), hidden)
+            return hidden
+
+    class Sparse(Layer):
+        def __init__(self, group):
+            super().__init__(group)
+            self.indexer = Indexer()
+
+        def _token_attention_kernel(self, hidden, state, weight):
+            return self.indexer._get_indices(hidden)
+
+        def token_forward(self, hidden, state, weight):
+            return self._ffn(self._token_attention_kernel(hidden, state, weight), state, weight)
+
+    host.model.layers_infer = [Sparse(host.group)]
+    host.layer = host.model.layers_infer[0]
+    assert measured(host).run()[:6] == ["gap", "attention", "other", "all_gather attention", "other", "attention"]
 
 
 @pytest.mark.parametrize("leaf", TORCH_LEAVES, ids=lambda leaf: leaf.name)
@@ -307,7 +332,7 @@ class TestFailures:
                 host.group.all_reduce(broken)
             host.group.all_reduce(Tensor())
 
-        assert each.run(twice) == ["other", "all_reduce", "other", "all_reduce"]
+        assert each.run(twice) == ["gap", "all_reduce", "other", "all_reduce"]
         assert not each.marking.in_collective
 
     def test_an_error_of_ours_does_not_reach_the_host(self, measured):

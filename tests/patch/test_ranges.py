@@ -1,6 +1,7 @@
 """NVTX ranges, and the names of what stands behind the operators."""
 
 import functools
+import types
 
 import fake_host
 import pytest
@@ -68,6 +69,39 @@ class TestImplementations:
 
         assert implementations.name_of(functools.partial(kernel, None, block=64)).endswith("kernel(block=64)")
         assert implementations.name_of(functools.wraps(kernel)(lambda: None)).endswith("kernel")
+
+    def test_backends_experts_and_quantisation_are_named_as_lightllm_names_them(self, model):
+        class Fa3AttBackend: ...
+
+        class FuseMoeTriton: ...
+
+        class Fp8: ...
+
+        def weights(method):
+            return types.SimpleNamespace(
+                q_proj=types.SimpleNamespace(quant_method=types.SimpleNamespace(method_name=method)),
+                experts=types.SimpleNamespace(fuse_moe_impl=FuseMoeTriton(), quant_method=Fp8()),
+                name="not a weight",
+            )
+
+        model.prefill_att_backend, model.decode_att_backend, model.decode_att_backend1 = (
+            Fa3AttBackend(),
+            Fa3AttBackend(),
+            None,
+        )
+        model.trans_layers_weight = [weights("none"), None, weights("w8a8")]
+        found = implementations.names(model)
+        assert (found["prefill_att_backend"], found["decode_att_backend"]) == ("Fa3AttBackend", "Fa3AttBackend")
+        assert "decode_att_backend1" not in found
+        assert found["experts"] == "FuseMoeTriton"
+        assert found["quant_method"] == "Fp8, none, w8a8"
+
+    def test_layers_that_differ_are_all_named(self, model):
+        def of_the_middle(*args): ...
+
+        model.layers_infer[1:1] = [fake_host.make([0.0]).basemodel.TpPartBaseModel().layers_infer[0]]
+        model.layers_infer[1]._ffn = of_the_middle
+        assert "of_the_middle" in implementations.names(model)["ffn"]
 
     def test_a_wrapped_model_is_named_like_the_plain_one(self, model):
         plain, ledger = implementations.names(model), Ledger()
