@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lightllm_otel.export.metrics import METRICS, Metric  # noqa: E402
-from lightllm_otel.settings import PREFIX, SETTINGS  # noqa: E402
+from lightllm_otel.settings import OFF_WORDS, ON_WORDS, PREFIX, SETTINGS  # noqa: E402
 from lightllm_otel.vocabulary import Feature  # noqa: E402
 
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
@@ -35,7 +35,10 @@ def over_otlp(metric: Metric) -> str:
 
 def settings() -> str:
     rows = ["| variable | default | meaning |", "|---|---|---|"]
-    rows.append(f"| `{PREFIX}` | off | `1`, `true` or `on` turns it on; empty, `0`, `false`, `off` mean off. |")
+    on, off = (", ".join(f"`{word}`" for word in words if word) for words in (ON_WORDS, OFF_WORDS))
+    rows.append(
+        f"| `{PREFIX}` | off | {on} turn it on; empty, {off} turn it off. Anything else is off, and the log says so. |"
+    )
     rows += [
         f"| `{s.variable}` | {f'`{s.default}`' if s.default else ''}{f' {s.unit}' if s.unit else ''} | {s.help} |"
         for s in SETTINGS

@@ -5,14 +5,24 @@ from __future__ import annotations
 import dataclasses
 import enum
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from lightllm_otel.vocabulary import Level
 
-OFF_WORDS = ("", "0", "false", "off")
 PREFIX = "LIGHTLLM_OTEL"
+# Set for its children by the process that has said what is wrong, so that a server and its exporter say it once.
+REPORTED = f"{PREFIX}_REPORTED"
+ON_WORDS = ("1", "true", "on", "yes")
+# The .pth file and the boot module have a copy: they may import nothing of the package to find out that it is off.
+OFF_WORDS = ("", "0", "false", "off", "no", "none", "null", "disabled")
+QUOTES = "\"'"
+# Kubernetes gives every container NAME_PORT=tcp://10.0.0.1:9464 for each Service of its namespace; Docker's links do too.
+SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
+LARGEST_BATCH = 65536
+SHOWN_CHARACTERS = 80
 
 
 class GraphPolicy(str, enum.Enum):
@@ -23,44 +33,65 @@ class GraphPolicy(str, enum.Enum):
     FORCE = "force"
 
 
+def unquoted(text: str) -> str:
+    """Strip surrounding space and one pair of quotes, which files of environment variables keep."""
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in QUOTES:
+        return text[1:-1].strip()
+    return text
+
+
+def switch(text: str) -> bool:
+    """Read a switch: the one rule for ``LIGHTLLM_OTEL`` and for every setting that is on or off. Raises ValueError."""
+    if unquoted(text).lower() in ON_WORDS:
+        return True
+    if text.strip().strip(QUOTES).strip().lower() in OFF_WORDS:
+        return False
+    raise ValueError(text)
+
+
 def _sizes(text: str) -> frozenset[int]:
     """``1,8,16-32`` as a set; empty for empty."""
     sizes: set[int] = set()
     for part in filter(None, (part.strip() for part in text.split(","))):
         first, _, last = part.partition("-")
         numbers = range(int(first), int(last or first) + 1)
-        if not numbers or numbers[0] < 1:
+        if not numbers or numbers[0] < 1 or numbers[-1] > LARGEST_BATCH:
             raise ValueError(text)
         sizes.update(numbers)
     return frozenset(sizes)
 
 
-def _level(text: str) -> Level:
-    return Level(text.strip().lower())
+def _word(text: str) -> str:
+    """Return the word of a choice in which ``off`` is one; every word for off is that one."""
+    return "off" if text.lower() in OFF_WORDS else text.lower()
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
+def _whole_number(most: int) -> Callable[[str], int]:
+    """Return a reader of whole numbers from 1 to ``most``: what headers, files and GPUs have room for."""
+
+    def parse(text: str) -> int:
+        number = int(text)
+        if not 0 < number <= most:
+            raise ValueError(text)
+        return number
+
+    return parse
+
+
+def _host(text: str) -> str:
+    """Refuse a URL and an address with a port: both would be looked up as the name of a machine."""
+    address = text.strip("[]")
+    if re.search(r"[\s/]", address) or address.count(":") == 1:
         raise ValueError(text)
-    return number
-
-
-def _switch(text: str) -> bool:
-    if text.strip().lower() not in ("on", "1", "true", *OFF_WORDS):
-        raise ValueError(text)
-    return text.strip().lower() not in OFF_WORDS
-
-
-def _port(text: str) -> int:
-    number = int(text)
-    if not 0 < number < 65536:
-        raise ValueError(text)
-    return number
+    return address
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~nosuchuser
+        raise ValueError(text) from error
 
 
 def default_directory() -> str:
@@ -90,7 +121,11 @@ def default_state() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One environment variable: its name after ``LIGHTLLM_OTEL_``, how to read it, and what it means."""
+    """One environment variable: its name after ``LIGHTLLM_OTEL_``, how to read it, and what it means.
+
+    ``wrong``: a field, its value and a sentence, for a value that cannot be read where the default would do more than was
+    asked for. Without it the default is used. The plugin stays on in any case.
+    """
 
     name: str
     field: str
@@ -99,31 +134,47 @@ class Setting:
     expects: str
     unit: str
     help: str
+    wrong: Optional[tuple[str, Any, str]] = None
 
     @property
     def variable(self) -> str:
         return f"{PREFIX}_{self.name}"
 
+    @property
+    def default_in_words(self) -> str:
+        """The default as a reader sees it; of an empty one what it means."""
+        return self.default or self.help.partition("empty means ")[2].rstrip(".") or "empty"
+
+
+# Those who set these want less than the default does.
+_NO_OPERATORS = ("level", Level.STEPS, "whole steps are measured, their operators are not")
+_NO_GRAPHS = ("graphs", GraphPolicy.OFF, "no CUDA graph is instrumented, so steps in graphs have their whole time only")
+
+
+def _off(field: str) -> tuple[str, bool, str]:
+    return field, False, "it is off"
+
 
 SETTINGS = (
-    Setting("LEVEL", "level", "operators", _level, "off, steps or operators", "",
-            "What is measured: whole steps only, or their operators as well."),
-    Setting("SAMPLE_EVERY", "sample_every", "64", _positive, "a whole number of at least 1", "decode steps",
+    Setting("LEVEL", "level", "operators", lambda text: Level(_word(text)), "off, steps or operators", "",
+            "What is measured: whole steps only, or their operators as well.", _NO_OPERATORS),
+    Setting("SAMPLE_EVERY", "sample_every", "64", _whole_number(10**9), "a whole number from 1 to 1000000000", "decode steps",
             "One decode step in so many has its operators timed; every step has its whole time taken. "
             "Prefill steps of 512 tokens and more always are, smaller ones one in 4 (or in N, if N is smaller)."),
-    Setting("GRAPHS", "graphs", "auto", lambda text: GraphPolicy(text.strip().lower()), "auto, off or force", "",
+    Setting("GRAPHS", "graphs", "auto", lambda text: GraphPolicy(_word(text)), "auto, off or force", "",
             "Whether instrumented graphs are captured beside the server's CUDA graphs, for sampled steps to replay. auto: where "
             "their outputs are bit for bit those of the server's own; force: also where the server's own differ from replay to "
-            "replay; off: nothing of CudaGraph is touched."),
-    Setting("GRAPH_BATCH_SIZES", "graph_batch_sizes", "", _sizes, "sizes like 1,8,16-32", "",
-            "Only graphs of these batch sizes are instrumented, whatever they take; empty means as many as the next two allow."),
-    Setting("GRAPH_MIB", "graph_mib", "256", _positive, "a whole number of at least 1", "MiB",
-            "GPU memory that instrumented graphs may take; batch sizes in between then have whole steps only."),
-    Setting("GRAPH_SECONDS", "graph_seconds", "5", _positive, "a whole number of at least 1", "s",
-            "Time that instrumented graphs may add to the start of the server."),
-    Setting("HOST", "host", "127.0.0.1", str, "an address of this machine", "",
+            "replay; off: nothing of CudaGraph is touched.", _NO_GRAPHS),
+    Setting("GRAPH_BATCH_SIZES", "graph_batch_sizes", "", _sizes, f"sizes like 1,8,16-32, up to {LARGEST_BATCH}", "",
+            "Only graphs of these batch sizes are instrumented, whatever they take; empty means as many as the next two allow.",
+            _NO_GRAPHS),
+    Setting("GRAPH_MIB", "graph_mib", "256", _whole_number(2**20), "a whole number from 1 to 1048576", "MiB",
+            "GPU memory that instrumented graphs may take; batch sizes in between then have whole steps only.", _NO_GRAPHS),
+    Setting("GRAPH_SECONDS", "graph_seconds", "5", _whole_number(86400), "a whole number from 1 to 86400", "s",
+            "Time that instrumented graphs may add to the start of the server.", _NO_GRAPHS),
+    Setting("HOST", "host", "127.0.0.1", _host, "an address of this machine, without a port", "",
             "Where the exporter listens; 0.0.0.0 for a Prometheus on another machine."),
-    Setting("PORT", "port", "", lambda text: _port(text) if text else None, "a port from 1 to 65535", "",
+    Setting("PORT", "port", "", lambda text: _whole_number(65535)(text) if text else None, "a port from 1 to 65535", "",
             "The exporter's port; empty means the first free one of 9464–9479."),
     Setting("SERVER", "server", "", str, "a name", "",
             "The server's name in metrics and alerts; empty means HOST/GROUP. Set one that outlives a roll-out where host "
@@ -132,27 +183,31 @@ SETTINGS = (
             "Rings and locks, in a folder that no other user can write; empty means /dev/shm/lightllm-otel-UID."),
     Setting("TARGETS", "targets", "", _targets, "a folder, or off", "",
             "Where the exporter writes the file by which Prometheus finds it; empty means /dev/shm, off means nowhere."),
-    Setting("RING_MIB", "ring_mib", "4", _positive, "a whole number of at least 1", "MiB",
+    Setting("RING_MIB", "ring_mib", "4", _whole_number(1024), "a whole number from 1 to 1024", "MiB",
             "Size of each rank's ring; what is not read in time is overwritten, and counted."),
-    Setting("NVML", "nvml", "on", _switch, "on or off", "",
+    Setting("NVML", "nvml", "on", switch, "on or off", "",
             "Whether clocks, temperature, power, throttling and link errors of the GPUs are read, once a second; off where "
-            "dcgm-exporter is scraped."),
+            "dcgm-exporter is scraped.", _off("nvml")),
     Setting("STATE", "state", "", lambda text: _path(text or default_state()), "a folder", "",
             "What operators should take, a file for each kind of server; empty means ~/.local/state/lightllm-otel."),
     Setting("BASELINE", "baseline", "", lambda text: _path(text) if text else None, "a file of expectations", "",
             "Compare with this file, for instance of a server that is known to be good, and learn nothing."),
     Setting("RECORD", "record", "", lambda text: _path(text) if text else None, "a folder that can be written", "",
             "Also write every record to this folder, for lightllm-otel demo."),
-    Setting("RECORD_MAX_MIB", "record_max_mib", "256", _positive, "a whole number of at least 1", "MiB",
+    Setting("RECORD_MAX_MIB", "record_max_mib", "256", _whole_number(2**24), "a whole number from 1 to 16777216", "MiB",
             "A recording stops growing at this size."),
-    Setting("NVTX", "nvtx", "off", lambda text: text.strip().lower() not in OFF_WORDS, "1 or 0", "",
-            "`1` puts an NVTX range around every operator that Python launches, for Nsight; never inside CUDA graphs."),
+    Setting("NVTX", "nvtx", "off", switch, "on or off", "",
+            "`1` puts an NVTX range around every operator that Python launches, for Nsight; never inside CUDA graphs.",
+            _off("nvtx")),
 )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings of this process, read once. ``problems`` has one sentence for each that could not be used."""
+    """The settings of this process, read once.
+
+    ``problems`` has one sentence for each value that cannot be used, ``notes`` one for each that Kubernetes has set.
+    """
 
     enabled: bool
     level: Level
@@ -174,25 +229,56 @@ class Settings:
     record_max_mib: int
     nvtx: bool
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
-        """Read all settings. A value that cannot be used turns the plugin off and is reported, never guessed at."""
+        """Read all settings. A value that cannot be used is reported, and costs that setting alone."""
         values: dict[str, Any] = {}
-        problems = []
+        refused: dict[str, Any] = {}
+        problems, notes = [], []
+        enabled = False
+        try:
+            enabled = is_on(environ)
+        except ValueError:
+            problems.append(
+                f"{PREFIX}={shown(environ[PREFIX])} is none of {', '.join(ON_WORDS)} and none of 0, false, off, no: nothing "
+                f"is measured. Set {PREFIX}=1 or {PREFIX}=0 and restart the server"
+            )
         for setting in SETTINGS:
-            text = environ.get(setting.variable, "").strip() or setting.default
+            text = unquoted(environ.get(setting.variable, "")) or setting.default
+            if setting.variable.endswith("_PORT") and SERVICE_LINK.fullmatch(text):
+                notes.append(_service_link(setting, text))
+                text = setting.default
             try:
                 values[setting.field] = setting.parse(text)
             except ValueError:
-                problems.append(
-                    f"{setting.variable}={text} is not {setting.expects}; lightllm-otel stays off until it is "
-                    f"changed (default: {setting.default or 'empty'}) and the server restarted"
-                )
                 values[setting.field] = setting.parse(setting.default)
-        return cls(enabled=is_on(environ) and not problems, problems=tuple(problems), **values)
+                if setting.wrong is not None:
+                    refused[setting.wrong[0]] = setting.wrong[1]
+                problems.append(_problem(setting, text))
+        return cls(enabled=enabled, problems=tuple(problems), notes=tuple(notes), **{**values, **refused})
+
+
+def _problem(setting: Setting, text: str) -> str:
+    instead = setting.wrong[2] if setting.wrong else f"the default is used: {setting.default_in_words}"
+    return f"{setting.variable}={shown(text)} is not {setting.expects}; {instead}. Correct it and restart the server"
+
+
+def _service_link(setting: Setting, text: str) -> str:
+    service = setting.variable[: -len("_PORT")].lower().replace("_", "-")
+    return (
+        f"{setting.variable}={text} was set by Kubernetes for the Service {service}, so the default is used: "
+        f"{setting.default_in_words}. Set {setting.variable} in the pod, or enableServiceLinks: false, to end this message"
+    )
+
+
+def shown(text: str) -> str:
+    """Return a value as one short line: it may hold anything."""
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 def is_on(environ: Mapping[str, str]) -> bool:
-    """Whether ``LIGHTLLM_OTEL`` asks for the plugin; the .pth file applies the same rule."""
-    return environ.get(PREFIX, "").strip().lower() not in OFF_WORDS
+    """Return whether ``LIGHTLLM_OTEL`` asks for the plugin. Raises ValueError for what is neither on nor off."""
+    return switch(environ.get(PREFIX, ""))

@@ -1,9 +1,8 @@
-"""What happens when a Python process starts with LIGHTLLM_OTEL on: hooks for modules that may never be imported."""
+"""What happens when a Python process imports LightLLM with LIGHTLLM_OTEL on: hooks for its modules, when they are imported."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -12,29 +11,23 @@ import wrapt
 
 from lightllm_otel.guard import Guard, log, log_to_stderr
 from lightllm_otel.patch.contracts import Hook, modules
-from lightllm_otel.settings import PREFIX, Settings
+from lightllm_otel.settings import REPORTED, Settings
 from lightllm_otel.vocabulary import Level, Stage
 
 if TYPE_CHECKING:
     from lightllm_otel.activate.session import ServerSession
 
-# Set for children by the process that has said what is wrong, so that a server says it once.
-REPORTED = f"{PREFIX}_REPORTED"
-
 
 def activate() -> Hooks | None:
-    """Register our import hooks in this process, unless it can have nothing to do with LightLLM; None when it is off."""
-    if any("resource_tracker" in word for word in command_line()):
-        return None
+    """Register our import hooks in this process, which is about to import LightLLM; None when the plugin is off."""
     settings = Settings.from_env(os.environ)
     log_to_stderr()
-    if settings.problems:
-        wrapt.register_post_import_hook(lambda module: report(settings.problems), "lightllm")
-    elif settings.level is not Level.OFF:
-        hooks = Hooks(settings, Guard())
-        hooks.register()
-        return hooks
-    return None
+    report(settings)
+    if not settings.enabled or settings.level is Level.OFF:
+        return None
+    hooks = Hooks(settings, Guard())
+    hooks.register()
+    return hooks
 
 
 class Hooks:
@@ -68,19 +61,12 @@ class Hooks:
         return self._session
 
 
-def report(problems: tuple[str, ...]) -> None:
-    """One line for each setting that cannot be used, once per server."""
+def report(settings: Settings) -> None:
+    """Log one line for each setting that cannot be used, once per server."""
+    if not settings.problems and not settings.notes:
+        return
     if os.environ.setdefault(REPORTED, str(os.getpid())) == str(os.getpid()):
-        for problem in problems:
+        for problem in settings.problems:
             log.error(problem)
-
-
-def command_line() -> list[str]:
-    """This process's command line; ``sys.argv`` is not set yet when .pth files run."""
-    if hasattr(sys, "orig_argv"):
-        return list(sys.orig_argv)
-    try:
-        with open("/proc/self/cmdline", "rb") as file:  # noqa: PTH123 - pathlib costs 10 ms at every Python start
-            return file.read().decode(errors="replace").split("\0")
-    except OSError:
-        return []
+        for note in settings.notes:
+            log.warning(note)

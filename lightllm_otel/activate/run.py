@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from lightllm_otel.settings import OFF_WORDS, PREFIX
+from lightllm_otel.settings import PREFIX, is_on, unquoted
 
 LAUNCHER = Path(__file__).resolve().parent / "launcher"
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 def prepare(environ: MutableMapping[str, str]) -> None:
-    """Make every Python child of this environment start us: launcher first on PYTHONPATH, the package findable."""
-    if environ.get(PREFIX, "").strip().lower() in OFF_WORDS:
+    """Make every Python child of this environment start us: launcher first on PYTHONPATH, the package findable.
+
+    An unset switch is turned on. One that says off stays off: it is how an image whose command this is is turned off.
+    """
+    if not unquoted(environ.get(PREFIX, "")):
         environ[PREFIX] = "1"
     before = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     # The package's folder goes last: it must not hide anything of the host's.
@@ -26,6 +30,11 @@ def prepare(environ: MutableMapping[str, str]) -> None:
 def run(command: list[str]) -> int:
     """Become ``command``. Returns only when that is not possible: 127 with one sentence on stderr."""
     prepare(os.environ)
+    with contextlib.suppress(ValueError):  # neither on nor off: the server's log says so
+        if not is_on(os.environ):
+            sys.stderr.write(
+                f"lightllm-otel run: {PREFIX}={os.environ[PREFIX].strip()}, so {command[0]} is not measured\n"
+            )
     try:
         os.execvp(command[0], command)
     except OSError as error:

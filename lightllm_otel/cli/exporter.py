@@ -8,14 +8,14 @@ from pathlib import Path
 
 from lightllm_otel.export.exporter import main
 from lightllm_otel.export.process import detach, name_process
-from lightllm_otel.settings import Settings
+from lightllm_otel.settings import REPORTED, Settings
 
 
 def exporter(folder: Path, start_detached: bool, detached: bool) -> int:
     name_process()
     settings = Settings.from_env(os.environ)
-    for problem in settings.problems:
-        print(f"lightllm-otel exporter: {problem}", file=sys.stderr)
-    if settings.problems:
-        return 1
+    if REPORTED not in os.environ:  # else the server has said it
+        os.environ[REPORTED] = str(os.getpid())
+        for sentence in (*settings.problems, *settings.notes):
+            print(f"lightllm-otel exporter: {sentence}", file=sys.stderr)
     return detach(folder) if start_detached else main(folder, settings, detached)

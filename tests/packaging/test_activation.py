@@ -1,19 +1,25 @@
-"""Every Python process that a server can start is ours when LIGHTLLM_OTEL says so, and none is when it does not.
+"""Every Python process that imports LightLLM is ours when LIGHTLLM_OTEL says so, and none is when it does not.
 
-The children here stand for LightLLM's processes: spawned, forked, and started as commands of their own.
+The children here stand for LightLLM's processes: spawned, forked, and started as commands of their own. The package that
+they import is an empty one of LightLLM's name.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
+
+from lightllm_otel.settings import switch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,6 +27,9 @@ REPORT = """
 import json, multiprocessing, os, subprocess, sys
 
 def ours():
+    if os.environ.get("IMPORT_HOST", "1") == "1":
+        import lightllm
+        assert type(lightllm.__loader__).__name__ == type(lightllm.__spec__.loader).__name__ == "SourceFileLoader"
     return sorted(name for name in sys.modules if "lightllm_otel" in name)
 
 def report(queue):
@@ -35,18 +44,44 @@ if __name__ == "__main__":
         child.start()
         seen[method] = queue.get(timeout=60)
         child.join()
-    code = "import json, sys; print(json.dumps(sorted(name for name in sys.modules if 'lightllm_otel' in name)))"
+    code = "import json, report; print(json.dumps(report.ours()))"
     seen["command"] = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     print(json.dumps(seen))
 """
 BOOT = "_lightllm_otel_boot"
+STARTED = {BOOT, "lightllm_otel.activate.bootstrap"}
 PROCESSES = {"parent", "spawn", "fork", "command"}
+# The rule, and every spelling that people are known to have used; quotes and space are what files of variables keep.
+ON = ["1", "true", "on", "yes", "TRUE", "Yes", "oN", " 1 ", '"1"', "'true'", '" on "', "1\n"]
+OFF = [
+    None,
+    "",
+    "0",
+    "false",
+    "off",
+    "no",
+    "none",
+    "null",
+    "disabled",
+    "OFF",
+    "No",
+    "None",
+    " 0",
+    '"0"',
+    "'no'",
+    '""',
+    "\t",
+    "off\n",
+]
+NEITHER = ["2", "enable", "enabled", "y", "ja", "1 # comment", "tcp://10.0.0.1:9464", '""1""', "'1", "是"]
 
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
     path = tmp_path / "report.py"
     path.write_text(REPORT)
+    (tmp_path / "lightllm").mkdir()
+    (tmp_path / "lightllm" / "__init__.py").write_text("")
     return path
 
 
@@ -60,7 +95,7 @@ def seen_by(command: list[str], environment: dict[str, str], cwd: Path) -> dict[
 def assert_all_active(seen: dict[str, list[str]]) -> None:
     assert seen.keys() == PROCESSES
     for process, modules in seen.items():
-        assert {BOOT, "lightllm_otel.activate.bootstrap"} <= set(modules), (process, modules)
+        assert set(modules) >= STARTED, (process, modules)
 
 
 @pytest.fixture(scope="session")
@@ -102,12 +137,110 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin" / "python"
 
 
-@pytest.mark.parametrize("word", ["1", "true", "on", "TRUE"])
 def test_the_wheel_starts_us_in_every_process(
+    wheel_python: Path, script: Path, plain_environment: dict[str, str]
+) -> None:
+    environment = {**plain_environment, "LIGHTLLM_OTEL": "1"}
+    assert_all_active(seen_by([str(wheel_python), str(script)], environment, script.parent))
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What of ours a process has before and after it imports LightLLM, whether it has our hooks, and its stderr's lines."""
+
+    before: set[str]
+    after: set[str]
+    hooked: bool
+    said: list[str]
+
+
+IMPORTING = """
+import json, sys
+ours = lambda: [name for name in sys.modules if "lightllm_otel" in name]
+before = ours()
+import lightllm
+hooks = sys.modules["wrapt.importer"]._post_import_hooks if "wrapt.importer" in sys.modules else []
+print(json.dumps([before, ours(), "lightllm.common.basemodel.basemodel" in hooks]))
+"""
+
+
+def importing(command: list[str], environment: dict[str, str], word: str | None, cwd: Path) -> Seen:
+    environment = environment if word is None else {**environment, "LIGHTLLM_OTEL": word}
+    environment = {**environment, "PYTHONUTF8": "1"}
+    done = subprocess.run(
+        [*command, "-c", IMPORTING],
+        env=environment,
+        cwd=cwd,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    before, after, hooked = json.loads(done.stdout)
+    return Seen(set(before), set(after), hooked, done.stderr.splitlines())
+
+
+@pytest.mark.parametrize("word", ON)
+def test_the_wheel_starts_us_for_each_word_that_means_on(
     wheel_python: Path, script: Path, plain_environment: dict[str, str], word: str
 ) -> None:
-    environment = {**plain_environment, "LIGHTLLM_OTEL": word}
-    assert_all_active(seen_by([str(wheel_python), str(script)], environment, script.parent))
+    seen = importing([str(wheel_python)], plain_environment, word, script.parent)
+    assert (seen.before, seen.hooked, seen.said) == ({BOOT}, True, [])
+    assert switch(word) is True
+
+
+@pytest.mark.parametrize("word", OFF)
+def test_off_means_that_nothing_of_ours_is_imported_also_with_lightllm(
+    wheel_python: Path, script: Path, plain_environment: dict[str, str], word: str | None
+) -> None:
+    seen = importing([str(wheel_python)], plain_environment, word, script.parent)
+    allowed = {BOOT} if sys.version_info >= (3, 15) else set()  # site.py itself imports a .start file's module
+    assert seen.after <= allowed
+    assert (seen.hooked, seen.said) == (False, [])
+    assert switch(word or "") is False
+
+
+@pytest.mark.parametrize("word", NEITHER)
+def test_what_is_neither_on_nor_off_is_off_and_one_line_says_what_to_do(
+    wheel_python: Path, script: Path, plain_environment: dict[str, str], word: str
+) -> None:
+    seen = importing([str(wheel_python)], plain_environment, word, script.parent)
+    assert (seen.before, seen.hooked) == ({BOOT}, False)
+    (line,) = seen.said
+    assert f"LIGHTLLM_OTEL={word} is none of 1, true, on, yes" in line
+    assert "nothing is measured. Set LIGHTLLM_OTEL=1" in line
+    with pytest.raises(ValueError, match=re.escape(word)):
+        switch(word)
+
+
+@pytest.mark.parametrize("word", ["yes", '"1"', "0", "no", "none", "off\n", '"0"', "disabled"])
+def test_run_follows_the_same_rule(
+    wheel_python: Path, script: Path, plain_environment: dict[str, str], word: str
+) -> None:
+    run = [str(wheel_python), "-m", "lightllm_otel", "run", "--", str(wheel_python)]
+    seen = importing(run, plain_environment, word, script.parent)
+    assert seen.hooked is (word in ON)
+    assert [line.partition(", so ")[0] for line in seen.said] == (
+        [] if word in ON else [f"lightllm-otel run: LIGHTLLM_OTEL={word.strip()}"]
+    )
+
+
+@pytest.mark.parametrize("word", [None, "", '""', " "])
+def test_run_turns_on_what_is_unset(
+    wheel_python: Path, script: Path, plain_environment: dict[str, str], word: str | None
+) -> None:
+    run = [str(wheel_python), "-m", "lightllm_otel", "run", "--", str(wheel_python)]
+    seen = importing(run, plain_environment, word, script.parent)
+    assert (seen.hooked, seen.said) == (True, [])
+
+
+def test_run_leaves_it_to_the_server_to_say_what_is_neither_on_nor_off(
+    wheel_python: Path, script: Path, plain_environment: dict[str, str]
+) -> None:
+    run = [str(wheel_python), "-m", "lightllm_otel", "run", "--", str(wheel_python)]
+    seen = importing(run, plain_environment, "enabled", script.parent)
+    assert (seen.hooked, len(seen.said)) == (False, 1)
 
 
 def test_an_editable_install_starts_us_in_every_process(
@@ -117,28 +250,96 @@ def test_an_editable_install_starts_us_in_every_process(
     assert_all_active(seen_by([str(editable_python), str(script)], environment, script.parent))
 
 
-@pytest.mark.parametrize("word", [None, "", "0", "false", "off", "OFF"])
-def test_off_means_that_nothing_of_ours_is_imported(
-    wheel_python: Path, script: Path, plain_environment: dict[str, str], word: str | None
+def test_off_means_that_nothing_of_ours_is_imported_in_any_process(
+    wheel_python: Path, script: Path, plain_environment: dict[str, str]
 ) -> None:
-    environment = dict(plain_environment) if word is None else {**plain_environment, "LIGHTLLM_OTEL": word}
-    seen = seen_by([str(wheel_python), str(script)], environment, script.parent)
+    seen = seen_by([str(wheel_python), str(script)], {**plain_environment, "LIGHTLLM_OTEL": "0"}, script.parent)
     allowed = {BOOT} if sys.version_info >= (3, 15) else set()  # site.py itself imports a .start file's module
     assert {process: set(modules) - allowed for process, modules in seen.items()} == {name: set() for name in PROCESSES}
 
 
-def test_on_costs_a_process_without_lightllm_nothing_heavy(
-    wheel_python: Path, plain_environment: dict[str, str], tmp_path: Path
+def test_on_costs_a_process_without_lightllm_one_small_module(
+    wheel_python: Path, script: Path, plain_environment: dict[str, str]
 ) -> None:
-    """The hook runs in pip and in every script of the site, too."""
+    """The hook runs in pip, in every script of the site, and in each tool that a server starts."""
+    environment = {**plain_environment, "IMPORT_HOST": "0"}
+    seen = seen_by([str(wheel_python), str(script)], {**environment, "LIGHTLLM_OTEL": "1"}, script.parent)
+    assert seen == {name: [BOOT] for name in PROCESSES}
+
     code = "import json, sys; print(json.dumps(sorted(sys.modules)))"
-    environment = {**plain_environment, "LIGHTLLM_OTEL": "1"}
-    done = subprocess.run(
-        [str(wheel_python), "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    off, on = (
+        set(
+            json.loads(
+                subprocess.check_output([str(wheel_python), "-c", code], env={**environment, "LIGHTLLM_OTEL": word})
+            )
+        )
+        for word in ("0", "1")
     )
-    heavy = {"torch", "numpy", "opentelemetry", "prometheus_client", "lightllm"}
-    assert heavy.isdisjoint(json.loads(done.stdout))
-    assert not done.stderr
+    assert on - off == {BOOT}
+
+
+HOSTS_HOOKS = """
+import sys, wrapt
+seen = []
+class Other:
+    def find_spec(self, name, path=None, target=None):
+        seen.append(name)
+sys.meta_path.insert(0, Other())
+wrapt.register_post_import_hook(lambda module: seen.append("wrapped " + module.__name__), "lightllm")
+wrapt.register_post_import_hook(lambda module: seen.append("wrapped " + module.__name__), "lightllm.part")
+import importlib.util
+assert importlib.util.find_spec("lightllm").loader.is_package("lightllm")  # somebody asks, and imports nothing
+assert "lightllm_otel" not in sys.modules
+import lightllm, lightllm.part
+assert "lightllm_otel.activate.bootstrap" in sys.modules
+assert seen.count("wrapped lightllm") == seen.count("wrapped lightllm.part") == 1, seen
+assert lightllm.__loader__ is lightllm.__spec__.loader and type(lightllm.__loader__).__name__ == "SourceFileLoader"
+import importlib
+importlib.reload(lightllm)
+"""
+
+
+def test_import_hooks_of_others_see_what_they_saw_without_us(
+    wheel_python: Path, script: Path, plain_environment: dict[str, str]
+) -> None:
+    (script.parent / "lightllm" / "part.py").write_text("")
+    environment = {**plain_environment, "LIGHTLLM_OTEL": "1"}
+    command = [str(wheel_python), "-W", "error", "-c", HOSTS_HOOKS]
+    done = subprocess.run(command, env=environment, cwd=script.parent, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("form", "content"),
+    [("package", "raise RuntimeError('of the host')"), ("missing", None), ("namespace", None), ("zip", "")],
+)
+def test_lightllm_is_found_and_fails_as_it_does_without_us(
+    wheel_python: Path, plain_environment: dict[str, str], tmp_path: Path, form: str, content: str | None
+) -> None:
+    if form == "zip":
+        with zipfile.ZipFile(tmp_path / "host.zip", "w") as archive:
+            archive.writestr("lightllm/__init__.py", "")
+    elif form != "missing":
+        (tmp_path / "lightllm").mkdir()
+        if content is not None:
+            (tmp_path / "lightllm" / "__init__.py").write_text(content)
+    site = str(wheel_python.parents[1])  # a real LightLLM that is installed must not be found
+    code = (
+        "import sys\n"
+        f"sys.path[:] = [entry for entry in sys.path if 'site-packages' not in entry or {site!r} in entry]\n"
+        "for _ in range(2):\n"
+        "    try:\n"
+        "        import lightllm; print(lightllm.__spec__.loader.__class__, lightllm.__path__)\n"
+        "    except Exception as error: print(repr(error))\n"
+    )
+    said = {
+        word: subprocess.run(
+            [str(wheel_python), "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+            env={**plain_environment, "LIGHTLLM_OTEL": word, "PYTHONPATH": str(tmp_path / "host.zip")},
+        ).stdout
+        for word in ("0", "1")
+    }  # fmt: skip
+    assert said["0"] == said["1"]
 
 
 def test_run_needs_no_pth(wheel_python: Path, script: Path, plain_environment: dict[str, str], tmp_path: Path) -> None:
