@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Optional
 from urllib.parse import quote, urlsplit
 
+from lightllm_otel.installation import install_command
+
 FOLDER_UID, FOLDER_TITLE = "lightllm-otel", "LightLLM"
 HERE = Path(__file__).resolve()
 # In a wheel beside the package, in a checkout where they are made.
@@ -56,7 +58,7 @@ class Grafana:
         try:
             from grafana_api.grafana_face import GrafanaFace
         except ImportError:
-            raise GrafanaProblem("grafana-api is not installed: pip install 'lightllm-otel[grafana]'") from None
+            raise GrafanaProblem(f"grafana-api is not installed: {install_command('grafana')}") from None
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise GrafanaProblem(f"{url} is no address of a Grafana; it looks like http://127.0.0.1:3000")

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, Optional
 
 from lightllm_otel.guard import log
+from lightllm_otel.installation import install_command
 from lightllm_otel.vocabulary import Signal, SpanDrop
 
-EXTRAS = {"otlp_proto_http": "otlp", "otlp_proto_grpc": "otlp-grpc"}
+EXTRAS = {"otlp_proto_http": "otlp", "otlp_proto_grpc": "otlp-grpc", "console": "otlp"}  # console is the SDK's own
 LAST_WORDS = 300  # characters of what the SDK's exporter says of a failure
 
 
@@ -39,7 +40,7 @@ def load(signal: Signal, name: str) -> Any:
         if point.name == name:
             return point.load()()
     extra = EXTRAS.get(name)
-    remedy = f"pip install 'lightllm-otel[{extra}]'" if extra else f"install the package that brings {name}"
+    remedy = install_command(extra) if extra else f"install the package that brings {name}"
     raise NoSuchExporter(f"no exporter {name} for {signal.value} is installed: {remedy}. /metrics is not affected")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lightllm_otel.guard import log
+from lightllm_otel.installation import install_command
 from lightllm_otel.measure.clock import Clock, HostClock
 
 
@@ -22,8 +23,8 @@ def choose_clock() -> Clock:
         return CupyEvents()
     except Exception as reason:  # noqa: BLE001 - CuPy missing, or built for another CUDA: torch's events still work
         log.info(
-            "CuPy cannot be used (%s: %s), so torch's events are: each costs a little more CPU time. "
-            "pip install 'lightllm-otel[cuda12]' or [cuda13] changes that.", type(reason).__name__, reason,
+            "CuPy cannot be used (%s: %s), so torch's events are: each costs a little more CPU time. Install CuPy (cuda13 for "
+            "CUDA 13) and restart the server: %s", type(reason).__name__, reason, install_command("cuda12"),
         )  # fmt: skip
         return TorchEvents()
 
