@@ -194,6 +194,7 @@ class ServerSession:
             "level": self._settings.level.value, "sample_every": self._settings.sample_every,
             "slots": self._slots, "layer_classes": self._layers, "implementations": self._implementations, "drafts": self._drafts,
             "contracts": self.fits.facts(),
+            "problems": self._settings.problems, "notes": self._settings.notes,
             "graphs": self.twins.facts() if self.twins is not None else {"state": "off", "reason": "level steps"},
             **describe_model(model, os.environ), **describe_host(),
         }  # fmt: skip

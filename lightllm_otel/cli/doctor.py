@@ -17,10 +17,11 @@ from typing import Any
 from lightllm_otel import __version__
 from lightllm_otel.cli.scrape import NoExporter, Scrape, addresses, directories, fetch, folders, refused
 from lightllm_otel.cli.verdict import verdict
+from lightllm_otel.installation import install_command
 from lightllm_otel.patch.contracts import FIELDS, HOOKS, Field, Hook
 from lightllm_otel.ring.folder import LOCK_NAME, RING_PATTERN, is_locked
 from lightllm_otel.ring.reader import RingReader, rings_in
-from lightllm_otel.settings import PREFIX, SETTINGS, Settings, is_on
+from lightllm_otel.settings import PREFIX, SETTINGS, Settings, shown
 from lightllm_otel.vocabulary import ExporterStage, Level, Whole
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
@@ -58,9 +59,11 @@ class Finding:
 
 def doctor(as_json: bool, remote: bool) -> int:
     """0 when nothing is wrong, else 1."""
+    servers = apart("servers", lambda: groups(remote))
+    measured = any((finding.state, finding.about) == (OK, "server") for finding in servers)
     findings = [
-        *apart("hook", hook), *apart("settings", settings), *apart("versions", versions),
-        *apart("servers", lambda: groups(remote)),
+        *apart("hook", lambda: hook(measured)), *apart("settings", lambda: settings(measured)), *apart("versions", versions),
+        *servers,
     ]  # fmt: skip
     if as_json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
@@ -82,22 +85,21 @@ def line(finding: Finding) -> str:
     return f"{text}\n{'':<18}→ {finding.remedy}" if finding.remedy else text
 
 
-def hook() -> list[Finding]:
-    """Whether Python processes started here would start us."""
+def hook(measured: bool) -> list[Finding]:
+    """Return whether Python processes started here would start us. ``measured``: a server with the plugin is running."""
     files = [Path(entry) / "lightllm_otel_boot.pth" for entry in sys.path if entry]
     starts = [path for path in files if path.exists() and _is_site_folder(path.parent)]
     launched = any("lightllm_otel" in entry and entry.endswith("launcher") for entry in sys.path)
     if starts or launched:
         where = f"through {starts[0]}" if starts else "through lightllm-otel run"
         return [Finding(OK, "hook", f"{where}; {'no_site' if sys.flags.no_site else 'site is on'}")]
-    return [
-        Finding(
-            WRONG,
-            "hook",
-            f"no .pth file of ours in the site folders of {sys.executable}",
-            "pip install lightllm-otel into this Python, or start the server with: lightllm-otel run -- python -m …",
-        )
-    ]
+    missing = f"no .pth file of ours in the site folders of {sys.executable}"
+    if measured:  # by lightllm-otel run, or with another Python
+        return [Finding(NOTE, "hook", f"{missing}. The running server is measured all the same; the next one that is started "
+                        "from this Python is only measured with: lightllm-otel run -- python -m …")]  # fmt: skip
+    return [Finding(WRONG, "hook", f"{missing}: a server that is started from it is not measured",
+                    "start the server with: lightllm-otel run -- python -m …; or bring the file into this Python with: "
+                    + install_command())]  # fmt: skip
 
 
 def _is_site_folder(folder: Path) -> bool:
@@ -106,20 +108,23 @@ def _is_site_folder(folder: Path) -> bool:
     return str(folder) in {*site.getsitepackages(), site.getusersitepackages()}
 
 
-def settings() -> list[Finding]:
+def settings(measured: bool) -> list[Finding]:
+    """Return findings on the variables of this shell; a running server has its own, and says itself what is wrong with them."""
     read = Settings.from_env(os.environ)
-    switch = os.environ.get(PREFIX, "")
+    given = shown(os.environ.get(PREFIX, "").strip())
     findings = [
-        Finding(OK, "switch", f"{PREFIX}={switch}") if is_on(os.environ)
-        else Finding(NOTE, "switch", f"{PREFIX} is {switch or 'empty'}: a server started here is not measured",
+        Finding(OK, "switch", f"{PREFIX}={given}") if read.enabled
+        else Finding(NOTE, "switch", f"{PREFIX} is {given or 'empty'}: a server started here is not measured",
                      f"start it with {PREFIX}=1")
     ]  # fmt: skip
-    findings += [Finding(WRONG, "setting", problem, "correct it and restart the server") for problem in read.problems]
+    findings += [Finding(NOTE if measured else WRONG, "setting", problem) for problem in read.problems]
+    findings += [Finding(NOTE, "setting", note) for note in read.notes]
+    told = (*read.problems, *read.notes)
     for setting in SETTINGS:
         value = os.environ.get(setting.variable)
-        if value and not any(problem.startswith(setting.variable + "=") for problem in read.problems):
+        if value and not any(sentence.startswith(setting.variable + "=") for sentence in told):
             findings.append(
-                Finding(OK, "setting", f"{setting.variable}={value} (default: {setting.default or 'empty'})")
+                Finding(OK, "setting", f"{setting.variable}={shown(value)} (default: {setting.default or 'empty'})")
             )
     return findings
 
@@ -142,7 +147,7 @@ def versions() -> list[Finding]:
         findings.append(Finding(NOTE, "lightllm", "not installed in this Python (a checkout on PYTHONPATH is fine)"))
     if found["driver"] and not any(name.startswith("cupy") for name in found):
         findings.append(Finding(NOTE, "cupy", "not installed: torch's events are used, each a little dearer on the CPU",
-                                "pip install 'lightllm-otel[cuda12]' or 'lightllm-otel[cuda13]'"))  # fmt: skip
+                                f"{install_command('cuda12')} (cuda13 for CUDA 13)"))  # fmt: skip
     return findings
 
 
@@ -218,6 +223,8 @@ def rank(path: Path) -> list[Finding]:
     findings += graphs(name, facts.get("graphs") or {}, header)
     findings += slots(name, facts.get("slots", {}), facts.get("level", ""))
     findings += contracts(name, facts.get("contracts") or {})
+    findings += [Finding(WRONG, name, sentence) for sentence in facts.get("problems") or ()]
+    findings += [Finding(NOTE, name, sentence) for sentence in facts.get("notes") or ()]
     if int(header["control_seq"]):
         findings.append(Finding(NOTE, name, f"live control: {Level.of(int(header['level']))}, one decode step in "
                                 f"{int(header['sample_every'])}, since forward {int(header['control_at'])}"))  # fmt: skip

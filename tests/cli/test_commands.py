@@ -148,7 +148,7 @@ def findings(capsys):
 
 @pytest.fixture
 def hooked(monkeypatch):
-    monkeypatch.setattr(doctor_module, "hook", list)
+    monkeypatch.setattr(doctor_module, "hook", lambda measured: [])
 
 
 def test_doctor_finds_nothing_wrong_where_nothing_is(hooked, capsys):
@@ -156,21 +156,94 @@ def test_doctor_finds_nothing_wrong_where_nothing_is(hooked, capsys):
     assert not [finding for finding in findings(capsys) if finding[0] == "wrong"]
 
 
+@pytest.fixture
+def alive(serving, monkeypatch):
+    """The ring of a server that runs and is measured."""
+    _, ring = serving
+    ring.describe(records.FACTS)
+    monkeypatch.setattr(doctor_module, "is_locked", lambda path: True)
+    return ring
+
+
+@pytest.fixture
+def unhooked(monkeypatch):
+    """No .pth file of ours is in this Python."""
+    monkeypatch.setattr(sys, "path", [])
+
+
+WRONG_SETTING = (
+    "LIGHTLLM_OTEL_SAMPLE_EVERY=0 is not a whole number from 1 to 1000000000; the default is used: 64. Correct it and "
+    "restart the server"
+)
+
+
 def test_doctor_names_a_wrong_setting(hooked, capsys, monkeypatch):
     monkeypatch.setenv("LIGHTLLM_OTEL_SAMPLE_EVERY", "0")
     assert cli.main(["doctor", "--json"]) == 1
     assert [what for state, about, what in findings(capsys) if (state, about) == ("wrong", "setting")] == [
-        "LIGHTLLM_OTEL_SAMPLE_EVERY=0 is not a whole number of at least 1; lightllm-otel stays off until it is changed "
-        "(default: 64) and the server restarted"
+        WRONG_SETTING
     ]
 
 
-def test_doctor_says_that_the_hook_is_missing(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "path", [])
+def test_doctor_names_a_switch_that_is_neither_on_nor_off(hooked, capsys, monkeypatch):
+    monkeypatch.setenv("LIGHTLLM_OTEL", "enabled")
+    assert cli.main(["doctor", "--json"]) == 1
+    (what,) = [what for state, _, what in findings(capsys) if state == "wrong"]
+    assert what.startswith("LIGHTLLM_OTEL=enabled is none of 1, true, on, yes")
+
+
+@pytest.mark.parametrize("word", ["no", "none", "disabled", '"0"'])
+def test_doctor_does_not_take_a_word_for_off_for_on(hooked, capsys, monkeypatch, word):
+    monkeypatch.setenv("LIGHTLLM_OTEL", word)
+    assert cli.main(["doctor", "--json"]) == 0
+    assert ("note", "switch", f"LIGHTLLM_OTEL is {word}: a server started here is not measured") in findings(capsys)
+
+
+def test_doctor_notes_what_kubernetes_has_set(hooked, capsys, monkeypatch):
+    monkeypatch.setenv("LIGHTLLM_OTEL_PORT", "tcp://10.0.0.1:9464")
+    assert cli.main(["doctor", "--json"]) == 0
+    (found,) = [finding for finding in findings(capsys) if finding[1] == "setting" and "PORT" in finding[2]]
+    assert found[0] == "note"
+    assert "was set by Kubernetes for the Service lightllm-otel" in found[2]
+
+
+def test_doctor_says_that_the_hook_is_missing_where_no_server_is_measured(unhooked, capsys):
     assert cli.main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "no .pth file of ours" in out
-    assert "→ pip install lightllm-otel" in out
+    assert "→ start the server with: lightllm-otel run -- python -m …" in out
+    assert "pip install -c installed.txt lightllm-otel" in out
+
+
+def test_what_a_running_server_says_counts_more_than_a_missing_hook(alive, unhooked, capsys):
+    """It was started by ``lightllm-otel run``, or with another Python than this one."""
+    assert cli.main(["doctor", "--json"]) == 0
+    (found,) = [finding for finding in findings(capsys) if finding[1] == "hook"]
+    assert found[0] == "note"
+    assert "The running server is measured all the same" in found[2]
+    assert "lightllm-otel run -- python -m …" in found[2]
+
+
+def test_a_server_that_has_ended_does_not_stand_for_the_hook(serving, unhooked, monkeypatch, capsys):
+    monkeypatch.setattr(doctor_module, "is_locked", lambda path: False)
+    assert cli.main(["doctor"]) == 1
+    assert "a server that is started from it is not measured" in capsys.readouterr().out
+
+
+def test_the_settings_of_a_running_server_count_more_than_those_of_this_shell(alive, hooked, monkeypatch, capsys):
+    monkeypatch.setenv("LIGHTLLM_OTEL_SAMPLE_EVERY", "0")
+    assert cli.main(["doctor", "--json"]) == 0
+    assert ("note", "setting", WRONG_SETTING) in findings(capsys)
+
+
+def test_doctor_says_what_a_running_server_found_wrong_with_its_settings(alive, hooked, capsys):
+    alive.describe(
+        {**records.FACTS, "problems": [WRONG_SETTING], "notes": ["LIGHTLLM_OTEL_PORT=tcp://10.0.0.1:1 was set …"]}
+    )
+    assert cli.main(["doctor", "--json"]) == 1
+    found = findings(capsys)
+    assert ("wrong", "rank-0", WRONG_SETTING) in found
+    assert ("note", "rank-0", "LIGHTLLM_OTEL_PORT=tcp://10.0.0.1:1 was set …") in found
 
 
 @pytest.mark.parametrize(

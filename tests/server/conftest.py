@@ -243,8 +243,8 @@ def server_of(tiny_model: Path, probed_python: Path, tmp_path_factory: pytest.Te
             pytest.skip("LIGHTLLM_SRC names no checkout of the current LightLLM")
         folder = tmp_path_factory.mktemp(f"{host}")
         # Not in the repository: `python -m` would find our package in the working directory before the wheel's.
-        options = {"log": folder / "server.log", "cwd": folder, **options}
-        return Server(tiny_model, host.version, tp=host.tp, python=str(probed_python), env=env, **options)  # type: ignore[arg-type]
+        options = {"python": str(probed_python), "log": folder / "server.log", "cwd": folder, **options}
+        return Server(tiny_model, host.version, tp=host.tp, env=env, **options)  # type: ignore[arg-type]
 
     return make
 
