@@ -11,7 +11,7 @@ import wrapt
 
 from lightllm_otel.guard import Guard, log, log_to_stderr
 from lightllm_otel.patch.contracts import Hook, modules
-from lightllm_otel.settings import REPORTED, Settings
+from lightllm_otel.settings import PREFIX, REPORTED, Settings
 from lightllm_otel.vocabulary import Level, Stage
 
 if TYPE_CHECKING:
@@ -62,11 +62,14 @@ class Hooks:
 
 
 def report(settings: Settings) -> None:
-    """Log one line for each setting that cannot be used, once per server."""
-    if not settings.problems and not settings.notes:
+    """Log one line for each setting that cannot be used, once per server; of a plugin that is off only why it is."""
+    problems, notes = settings.problems, settings.notes
+    if not settings.enabled:
+        problems, notes = tuple(each for each in problems if each.startswith(f"{PREFIX}=")), ()
+    if not problems and not notes:
         return
     if os.environ.setdefault(REPORTED, str(os.getpid())) == str(os.getpid()):
-        for problem in settings.problems:
+        for problem in problems:
             log.error(problem)
-        for note in settings.notes:
+        for note in notes:
             log.warning(note)
