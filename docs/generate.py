@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -10,15 +9,20 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+import short_tables  # noqa: E402
+from results import CHINESE, ENGLISH, RESULTS, result  # noqa: E402
+from served_tables import served_accuracy, served_cost  # noqa: E402
 
 from lightllm_otel.export.metrics import METRICS, Metric  # noqa: E402
 from lightllm_otel.settings import OFF_WORDS, ON_WORDS, PREFIX, SETTINGS  # noqa: E402
 from lightllm_otel.vocabulary import Feature  # noqa: E402
 
-READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
-PAGES = tuple(ROOT / "docs" / f"{name}.md" for name in ("metrics", "measured", "versions"))
-RESULTS = ROOT / "benchmarks" / "results"
+READMES = {ENGLISH: ROOT / "README.md", CHINESE: ROOT / "README.zh-CN.md"}
+PAGES = tuple(ROOT / "docs" / f"{name}.md" for name in ("metrics", "measured", "settings", "versions"))
+# What first_light.json calls LightLLM, and its version.
+FIRST_LIGHT = {"OLD": "0.0.1", "NEW": "July 2025"}
 COLUMNS = ("OLD, eager, prefill", "OLD, eager, decode", "NEW, eager, prefill", "NEW, eager, decode")
 
 
@@ -54,7 +58,8 @@ def first_light() -> str:
         {name for column in columns for name in operators[column]},
         key=lambda name: -operators[columns[-1]].get(name, {}).get("share_percent", 0.0),
     )
-    rows = ["| operator | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    heads = [_version_of(column) for column in columns]
+    rows = ["| operator | " + " | ".join(heads) + " |", "|---" * (len(columns) + 1) + "|"]
     for name in order:
         cells = [operators[column].get(name) for column in columns]
         shown = [f"{cell['mean_us']} µs · {cell['share_percent']} %" if cell else "–" for cell in cells]
@@ -62,12 +67,17 @@ def first_light() -> str:
     return "\n".join(rows)
 
 
+def _version_of(column: str) -> str:
+    name, rest = column.split(", ", 1)
+    return f"{FIRST_LIGHT[name]}, {rest}"
+
+
 def python_timer() -> str:
     """The async-timing bug: GPU time against a Python timer around the same calls, as it is and with blocking launches."""
     operators = result("first_light")["summary"]["operators"]
     column = "NEW, eager, prefill"
     rows = [
-        "| prefill, NEW | on the GPU | Python timer | Python timer, `CUDA_LAUNCH_BLOCKING=1` |",
+        "| prefill, LightLLM of July 2025 | on the GPU | Python timer | Python timer, `CUDA_LAUNCH_BLOCKING=1` |",
         "|---|---|---|---|",
     ]
     for name in ("qkv_proj", "attention", "o_proj", "ffn"):
@@ -79,7 +89,7 @@ def python_timer() -> str:
 
 
 def accuracy() -> str:
-    """One call of each operator inside a CUDA graph: by our stamps, and by CUPTI in the host's own graph."""
+    """One call of each operator inside a CUDA graph: by the plugin, and by CUPTI in LightLLM's own graph."""
     cases = result("accuracy")["summary"]["operators"]
     columns = [f"llama-7b, batch {batch}" for batch in (1, 20, 64)]
     rows = ["| operator | calls | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
@@ -94,12 +104,12 @@ def accuracy() -> str:
 REDUCES = {
     "accuracy-tp2-own": "LightLLM's own, NVLink",
     "accuracy-tp2": "NCCL, NVLink",
-    "accuracy-tp2-no-p2p": "NCCL, the host's memory",
+    "accuracy-tp2-no-p2p": "NCCL, host memory",
 }
 
 
 def transfers() -> str:
-    """One all_reduce inside a CUDA graph, of two GPUs: by our stamps, and by CUPTI in the host's own graph."""
+    """One all_reduce inside a CUDA graph, of two GPUs: by the plugin, and by CUPTI in LightLLM's own graph."""
     found = {how: result(name)["summary"]["transfer"] for name, how in REDUCES.items()}
     first, *others = found.values()
     cases = [case for case in first if all(case in other for other in others)]
@@ -122,7 +132,7 @@ def transfer_targets() -> list[tuple[str, str, str, bool]]:
     return rows
 
 
-BESIDE = "beside"  # of the first run on another machine: that of the alternatives
+BESIDE = "beside"  # the first run on another machine, which is that of the alternatives
 COSTS = {
     "graph_default": "default (1 decode step in 64), CUDA graphs",
     "graph_default_batch_1": "the same, batch 1",
@@ -207,21 +217,33 @@ def link_targets() -> list[tuple[str, str, str, bool]]:
     shifts = {LINKS[name]: each["slow_rank"]["eager"]["transfer_shift_percent"] for name, each in found.items()}
     told = {words: moved for words, moved in shifts.items() if moved is not None}
     rows += [
-        ("the same, bound by the hosts: the rank that CUPTI saw come last is named, steps of the worst pass, %, at least", "95",
+        ("the same, bound by the CPUs: the rank that CUPTI saw come last is named, steps of the worst pass, %, at least", "95",
          f"{right:.0f}", right >= 95),
-        *((f"what a delay moves transfer by, bound by the hosts, {words} (of others too few calls tell), %", "5", f"{moved:.1f}",
+        *((f"what a delay moves transfer by, bound by the CPUs, {words} (of others too few calls tell), %", "5", f"{moved:.1f}",
            moved <= 5) for words, moved in told.items()),
     ]  # fmt: skip
     quick = result("links-quick-hosts")["summary"]["slow_rank"]["eager"]["transfer_shift_percent"]
-    rows.append(("the same in an earlier run, on quicker hosts, worst of three, %", "5", f"{quick:.1f}", quick <= 5))
+    rows.append(("the same in an earlier run, on faster CPUs, worst of three, %", "5", f"{quick:.1f}", quick <= 5))
     before = result("links-earlier")["summary"]["slow_rank"]["eager_ahead"]["transfer_shift_percent"]
     rows.append(("launched ahead, in an earlier run, on another machine, %", "5", f"{before:.1f}", before <= 5))
     shared = result("collectives")["summary"]["slow_groups"]["one GPU"]["transfer_shift_percent"]
     return [*rows, ("what 5 to 20 ms move it by where both ranks share one GPU, %", "5", f"{shared:.1f}", shared <= 5)]
 
 
+Line = tuple[str, str, str, bool]
+
+
 def targets() -> str:
-    """What was aimed at before anything was measured, and what came of it."""
+    """Return what was aimed at before anything was measured, and what came of it."""
+    rows = ["| | aim, at most (cover: at least) | measured | |", "|---|---|---|---|"]
+    rows += [
+        f"| {name} | {aim} | {found} | {'met' if met else '**missed**'} |" for name, aim, found, met in target_lines()
+    ]
+    return "\n".join(rows)
+
+
+def target_lines() -> list[Line]:
+    """Return name, aim, what was measured and whether the aim was met, of each aim."""
     overhead, exact = result("overhead")["summary"], result("accuracy")["summary"]
 
     def lost(case: str) -> float:
@@ -242,7 +264,7 @@ def targets() -> str:
         return "one start each" if of_each == 1 else f"the quickest of {of_each} starts each"
 
     tail = overhead["graph_default"]["itl_p99_increase_percent"]
-    lines = [
+    return [
         ("default sampling: tokens per second lost, %", "0.1, its interval up to 0.3 at most",
          f"{lost('graph_default'):.2f}, up to {highest:.2f}", highest <= 0.3),
         *(("the same on a machine less quiet, %", "the same", f"{found['throughput_loss_percent']:.2f}, up to "
@@ -264,7 +286,7 @@ def targets() -> str:
          exact["step_closure_percent"] >= 99.5),
         ("gap of a decode step, worst case, %", "2", f"{exact['gap_percent_max']:.1f}", exact["gap_percent_max"] <= 2),
         ("negative intervals", "0", f"{exact['negative_intervals']}", exact["negative_intervals"] == 0),
-        ("GPU memory of a twin, TP 1, MiB", "3", f"{twin:.2f}", twin <= 3),
+        ("GPU memory of an instrumented graph, TP 1, MiB", "3", f"{twin:.2f}", twin <= 3),
         ("the same, TP 2, with NCCL in it, MiB", "10", f"{twin_of_two:.2f}", twin_of_two <= 10),
         *((f"start-up, TP {tp}, {starts(tp)}, %", f"+{most}", f"{added(tp):+.1f}", added(tp) <= most)
           for tp, most in ((1, 5), (2, 15))),
@@ -272,14 +294,22 @@ def targets() -> str:
         *((f"memory of a model process, MiB, CuPy apart, {words}", "32", " and ".join(f"{each:.1f}" for each in found),
            max(found) <= 32) for words, found in (("a machine's first start", first), ("a later start", later))),
     ]  # fmt: skip
-    rows = ["| | aim, at most (cover: at least) | measured | |", "|---|---|---|---|"]
-    rows += [f"| {name} | {aim} | {found} | {'met' if met else '**missed**'} |" for name, aim, found, met in lines]
-    return "\n".join(rows)
+
+
+def aims(language: str) -> str:
+    """Return how many of the aims were met, for the READMEs."""
+    lines = target_lines()
+    met = sum(line[3] for line in lines)
+    where = "[docs/measured.md](docs/measured.md#aims)"
+    return {
+        ENGLISH: f"How it was measured, and every aim with what became of it ({met} met, {len(lines) - met} missed): {where}.",
+        CHINESE: f"测量方法，以及每个目标的结果（{met} 个达到，{len(lines) - met} 个未达到）：{where}（英文）。",
+    }[language]
 
 
 LINKS = {
     "nccl_nvlink": "NCCL, NVLink",
-    "nccl_pcie": "NCCL, through the host's memory",
+    "nccl_pcie": "NCCL, through host memory",
     "custom": "LightLLM's own, NVLink",
 }
 
@@ -287,7 +317,7 @@ LINKS = {
 SLOW = {
     "graph": "in CUDA graphs",
     "eager_ahead": "without graphs, launched ahead",
-    "eager": "without graphs, bound by the hosts",
+    "eager": "without graphs, bound by the CPUs",
 }
 
 
@@ -348,7 +378,7 @@ def shift(percent: float | None) -> str:
 
 LEADS = {
     "tp1": "one GPU",
-    "tp2, a GPU each": "TP 2, a GPU each, through the host's memory",
+    "tp2, a GPU each": "TP 2, a GPU each, through host memory",
     "tp2": "TP 2 on one GPU, by sockets",
     "tp4": "TP 4 on one GPU, by sockets",
 }
@@ -409,11 +439,11 @@ def alerts() -> str:
 
 
 ANALYSED = {
-    ("static_new", "prefill"): "NEW, prefill",
-    ("static_new", "decode"): "NEW, decode",
-    ("served_new", "decode"): "NEW served, decode",
-    ("static_old", "decode"): "OLD, decode",
-    ("tp2", "decode"): "NEW, TP 2 on one GPU by sockets, decode",
+    ("static_new", "prefill"): "July 2025, prefill",
+    ("static_new", "decode"): "July 2025, decode",
+    ("served_new", "decode"): "July 2025, served, decode",
+    ("static_old", "decode"): "0.0.1, decode",
+    ("tp2", "decode"): "July 2025, TP 2 on one GPU by sockets, decode",
 }
 
 
@@ -541,12 +571,7 @@ def _row(title: str, cells: list[str]) -> str:
     return f"| {title} | " + " | ".join(cells) + " |"
 
 
-def result(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
-    return content
-
-
-BLOCKS = {
+BLOCKS: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "settings": settings,
     "first_light": first_light,
@@ -563,20 +588,29 @@ BLOCKS = {
     "analysis": analysis,
     "versions": versions,
     "history": history,
+    "served_cost": served_cost,
+    "served_accuracy": served_accuracy,
 }
+# Those of the READMEs, made for a language.
+SHORT_BLOCKS: dict[str, Callable[[str], str]] = {**short_tables.BLOCKS, "aims": aims}
+BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def fill(text: str) -> str:
-    """``text`` with every ``<!-- generated: NAME -->`` … ``<!-- end -->`` block made anew."""
-    for name, make in BLOCKS.items():
-        block = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        content = make()
-        text = block.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
-    return text
+def fill(text: str, language: str = ENGLISH) -> str:
+    """Return ``text`` with every ``<!-- generated: NAME -->`` … ``<!-- end -->`` block made anew."""
+
+    def made(match: re.Match[str]) -> str:
+        name = match[2]
+        content = SHORT_BLOCKS[name](language) if name in SHORT_BLOCKS else BLOCKS[name]()
+        return f"{match[1]}{content}\n{match[3]}"
+
+    return BLOCK.sub(made, text)
 
 
 def main() -> None:
-    for path in (*READMES, *PAGES):
+    for language, path in READMES.items():
+        path.write_text(fill(path.read_text(), language))
+    for path in PAGES:
         path.write_text(fill(path.read_text()))
 
 

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / name) for name in ("tests", "tests/docs", "docs", "benchmarks", "grafana/rules")]
 
-from promtools import tools
+from promtools import tools  # noqa: E402
 
 
 @pytest.fixture(params=tools("promtool"))

@@ -1,4 +1,4 @@
-"""Both READMEs, and what of them is told at length in docs, say what the code and the measurements say."""
+"""Both READMEs are short, say the same, and send the reader on; they and the pages say what code and measurements say."""
 
 import importlib.util
 import json
@@ -9,16 +9,23 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
+from reading import CODE, ROOT, amount, anchors, headings, links, markdown
 
-ROOT = Path(__file__).resolve().parents[2]
-READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
-PAGES = [ROOT / "docs" / f"{name}.md" for name in ("metrics", "measured", "versions")]
+READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
+PAGES = [ROOT / "docs" / f"{name}.md" for name in ("metrics", "measured", "settings", "versions")]
+RULES = ROOT / "grafana" / "rules" / "alerts.yml"
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 OUTER_FORM = {"benchmark", "date", "gpu", "software", "commit", "command", "summary", "rows"}
-MEASURED = re.compile(r"^## (?:Measured|实测)\n(.*?)(?=^## )", re.DOTALL | re.MULTILINE)
-CODE = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
+WORDS = {"en": 1800, "zh": 3400}  # of Chinese: characters, and words in Latin letters
+COST = re.compile(r"^## (?:Cost and accuracy|开销与精度)\n(.*?)(?=^## )", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"<!-- generated: (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
 # With a decimal point (versions have two), or with a unit. "three repetitions" and "TP 1" are no measurements.
 FIGURE = re.compile(r"(?<![\w.])(\d+\.\d+(?![\w.]*\.\d)|\d+(?= ?(?:µs|ms|s|min|%)(?![a-z])))")
+
+
+def languages() -> Any:
+    return pytest.mark.parametrize("language", READMES)
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +53,9 @@ def claimed() -> list[float]:
     return [number for path in RESULTS for number in numbers(json.loads(path.read_text())["summary"])]
 
 
-def measured(readme: Path) -> str:
-    found = MEASURED.search(readme.read_text())
-    assert found is not None, f"{readme.name} has no section on measurements"
+def cost(language: str) -> str:
+    found = COST.search(READMES[language].read_text())
+    assert found is not None, f"{READMES[language].name} has no section on cost and accuracy"
     return found[1]
 
 
@@ -63,43 +70,129 @@ def unfounded(text: str, known: list[float]) -> list[str]:
 
 
 def blocks(path: Path) -> list[str]:
-    return re.findall(r"<!-- generated: (\w+) -->", path.read_text())
+    return [name for name, _ in BLOCK.findall(path.read_text())]
 
 
-@pytest.mark.parametrize("page", [*READMES, *PAGES], ids=lambda path: path.name)
-class TestEveryPage:
-    def test_generated_blocks_are_current(self, page: Path, generate: ModuleType) -> None:
-        """Else run: python docs/generate.py"""
-        text = page.read_text()
-        assert generate.fill(text) == text
-
-    def test_links_lead_somewhere(self, page: Path) -> None:
-        links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", CODE.sub("", page.read_text()))]
-        assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
-
-    def test_metrics_have_names_that_exist(self, page: Path, generate: ModuleType) -> None:
-        named = set(re.findall(r"`(lightllm_(?:gpu|otel|server)_\w+)", CODE.sub("", page.read_text())))
-        assert named - {metric.name for metric in generate.METRICS} == set()
+# A short README ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
-def test_measured_figures_of_a_readme_stand_in_a_result(readme: Path) -> None:
-    text = measured(readme)
-    assert len(FIGURE.findall(text)) > 50
+@languages()
+def test_a_readme_is_short_enough_to_be_read(language: str) -> None:
+    assert amount(READMES[language].read_text()) <= WORDS[language]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("One, two.", 2),
+        ("| a | `b` |\n|---|---|\n", 2),
+        ("```bash\nmake demo  # now\n```", 3),
+        ("[three words here](docs/long-path.md)", 3),
+        ("![a picture](x.png) <!-- a comment --><img src='x'>", 0),
+        ("两个 GPU，TP 2", 5),
+    ],
+)
+def test_what_a_reader_sees_is_counted(text: str, words: int) -> None:
+    assert amount(text) == words
+
+
+@languages()
+def test_the_demo_comes_first_then_three_commands_and_the_scrape(language: str) -> None:
+    """The demo needs nothing but pip."""
+    first, commands, scrape = CODE.findall(READMES[language].read_text())[:3]
+    assert first.splitlines()[1:-1] == ["pip install lightllm-otel && lightllm-otel demo"]
+    assert "LIGHTLLM_OTEL=1 python -m lightllm.server.api_server" in commands
+    assert yaml.safe_load("\n".join(scrape.splitlines()[1:-1])).keys() == {"scrape_configs"}
+
+
+@languages()
+def test_every_alert_is_listed(language: str) -> None:
+    rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    listed = re.findall(r"`(LightLLM\w+)`", READMES[language].read_text())
+    assert sorted(listed) == sorted({rule["alert"] for rule in rules})
+
+
+@languages()
+def test_figures_of_a_readme_come_from_results(language: str) -> None:
+    text = cost(language)
+    assert len(FIGURE.findall(text)) > 10
+    assert FIGURE.findall(BLOCK.sub("", text)) == [], "write it by docs/generate.py"
     assert unfounded(text, claimed()) == []
+
+
+def test_both_languages_say_the_same() -> None:
+    english, chinese = (path.read_text() for path in READMES.values())
+    assert CODE.findall(english) == CODE.findall(chinese)
+    assert [level for level, _ in headings(english)] == [level for level, _ in headings(chinese)]
+    shapes = [
+        [
+            (bool(re.match(r"[*|]", line)), line.count("|"))
+            for line in CODE.sub("", text).splitlines()
+            if line[:1] in "*|"
+        ]
+        for text in (english, chinese)
+    ]
+    assert shapes[0] == shapes[1]
+    assert sorted(FIGURE.findall(cost("en"))) == sorted(FIGURE.findall(cost("zh")))
+    away = [{target for target in links(text) if not target[0].startswith("README")} for text in (english, chinese)]
+    pictures = {target for target in away[0] ^ away[1] if target[0].startswith("docs/pictures/live-")}
+    assert away[0] ^ away[1] == pictures, "a page that only one language leads to"
+
+
+# Every page -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [*READMES.values(), *PAGES], ids=lambda path: path.name)
+def test_generated_blocks_are_current(page: Path, generate: ModuleType) -> None:
+    """Else run: python docs/generate.py"""
+    text = page.read_text()
+    assert generate.fill(text, "zh" if page == READMES["zh"] else "en") == text
+
+
+def test_every_block_is_in_both_readmes_or_on_a_page(generate: ModuleType) -> None:
+    assert blocks(READMES["en"]) == blocks(READMES["zh"])
+    assert set(blocks(READMES["en"])) == set(generate.SHORT_BLOCKS)
+    on_pages = [name for path in PAGES for name in blocks(path)]
+    assert sorted(on_pages) == sorted(generate.BLOCKS)
+
+
+@pytest.mark.parametrize("page", markdown(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for path, anchor in links(page.read_text()):
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
+            broken.append(f"{path}#{anchor}")
+    assert broken == []
+
+
+def test_every_page_of_docs_is_linked_from_the_readme_or_from_a_page_that_is() -> None:
+    seen, waiting = set(), [READMES["en"]]
+    while waiting:
+        page = waiting.pop()
+        seen.add(page)
+        targets = [(page.parent / path).resolve() for path, _ in links(page.read_text()) if path.endswith(".md")]
+        waiting += [target for target in targets if target not in seen]
+    assert [path.name for path in (ROOT / "docs").glob("*.md") if path not in seen] == []
+
+
+@pytest.mark.parametrize("page", [READMES["en"], READMES["zh"], *sorted((ROOT / "docs").glob("*.md"))],
+                         ids=lambda path: path.name)  # fmt: skip
+def test_metrics_have_names_that_exist(page: Path, generate: ModuleType) -> None:
+    named = set(re.findall(r"`(lightllm_(?:gpu|otel|server)_\w+)", CODE.sub("", page.read_text())))
+    assert named - {metric.name for metric in generate.METRICS} == set()
+
+
+@pytest.mark.parametrize("page", markdown(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_versions_of_lightllm_have_their_names(page: Path) -> None:
+    """Readers do not know which LightLLM OLD and NEW are."""
+    assert re.findall(r"\b(?:OLD|NEW)\b", page.read_text()) == []
 
 
 def test_measured_figures_at_length_stand_in_a_result() -> None:
     text = PAGES[1].read_text()
     assert len(FIGURE.findall(text)) > 200
     assert unfounded(text, claimed()) == []
-
-
-def test_every_block_is_in_both_readmes_or_on_a_page(generate: ModuleType) -> None:
-    assert blocks(READMES[0]) == blocks(READMES[1])
-    everywhere = {name for path in (READMES[0], *PAGES) for name in blocks(path)}
-    assert everywhere == set(generate.BLOCKS)
-    assert all(len(set(blocks(path))) == len(blocks(path)) for path in (READMES[0], *PAGES))
 
 
 @pytest.mark.parametrize(
@@ -117,13 +210,7 @@ def test_a_figure_that_was_not_measured_is_noticed(text: str, wrong: list[str]) 
     assert unfounded(text, [1.2549, 99.8084]) == wrong
 
 
-def test_both_languages_have_the_same_shape() -> None:
-    english, chinese = (path.read_text() for path in READMES)
-    assert CODE.findall(english) == CODE.findall(chinese)
-    levels = [[line.split()[0] for line in CODE.sub("", text).splitlines() if line.startswith("#")]
-              for text in (english, chinese)]  # fmt: skip
-    assert levels[0] == levels[1]
-    assert sorted(FIGURE.findall(measured(READMES[0]))) == sorted(FIGURE.findall(measured(READMES[1])))
+# Results and the licence ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
