@@ -25,7 +25,7 @@ def test_the_sample_is_what_the_rule_says(promtool, tmp_path, monkeypatch, readm
     for label, value in info.items():
         monkeypatch.setitem(servers.INFO, label, value)
     target = Target(0, 46, {"instance": "gpu-07:9464"}, {"lightllm": "1.2.0"})
-    server = Server(name="gpu-07/8000", at=30, changed=LATE, minutes=46, targets=[target])
+    server = Server(name="gpu-07", at=30, changed=LATE, minutes=46, targets=[target])
     path = tmp_path / "test.yml"
     servers.write(path, server.series(), ["  alert_rule_test:", "  - eval_time: 45m", f"    alertname: {name}"])
     said = TIMES_AND_GPUS.sub("…", servers.said(promtool, path))
