@@ -99,7 +99,7 @@ def _figures() -> Iterator[tuple[Text, Figure]]:
     yield text("the same, every decode step sampled", "同上，每个 decode 步都采样"), _cost("graph_every_step", _loss)
     yield text("99th percentile between tokens, default", "默认设置下 token 间隔的 p99"), _cost("graph_default", _tail)
     yield text("GPU memory of one instrumented graph", "每个插桩 graph 占用的显存"), _graph_memory()
-    yield text("tokens that differ with the plugin", "装上插件后不同的 token"), _tokens()
+    yield text("tokens that differ from those with the plugin off", "与关闭插件时不同的 token"), _tokens()
     error = text(
         "error against CUPTI, median of the operators, worst case", "对照 CUPTI 的误差，各算子的中位数，最差情形"
     )
