@@ -217,7 +217,7 @@ class Memory:
     kv_buffer = [Tensor() for _ in range(8)]
     scale_buffer = kv_buffer
 
-    class operator:  # noqa: N801 - LightLLM's name
+    class operator:
         @staticmethod
         def copy_kv_to_mem_manager(layer_index, mem_index, kv):
             LOG.say("copy_kv_to_mem_manager")

@@ -1,9 +1,9 @@
 """Run the real layers of one LightLLM with everything they call replaced, and say what fell into which operator.
 
-``python attribution_process.py MODE…``, with a LightLLM on the path. A mode is ``tp1``, ``tp2`` or ``tpsp`` (two ranks that split the
-tokens), or, with a dense layer only, ``flashinfer`` or ``symm_mem`` (two ranks whose group has that library) or ``balance`` (two groups
-that share their prompts).
-The last line of its output is JSON: mode → class → operator → names of what was called, and what doctor would say.
+``python attribution_process.py MODE…``, with a LightLLM on the path. A mode is ``tp1``, ``tp2`` or ``tpsp`` (two
+ranks that split the tokens), or, with a dense layer only, ``flashinfer`` or ``symm_mem`` (two ranks whose group has
+that library) or ``balance`` (two groups that share their prompts). The last line of its output is JSON: mode → class
+→ operator → names of what was called, and what doctor would say.
 """
 
 from __future__ import annotations
@@ -234,8 +234,7 @@ def memory_for(layer_class):
     kind = getattr(module, "Qwen3NextMemManager", None) if "linear" in "".join(dir(layer_class)) else None
     if kind is None:
         return Memory()
-    memory = object.__new__(type("Memory", (Memory, kind), {}))
-    return memory
+    return object.__new__(type("Memory", (Memory, kind), {}))
 
 
 def norm_class():
