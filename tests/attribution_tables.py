@@ -33,8 +33,8 @@ MLA = {
     "ffn": "gate_up_proj.mm silu_and_mul_fwd down_proj.mm to moe_gate.mm experts.experts add_",
 }
 INDEXER = (
-    "wq_b_proj_.mm wk_proj_.mm k_norm_ rotary_emb_fwd hadamard_transform act_quant destindex_copy_indexer_ks weights_proj_.mm mul "
-    "extract_indexer_ks fp8_mqa_logits fast_topk_v2 ne add where trans_topk_index_to_mem_index"
+    "wq_b_proj_.mm wk_proj_.mm k_norm_ rotary_emb_fwd hadamard_transform act_quant destindex_copy_indexer_ks "
+    "weights_proj_.mm mul extract_indexer_ks fp8_mqa_logits fast_topk_v2 ne add where trans_topk_index_to_mem_index"
 )
 DEEPSTACK = {"other": "apply_deepstack_features"}
 LINEAR = {
@@ -60,10 +60,11 @@ MAIN = {
         "residual": "add_ float to", "other": "float to",
     },
     "gemma4.Gemma4TransformerLayerInfer": {
-        "qkv_proj": "q_proj.mm q_norm_weight_ k_proj.mm v_proj.mm k_norm_weight_ rmsnorm_forward rotary_emb_fwd mul reshape zero_ setitem",
+        "qkv_proj": "q_proj.mm q_norm_weight_ k_proj.mm v_proj.mm k_norm_weight_ rmsnorm_forward rotary_emb_fwd mul "
+                    "reshape zero_ setitem",
         "attention": "context_attention_fwd_gemma4_mm prefill_att decode_att",
-        "ffn_norm": f"ffn_norm_weight_ {NORMS_OF_GEMMA} post_feedforward_layernorm_1_weight_ pre_feedforward_layernorm_2_weight_ "
-                    "post_feedforward_layernorm_2_weight_",
+        "ffn_norm": f"ffn_norm_weight_ {NORMS_OF_GEMMA} post_feedforward_layernorm_1_weight_ "
+                    "pre_feedforward_layernorm_2_weight_ post_feedforward_layernorm_2_weight_",
         "ffn": "gate_up_proj.mm silu_and_mul_fwd down_proj.mm rmsnorm_forward mul to moe_gate.mm experts.experts",
         "other": "per_layer_input_gate_.mm gelu mul per_layer_projection_.mm post_per_layer_input_norm_weight_ add_ mul_",
     },
@@ -99,8 +100,8 @@ MAIN = {
     "deepseek_mtp.Deepseek3MTPPreLayerInfer": {"embedding": "wte_weight_ enorm_weight_ hnorm_weight_ cat eh_proj_weight_.mm"},
     "gemma3.Gemma3PreLayerInfer": {"embedding": "setitem float mul multimodal_emb to wte_weight_"},
     "gemma4.Gemma4PreLayerInfer": {
-        "embedding": "multimodal_emb ne masked_fill wte_weight_ mul embed_tokens_per_layer_weight_ per_layer_model_projection_weight_.mm "
-                     "reshape per_layer_projection_norm_weight_ add mul_",
+        "embedding": "multimodal_emb ne masked_fill wte_weight_ mul embed_tokens_per_layer_weight_ "
+                     "per_layer_model_projection_weight_.mm reshape per_layer_projection_norm_weight_ add mul_",
     },
     "gemma_2b.Gemma_2bPreLayerInfer": {"embedding": "wte_weight_ mul"},
     "llama.LlamaPreLayerInfer": {},

@@ -30,3 +30,7 @@ PYTHON = frozenset((
     "isinstance", "len", "getattr", "hasattr", "setattr", "int", "bool", "str", "float", "max", "min", "range", "enumerate",
     "zip", "list", "tuple", "dict", "set", "print", "super", "type", "Exception",
 ))  # fmt: skip
+# Decorators that launch nothing of their own.
+DECORATORS = frozenset((
+    "mark_cost_time", "no_grad", "inference_mode", "final", "override", "staticmethod", "classmethod", "abstractmethod",
+))  # fmt: skip

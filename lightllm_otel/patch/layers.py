@@ -9,7 +9,7 @@ from types import FunctionType, ModuleType
 from typing import Any, NamedTuple, Optional
 
 from lightllm_otel.patch import between
-from lightllm_otel.patch.between import Between, Kind
+from lightllm_otel.patch.between import ENTRY, Between, Kind
 from lightllm_otel.patch.slots import ENTRIES, LAYER_SLOTS, POST_SLOTS, PRE_SLOTS, WEIGHTS, Slot
 from lightllm_otel.patch.source import undecorated
 from lightllm_otel.vocabulary import Operator
@@ -65,17 +65,22 @@ def layers_of(model: Any) -> Iterator[Layer]:
     An object that is there more than once counts once.
     """
     yield _end(getattr(model, "pre_infer", None), PRE_SLOTS, {Operator.EMBEDDING: Operator.GAP})
-    weights = list(getattr(model, "trans_layers_weight", None) or ())
     left: frozenset[Kind] = frozenset()
-    known: dict[Any, Between] = {}
-    seen: set[int] = set()
-    for number, layer in enumerate(getattr(model, "layers_infer", None) or ()):
-        if id(layer) not in seen:
-            seen.add(id(layer))
-            read = _read(layer, weights[number] if number < len(weights) else None, number, known)
-            yield _led(read, left)
-            left = UNKNOWN if read.work.unread else read.work.left
+    layers = _distinct(model)
+    for layer, following in zip(layers, [*layers[1:], None]):
+        yield _led(layer, left, following)
+        left = UNKNOWN if layer.work.unread else layer.work.left | (left if ENTRY in layer.work.ends else frozenset())
     yield _end(getattr(model, "post_infer", None), POST_SLOTS, {Operator.LM_HEAD: between.claimed(left)})
+
+
+def _distinct(model: Any) -> list[Layer]:
+    weights = list(getattr(model, "trans_layers_weight", None) or ())
+    found: dict[int, Layer] = {}
+    known: dict[Any, Between] = {}
+    for number, layer in enumerate(getattr(model, "layers_infer", None) or ()):
+        if id(layer) not in found:
+            found[id(layer)] = _read(layer, weights[number] if number < len(weights) else None, number, known)
+    return list(found.values())
 
 
 def _end(owner: Any, slots: Sequence[Slot], leads: dict[Operator, Optional[Operator]]) -> Layer:
@@ -127,7 +132,7 @@ def _work(layer: Any, places: dict[str, Place], known: dict[Any, Between]) -> Be
     return known[key]
 
 
-def _led(layer: Layer, left: frozenset[Kind]) -> Layer:
+def _led(layer: Layer, left: frozenset[Kind], following: Optional[Layer]) -> Layer:
     """``left``: the work between the last boundary of the layer before and this layer."""
     work, led = layer.work, {}
     for name, place in layer.places.items():
@@ -138,7 +143,10 @@ def _led(layer: Layer, left: frozenset[Kind]) -> Layer:
             if layer.number == 0 and name in work.first and lead is None:
                 lead = Operator.GAP  # what little the host does behind the embedding
         led[name] = place._replace(lead=lead)
-    return dataclasses.replace(layer, places=led)
+    # Where the next layer may begin with a collective, its way from the end of this one is not known.
+    open_ended = following is not None and (following.work.unread or ENTRY in following.work.collectives)
+    known = {name: kinds for name, kinds in work.collectives.items() if not (open_ended and name in work.ends)}
+    return dataclasses.replace(layer, places=led, work=dataclasses.replace(work, collectives=known))
 
 
 def _place(layer: Any, weights: Any, slot: Slot, name: str, number: int) -> Optional[Place]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import inspect
 import textwrap
 import types
+from collections import ChainMap
+from collections.abc import Mapping
 from typing import Any, Optional
 
 _DEEPEST = 12  # partials of partials
@@ -61,6 +64,15 @@ def _held(function: types.FunctionType, name: str) -> Optional[types.FunctionTyp
         if isinstance(content, types.FunctionType) and content.__name__ == name:
             return content
     return None
+
+
+def surroundings(function: types.FunctionType) -> Mapping[str, Any]:
+    """Return the names that the function sees without having assigned them: of its closure, and of its module."""
+    closure: dict[str, Any] = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
+        with contextlib.suppress(ValueError):  # not filled yet
+            closure[name] = cell.cell_contents
+    return ChainMap(closure, function.__globals__)
 
 
 def definition(function: types.FunctionType) -> Optional[ast.FunctionDef]:

@@ -277,18 +277,29 @@ def test_a_call_that_goes_round_the_wrapper_is_unknown():
     assert between.claimed(read(top, METHODS, frozenset(), ["token_forward"]).before["_ffn"]) is OTHER
 
 
-def test_a_decorator_that_does_not_say_what_it_wraps_is_looked_through():
-    def timed(name):
-        def around(function):
-            def inner(*args, **kwargs):
-                return function(*args, **kwargs)
+def mark_cost_time(name):
+    """LightLLM's, which does not say what it wraps."""
 
-            return inner
+    def around(function):
+        def inner(*args, **kwargs):
+            return function(*args, **kwargs)
 
-        return around
+        return inner
 
+    return around
+
+
+def quantised(function):
+    @functools.wraps(function)
+    def inner(*args):
+        return cuda(function(*args))
+
+    return inner
+
+
+def test_lightllms_decorator_is_looked_through():
     class Layer(Base):
-        @timed("attention")
+        @mark_cost_time("attention")
         def _rest(self, hidden):
             hidden.add_(self._get_o(hidden))
 
@@ -297,6 +308,48 @@ def test_a_decorator_that_does_not_say_what_it_wraps_is_looked_through():
             self._ffn(hidden)
 
     assert read(Layer(), METHODS, frozenset(), ["token_forward"]).before["_ffn"] == {RESIDUAL}
+
+
+def test_a_decorator_that_nobody_knows_may_do_anything():
+    class Layer(Base):
+        @quantised
+        def _rest(self, hidden):
+            self._get_o(hidden)
+
+        def token_forward(self, hidden, state, weight):
+            self._rest(hidden)
+            self._ffn(hidden)
+
+    assert read(Layer(), METHODS, frozenset(), ["token_forward"]).before["_ffn"] == {"@quantised"}
+
+
+def test_a_property_of_the_layers_may_do_anything():
+    class Layer(Base):
+        @property
+        def rotated(self):
+            return cuda(self)
+
+        def token_forward(self, hidden, state, weight):
+            self._get_o(hidden)
+            self._ffn(self.rotated)
+
+    assert read(Layer(), METHODS, frozenset(), ["token_forward"]).before["_ffn"] == {"rotated"}
+
+
+def test_code_that_does_not_come_to_an_end_is_not_followed():
+    class Layer(Base):
+        def token_forward(self, hidden, state, weight):
+            self._twice(hidden)
+            self._ffn(hidden)
+
+    def twice(self, hidden):
+        self._twice(hidden)
+        self._twice(hidden)
+        self._twice(hidden)
+
+    Layer._twice = twice
+    twice.__name__ = "_twice"
+    assert read(Layer(), METHODS, frozenset(), ["token_forward"]).unread == "token_forward is too long to follow"
 
 
 class TestCollectives:
