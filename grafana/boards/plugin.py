@@ -70,7 +70,11 @@ PLUGIN = Board(
             Panel("Operators found", TABLE, "short",
                   "1: found in the model and timed on every rank; 0: not (lightllm_otel_slot_installed). Not every model has every"
                   " operator.",
-                  (Query("min by (instance, operator) (lightllm_otel_slot_installed{$SERVER})", "found"),), 24, 8),
+                  (Query("min by (instance, operator) (lightllm_otel_slot_installed{$SERVER})", "found"),), 12, 8),
+            Panel("Known of this LightLLM", TABLE, "short",
+                  "1: this LightLLM has everything that the feature needs; 0: it does not, and lightllm-otel doctor says what is"
+                  " missing (lightllm_otel_feature_available).",
+                  (Query("min by (instance, feature) (lightllm_otel_feature_available{$SERVER})", "available"),), 12, 8),
             Panel("Who runs what", TABLE, "short",
                   "Model, GPU, parallelism, link, level and versions of each server (lightllm_server_info).",
                   (Query("max by (instance, model, gpu, tp, dp, dtype, link, scope, level, clock, lightllm, torch, cuda, plugin)"

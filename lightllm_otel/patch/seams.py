@@ -106,7 +106,8 @@ def _install(hook: Hook, module: ModuleType, session: Session) -> str:
     if hook.maker in _OF_REQUESTS and not session.standard.traces:
         return FITS  # nobody asks for spans: there is nothing to wrap
     arguments = Arguments(host)
-    problem = _problem(hook, vars(owner).get(name), arguments, session.settings.graphs)
+    own = getattr(owner, "__dict__", {}).get(name)
+    problem = _problem(hook, own, arguments, session.settings.graphs)
     if problem:
         return problem
     ledger = session.live if hook.live else session.ledger
