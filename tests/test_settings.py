@@ -27,6 +27,7 @@ WRONG = [
     ("PORT", "70000", "port", None),
     ("PORT", "tcp:10.0.0.1", "port", None),
     ("DIR", "~nosuchuser/rings", "directory", DEFAULT),
+    ("TARGETS", "~nosuchuser/targets", "targets", DEFAULT),
     ("RING_MIB", "-1", "ring_mib", 4),
     ("NVML", "garbage", "nvml", False),
     ("NVTX", "garbage", "nvtx", False),

@@ -67,6 +67,8 @@ def meeting_place(start: Mapping[str, Any]) -> tuple[str, int]:
     none, and since January 2026 it takes another free port at each start.)
     """
     nccl = int(start.get("nccl_port") or 0)
+    if "nnodes" not in start and nccl:  # 0.0.1, whose model processes are told no HTTP port
+        return "127.0.0.1", nccl
     if int(start.get("nnodes") or 1) > 1 and nccl:
         return str(start.get("nccl_host") or "127.0.0.1"), nccl
     return "127.0.0.1", int(start.get("port") or nccl)

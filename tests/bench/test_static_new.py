@@ -18,6 +18,8 @@ def ended(monkeypatch, tp, graphs):
     model = StaticModel.__new__(StaticModel)
     model.arguments = SimpleNamespace(tp=tp, disable_cudagraph=not graphs)
     model.model = SimpleNamespace(mem_manager=memory, req_manager=SimpleNamespace(free_all=lambda: None))
+    model._steps = SimpleNamespace(close=memory.shared_can_use_token_num.shm.unlink, forget=lambda requests: None)
+    model._requests = []
     model.close()
     return done
 

@@ -33,7 +33,7 @@ def server(tmp_path, receiver, plain_environment):
     """``(steps, receiver)``: which requests ran in which decode step, and who got the spans."""
     environ = {
         **plain_environment, **receiver.environ, "LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_DIR": str(tmp_path / "dir"),
-        "LIGHTLLM_OTEL_SAMPLE_EVERY": "1", "LIGHTLLM_OTEL_RING_MIB": "1", "_NCCL_PORT_": "28765",
+        "LIGHTLLM_OTEL_SAMPLE_EVERY": "1", "LIGHTLLM_OTEL_RING_MIB": "1", "_NCCL_PORT_": "8080",
         "OTEL_BSP_SCHEDULE_DELAY": "200", "OTEL_METRIC_EXPORT_INTERVAL": "500", "PYTHONPATH": f"{HERE.parent}:{HERE.parents[1]}",
     }  # fmt: skip
     command = [sys.executable, str(HERE / "path_process.py"), "http", str(REQUESTS)]
@@ -44,7 +44,7 @@ def server(tmp_path, receiver, plain_environment):
         assert line, process.stderr.read()
         yield {int(number): ran for number, ran in json.loads(line).items()}
     finally:
-        exporter = lock_owner(tmp_path / "dir" / "127.0.0.1-28765-dp0" / LOCK_NAME)
+        exporter = lock_owner(tmp_path / "dir" / "127.0.0.1-8080-dp0" / LOCK_NAME)
         process.communicate("\n", timeout=30)
         if exporter:
             with contextlib.suppress(ProcessLookupError):
