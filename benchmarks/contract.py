@@ -13,13 +13,15 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
-from lightllm_source import attribution, origin, wrappers  # noqa: E402
+from lightllm_source import origin, wrappers  # noqa: E402
+from lightllm_source.attribution import Attribution, Plugin  # noqa: E402
+from lightllm_source.forward import Roles  # noqa: E402
 from lightllm_source.rows import FITS, State, look_up, state_of  # noqa: E402
 from lightllm_source.rules import LOST, RULES, is_there  # noqa: E402
 from lightllm_source.scan import Scan  # noqa: E402
@@ -28,8 +30,7 @@ from lightllm_source.wrappers import Wrapper, passed_by_name, refuses  # noqa: E
 
 from lightllm_otel.patch import contracts, slots  # noqa: E402
 from lightllm_otel.patch.contracts import Field, Hook, Row, lost  # noqa: E402
-from lightllm_otel.patch.slots import Slot  # noqa: E402
-from lightllm_otel.vocabulary import Feature, Operator  # noqa: E402
+from lightllm_otel.vocabulary import Feature  # noqa: E402
 
 CLASS_MAKER = "grouped"  # keeps a class, and wraps nothing
 # What the plugin does beside the rows, and rules of absence rely on.
@@ -41,17 +42,15 @@ BEHAVIOURS = {
 @dataclasses.dataclass(frozen=True)
 class Contract:
     """Everything that is assumed of LightLLM. ``wrappers``: the signatures that each maker of hooks gives its wrappers.
+    ``attribution``: how the GPU time of a model is counted.
 
     ``careful``: whether a hook is made only where its row fits, and not wherever its place exists.
     """
 
     hooks: tuple[Hook, ...]
     fields: tuple[Field, ...]
-    layer_slots: tuple[Slot, ...]
-    pre_slots: tuple[Slot, ...]
-    post_slots: tuple[Slot, ...]
     leaf_names: frozenset[str]
-    attribution: attribution.Attribution
+    attribution: Callable[[Tree, Roles], Attribution]
     wrappers: Mapping[str, Sequence[Wrapper]]
     behaviours: Collection[str] = ()
     careful: bool = True
@@ -62,11 +61,8 @@ class Contract:
         return cls(
             contracts.HOOKS,
             contracts.FIELDS,
-            slots.LAYER_SLOTS,
-            slots.PRE_SLOTS,
-            slots.POST_SLOTS,
             frozenset(leaf.name for leaf in (*slots.TORCH_LEAVES, *slots.GROUP_LEAVES)),
-            attribution.of_plugin(),
+            Plugin,
             wrappers.of_plugin(),
             BEHAVIOURS,
         )
@@ -91,11 +87,6 @@ class Contract:
     @functools.cached_property
     def hooked(self) -> frozenset[str]:
         return frozenset(hook.place for hook in self.hooks)
-
-    def slots(self, role: str) -> Mapping[str, Operator]:
-        """Return the operator of each attribute that is wrapped; ``role``: layer, pre or post."""
-        each = {"layer": self.layer_slots, "pre": self.pre_slots, "post": self.post_slots}[role]
-        return {name: slot.operator for slot in each for name in slot.names}
 
     def leaves(self) -> Collection[str]:
         return self.leaf_names

@@ -10,113 +10,17 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lightllm_otel.vocabulary import Operator
 from lightllm_source.calls import flow_of
-from lightllm_source.forward import BASE_MODEL, COLLECTIVE, SLOT, WORK, Graph, boundaries
+from lightllm_source.forward import BASE_MODEL
 from lightllm_source.scan import Scan
 from lightllm_source.syntax import Class, dotted
 from lightllm_source.tree import Tree
 
 BACKEND = "lightllm.server.router.model_infer.mode_backend"
 GROUP = ("lightllm.distributed.communication_op", "CustomProcessGroup")
-# Calls that launch nothing: views, shapes, memory, and the host's own bookkeeping.
-LIGHT = re.compile(
-    r"view|view_as|reshape|split|chunk|transpose|permute|unsqueeze|squeeze|expand|flatten|narrow|size|numel|detach|item|"
-    r"alloc_tensor|empty|empty_like|cache_env_in|cache_env_out|get_env_start_args|get_att_input_params|clear_deepep_buffer|"
-    r"can_run|need_capture|find_closest_graph_\w+|capture_prefill|replay|"  # prefill graphs have a rule of their own
-    r"get_\w+|is_\w+|has_\w+|enable_\w+|prepare_\w+|deque|pop|popleft|appendleft|extend|index|keys|values|items|join|"
-    r"super|range|len|int|bool|float|str|min|max|getattr|hasattr|isinstance|print|list|tuple|"
-    r"enumerate|zip|append|copy|cpu|tolist|sum|all|any|synchronize|to_no_ref_tensor|vars|info|warning|debug|linspace|sqrt"
-)
-# Casts and copies that newer code makes as it goes, often of nothing: small, and not reported.
-SMALL = re.compile(r"to|float|half|bfloat16|contiguous|type_as|zeros|zeros_like|zero_|fill_|copy_")
-RESIDUAL = re.compile(r"(the last )?add_")
-UNCLAIMED = (Operator.GAP.value, Operator.OTHER.value)
 _GRAPH_FILE = re.compile(r"lightllm/common/basemodel/\w+\.py|lightllm/.*graph.*\.py")
 _CAPTURES = re.compile(r"_?capture_\w+")
 _PIECES = re.compile(r"\w*graph_add_\w*func")
-# What an operator may not contain: another one's work.
-FOREIGN = (
-    (Operator.ATTENTION, re.compile(r".*\.(mm|bmm)|.*_get_indices"), "the GEMMs of MLA and the indexer of sparse attention"),
-    (Operator.FFN, re.compile(r".*norm\w*|rmsnorm_forward"), "the norms around and inside a feed-forward"),
-    (Operator.FFN, re.compile(r".*\.(moe_gate\.mm|experts)"), "the router and the experts of a mixture of experts"),
-)  # fmt: skip
-
-
-def work_outside_slots(scan: Scan) -> Iterator[str]:
-    """GPU work in a layer's forward that is counted as an operator that it is not."""
-    for _, graph in scan.layers:
-        yield from _miscounted(scan, graph, scan.assumed.attribution.before_slot.get("_att_norm", ""))
-
-
-def work_between_layers(scan: Scan) -> Iterator[str]:
-    """GPU work around the layers that is counted as an operator that it is not."""
-    for graph in scan.steps:
-        yield from _miscounted(scan, graph, Operator.GAP.value)
-
-
-def _miscounted(scan: Scan, graph: Graph, at_the_end: str) -> Iterator[str]:
-    """``at_the_end``: what the interval counts as that goes on when this graph is over."""
-    attribution = scan.assumed.attribution
-    for number, item in enumerate(graph.items):
-        if item is None or item.inside or item.kind != WORK or not is_work(item.name):
-            continue
-        for end in sorted(boundaries(graph, number), key=repr):
-            if end is None:
-                counted = at_the_end
-            elif end.kind == COLLECTIVE:
-                counted = attribution.before_collective
-            else:
-                counted = attribution.before_slot.get(end.name, Operator.GAP.value)
-            residual = RESIDUAL.fullmatch(last_word(item.name)) is not None
-            if counted not in UNCLAIMED and not (residual and counted == Operator.RESIDUAL.value):
-                yield f"{item.where}: {item.name} as {counted}"
-
-
-def is_work(call: str) -> bool:
-    """Tell whether a call takes time on the GPU that is worth a name."""
-    last = last_word(call)
-    constructed = last[:1].isupper()
-    return not (constructed or LIGHT.fullmatch(last) or SMALL.fullmatch(last))
-
-
-def last_word(call: str) -> str:
-    return call.rpartition(".")[2].removesuffix("()")
-
-
-def collective_without_leaf(scan: Scan) -> Iterator[str]:
-    """Collectives of a kind that is not hooked: they are counted as the operator around them, or before the next one."""
-    for graph in (*(graph for _, graph in scan.layers), *scan.steps):
-        for item in graph.items:
-            if item is not None and item.kind == COLLECTIVE and last_word(item.name) not in scan.assumed.leaves():
-                yield f"{item.where}: {item.name}"
-
-
-def work_of_others(scan: Scan) -> Iterator[str]:
-    """Work inside an operator that by its name belongs to another one."""
-    operators = scan.assumed.slots("layer")
-    for _, graph in scan.layers:
-        for item in graph.items:
-            if item is not None and item.inside and item.kind == WORK:
-                for operator, pattern, _ in FOREIGN:
-                    if operators[item.inside] is operator and pattern.fullmatch(item.name):
-                        yield f"{item.where}: {item.name} as {operator.value}"
-
-
-def operators_without_slot(scan: Scan) -> Iterator[str]:
-    """Operators of the layers that no forward of a class calls through a slot: a loss, not an error."""
-    reached: dict[str, set[Operator]] = {}
-    operators = scan.assumed.slots("layer")
-    for name, graph in scan.layers:
-        reached.setdefault(name, set()).update(
-            operators[item.name] for item in graph.items if item is not None and item.kind == SLOT
-        )
-    for operator in dict.fromkeys(operators.values()):
-        lacking = [name for name, found in reached.items() if operator not in found]
-        if reached and len(lacking) == len(reached):
-            yield f"{operator.value}: every class"
-        else:
-            yield from (f"{operator.value}: {name}" for name in lacking)
 
 
 def forward_without_hook(scan: Scan) -> Iterator[str]:
@@ -162,7 +66,7 @@ def graph_classes(tree: Tree) -> Iterator[tuple[Class, list[str]]]:
 
 def piece_of_graph(scan: Scan) -> Iterator[str]:
     """Modules of layers whose graphs come back to Python for a part of a layer: between these the graph looks like that part."""
-    for module in sorted({owner.module for roles in scan.models for owner in scan.tree.mro(roles.layer)}):
+    for module in sorted({owner.module for model in scan.models for owner in scan.tree.mro(model.roles.layer)}):
         content = scan.tree.module(module)
         if content is not None and any(_PIECES.fullmatch(called) for called, _ in content.passed):
             yield module

@@ -19,7 +19,8 @@ class Flow:
     ``layer_weight.o_proj.mm``, ``super().f``), or an empty string. ``follows[n]``: the nodes that may come next.
 
     Both branches of an ``if`` may come; a loop's body runs once; what ends in ``raise`` does not reach ``END``. Functions
-    that are defined inside count where they are called.
+    that are defined inside count where they are called. ``needs[n]``: ``(attribute, value)`` where node ``n`` comes only if the
+    object's attribute is true, or false.
     """
 
     BEGIN, END = 0, 1
@@ -27,6 +28,7 @@ class Flow:
     def __init__(self, function: Node) -> None:
         self.calls: list[str] = ["", ""]
         self.follows: list[set[int]] = [set(), set()]
+        self.needs: dict[int, tuple[str, bool]] = {}
         self._inner: dict[str, Node] = {}
         self._aliases: dict[str, list[str]] = {}
         self._entered: set[str] = set()
@@ -84,7 +86,15 @@ class Flow:
         if any(CAPTURING.fullmatch(dotted(each)) for each in ast.walk(test)):
             negated = isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
             either = either[:1] if negated else either[1:]
-        ends = [last for body in either if (last := self._block(body, at, end)) is not None]
+        ends = []
+        attribute, value = _attribute(test)
+        for holds, body in zip((value, not value), either):
+            begin = at
+            if attribute:
+                begin = self._node("", at)
+                self.needs[begin] = (attribute, holds)
+            last = self._block(body, begin, end)
+            ends += [] if last is None else [last]
         return self._node("", *ends) if ends else None
 
     def _expression(self, expression: ast.AST, at: int) -> int:
@@ -111,6 +121,14 @@ class Flow:
             return end
         names = self._aliases.get(name) or [name]
         return self._node("", *[self._node(each, at) for each in names]) if len(names) > 1 else self._node(names[0], at)
+
+
+def _attribute(test: ast.expr) -> tuple[str, bool]:
+    """Return the attribute that ``self.x`` or ``not self.x`` asks for, and its value in the first branch; else an empty name."""
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        attribute, value = _attribute(test.operand)
+        return attribute, not value
+    return (test.attr, True) if isinstance(test, ast.Attribute) and dotted(test.value) == "self" else ("", True)
 
 
 def flow_of(function: Node) -> Flow:

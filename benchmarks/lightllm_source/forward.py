@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Optional
 
 from lightllm_source.calls import Flow, flow_of
+from lightllm_source.slots import Slots
 from lightllm_source.syntax import FUNCTIONS, Class, dotted
 from lightllm_source.tree import Found, Member, Tree
 
 BASE_MODEL = ("lightllm.common.basemodel.basemodel", "TpPartBaseModel")
+STATE = ("lightllm.common.basemodel.infer_struct", "InferStateInfo")
 _MODEL_FILE = re.compile(r"(lightllm/models/[^/]+/model\w*)\.py")
 _DEEPEST = 24  # methods that call methods
 SLOT, COLLECTIVE, WORK = "slot", "collective", "work"
@@ -21,14 +25,17 @@ COLLECTIVE_NAMES = re.compile(
 
 
 class Item(NamedTuple):
-    """``kind``: SLOT (``name``: the attribute), COLLECTIVE or WORK (``name``: what is called). ``inside``: the slot around it.
-    ``where``: the method that calls it, by the class that defines it.
+    """``kind``: SLOT (``name``: the function), COLLECTIVE or WORK (``name``: what is called). ``inside``: the slot around it.
+    ``where``: the method that calls it, by the class that defines it. ``role``: whose slot it is, where it is not a layer's.
+    ``passing``: it may launch nothing, and then ends no interval.
     """
 
     kind: str
     name: str
     inside: str = ""
     where: str = ""
+    role: str = ""
+    passing: bool = False
 
 
 class Graph:
@@ -40,6 +47,7 @@ class Graph:
     def __init__(self) -> None:
         self.items: list[Optional[Item]] = []
         self.follows: list[set[int]] = []
+        self.begin = 0
         self.end = -1
 
     def node(self, item: Optional[Item] = None, before: Optional[int] = None) -> int:
@@ -49,14 +57,24 @@ class Graph:
             self.follows[before].add(len(self.items) - 1)
         return len(self.items) - 1
 
+    @functools.cached_property
+    def leads(self) -> list[set[int]]:
+        """For each node those that it may follow, once the graph is complete."""
+        before: list[set[int]] = [set() for _ in self.items]
+        for number, after in enumerate(self.follows):
+            for each in after:
+                before[each].add(number)
+        return before
+
 
 class Roles(NamedTuple):
-    """The classes of one model's layers."""
+    """The classes of one model's layers, and of the weights that a layer is given."""
 
     model: str
     pre: Optional[Found]
     layer: Found
     post: Optional[Found]
+    weights: Optional[Found] = None
 
 
 def models(tree: Tree) -> Iterator[Roles]:
@@ -70,13 +88,14 @@ def models(tree: Tree) -> Iterator[Roles]:
             found = tree.find(module, name)
             if found is None or not any(each.what.name == BASE_MODEL[1] for each in tree.mro(found)):  # type: ignore[union-attr]
                 continue
-            pre, layer, post = (
-                _role(tree, found, f"{role}_layer_infer_class") for role in ("pre", "transformer", "post")
+            pre, layer, post, weights = (
+                _role(tree, found, f"{role}_class")
+                for role in ("pre_layer_infer", "transformer_layer_infer", "post_layer_infer", "transformer_weight")
             )
             key = tuple(each and (each.module, id(each.what)) for each in (pre, layer, post))
             if layer is not None and key not in seen:
                 seen.add(key)
-                yield Roles(name, pre, layer, post)
+                yield Roles(name, pre, layer, post, weights)
 
 
 def _role(tree: Tree, model: Found, attribute: str) -> Optional[Found]:
@@ -88,12 +107,19 @@ def _role(tree: Tree, model: Found, attribute: str) -> Optional[Found]:
 
 
 class Forward:
-    """Inlines the methods of one class into one graph. ``slots``: attributes that the plugin wraps on the instance."""
+    """Inlines the methods of one class into one graph. ``slots``: functions that the plugin wraps for an instance. ``flags``: its
+    attributes that are true or false.
+    """
 
-    def __init__(self, tree: Tree, owner: Found, slots: Collection[str]) -> None:
+    def __init__(
+        self, tree: Tree, owner: Found, slots: Slots, flags: Mapping[str, bool] = MappingProxyType({})
+    ) -> None:
         self._tree = tree
         self._class = owner
         self._slots = slots
+        self._flags = flags
+        self.asked: set[str] = set()
+        """Attributes on which depends what runs outside of the slots."""
 
     def method(self, name: str) -> Optional[Member]:
         """Return a method of the class that is there to be called: not one that only raises."""
@@ -117,20 +143,36 @@ class Forward:
         flow = flow_of(member.what)
         begins = [graph.node() for _ in flow.calls]
         graph.follows[at].add(begins[Flow.BEGIN])
-        for number, call in enumerate(flow.calls):
+        comes = self._comes(flow)
+        if not inside:
+            self.asked |= {attribute for number, (attribute, _) in flow.needs.items() if number in comes}
+        for number in sorted(comes):
+            call = flow.calls[number]
             end = self._call(graph, begins[number], call, member, inside, deep) if call else begins[number]
-            graph.follows[end] |= {begins[after] for after in flow.follows[number]}
+            graph.follows[end] |= {begins[after] for after in flow.follows[number] & comes}
         return begins[Flow.END]
 
+    def _comes(self, flow: Flow) -> set[int]:
+        """Return the nodes of a function that the instance's attributes let it come to."""
+        comes, left = {Flow.BEGIN}, [Flow.BEGIN]
+        while left:
+            for after in flow.follows[left.pop()] - comes:
+                attribute, value = flow.needs.get(after, ("", True))
+                if self._flags.get(attribute, value) == value:
+                    comes.add(after)
+                    left.append(after)
+        return comes
+
     def _call(self, graph: Graph, at: int, call: str, caller: Member, inside: str, deep: int) -> int:
-        before, _, last = call.rpartition(".")
+        last = call.rpartition(".")[2]
         owner = caller.owner
         where = f"{owner.what.name}.{caller.what.name}"  # type: ignore[union-attr]
-        if before == "self" and last in self._slots and not inside:
-            end = graph.node(Item(SLOT, last, "", where), at)
+        slot = self._slots.of_call(call)
+        if slot and (not inside or call.removeprefix("self.") in self._slots.inner):
+            end = graph.node(Item(SLOT, slot, inside, where, passing=slot in self._slots.passing), at)
             for target in self._targets(call, owner):
                 if deep < _DEEPEST:
-                    self._inline(graph, graph.node(), target, last, deep + 1)
+                    self._inline(graph, graph.node(), target, inside or slot, deep + 1)
             return end
         targets = self._targets(call, owner) if deep < _DEEPEST else []
         if targets:
@@ -158,7 +200,10 @@ class Forward:
             chain = self._tree.mro(self._class)
             behind = chain[chain.index(owner) + 1 :] if owner in chain else []
             return self._methods(self._tree.member(behind[0], last) if behind else None)
-        found = self._tree.find(owner.module, before) if before and "()" not in before else None
+        if before == "infer_state" and COLLECTIVE_NAMES.fullmatch(last):
+            found = self._tree.find(*STATE)
+        else:
+            found = self._tree.find(owner.module, before) if before and "()" not in before else None
         return self._methods(self._tree.member(found, last)) if found and isinstance(found.what, Class) else []
 
     def _value(self, value: ast.expr, owner: Found, through: tuple[str, ...]) -> list[Member]:
@@ -186,19 +231,24 @@ def reaches_end(flow: Flow) -> bool:
     return Flow.END in seen
 
 
-def boundaries(graph: Graph, at: int) -> set[Optional[Item]]:
-    """Return the slots and collectives at which the interval that holds node ``at`` can end; None: the end of the forward."""
+def boundaries(graph: Graph, at: int, back: bool = False) -> set[Optional[Item]]:
+    """Return the slots and collectives at which the interval that holds node ``at`` can end; None: the end of the forward.
+
+    ``back``: those at which it can begin; None: the begin of the forward.
+    """
     found: set[Optional[Item]] = set()
+    links, last = (graph.leads, graph.begin) if back else (graph.follows, graph.end)
     seen, left = {at}, [at]
     while left:
         now = left.pop()
-        if now == graph.end:
+        if now == last:
             found.add(None)
-        for after in graph.follows[now] - seen:
+        for after in links[now] - seen:
             seen.add(after)
             item = graph.items[after]
-            if item is not None and not item.inside and item.kind in (SLOT, COLLECTIVE):
+            ends = item is not None and not item.inside and item.kind in (SLOT, COLLECTIVE)
+            if ends:
                 found.add(item)
-            else:
+            if item is None or not ends or item.passing:
                 left.append(after)
     return found

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from lightllm_otel.vocabulary import Feature
-from lightllm_source import absence
-from lightllm_source.absence import FOREIGN
+from lightllm_source import absence, work
 from lightllm_source.forward import BASE_MODEL
 from lightllm_source.scan import Scan
 from lightllm_source.tree import Tree
+from lightllm_source.work import FOREIGN, INDEXER
 
 
 class Rule(NamedTuple):
@@ -35,16 +35,19 @@ class Rule(NamedTuple):
 MISCOUNTED, TOKENS, LOST, MIXED_UP = "misattribution", "wrong_tokens", "lost", "mixed_up"
 
 RULES = (
-    Rule("work_outside_slots", absence.work_outside_slots, MISCOUNTED, "GPU work of a layer is counted as another operator"),
-    Rule("work_between_layers", absence.work_between_layers, MISCOUNTED,
+    Rule("work_outside_slots", work.work_outside_slots, MISCOUNTED, "GPU work of a layer is counted as another operator"),
+    Rule("work_between_layers", work.work_between_layers, MISCOUNTED,
          "GPU work around the layers is counted as another operator"),
-    Rule("collective_without_leaf", absence.collective_without_leaf, MISCOUNTED,
-         "a collective is counted as the operator around it",
-         known="only with --enable_dp_prefill_balance, whose exchange is part of qkv_proj and o_proj",
-         known_at=r".*\b_?all_to_all\w*"),
-    Rule("work_of_others", absence.work_of_others, MISCOUNTED, "an operator contains another one's work",
-         known="; ".join(f"{operator.value} contains {what}" for operator, _, what in FOREIGN)),
-    Rule("operators_without_slot", absence.operators_without_slot, LOST, "an operator is not timed on its own"),
+    Rule("collective_without_leaf", work.collective_without_leaf, MISCOUNTED,
+         "a collective is counted as the operator around it"),
+    Rule("work_of_others", work.work_of_others, MISCOUNTED, "an operator contains another one's work",
+         known="; ".join(f"{operator.value} contains {what}" for operator, _, what in FOREIGN if what),
+         known_at=rf"(?!.*: {INDEXER.pattern} as ).*"),
+    Rule("unclaimed_work", work.unclaimed_work, MISCOUNTED, "GPU work of a layer is counted as `other`",
+         known="no operator of the table claims it"),
+    Rule("layers_not_read", work.layers_not_read, LOST,
+         "the code of a layer is not understood: what lies between its operators is `other`"),
+    Rule("operators_without_slot", work.operators_without_slot, LOST, "an operator is not timed on its own"),
     Rule("forward_without_hook", absence.forward_without_hook, MISCOUNTED, "steps run that are not seen"),
     Rule("graph_without_hook", absence.graph_without_hook, MISCOUNTED,
          "steps replay a graph that looks like eager code, and most of their time looks like attention"),

@@ -2,30 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Collection, Iterator
+from typing import NamedTuple, Optional, Protocol
 
-from lightllm_otel.vocabulary import Operator
-from lightllm_source.attribution import Attribution
+from lightllm_otel.patch.slots import ENTRIES
+from lightllm_source.attribution import COLLECTIVE as AT_COLLECTIVE
+from lightllm_source.attribution import END, LAYER, LAYERS, POST, PRE, Attribution, Point
 from lightllm_source.calls import Flow, flow_of
-from lightllm_source.forward import BASE_MODEL, COLLECTIVE, SLOT, WORK, Forward, Graph, Item, Roles, models
+from lightllm_source.forward import (
+    BASE_MODEL,
+    COLLECTIVE,
+    SLOT,
+    STATE,
+    WORK,
+    Forward,
+    Graph,
+    Item,
+    Roles,
+    boundaries,
+    models,
+)
+from lightllm_source.slots import Slots
 from lightllm_source.tree import Found, Tree
 
-ENTRIES = ("context_forward", "token_forward", "splitfuse_forward", "tpsp_context_forward", "tpsp_token_forward")
-STATE = ("lightllm.common.basemodel.infer_struct", "InferStateInfo")
+_GRAPH = "prefill graph"
 
 
 class Assumed(Protocol):
     """The part of a contract that the rules ask for."""
 
-    attribution: Attribution
-    hooked: Collection[str]
+    @property
+    def hooked(self) -> Collection[str]: ...
 
-    def slots(self, role: str) -> Mapping[str, Operator]: ...
+    def attribution(self, tree: Tree, roles: Roles) -> Attribution: ...
 
     def leaves(self) -> Collection[str]: ...
 
     def reads(self, owner: str) -> Collection[str]: ...
+
+
+class Way(NamedTuple):
+    """A way into a layer of one variant."""
+
+    variant: int
+    entry: str
+    graph: Graph
+
+
+class Model:
+    """The graphs of one model. ``ways``: into its layers; ``steps``: the functions that run them, by the entry that they call."""
+
+    def __init__(self, tree: Tree, roles: Roles, attribution: Attribution, leaves: Collection[str]) -> None:
+        self.roles = roles
+        self.leaves = leaves
+        self.attribution = attribution
+        self.layer: str = roles.layer.what.name  # type: ignore[union-attr]
+        self.ways = [
+            Way(number, entry, graph)
+            for number, variant in enumerate(attribution.variants)
+            for entry in ENTRIES
+            if (graph := Forward(tree, roles.layer, variant.slots, variant.flags).graph(entry)) is not None
+            and any(item and item.kind == SLOT for item in graph.items)
+        ]
+        base = tree.find(*BASE_MODEL)
+        steps = [
+            (name.removeprefix("_"), _step(tree, base, self, name)) for name in ("_context_forward", "_token_forward")
+        ]
+        self.steps = {entry: graph for entry, graph in steps if graph is not None}
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.roles.layer.module, id(self.roles.layer.what)
+
+    def points(self, way: Optional[Way], entry: str, items: Collection[Optional[Item]], back: bool) -> Iterator[Point]:
+        """Yield where the plugin is reached at these items. ``way``: the layer that they are in, None for a step. ``back``: they
+        lie before.
+        """
+        for item in items:
+            if item is None and way is None:
+                yield Point(END, "")
+            elif item is None:
+                yield from self.edges(entry, back, 0 if back else 2)
+            elif item.kind == COLLECTIVE:
+                yield Point(AT_COLLECTIVE, item.name.rpartition(".")[2])
+            elif item.role == LAYERS:
+                yield from self.edges(entry, back, 1 if back else 0)
+            elif item.role != _GRAPH:
+                yield Point(item.role or LAYER, item.name, way.variant if way is not None else 0)
+
+    def edges(self, entry: str, last: bool, number: int) -> Iterator[Point]:
+        """Yield the first, or the last, points of each variant of layer ``number``."""
+        for way in self.ways:
+            if way.entry == entry:
+                items = boundaries(way.graph, way.graph.end if last else way.graph.begin, last) - {None}
+                yield from (point._replace(number=number) for point in self.points(way, entry, items, last))
 
 
 class Scan:
@@ -34,70 +104,47 @@ class Scan:
     def __init__(self, tree: Tree, assumed: Assumed) -> None:
         self.tree = tree
         self.assumed = assumed
-        self.models = list(models(tree))
-        self.layers = list(self._layers())
-        self.steps = list(self._steps())
-
-    def _layers(self) -> Iterator[tuple[str, Graph]]:
-        """Yield ``(class, graph)`` of every way into every layer class."""
-        names = self.assumed.slots("layer")
-        done = set()
-        for roles in self.models:
-            key = (roles.layer.module, id(roles.layer.what))
-            if key not in done:
-                done.add(key)
-                forward = Forward(self.tree, roles.layer, names)
-                for entry in ENTRIES:
-                    graph = forward.graph(entry)
-                    if graph is not None and any(item and item.kind == SLOT for item in graph.items):
-                        yield roles.layer.what.name, graph  # type: ignore[union-attr]
-
-    def _steps(self) -> Iterator[Graph]:
-        """Yield the functions that run a model's layers, for each pre and post layer once; what these do is inlined."""
-        base = self.tree.find(*BASE_MODEL)
-        done = set()
-        for roles in self.models if base is not None else ():
-            key = tuple(each and (each.module, id(each.what)) for each in (roles.pre, roles.post))
-            if key not in done:
-                done.add(key)
-                for name in ("_context_forward", "_token_forward"):
-                    graph = _step(self, base, roles, name)
-                    if graph is not None:
-                        yield graph
+        self.models = [Model(tree, roles, assumed.attribution(tree, roles), assumed.leaves()) for roles in models(tree)]
+        each: dict[tuple[str, int], Model] = {}
+        for model in self.models:
+            each.setdefault(model.key, model)
+        self.layers = list(each.values())
+        """A model for each class of layers."""
 
 
-def _step(scan: Scan, base: Found, roles: Roles, name: str) -> Graph | None:
+def _step(tree: Tree, base: Optional[Found], model: Model, name: str) -> Graph | None:
     """Return a model's forward where its layers are one item, and what pre and post layers do beside their slots is there."""
-    member = scan.tree.member(base, name)
+    member = tree.member(base, name) if base is not None else None
     if member is None or isinstance(member.what, list):
         return None
     flow = flow_of(member.what)
     graph = Graph()
     begins = [graph.node() for _ in flow.calls]
     for number, call in enumerate(flow.calls):
-        end = _stage(scan, graph, begins[number], call, roles, f"{BASE_MODEL[1]}.{name}")
+        end = _stage(tree, model, graph, begins[number], call, f"{BASE_MODEL[1]}.{name}")
         graph.follows[end] |= {begins[after] for after in flow.follows[number]}
     graph.end = begins[Flow.END]
     return graph
 
 
-def _stage(scan: Scan, graph: Graph, at: int, call: str, roles: Roles, where: str) -> int:
+def _stage(tree: Tree, model: Model, graph: Graph, at: int, call: str, where: str) -> int:
     before, _, last = call.rpartition(".")
-    owner = {"self.pre_infer": roles.pre, "self.post_infer": roles.post}.get(before)
-    role = before.removeprefix("self.").removesuffix("_infer")
-    if owner is not None and last in scan.assumed.slots(role):
-        return graph.node(Item(SLOT, f"{role}.{last}"), at)
+    role = {"self.pre_infer": PRE, "self.post_infer": POST}.get(before, "")
+    owner = {PRE: model.roles.pre, POST: model.roles.post}.get(role)
+    slots = model.attribution.ends.get(role, Slots({}))
+    if owner is not None and last in slots.operators:
+        return graph.node(Item(SLOT, last, "", where, role, last in slots.passing), at)
     if owner is not None or before == "infer_state":
-        target = owner or scan.tree.find(*STATE)
-        inner = Forward(scan.tree, target, ()).graph(last) if target is not None else None
+        target = owner or tree.find(*STATE)
+        inner = Forward(tree, target, Slots({})).graph(last) if target is not None else None
         return _inserted(graph, inner, at) if inner is not None else at
-    if last in ENTRIES:  # the layers: the last one ends with an add
-        return graph.node(Item(WORK, "the last add_", "", where), graph.node(Item(SLOT, "layers"), at))
+    if last in ENTRIES:
+        return graph.node(Item(SLOT, last, "", where, LAYERS), at)
     if not call:
         return at
     if before.endswith("prefill_graph"):  # instead of the layers; such a step has no operators
-        return graph.node(Item(SLOT, "prefill graph"), at) if last in ("replay", "capture_prefill") else at
-    return graph.node(Item(COLLECTIVE if last in scan.assumed.leaves() else WORK, call, "", where), at)
+        return graph.node(Item(SLOT, last, "", where, _GRAPH), at) if last in ("replay", "capture_prefill") else at
+    return graph.node(Item(COLLECTIVE if last in model.leaves else WORK, call, "", where), at)
 
 
 def _inserted(graph: Graph, inner: Graph, at: int) -> int:

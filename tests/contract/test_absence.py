@@ -1,50 +1,14 @@
 """What the rules of absence find in layers that are made up, and what they find nothing wrong with."""
 
+import dataclasses
+
 import contract
 import made_up
 import pytest
 from lightllm_source.calls import Flow
 from lightllm_source.syntax import parse
-from version1 import VERSION1
-
-BASE = """
-class TpPartBaseModel:
-    pre_layer_infer_class = None
-    post_layer_infer_class = None
-    transformer_layer_infer_class = None
-"""
-MODEL = """
-from lightllm.common.basemodel.basemodel import TpPartBaseModel
-from lightllm.models.new.layer import NewLayer
-
-class NewModel(TpPartBaseModel):
-    transformer_layer_infer_class = NewLayer
-"""
-TEMPLATE = """
-class Template:
-    def _att_norm(self, x, s, w): return w.norm(x)
-    def _get_qkv(self, x, s, w): return w.qkv.mm(x)
-    def _copy_kv_to_mem_cache(self, kv, s): copy_kernel(kv)
-    def _token_attention_kernel(self, q, s, w): return s.decode(q)
-    def _get_o(self, o, s, w): return w.o.mm(o)
-    def _ffn_norm(self, x, s, w): return w.norm(x)
-    def _ffn(self, x, s, w): return w.down.mm(x)
-    def alloc(self, shape): return manager.alloc_tensor(shape)
-
-    def attend(self, x, s, w):
-        q, kv = self._get_qkv(x, s, w)
-        self._copy_kv_to_mem_cache(kv, s)
-        o = self._token_attention_kernel(q, s, w)
-        return self._get_o(o, s, w)
-
-    def token_forward(self, x, s, w):
-        o = self.attend(self._att_norm(x, s, w), s, w)
-        if self.tp_world_size_ > 1:
-            all_reduce(o, group=s.dist_group)
-        x.add_(o.view(-1, self.width))
-        x.add_(self._ffn(self._ffn_norm(x, s, w), s, w))
-        return x
-"""
+from made_up import BASE, MODEL, TEMPLATE
+from version1 import VERSION1, Fixed
 
 
 def found(layer, assumed=VERSION1, template=TEMPLATE, **modules):
@@ -92,12 +56,14 @@ class NewLayer(Template):
 
 
 def test_work_that_counts_as_other_is_nobodys():
-    other = dict.fromkeys(VERSION1.attribution.before_slot, "other")
-    honest = VERSION1.attribution._replace(before_slot=other, before_collective="other")
+    class Honest(Fixed):
+        def counted(self, before, at):
+            return "other"
+
     layer = "class NewLayer(Template):\n    def attend(self, x, s, w): return w.linear.mm(x)"
     assert found(layer) != []
     lost = [f"operators_without_slot: {name}: every class" for name in ("qkv_proj", "kv_write", "attention", "o_proj")]
-    assert found(layer, contract.dataclasses.replace(VERSION1, attribution=honest)) == lost
+    assert found(layer, dataclasses.replace(VERSION1, attribution=Honest)) == lost
 
 
 @pytest.mark.parametrize(
@@ -117,13 +83,24 @@ class NewLayer(Template):
     tree = made_up.tree(
         common__basemodel__basemodel=BASE, models__new__model=MODEL, models__new__layer=TEMPLATE + layer
     )
-    known = [each.place for each in contract.check(tree, VERSION1).findings if each.known]
-    assert known == ["NewLayer._ffn_fast: dist.all_to_all_single"]
+    assert [each.place for each in contract.check(tree, VERSION1).findings] == [
+        "NewLayer._ffn_fast: dist.all_to_all_single"
+    ]
 
 
 def test_a_collective_of_a_new_kind_is_wrong():
     layer = "class NewLayer(Template):\n    def _ffn(self, x, s, w): dist.reduce(x)"
     assert found(layer) == ["collective_without_leaf: NewLayer._ffn: dist.reduce"]
+
+
+def test_a_collective_of_the_states_is_looked_into():
+    state = "class InferStateInfo:\n    def _all_to_all_get(self, data): dist.all_to_all_single(data)"
+    layer = "class NewLayer(Template):\n    def _ffn(self, x, s, w): infer_state._all_to_all_get(x)"
+    there = {"common__basemodel__infer_struct": state}
+    plugin = contract.Contract.of_plugin()
+    assert found(layer, **there) == ["collective_without_leaf: InferStateInfo._all_to_all_get: dist.all_to_all_single"]
+    assert found(layer, plugin, **there) == []
+    assert found(layer, plugin) == ["collective_without_leaf: NewLayer._ffn: infer_state._all_to_all_get"]
 
 
 def test_a_call_by_class_or_super_goes_past_the_slot():

@@ -10,16 +10,15 @@ from pathlib import Path
 import contract
 import made_up
 import pytest
-from lightllm_source import attribution, origin, wrappers
+from lightllm_source import origin, wrappers
 from lightllm_source.rows import ABSENT, FITS, MISFIT, state_of
 
-from lightllm_otel.patch import operators
 from lightllm_otel.patch.contracts import JULY_2025, MAIN, VERSIONS, Field, Hook, lost, seen
-from lightllm_otel.vocabulary import Feature, Operator
+from lightllm_otel.vocabulary import Feature
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = contract.Contract.of_plugin()
-GRAPH = f"{made_up.BASE}.cuda_graph"
+GRAPH = f"{made_up.BASEMODEL}.cuda_graph"
 CAPTURE = Hook("capture", Feature.DECODE_GRAPHS, GRAPH, "CudaGraph._capture_decode", "capturing",
                (("decode_func", "infer_state"),), JULY_2025, MAIN, "no operator inside graphs")  # fmt: skip
 
@@ -299,16 +298,7 @@ def test_a_checkout_would_start_and_loses_nothing():
     assert dict(verdict.lost) == {}
 
 
-# Attribution ----------------------------------------------------------------------------------------------------------
-
-
-def test_attribution_is_what_the_hooks_do(monkeypatch):
-    """Work before an operator counts as what leads to it; the answer changes with the table of slots."""
-    assert PLUGIN.attribution.before_slot["_att_norm"] == "residual"
-    assert PLUGIN.attribution.before_slot["pre.context_forward"] == "gap"
-    changed = tuple(dataclasses.replace(slot, leads=Operator.OTHER) for slot in operators.LAYER_SLOTS)
-    monkeypatch.setattr(operators, "LAYER_SLOTS", changed)
-    assert attribution.of_plugin().before_slot["_get_qkv"] == "other"
+# The result ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_result_names_what_is_in_it():

@@ -5,12 +5,13 @@ It installed its hooks wherever their place existed, repeated the host's signatu
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import contract
-from lightllm_source import wrappers
-from lightllm_source.attribution import Attribution
+from lightllm_source import attribution, wrappers
+from lightllm_source.slots import Slots
 
 from lightllm_otel.patch.contracts import ENVIRONMENT, JULY_2025, MAIN, OLDEST, OPTIONS, Field, Hook
-from lightllm_otel.patch.slots import Slot
 from lightllm_otel.vocabulary import Feature, Operator
 
 _BASE = "lightllm.common.basemodel"
@@ -108,30 +109,53 @@ def sampled(host):
 _ENTRIES = ("context_forward", "token_forward", "splitfuse_forward", "tpsp_context_forward", "tpsp_token_forward")
 _KERNELS = ("_context_attention_kernel", "_token_attention_kernel", "_splitfuse_attention_kernel")
 _NORMS = ("_ffn_norm", "_pre_feedforward_layernorm", "_post_feedforward_layernorm")
+# Operator, the functions of a layer that were wrapped as it, and what work directly before one of these counted as.
 LAYER_SLOTS = (
-    Slot(Operator.ATTN_NORM, ("_att_norm",), leads=Operator.RESIDUAL),
-    Slot(Operator.QKV_PROJ, ("_get_qkv", "_tpsp_get_qkv")),
-    Slot(Operator.KV_WRITE, ("_copy_kv_to_mem_cache",)),
-    Slot(Operator.ATTENTION, _KERNELS),
-    Slot(Operator.O_PROJ, ("_get_o", "_tpsp_get_o")),
-    Slot(Operator.FFN_NORM, _NORMS, leads=Operator.RESIDUAL),
-    Slot(Operator.FFN, ("_ffn", "_tpsp_ffn")),
+    (Operator.ATTN_NORM, ("_att_norm",), Operator.RESIDUAL),
+    (Operator.QKV_PROJ, ("_get_qkv", "_tpsp_get_qkv"), Operator.QKV_PROJ),
+    (Operator.KV_WRITE, ("_copy_kv_to_mem_cache",), Operator.KV_WRITE),
+    (Operator.ATTENTION, _KERNELS, Operator.ATTENTION),
+    (Operator.O_PROJ, ("_get_o", "_tpsp_get_o"), Operator.O_PROJ),
+    (Operator.FFN_NORM, _NORMS, Operator.RESIDUAL),
+    (Operator.FFN, ("_ffn", "_tpsp_ffn"), Operator.FFN),
 )
-PRE_SLOTS = (Slot(Operator.EMBEDDING, _ENTRIES, leads=Operator.GAP),)
-POST_SLOTS = (Slot(Operator.LM_HEAD, _ENTRIES, leads=Operator.RESIDUAL),)
+PRE_SLOTS = ((Operator.EMBEDDING, _ENTRIES, Operator.GAP),)
+POST_SLOTS = ((Operator.LM_HEAD, _ENTRIES, Operator.RESIDUAL),)
+LEAVES = frozenset(("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor"))
+_ROLES = {attribution.LAYER: LAYER_SLOTS, attribution.PRE: PRE_SLOTS, attribution.POST: POST_SLOTS}
 
-# Work before an operator was the operator's own unless something led to it; a collective began at the last boundary.
-_BEFORE = {name: (slot.leads or slot.operator).value for slot in LAYER_SLOTS for name in slot.names}
-_BEFORE |= {f"pre.{name}": "gap" for name in _ENTRIES} | {f"post.{name}": "residual" for name in _ENTRIES}
+
+def _slots(rows):
+    return Slots.of((name, operator, "", False) for operator, names, _ in rows for name in names)
+
+
+class Fixed:
+    """What a table said of every model, whatever its layers did. A collective began at the last boundary."""
+
+    unclaimed = unread = ()
+    variants = (attribution.Variant({}, _slots(LAYER_SLOTS)),)
+    ends = MappingProxyType({role: _slots(_ROLES[role]) for role in (attribution.PRE, attribution.POST)})
+    _before = MappingProxyType({
+        (role, name): lead.value for role, rows in _ROLES.items() for _, names, lead in rows for name in names
+    })  # fmt: skip
+
+    def __init__(self, tree, roles):
+        """Of neither does anything depend."""
+
+    def counted(self, before, at):
+        if at.role == attribution.COLLECTIVE:
+            return "all_reduce"
+        return self._before.get((at.role, at.name), "gap")
+
+    def lacking(self, reached):
+        return [operator for operator, _, _ in LAYER_SLOTS if operator not in reached]
+
 
 VERSION1 = contract.Contract(
     HOOKS,
     FIELDS,
-    LAYER_SLOTS,
-    PRE_SLOTS,
-    POST_SLOTS,
-    frozenset(("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor")),
-    Attribution(_BEFORE, "all_reduce"),
+    LEAVES,
+    Fixed,
     wrappers.of_sources({"seams.py": WRAPPERS}),
     careful=False,
 )

@@ -14,6 +14,11 @@ import attribution_tables as tables
 import pytest
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
+from lightllm_source import origin  # noqa: E402
+from lightllm_source.attribution import Plugin  # noqa: E402
+from lightllm_source.forward import models  # noqa: E402
+
 SOURCE = os.environ.get("LIGHTLLM_SRC")
 LIBRARIES = ("flashinfer", "symm_mem")  # beside torch, that LightLLM's group may choose for an all_reduce
 BALANCE = "balance"
@@ -172,3 +177,29 @@ def test_prompts_that_are_shared_between_groups_are_exchanged_by_all_to_all(new)
     exchanged = {f"all_to_all{site}": ["all_to_all_single"] for site in (" embedding", " attention", "")}
     dense = new.said["tp2"]["llama.LlamaTransformerLayerInfer"]["operators"]
     assert said == {**dense, **exchanged, "other": ["prepare_prefill_dp_balance"]}
+
+
+def is_known_without_running(host, folder):
+    """The checker of contracts makes up the layers from their source, and finds in them what is found in a server."""
+    tree = origin.of_folder(Path(folder))
+    made = {}
+    for roles in models(tree):
+        made.update(Plugin(tree, roles).found.layers)
+    compared = set()
+    for mode in host.modes:
+        for name, said in host.said[mode].items():
+            for kind, layer in said.get("layers", {}).items():
+                if kind in made:
+                    compared.add(kind)
+                    for fact in ("operators", "other", "missing", "unread"):
+                        assert set(layer.get(fact, ())) == set(made[kind].get(fact, ())), (mode, name, kind, fact)
+    assert compared == set(made)
+
+
+def test_what_is_found_in_layers_of_0_0_1_is_known_without_running_them(old):
+    is_known_without_running(old, origin.installed())
+
+
+@pytest.mark.skipif(NEW is None, reason="LIGHTLLM_SRC names no checkout of LightLLM")
+def test_what_is_found_in_layers_is_known_without_running_them(new):
+    is_known_without_running(new, SOURCE)
