@@ -23,8 +23,8 @@ FREE = frozenset((
     "view", "view_as", "size", "dim", "numel", "stride", "unsqueeze", "squeeze", "permute", "transpose", "t", "split", "chunk",
     "expand", "expand_as", "narrow", "select", "detach", "is_contiguous", "data_ptr", "element_size",
     "alloc_tensor", "empty", "empty_like", "new_empty", "get_att_input_params", "get_env_start_args",
-    "is_current_stream_capturing", "AttControl", "no_grad", "inference_mode", "nullcontext", "get", "append", "items", "keys",
-    "debug", "info", "warning",
+    "is_current_stream_capturing", "is_capturing", "AttControl", "no_grad", "inference_mode", "nullcontext", "get", "append",
+    "items", "keys", "debug", "info", "warning",
 ))  # fmt: skip
 PYTHON = frozenset((
     "isinstance", "len", "getattr", "hasattr", "setattr", "int", "bool", "str", "float", "max", "min", "range", "enumerate",

@@ -21,7 +21,7 @@ COPY = "copy"  # a conversion; it belongs to the add beside it
 _DEEPEST = 12  # methods that call methods
 _LONGEST = 20_000  # expressions of a forward, those of what it calls included
 # A prefill graph is captured piece by piece; in it no operator is marked.
-_CAPTURING = "is_current_stream_capturing"
+_CAPTURING = ("is_current_stream_capturing", "is_capturing")  # the latter on branches for other accelerators
 
 Kind = Union[Operator, str]
 """An operator, or the name of a call that no operator claims."""
@@ -203,7 +203,7 @@ class Walk:
         if isinstance(test, ast.Attribute) and isinstance(test.value, ast.Name) and test.value.id == frame.own:
             value = self._own.get(test.attr)
             return value if isinstance(value, bool) else None
-        captured = self._prefill and isinstance(test, ast.Call) and _name_of(test.func) == _CAPTURING
+        captured = self._prefill and isinstance(test, ast.Call) and _name_of(test.func) in _CAPTURING
         return False if captured else None
 
     # Expressions -----------------------------------------------------------------------------------------------------

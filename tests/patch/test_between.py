@@ -397,6 +397,16 @@ class TestForwards:
         found = read(self.layer(captured, nothing), METHODS, frozenset(), ["context_forward"])
         assert found.before["_ffn"] == frozenset()
 
+    def test_a_branch_may_ask_its_own_platform_whether_it_captures(self):
+        def captured(self, hidden, state, weight):
+            o = self._get_o(hidden)
+            if self.platform.graph.is_capturing():
+                cuda(o)
+            self._ffn(o)
+
+        found = read(self.layer(captured, nothing), METHODS, frozenset(), ["context_forward"])
+        assert found.before["_ffn"] == frozenset()
+
     def test_a_decode_that_is_captured_is(self):
         def captured(self, hidden, state, weight):
             o = self._get_o(hidden)
