@@ -44,7 +44,8 @@ class Layer:
     def operators(self) -> list[str]:
         """Those that are told apart, in the order of the table."""
         called = {place.slot.operator for name, place in self.places.items() if self.work.unread or self.calls(name)}
-        called |= {operator for kinds in self.work.before.values() if (operator := between.claimed(kinds)) is not None}
+        beside = (self.work.left, *self.work.before.values())
+        called |= {operator for kinds in beside if (operator := between.claimed(kinds)) is not None}
         return [operator.value for operator in Operator if operator in called - {Operator.OTHER}]
 
     @property

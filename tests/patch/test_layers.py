@@ -107,6 +107,17 @@ def test_a_layer_has_a_second_boundary_only_where_something_lies_between(install
     assert not {"missing", "other", "unread"} & set(found.layers["Layer"])
 
 
+def test_an_add_at_the_end_of_a_layer_is_one_of_its_operators(install):
+    class Parallel(Layer):
+        def token_forward(self, hidden, state, weight):
+            hidden.add_(self._ffn(self._ffn_norm(hidden, state, weight), state, weight))
+            return hidden
+
+    found, run = install(model_of(Parallel(), Parallel()))
+    assert run() == ["gap", "ffn_norm", "ffn", "residual", "ffn_norm", "ffn"]
+    assert "residual" in found.layers["Parallel"]["operators"]
+
+
 class TestRowsInTheirOrder:
     def test_the_cache_is_written_by_the_copy_where_there_is_one(self, install):
         class OfJuly(Layer):
