@@ -10,6 +10,7 @@ import pytest
 from fake_gpu import COST
 
 from lightllm_otel.guard import Guard
+from lightllm_otel.patch import layers
 from lightllm_otel.patch.binding import Arguments
 from lightllm_otel.patch.contracts import FIELDS, HOOKS
 from lightllm_otel.patch.fits import Fits
@@ -198,6 +199,76 @@ def test_every_row_has_a_name_of_its_own_a_maker_and_a_sentence():
     assert {hook.maker for hook in HOOKS} - {"grouped"} == set(MAKERS)
     assert all(hook.loses for hook in HOOKS)
     assert not any(row.loses.endswith(".") for row in (*HOOKS, *FIELDS))
+
+
+# Rows of the slots --------------------------------------------------------------------------------------------------------
+
+SLOTS = {
+    (table, slot.names[0]): slot
+    for table in ("LAYER_SLOTS", "PRE_SLOTS", "POST_SLOTS")
+    for slot in getattr(layers, table)
+}
+
+
+def operator_seconds(now):
+    """(answers, operator → seconds) of a server of 2026 without graphs, every step of which is sampled."""
+    host = fake_host_2026.make(now)
+    session = fakes.FakeSession(host, strict=False).patch()
+    host.start()
+    requests = [host.submit(prompt, 5) for prompt in PROMPTS]
+    host.run()
+    for _ in range(6):
+        host.step()
+    host.stop()
+    found = {}
+    for _, intervals in session.kept.steps:
+        for interval in intervals:
+            operator = Operator.of(int(interval["operator"]))
+            found[operator] = found.get(operator, 0.0) + float(interval["seconds"])
+    session.undo()
+    return [request.out for request in requests], found
+
+
+def without_slot(monkeypatch, table, name):
+    """Delete the row, and return its operator."""
+    slot = SLOTS[table, name]
+    monkeypatch.setattr(layers, table, tuple(each for each in getattr(layers, table) if each is not slot))
+    return slot.operator
+
+
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [
+        ("LAYER_SLOTS", "_att_norm"), ("LAYER_SLOTS", "_get_qkv"), ("LAYER_SLOTS", "_get_o"),
+        ("LAYER_SLOTS", "_ffn_norm"), ("LAYER_SLOTS", "_ffn"),
+        ("PRE_SLOTS", "context_forward"), ("POST_SLOTS", "context_forward"),
+    ],
+)  # fmt: skip
+def test_without_a_row_of_the_slots_exactly_its_operator_is_gone_and_its_time_is_nobody_elses(
+    now, monkeypatch, table, name
+):
+    answers, whole = operator_seconds(now)
+    gone = without_slot(monkeypatch, table, name)
+    same, rest = operator_seconds(now)
+    assert same == answers
+    assert set(whole) - set(rest) == {gone}
+    nobodys = {gone, Operator.OTHER, Operator.GAP, Operator.RESIDUAL}
+    assert {each: rest[each] for each in rest if each not in nobodys} == pytest.approx(
+        {each: whole[each] for each in whole if each not in nobodys}
+    )
+    assert sum(rest.get(each, 0.0) for each in nobodys) == pytest.approx(sum(whole.get(each, 0.0) for each in nobodys))
+
+
+@pytest.mark.parametrize(
+    ("name", "operator"),
+    [("_post_cache_kv", Operator.KV_WRITE), ("_context_attention_kernel", Operator.ATTENTION)],
+)
+def test_what_lightllm_itself_calls_by_a_known_name_stands_in_for_a_row(now, monkeypatch, name, operator):
+    """The function that writes the cache, and that of the attention state, where the method around it is not in the table."""
+    answers, whole = operator_seconds(now)
+    assert without_slot(monkeypatch, "LAYER_SLOTS", name) is operator
+    same, rest = operator_seconds(now)
+    assert (same, rest) == (answers, pytest.approx(whole))
 
 
 # Reading by name ----------------------------------------------------------------------------------------------------------
