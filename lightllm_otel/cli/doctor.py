@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lightllm_otel import __version__
+from lightllm_otel.cli import layers
+from lightllm_otel.cli.finding import NOTE, OK, WRONG, Finding
 from lightllm_otel.cli.scrape import NoExporter, Scrape, addresses, directories, fetch, folders, refused
 from lightllm_otel.cli.verdict import verdict
 from lightllm_otel.installation import install_command
@@ -24,7 +26,6 @@ from lightllm_otel.ring.reader import RingReader, rings_in
 from lightllm_otel.settings import PREFIX, SETTINGS, Settings, shown
 from lightllm_otel.vocabulary import ExporterStage, Level, Whole
 
-OK, NOTE, WRONG = "ok", "note", "wrong"
 DRIVER_SECONDS, HANGS = 5.0, "does not answer"
 PACKAGES = (
     "lightllm",
@@ -45,16 +46,6 @@ _WHOLE = {
     Whole.DRAFT: "forwards of draft models: their time is `other` in the step of the model that they draft for",
     Whole.PREFILL_GRAPH: "prefill steps were due and have their whole time only: of a prefill graph Python sees attention alone",
 }  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """``state``: ok, note, or wrong (exit status 1). ``remedy``: what to do; empty when nothing."""
-
-    state: str
-    about: str
-    what: str
-    remedy: str = ""
 
 
 def doctor(as_json: bool, remote: bool) -> int:
@@ -221,7 +212,7 @@ def rank(path: Path) -> list[Finding]:
                 f"{int(header['steps'])} steps, {int(header['sampled_steps'])} sampled"),
     ]  # fmt: skip
     findings += graphs(name, facts.get("graphs") or {}, header)
-    findings += slots(name, facts.get("slots", {}), facts.get("level", ""))
+    findings += layers.operators(name, facts)
     findings += contracts(name, facts.get("contracts") or {})
     findings += [Finding(WRONG, name, sentence) for sentence in facts.get("problems") or ()]
     findings += [Finding(NOTE, name, sentence) for sentence in facts.get("notes") or ()]
@@ -290,18 +281,6 @@ def table() -> int:
         if row.name in states:
             print(f"{'':<16}here: {states[row.name]}; then {row.loses}")
     return 0
-
-
-def slots(name: str, found: dict[str, Any], level: str) -> list[Finding]:
-    missing = [operator for operator, state in found.items() if state != "installed"]
-    wrapped = [operator for operator, state in found.items() if state == "installed"]
-    if level != "operators":
-        return [Finding(OK, name, f"level {level}: whole steps only")]
-    findings = [Finding(OK, name, f"timed: {', '.join(wrapped)}")]
-    if missing:
-        findings.append(Finding(WRONG, name, f"not found in this model: {', '.join(missing)}",
-                                "their time shows in the operators around them; report the model's family"))  # fmt: skip
-    return findings
 
 
 def exporter(folder: Path, url: str | None, remote: bool) -> list[Finding]:

@@ -265,6 +265,57 @@ def test_doctor_looks_at_the_running_server(
     assert any(sentence in what for _, _, what in findings(capsys))
 
 
+CLASSES = {
+    "LlamaTransformerLayerInfer": {"layers": 30, "operators": ["ffn"], "missing": ["kv_write", "o_proj"]},
+    "Gemma3TransformerLayerInfer": {"layers": 1, "operators": ["ffn"], "other": ["copy", "mm"]},
+    "NewTransformerLayerInfer": {
+        "layers": 2,
+        "operators": ["ffn"],
+        "unread": ["the source of token_forward cannot be read"],
+    },
+    "GoodTransformerLayerInfer": {"layers": 4, "operators": ["ffn"]},
+}
+
+
+@pytest.fixture
+def doctor_of(serving, hooked, monkeypatch, capsys):
+    """``doctor_of(facts)`` → (exit status, (state, what) of each finding on the rank) of a server with these facts."""
+    monkeypatch.setattr(doctor_module, "is_locked", lambda path: True)
+
+    def run(**facts):
+        serving[1].describe({**records.FACTS, **facts})
+        status = cli.main(["doctor", "--json"])
+        return status, [(state, what) for state, about, what in findings(capsys) if about.startswith("rank")]
+
+    return run
+
+
+def test_doctor_says_for_each_class_of_layers_what_is_missing_and_what_is_other(doctor_of):
+    status, found = doctor_of(layer_classes=CLASSES)
+    assert [each for each in found if "TransformerLayerInfer" in each[1]] == [
+        ("wrong", "LlamaTransformerLayerInfer (30 layers): not found: kv_write, o_proj"),
+        ("note", "Gemma3TransformerLayerInfer (1 layer): calls whose time is `other`, because they are no operator's: copy, mm"),
+        ("note", "NewTransformerLayerInfer (2 layers): its code is not understood (the source of token_forward cannot be read), "
+                 "so what lies between two of its operators is `other`"),
+    ]  # fmt: skip
+    assert status == 1
+
+
+def test_only_what_a_class_of_layers_lacks_is_wrong(doctor_of):
+    """The table of slots knows operators that other models have."""
+    others = {kind: facts for kind, facts in CLASSES.items() if "missing" not in facts}
+    status, found = doctor_of(layer_classes=others, slots={"ffn": "installed", "kv_write": "missing"})
+    assert not [each for each in found if each[0] == "wrong"]
+    assert status == 0
+
+
+def test_an_operator_outside_of_all_layers_that_is_missing_is_wrong(doctor_of):
+    others = {"GoodTransformerLayerInfer": CLASSES["GoodTransformerLayerInfer"]}
+    status, found = doctor_of(layer_classes=others, slots={"ffn": "installed", "lm_head": "missing"})
+    assert [what for state, what in found if state == "wrong"] == ["not found in this model: lm_head"]
+    assert status == 1
+
+
 def test_doctor_says_that_a_receiver_takes_nothing(serving, hooked, monkeypatch, capsys):
     exporter, ring = serving
     ring.describe(records.FACTS)
