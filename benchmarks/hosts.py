@@ -129,7 +129,14 @@ def features(host: Host, verdict: Verdict) -> dict[str, Any]:
     operators = [each.place.partition(":")[0] for each in verdict.findings if each.rule == "operators_without_slot"
                  and each.place.endswith("every class")]  # fmt: skip
     drafts = any(path.startswith("lightllm/models/") and "mtp" in path for path in host.tree.paths)
-    return {"features": states, "operators_lost": operators, "drafts": drafts, "wrong": len(verdict.wrong)}
+    unclaimed = {each.place.partition(":")[0] for each in verdict.findings if each.rule == "unclaimed_work"}
+    return {
+        "features": states,
+        "operators_lost": operators,
+        "drafts": drafts,
+        "wrong": len(verdict.wrong),
+        "unclaimed": sorted(unclaimed),
+    }
 
 
 def summary(

@@ -544,6 +544,8 @@ def versions() -> str:
     rows.append(
         _row("places where GPU time counts as another operator's", [str(each["wrong"]) for each in found.values()])
     )
+    unclaimed = [", ".join(f"`{name}`" for name in each["unclaimed"]) or "none" for each in found.values()]
+    rows.append(_row("layers in which some work is no operator's, and counts as `other`", unclaimed))
     return "\n".join(rows)
 
 
