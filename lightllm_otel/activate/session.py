@@ -37,8 +37,8 @@ from lightllm_otel.settings import Settings
 from lightllm_otel.standard import Standard
 from lightllm_otel.vocabulary import Level, Operator, Stage
 
-# Per layer: seven operators, their two leads, two collectives; twice that for families with more, and pairs.
-BOUNDARIES_PER_LAYER = 24
+# Per layer: nine operators with the two microbatches of one layer, a lead before each, three collectives; half again for other families.
+BOUNDARIES_PER_LAYER = 32
 BOUNDARIES_PER_STEP = 64
 HOUSEKEEPING_SECONDS = 1.0
 QUIET_MARGIN = 2  # forwards around a change of the rule in which none is sampled, where samples leave room
