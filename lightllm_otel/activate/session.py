@@ -37,7 +37,7 @@ from lightllm_otel.settings import Settings
 from lightllm_otel.standard import Standard
 from lightllm_otel.vocabulary import Level, Operator, Stage
 
-# Per layer: nine operators with the two microbatches of one layer, a lead before each, three collectives; half again for other families.
+# Per layer: nine operators, a lead before each, three collectives, the ends of pairs; a third more for other families.
 BOUNDARIES_PER_LAYER = 32
 BOUNDARIES_PER_STEP = 64
 HOUSEKEEPING_SECONDS = 1.0

@@ -1,4 +1,4 @@
-"""Findings of ``lightllm-otel doctor`` on operators: what is told apart in a rank's model, by class of its layers, and what is not."""
+"""Findings of ``lightllm-otel doctor`` on operators: what is told apart in a rank's layers, and what is not."""
 
 from __future__ import annotations
 

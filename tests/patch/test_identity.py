@@ -74,8 +74,11 @@ def test_a_checkout_on_the_path_is_not_the_installed_version(monkeypatch, tmp_pa
 @pytest.mark.parametrize(
     ("start", "place"),
     [
-        ({"port": 8000, "nccl_port": None, "nnodes": 1}, ("127.0.0.1", 8000)),  # since July 2026, where the user gives none
-        ({"port": 8000, "nccl_port": 43127, "nnodes": 1}, ("127.0.0.1", 8000)),  # since January 2026: another free one at each start
+        (
+            {"port": 8000, "nccl_port": None, "nnodes": 1},
+            ("127.0.0.1", 8000),
+        ),  # since July 2026, where the user gives none
+        ({"port": 8000, "nccl_port": 43127, "nnodes": 1}, ("127.0.0.1", 8000)),  # since January 2026: a free one
         ({"port": 8000, "nccl_port": 28765, "nccl_host": "10.0.0.1", "nnodes": 2}, ("10.0.0.1", 28765)),
         ({"port": 8000, "nccl_port": 28765}, ("127.0.0.1", 28765)),  # 0.0.1: its model processes know this one alone
         ({}, ("127.0.0.1", 0)),
