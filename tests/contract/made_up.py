@@ -26,6 +26,7 @@ class NewModel(TpPartBaseModel):
 """
 TEMPLATE = """
 class Template:
+    def __init__(self, number, config): self.tp_world_size_ = 2
     def _att_norm(self, x, s, w): return w.norm(x)
     def _get_qkv(self, x, s, w): return w.qkv.mm(x)
     def _copy_kv_to_mem_cache(self, kv, s): copy_kernel(kv)
