@@ -209,6 +209,7 @@ def _facts(rank: int, seed: int) -> dict[str, object]:
         "plugin": __version__, "dtype": "float16", "config": config, "torch": "none", "cuda": "none", "pci_bus_id": _bus(rank),
         "graphs": {"state": "armed", "sizes": [1, 8, 16, 24, 32], "bytes": 0, "seconds": 0.0},
         "slots": {each.value: "installed" for each in Operator if each in found},
+        "contracts": {},  # all that the plugin needs is there
     }  # fmt: skip
 
 
