@@ -323,8 +323,15 @@ def observing(
     settings = {**settings, "MODULE_PROBE": str(probe), **env}
     with server_of(host, settings, **options) as server:
         seen = Observed(host, server, Path(settings["LIGHTLLM_OTEL_DIR"]), probe)
+
+        def operators() -> object:
+            # A health check of one token is decoded. Without instrumented graphs, or unsampled, it has no operators.
+            if options.get("graphs"):
+                server.generate("a prefill of several tokens", NEW_TOKENS)
+            return seen.metrics().operators()
+
         try:
-            wait_until(lambda: seen.metrics().operators(), 20, "operators on /metrics")
+            wait_until(operators, 20, "operators on /metrics")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{server.log_tail()}") from None
         yield seen
