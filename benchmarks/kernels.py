@@ -71,6 +71,15 @@ def kernels_in(trace: dict[str, Any]) -> list[Kernel]:
     return sorted(kernels, key=lambda kernel: (kernel.start, kernel.end))
 
 
+def launches_in(trace: dict[str, Any]) -> dict[int, int]:
+    """When each call on the host that launched something had returned: nanoseconds, by its correlation."""
+    return {
+        int(event["args"]["correlation"]): _nanoseconds(event["ts"]) + _nanoseconds(event["dur"])
+        for event in trace["traceEvents"]
+        if event.get("cat") in ("cuda_runtime", "cuda_driver") and "correlation" in event.get("args", {})
+    }
+
+
 def read_trace(path: Path) -> dict[str, Any]:
     """Microseconds since boot, or since 1970, with three decimals: more digits than a float has."""
     trace: dict[str, Any] = json.loads(path.read_text(), parse_float=Decimal)

@@ -19,7 +19,7 @@ INSIDE = HERE / "inside"
 sys.path[:0] = [str(INSIDE), str(HERE.parent / "deploy" / "demo")]
 
 from inside_model.arms import LAG, Arm  # noqa: E402
-from inside_model.markers import ENTER, FORWARD, LEAVE  # noqa: E402
+from inside_model.markers import ENTER, FIRST_AT, FORWARD, LEAVE, SAMPLING_AT  # noqa: E402
 from inside_model.observer import ANSWER, ASK  # noqa: E402
 from inside_model.step_log import Column, StepLog, Word  # noqa: E402
 from server import Server, ServerDied  # noqa: E402
@@ -27,7 +27,20 @@ from server import Server, ServerDied  # noqa: E402
 from lightllm_otel.ring.reader import RingReader  # noqa: E402
 from lightllm_otel.vocabulary import DropReason  # noqa: E402
 
-__all__ = ["ENTER", "FORWARD", "LEAVE", "Arm", "Column", "Kind", "ModelServer", "Word", "known", "only"]
+__all__ = [
+    "ENTER",
+    "FIRST_AT",
+    "FORWARD",
+    "LEAVE",
+    "SAMPLING_AT",
+    "Arm",
+    "Column",
+    "Kind",
+    "ModelServer",
+    "Word",
+    "known",
+    "only",
+]
 
 # The launcher works whether or not this Python has our .pth file.
 LAUNCHER = [sys.executable, "-m", "lightllm_otel", "run", "--"]

@@ -21,8 +21,20 @@ from typing import Any
 import fixed_batch
 import numpy as np
 from comparison import as_ms, as_percent, as_us, bookkeeping, shares
-from kernels import MARKER, Kernel, Mismatch, Time, Times, end_to_end, kernels_in, launched, read_trace, weighted_mean
-from model_servers import ENTER, FORWARD, LEAVE, Arm, ModelServer
+from kernels import (
+    MARKER,
+    Kernel,
+    Mismatch,
+    Time,
+    Times,
+    end_to_end,
+    kernels_in,
+    launched,
+    launches_in,
+    read_trace,
+    weighted_mean,
+)  # fmt: skip
+from model_servers import ENTER, FIRST_AT, FORWARD, LEAVE, SAMPLING_AT, Arm, ModelServer
 from passes import GAP, PLAIN, PREFILL, SAMPLING, TWIN, Ours, Step, label_of, ours
 from recorded import match, recorded
 from streams import Request, together
@@ -82,8 +94,11 @@ def _requests(amount: Amount, batch: int) -> list[Request]:
 
 def _observe(
     server: ModelServer, amount: Amount, batch: int, trace: Path | None
-) -> tuple[list[Step], list[list[Kernel]], Any]:
-    """Run a batch, and for batch 1 some prompts before it. Returns recorded steps, their kernels (where traced), tokens."""
+) -> tuple[list[Step], list[Traced], Any]:
+    """Run a batch, and for batch 1 some prompts before it.
+
+    Returns recorded steps; where traced, their kernels and entries; and tokens.
+    """
     began = time.time()
     if trace is not None:
         server.ask("start_trace")
@@ -99,11 +114,13 @@ def _observe(
     tokens = [each.token_ids for each in streams]
     if trace is None:
         return steps, [], tokens
-    kernels = steps_behind_markers(kernels_in(read_trace(trace)))
+    read = read_trace(trace)
+    kernels, launches = steps_behind_markers(kernels_in(read)), launches_in(read)
     if len(kernels) != len(noted):
         raise Mismatch(f"CUPTI saw {len(kernels)} forwards of {len(noted)}")
     pairs = match([each["at"] * 1e-9 for each in noted], [float(step["wall_time"]) for step, _ in steps])
-    return [steps[at] for _, at in pairs], [kernels[at] for at, _ in pairs], tokens
+    traced = [Traced(kernels[at], *entries_of(noted[at], kernels[at][0], launches)) for at, _ in pairs]
+    return [steps[at] for _, at in pairs], traced, tokens
 
 
 def annotated(server: ModelServer, amount: Amount, batch: int) -> dict[str, Owned]:
@@ -129,6 +146,29 @@ def annotated(server: ModelServer, amount: Amount, batch: int) -> dict[str, Owne
     if PLAIN not in found:
         raise Mismatch(f"with markers: no decode step had {batch} requests")
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A step's kernels, its marker first; and when its first operator and sampling were entered on the host.
+
+    Entries are nanoseconds on the kernels' clock. In a graph the first operator is not entered: None.
+    """
+
+    kernels: list[Kernel]
+    first_entry: int | None = None
+    sampling_entry: int | None = None
+
+
+def entries_of(noted: dict[str, Any], marker: Kernel, launches: dict[int, int]) -> tuple[int | None, int | None]:
+    """Return both entries of a step. It was noted when the launch of its marker had returned, which CUPTI saw as well."""
+    launched_at = launches.get(marker.launch)
+    if launched_at is None:
+        raise Mismatch("CUPTI did not see the launch of a step's marker")
+    first, sampling = (
+        launched_at + noted[name] - noted["at"] if name in noted else None for name in (FIRST_AT, SAMPLING_AT)
+    )
+    return first, sampling
 
 
 # From a trace ----------------------------------------------------------------------------------------------------------
@@ -223,11 +263,13 @@ class Seen:
     busy: float
 
 
-def seen_of(step: Sequence[Kernel], expected: Owned) -> Seen:
+def seen_of(traced: Traced, expected: Owned) -> Seen:
     """A step of LightLLM's own graph, or without one. ``expected``: of the same kind of step. Raises Mismatch.
 
-    ``gap`` is where nothing runs before the model and before sampling; what runs there, and all behind sampling, is ``other``.
+    ``gap`` is where nothing runs before the model and before sampling is entered; what runs there, and all behind sampling, is
+    ``other``. Where the GPU waits after an operator was entered on the host, it waits for that operator's first kernel.
     """
+    step = traced.kernels
     marker, kernels = step[0], launched(step[1:])
     owners = carried_over(expected, [kernel.name for kernel in kernels])
     in_model = [at for at, owner in enumerate(owners) if owner not in (GAP, SAMPLING, TAIL)]
@@ -238,7 +280,11 @@ def seen_of(step: Sequence[Kernel], expected: Owned) -> Seen:
     begin, end = marker.end, max(kernel.end for kernel in step)
     sampled = [kernel for kernel, owner in zip(kernels, owners) if owner == SAMPLING] or [kernels[last - 1]]
     model_end, sampling_end = kernels[last - 1].end, max(kernel.end for kernel in sampled)
-    around = [(begin, kernels[first].start), (model_end, max(sampled[0].start, model_end))]
+    model_start = _entered(traced.first_entry, begin, kernels[first].start)
+    sampling_start = _entered(traced.sampling_entry, model_end, max(sampled[0].start, model_end))
+    waited = (kernels[first].start - model_start) * 1e-9
+    operators[owners[first]] += Time(waited, busy_seconds(step[1:], model_start, kernels[first].start))
+    around = [(begin, model_start), (model_end, sampling_start)]
     whole_around = sum(until - since for since, until in around) * 1e-9
     busy_around = sum(busy_seconds(step[1:], since, until) for since, until in around)
     parts = {
@@ -246,9 +292,14 @@ def seen_of(step: Sequence[Kernel], expected: Owned) -> Seen:
         # Behind sampling tokens are scattered and copied to the host.
         OTHER: operators.get(OTHER, Time()).seconds + busy_around + (end - sampling_end) * 1e-9,
         RESIDUAL: operators.get(RESIDUAL, Time()).seconds, AMBIGUOUS: operators.get(AMBIGUOUS, Time()).seconds,
-        SAMPLING: (sampling_end - max(sampled[0].start, model_end)) * 1e-9,
+        SAMPLING: (sampling_end - sampling_start) * 1e-9,
     }  # fmt: skip
     return Seen(operators, parts, (end - begin) * 1e-9, busy_seconds(step[1:]))
+
+
+def _entered(entry: int | None, earliest: int, first_kernel: int) -> int:
+    """When an operator begins on the GPU that was entered on the host at ``entry``; None: with its first kernel."""
+    return first_kernel if entry is None else min(max(entry, earliest), first_kernel)
 
 
 def busy_seconds(kernels: Sequence[Kernel], since: float = 0, until: float = math.inf) -> float:
@@ -292,7 +343,7 @@ def full_batch(steps: Sequence[Step], batch: int, *more: Sequence[Any]) -> tuple
 
 
 def compare(
-    case: dict[str, Any], alone: tuple[list[Step], Any], under: tuple[list[Step], Any], kernels: Sequence[list[Kernel]],
+    case: dict[str, Any], alone: tuple[list[Step], Any], under: tuple[list[Step], Any], kernels: Sequence[Traced],
     expected: dict[str, Owned], stamp_cost: float,
 ) -> Rows:  # fmt: skip
     """Rows of one batch: a row per operator, and one for the case; in decode graphs, and of prefills where there were some."""
@@ -389,13 +440,13 @@ def distortion(steps: Sequence[Step], pairs: Sequence[tuple[int, int, float]]) -
 
 
 def prefill_rows(
-    case: dict[str, Any], alone: Sequence[Step], under: Sequence[Step], kernels: Sequence[list[Kernel]], expected: Owned
+    case: dict[str, Any], alone: Sequence[Step], under: Sequence[Step], kernels: Sequence[Traced], expected: Owned
 ) -> Rows:
     """Prefills of one prompt, without graphs: the same kernels under CUPTI as with markers."""
     chosen = [at for at, (step, _) in enumerate(under) if label_of(step) == PREFILL]
     mode = {**case, "mode": "prefill eager"}
     names = [name for name, _ in expected]
-    found = [at for at in chosen if [kernel.name for kernel in launched(kernels[at][1:])] == names]
+    found = [at for at in chosen if [kernel.name for kernel in launched(kernels[at].kernels[1:])] == names]
     mine_alone_steps = [each for each in alone if label_of(each[0]) == PREFILL]
     if not found or not mine_alone_steps:
         return [{**mode, "problem": f"none of {len(chosen)} prefills has the kernels of the one with markers"}]

@@ -497,6 +497,24 @@ class TestMarkers:
         assert seen.take() == []
         assert "forward" not in vars(model)
 
+    def test_a_forward_is_noted_with_the_entry_of_its_first_operator_and_of_its_sampling(self, monkeypatch):
+        sampler = types.ModuleType(f"{markers.SAMPLERS}.chunked")
+        host = sampler.sample = lambda logits: logits
+        monkeypatch.setitem(sys.modules, sampler.__name__, sampler)
+        model = model_of()
+        own = dict(vars(model.pre_infer))
+        seen = markers.ForwardMarkers(model)
+        seen.install()
+        for _ in range(2):
+            assert sampler.sample(model.forward(model_input())) == 10
+        seen.remove()
+        assert sampler.sample is host
+        assert vars(model.pre_infer) == own
+        first, second = seen.take()
+        for each in (first, second):
+            assert each["at"] <= each["first_operator_at"] <= each["sampling_at"]
+        assert first["sampling_at"] <= second["at"]
+
     def test_calls_of_operators_are_noted_in_order_and_there_are_no_graphs_meanwhile(self, monkeypatch):
         sampler = types.ModuleType(f"{markers.SAMPLERS}.chunked")
         sampler.sample = lambda logits: logits

@@ -1,5 +1,6 @@
 """A server's operators beside CUPTI: on made-up traces and recordings, where every figure is known."""
 
+import dataclasses
 import json
 import time
 import types
@@ -9,8 +10,9 @@ import comparison
 import numpy as np
 import pytest
 import served_accuracy
-from kernels import MARKER, Kernel, Mismatch
+from kernels import MARKER, Kernel, Mismatch, launches_in
 from passes import GAP, PLAIN, PREFILL, TWIN
+from served_accuracy import Traced
 from streams import Stream
 
 from lightllm_otel.export.recording import RecordingWriter
@@ -176,7 +178,7 @@ class TestOwners:
 class TestSeen:
     def test_operators_and_parts_are_the_whole_step(self):
         step = line(STEP)
-        found = served_accuracy.seen_of(step, owned(STEP))
+        found = served_accuracy.seen_of(Traced(step), owned(STEP))
         assert found.seconds == pytest.approx((step[-1].end - step[0].end) * 1e-9)
         assert found.operators["attention"].seconds == pytest.approx(LAYERS * 60.5e-6)
         assert found.parts["residual"] == pytest.approx(2 * LAYERS * 2.5e-6)
@@ -192,9 +194,45 @@ class TestSeen:
 
     def test_unclaimed_work_inside_the_model_is_other_as_well(self):
         entries = [*STEP[:7], ("mystery", 4, "other"), *STEP[7:]]
-        found = served_accuracy.seen_of(line(entries), owned(entries))
+        found = served_accuracy.seen_of(Traced(line(entries)), owned(entries))
         assert found.parts["other"] == pytest.approx(13e-6 + 4.5e-6)
         assert found.operators["other"].seconds == pytest.approx(4.5e-6)
+
+    def test_where_the_gpu_waits_for_the_host_an_operator_begins_where_it_was_entered(self):
+        """Without graphs: 40 µs before the embedding's kernel and 30 before sampling's nothing runs; both are entered meanwhile."""
+        first, sampling = len(HEAD) + 1, len(STEP) - len(TAIL) + 1
+        step = line(STEP)
+        late = [40_000 * (at >= first) + 30_000 * (at >= sampling) for at in range(len(step))]
+        step = [dataclasses.replace(each, start=each.start + by, end=each.end + by) for each, by in zip(step, late)]
+        unknown = served_accuracy.seen_of(Traced(step), owned(STEP))
+        assert unknown.parts["gap"] == pytest.approx(72e-6)
+        entries = step[first].start - 10_000, step[sampling].start - 25_000
+        found = served_accuracy.seen_of(Traced(step, *entries), owned(STEP))
+        assert found.parts["gap"] == pytest.approx(72e-6 - 35e-6)
+        assert found.operators["embedding"].seconds == pytest.approx(20e-6)
+        assert found.operators["embedding"].busy == pytest.approx(10e-6)
+        assert found.parts["sampling"] == pytest.approx(30.5e-6 + 25e-6)
+        assert found.parts["other"] == pytest.approx(unknown.parts["other"])
+
+    def test_an_operator_that_was_entered_before_the_gpu_came_to_it_begins_behind_the_work_before(self):
+        step = line(STEP)
+        found = served_accuracy.seen_of(Traced(step, step[0].start - 1, step[0].start), owned(STEP))
+        assert found.parts["gap"] == 0.0
+        assert found.operators["embedding"].seconds == pytest.approx((step[len(HEAD) + 1].end - step[0].end) * 1e-9)
+        assert found.parts["sampling"] == pytest.approx(31e-6)
+
+    def test_entries_are_told_by_the_launch_of_the_marker(self):
+        trace = {"traceEvents": [
+            {"cat": "cuda_runtime", "name": "cudaLaunchKernel", "ts": 100, "dur": 5.5, "args": {"correlation": 7}},
+            {"cat": "kernel", "name": MARKER, "ts": 140, "dur": 1, "args": {"correlation": 7, "stream": 13}},
+        ]}  # fmt: skip
+        launches = launches_in(trace)
+        noted = {"at": 5_000_000, "first_operator_at": 5_020_000, "sampling_at": 5_300_000}
+        found = served_accuracy.entries_of(noted, Kernel(MARKER, 0, 1, 7), launches)
+        assert found == (105_500 + 20_000, 105_500 + 300_000)
+        assert served_accuracy.entries_of({"at": 1}, Kernel(MARKER, 0, 1, 7), launches) == (None, None)
+        with pytest.raises(Mismatch, match="launch of a step's marker"):
+            served_accuracy.entries_of(noted, Kernel(MARKER, 0, 1, 8), launches)
 
     def test_kernels_at_the_same_time_are_busy_once(self):
         kernels = [Kernel("a", 0, 10), Kernel("b", 5, 8), Kernel("c", 6, 14), Kernel("d", 20, 21)]
@@ -218,7 +256,7 @@ def run(error=0.0, distortion=1.0, growing=0, steps=40, twin=TWIN, batch=8, seed
         seconds = (kernels[-1].end - kernels[0].end) * 1e-9 * (distortion if label == TWIN else 1.0)
         operators = intervals_of(STEP, error, growing * number) if label == TWIN else {}
         ring.append(ring_step(label, 100 + 0.01 * number, seconds, batch, operators))
-        seen.append(kernels)
+        seen.append(Traced(kernels))
     return ring, seen
 
 
@@ -280,12 +318,17 @@ class TestComparison:
         for _, intervals in ring:
             intervals["operator"][intervals["operator"] == residual] = ffn
         rows = served_accuracy.compare(CASE, (ring, [1]), (ring, [1]), seen, {PLAIN: owned(STEP)}, 0.0)
-        share = 100 * 2 * LAYERS * 2.5e-6 / (seen[0][-1].end - seen[0][0].end) * 1e9
+        share = 100 * 2 * LAYERS * 2.5e-6 / (seen[0].kernels[-1].end - seen[0].kernels[0].end) * 1e9
         assert rows[-1]["residual_error_points"] == pytest.approx(-share, abs=1e-3)
 
     def test_prefills_are_compared_by_the_same_kernels(self):
-        prefills = [(ring_step(PREFILL, 90 + at, 2e-3, 1, intervals_of(STEP), 1024), line(STEP)) for at in range(3)]
-        short = (ring_step(PREFILL, 95, 2e-3, 1, intervals_of(STEP), 256), line([*HEAD, ("other_gemm", 5, "ffn")]))
+        prefills = [
+            (ring_step(PREFILL, 90 + at, 2e-3, 1, intervals_of(STEP), 1024), Traced(line(STEP))) for at in range(3)
+        ]
+        short = (
+            ring_step(PREFILL, 95, 2e-3, 1, intervals_of(STEP), 256),
+            Traced(line([*HEAD, ("other_gemm", 5, "ffn")])),
+        )
         under = [step for step, _ in (*prefills, short)]
         rows = served_accuracy.prefill_rows(CASE, under, under, [each for _, each in (*prefills, short)], owned(STEP))
         assert rows[-1]["steps_compared"] == 3
@@ -294,7 +337,7 @@ class TestComparison:
 
     def test_prefills_with_other_kernels_are_not_compared(self):
         ring = [ring_step(PREFILL, 90, 2e-3, 1, intervals_of(STEP), 1024)]
-        (row,) = served_accuracy.prefill_rows(CASE, ring, ring, [line(STEP[:5])], owned(STEP))
+        (row,) = served_accuracy.prefill_rows(CASE, ring, ring, [Traced(line(STEP[:5]))], owned(STEP))
         assert "none of 1 prefills" in row["problem"]
 
     def test_the_summary_has_the_worst_case_of_each_part(self):
@@ -340,6 +383,11 @@ class FakeServer:
             events = [
                 {"cat": "kernel", "name": each.name, "ts": each.start / 1000, "dur": (each.end - each.start) / 1000,
                  "args": {"correlation": at, "stream": each.stream}} for at, each in enumerate(self._trace)
+            ]  # fmt: skip
+            events += [
+                {"cat": "cuda_runtime", "name": "cudaLaunchKernel", "ts": each.start / 1000 - 3, "dur": 2,
+                 "args": {"correlation": at}}
+                for at, each in enumerate(self._trace)
             ]  # fmt: skip
             Path(given["path"]).write_text(json.dumps({"traceEvents": events}))
             self._trace = None

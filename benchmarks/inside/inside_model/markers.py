@@ -5,7 +5,9 @@ The table of methods is the benchmark's own, so that what the plugin says is com
 
 from __future__ import annotations
 
+import functools
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +22,7 @@ POST = {"context_forward": "lm_head", "token_forward": "lm_head"}
 SAMPLE = "sample"
 SAMPLERS = "lightllm.server.router.model_infer.mode_backend"
 FORWARD, ENTER, LEAVE = "forward", "enter", "leave"
+FIRST_AT, SAMPLING_AT = "first_operator_at", "sampling_at"  # Unix time in nanoseconds, as "at"
 _MISSING = object()
 
 
@@ -53,12 +56,16 @@ class Replaced:
 
 
 class ForwardMarkers:
-    """A marker before each ``forward`` of the model, and when it was."""
+    """A marker before each ``forward`` of the model, and when it was; and when its first operator and sampling were entered.
+
+    Without graphs an operator begins where its method is entered, even if the GPU has run out of work long before.
+    """
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._replaced = Replaced()
         self._entered: list[dict[str, Any]] = []
+        self._by_thread: dict[int, dict[str, Any]] = {}
 
     def install(self) -> None:
         host = self._model.forward
@@ -66,10 +73,28 @@ class ForwardMarkers:
         def forward(*args: Any, **kwargs: Any) -> Any:
             model_input = args[0] if args else next(iter(kwargs.values()))
             mark()
-            self._entered.append({"at": time.time_ns(), **sizes_of(model_input)})
+            entry = {"at": time.time_ns(), **sizes_of(model_input)}
+            self._by_thread[threading.get_ident()] = entry
+            self._entered.append(entry)
             return host(*args, **kwargs)
 
         self._replaced.put(self._model, "forward", forward)
+        first = getattr(self._model, "pre_infer", None)
+        for name in PRE:
+            if callable(getattr(first, name, None)):
+                self._replaced.put(first, name, self._noting(getattr(first, name), FIRST_AT))
+        for module in samplers():
+            self._replaced.put(module, SAMPLE, self._noting(vars(module)[SAMPLE], SAMPLING_AT))
+
+    def _noting(self, host: Callable[..., Any], what: str) -> Callable[..., Any]:
+        @functools.wraps(host)
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            entry = self._by_thread.get(threading.get_ident())
+            if entry is not None:
+                entry.setdefault(what, time.time_ns())
+            return host(*args, **kwargs)
+
+        return noted
 
     def remove(self) -> None:
         self._replaced.undo()
@@ -77,7 +102,16 @@ class ForwardMarkers:
     def take(self) -> list[dict[str, Any]]:
         """Return what was noted since the last time."""
         noted, self._entered = self._entered, []
+        self._by_thread.clear()
         return noted
+
+
+def samplers() -> list[Any]:
+    """LightLLM's modules that call ``sample`` by a name of their own."""
+    return [
+        module for name, module in list(sys.modules.items())
+        if name.startswith(SAMPLERS) and callable(vars(module).get(SAMPLE))
+    ]  # fmt: skip
 
 
 def sizes_of(model_input: Any) -> dict[str, Any]:
@@ -112,9 +146,8 @@ class Annotations:
                 host = getattr(owner, name, None)
                 if callable(host):
                     self._replaced.put(owner, name, self._around(host, operator))
-        for name, module in list(sys.modules.items()):
-            if name.startswith(SAMPLERS) and callable(vars(module).get(SAMPLE)):
-                self._replaced.put(module, SAMPLE, self._around(vars(module)[SAMPLE], "sampling"))
+        for module in samplers():
+            self._replaced.put(module, SAMPLE, self._around(vars(module)[SAMPLE], "sampling"))
         host_forward = model.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
