@@ -199,7 +199,7 @@ class TestSeen:
         assert found.operators["other"].seconds == pytest.approx(4.5e-6)
 
     def test_where_the_gpu_waits_for_the_host_an_operator_begins_where_it_was_entered(self):
-        """Without graphs: 40 µs before the embedding's kernel and 30 before sampling's nothing runs; both are entered meanwhile."""
+        """Without graphs: 40 µs before the embedding's kernel and 30 before sampling's nothing runs; both begin meanwhile."""
         first, sampling = len(HEAD) + 1, len(STEP) - len(TAIL) + 1
         step = line(STEP)
         late = [40_000 * (at >= first) + 30_000 * (at >= sampling) for at in range(len(step))]
