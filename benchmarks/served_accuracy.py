@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -119,7 +120,10 @@ def _observe(
     if len(kernels) != len(noted):
         raise Mismatch(f"CUPTI saw {len(kernels)} forwards of {len(noted)}")
     pairs = match([each["at"] * 1e-9 for each in noted], [float(step["wall_time"]) for step, _ in steps])
-    traced = [Traced(kernels[at], *entries_of(noted[at], kernels[at][0], launches)) for at, _ in pairs]
+    traced = [
+        Traced(kernels[at], *entries_of(noted[at], kernels[at][0], launches), late_of(kernels[at], launches))
+        for at, _ in pairs
+    ]
     return [steps[at] for _, at in pairs], traced, tokens
 
 
@@ -152,12 +156,14 @@ def annotated(server: ModelServer, amount: Amount, batch: int) -> dict[str, Owne
 class Traced:
     """A step's kernels, its marker first; and when its first operator and sampling were entered on the host.
 
-    Entries are nanoseconds on the kernels' clock. In a graph the first operator is not entered: None.
+    Entries are nanoseconds on the kernels' clock. In a graph the first operator is not entered: None. ``late``: kernels that the
+    host launched when the GPU had ended all before them.
     """
 
     kernels: list[Kernel]
     first_entry: int | None = None
     sampling_entry: int | None = None
+    late: frozenset[Kernel] = frozenset()
 
 
 def entries_of(noted: dict[str, Any], marker: Kernel, launches: dict[int, int]) -> tuple[int | None, int | None]:
@@ -169,6 +175,12 @@ def entries_of(noted: dict[str, Any], marker: Kernel, launches: dict[int, int]) 
         launched_at + noted[name] - noted["at"] if name in noted else None for name in (FIRST_AT, SAMPLING_AT)
     )
     return first, sampling
+
+
+def late_of(kernels: Sequence[Kernel], launches: dict[int, int]) -> frozenset[Kernel]:
+    """The kernels for which the GPU had to wait: their launch returned when everything before them was over."""
+    ends = itertools.accumulate((kernel.end for kernel in kernels), max)
+    return frozenset(kernel for kernel, end in zip(kernels[1:], ends) if launches.get(kernel.launch, 0) > end)
 
 
 # From a trace ----------------------------------------------------------------------------------------------------------
@@ -266,8 +278,9 @@ class Seen:
 def seen_of(traced: Traced, expected: Owned) -> Seen:
     """A step of LightLLM's own graph, or without one. ``expected``: of the same kind of step. Raises Mismatch.
 
-    ``gap`` is where nothing runs before the model and before sampling is entered; what runs there, and all behind sampling, is
-    ``other``. Where the GPU waits after an operator was entered on the host, it waits for that operator's first kernel.
+    Before the model, and between it and the entry of sampling, the GPU waits for the host (``gap``), or works (``other``; all
+    behind sampling is, too). Between two kernels of which the host launched the second in time, it works. Where it waits after
+    an operator was entered on the host, it waits for that operator's first kernel.
     """
     step = traced.kernels
     marker, kernels = step[0], launched(step[1:])
@@ -286,11 +299,11 @@ def seen_of(traced: Traced, expected: Owned) -> Seen:
     operators[owners[first]] += Time(waited, busy_seconds(step[1:], model_start, kernels[first].start))
     around = [(begin, model_start), (model_end, sampling_start)]
     whole_around = sum(until - since for since, until in around) * 1e-9
-    busy_around = sum(busy_seconds(step[1:], since, until) for since, until in around)
+    waited_around = sum(waiting_seconds(traced, since, until) for since, until in around)
     parts = {
-        GAP: whole_around - busy_around,
+        GAP: waited_around,
         # Behind sampling tokens are scattered and copied to the host.
-        OTHER: operators.get(OTHER, Time()).seconds + busy_around + (end - sampling_end) * 1e-9,
+        OTHER: operators.get(OTHER, Time()).seconds + whole_around - waited_around + (end - sampling_end) * 1e-9,
         RESIDUAL: operators.get(RESIDUAL, Time()).seconds, AMBIGUOUS: operators.get(AMBIGUOUS, Time()).seconds,
         SAMPLING: (sampling_end - sampling_start) * 1e-9,
     }  # fmt: skip
@@ -300,6 +313,18 @@ def seen_of(traced: Traced, expected: Owned) -> Seen:
 def _entered(entry: int | None, earliest: int, first_kernel: int) -> int:
     """When an operator begins on the GPU that was entered on the host at ``entry``; None: with its first kernel."""
     return first_kernel if entry is None else min(max(entry, earliest), first_kernel)
+
+
+def waiting_seconds(traced: Traced, since: float, until: float) -> float:
+    """How long the GPU waited between two times for late launches of the host."""
+    total, reached = 0.0, since
+    for kernel in traced.kernels[1:]:
+        if kernel in traced.late:
+            total += max(min(kernel.start, until) - reached, 0)
+        if kernel.start >= until:
+            break
+        reached = max(reached, kernel.end)
+    return total * 1e-9
 
 
 def busy_seconds(kernels: Sequence[Kernel], since: float = 0, until: float = math.inf) -> float:

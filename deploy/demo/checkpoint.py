@@ -165,6 +165,7 @@ def _config(shape: Shape, dtype: str) -> dict[str, object]:
             "rope_theta": 1e6,
             "rms_norm_eps": 1e-6,
             "attention_bias": False,
+            "sliding_window": None,  # read without asking by v1.1.0 and before
             "head_dim": shape.head,  # Qwen3's layers read it without asking whether it is there
         }
     if shape.experts:

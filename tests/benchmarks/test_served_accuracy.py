@@ -43,6 +43,11 @@ def line(entries, start=0, apart=500, slower=0):
     return made
 
 
+def traced(kernels, *entries):
+    """The host launched every kernel when the one before had ended."""
+    return Traced(kernels, *entries or (None, None), frozenset(kernels))
+
+
 def trace_of(steps):
     """A trace as the observer makes it: a marker on the default stream first, and other work beside the steps."""
     kernels = [Kernel(MARKER, 0, 1000, 0, DEFAULT)]
@@ -178,7 +183,7 @@ class TestOwners:
 class TestSeen:
     def test_operators_and_parts_are_the_whole_step(self):
         step = line(STEP)
-        found = served_accuracy.seen_of(Traced(step), owned(STEP))
+        found = served_accuracy.seen_of(traced(step), owned(STEP))
         assert found.seconds == pytest.approx((step[-1].end - step[0].end) * 1e-9)
         assert found.operators["attention"].seconds == pytest.approx(LAYERS * 60.5e-6)
         assert found.parts["residual"] == pytest.approx(2 * LAYERS * 2.5e-6)
@@ -194,7 +199,7 @@ class TestSeen:
 
     def test_unclaimed_work_inside_the_model_is_other_as_well(self):
         entries = [*STEP[:7], ("mystery", 4, "other"), *STEP[7:]]
-        found = served_accuracy.seen_of(Traced(line(entries)), owned(entries))
+        found = served_accuracy.seen_of(traced(line(entries)), owned(entries))
         assert found.parts["other"] == pytest.approx(13e-6 + 4.5e-6)
         assert found.operators["other"].seconds == pytest.approx(4.5e-6)
 
@@ -204,10 +209,10 @@ class TestSeen:
         step = line(STEP)
         late = [40_000 * (at >= first) + 30_000 * (at >= sampling) for at in range(len(step))]
         step = [dataclasses.replace(each, start=each.start + by, end=each.end + by) for each, by in zip(step, late)]
-        unknown = served_accuracy.seen_of(Traced(step), owned(STEP))
+        unknown = served_accuracy.seen_of(traced(step), owned(STEP))
         assert unknown.parts["gap"] == pytest.approx(72e-6)
         entries = step[first].start - 10_000, step[sampling].start - 25_000
-        found = served_accuracy.seen_of(Traced(step, *entries), owned(STEP))
+        found = served_accuracy.seen_of(traced(step, *entries), owned(STEP))
         assert found.parts["gap"] == pytest.approx(72e-6 - 35e-6)
         assert found.operators["embedding"].seconds == pytest.approx(20e-6)
         assert found.operators["embedding"].busy == pytest.approx(10e-6)
@@ -216,10 +221,24 @@ class TestSeen:
 
     def test_an_operator_that_was_entered_before_the_gpu_came_to_it_begins_behind_the_work_before(self):
         step = line(STEP)
-        found = served_accuracy.seen_of(Traced(step, step[0].start - 1, step[0].start), owned(STEP))
+        found = served_accuracy.seen_of(traced(step, step[0].start - 1, step[0].start), owned(STEP))
         assert found.parts["gap"] == 0.0
         assert found.operators["embedding"].seconds == pytest.approx((step[len(HEAD) + 1].end - step[0].end) * 1e-9)
         assert found.parts["sampling"] == pytest.approx(31e-6)
+
+    def test_between_kernels_that_were_launched_in_time_the_gpu_works(self):
+        step = line(STEP)
+        found = served_accuracy.seen_of(Traced(step), owned(STEP))
+        assert found.parts["gap"] == 0.0
+        assert found.parts["other"] == pytest.approx(5e-6 + 8e-6 + 4 * 0.5e-6)
+        late = served_accuracy.seen_of(Traced(step, late=frozenset(step[2:3])), owned(STEP))
+        assert late.parts["gap"] == pytest.approx(0.5e-6)
+        assert late.parts["other"] == pytest.approx(found.parts["other"] - 0.5e-6)
+
+    def test_a_kernel_is_late_when_its_launch_returned_behind_the_end_of_all_before(self):
+        kernels = [Kernel("a", 0, 10, 1), Kernel("b", 2, 6, 2), Kernel("c", 12, 13, 3), Kernel("d", 20, 21, 4)]
+        assert served_accuracy.late_of(kernels, {1: 0, 2: 1, 3: 8, 4: 15}) == {kernels[3]}
+        assert served_accuracy.late_of(kernels, {1: 0, 2: 1, 3: 11, 4: 15}) == {kernels[2], kernels[3]}
 
     def test_entries_are_told_by_the_launch_of_the_marker(self):
         trace = {"traceEvents": [
@@ -256,7 +275,7 @@ def run(error=0.0, distortion=1.0, growing=0, steps=40, twin=TWIN, batch=8, seed
         seconds = (kernels[-1].end - kernels[0].end) * 1e-9 * (distortion if label == TWIN else 1.0)
         operators = intervals_of(STEP, error, growing * number) if label == TWIN else {}
         ring.append(ring_step(label, 100 + 0.01 * number, seconds, batch, operators))
-        seen.append(Traced(kernels))
+        seen.append(traced(kernels))
     return ring, seen
 
 
@@ -323,11 +342,11 @@ class TestComparison:
 
     def test_prefills_are_compared_by_the_same_kernels(self):
         prefills = [
-            (ring_step(PREFILL, 90 + at, 2e-3, 1, intervals_of(STEP), 1024), Traced(line(STEP))) for at in range(3)
+            (ring_step(PREFILL, 90 + at, 2e-3, 1, intervals_of(STEP), 1024), traced(line(STEP))) for at in range(3)
         ]
         short = (
             ring_step(PREFILL, 95, 2e-3, 1, intervals_of(STEP), 256),
-            Traced(line([*HEAD, ("other_gemm", 5, "ffn")])),
+            traced(line([*HEAD, ("other_gemm", 5, "ffn")])),
         )
         under = [step for step, _ in (*prefills, short)]
         rows = served_accuracy.prefill_rows(CASE, under, under, [each for _, each in (*prefills, short)], owned(STEP))
@@ -337,7 +356,7 @@ class TestComparison:
 
     def test_prefills_with_other_kernels_are_not_compared(self):
         ring = [ring_step(PREFILL, 90, 2e-3, 1, intervals_of(STEP), 1024)]
-        (row,) = served_accuracy.prefill_rows(CASE, ring, ring, [Traced(line(STEP[:5]))], owned(STEP))
+        (row,) = served_accuracy.prefill_rows(CASE, ring, ring, [traced(line(STEP[:5]))], owned(STEP))
         assert "none of 1 prefills" in row["problem"]
 
     def test_the_summary_has_the_worst_case_of_each_part(self):
@@ -385,7 +404,7 @@ class FakeServer:
                  "args": {"correlation": at, "stream": each.stream}} for at, each in enumerate(self._trace)
             ]  # fmt: skip
             events += [
-                {"cat": "cuda_runtime", "name": "cudaLaunchKernel", "ts": each.start / 1000 - 3, "dur": 2,
+                {"cat": "cuda_runtime", "name": "cudaLaunchKernel", "ts": each.start / 1000 - 0.3, "dur": 0.2,
                  "args": {"correlation": at}}
                 for at, each in enumerate(self._trace)
             ]  # fmt: skip
