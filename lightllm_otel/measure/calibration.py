@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ class Calibration:
 
     ``record_cost``: the CPU's time to record one boundary. ``start_latency``: the longest that a GPU with nothing to do took
     to pass a boundary, as the host saw it: so far a step's start on the wall may be wrong. ``chained_cost``: what a stamp costs
-    that the host's kernels wait for; None while it is not known.
+    that the host's kernels wait for; None while it is not known. ``edge_saving``: by how much sooner a kernel starts behind a
+    programmatic dependency where stamps lie on branches than in the host's own graph.
     """
 
     quantum: float = 0.0
@@ -40,21 +42,27 @@ class Calibration:
     record_cost: float = 0.0
     start_latency: float = 0.0
     chained_cost: float | None = None
+    edge_saving: float = 0.0
 
-    def learned(self, cost: float | None, chained: bool) -> Calibration:
+    def learned(self, cost: float | None, chained: bool, edge_saving: float = 0.0) -> Calibration:
         """With the seconds that a stamp costs, one that is waited for or one on a branch; None: it could not be found out."""
         if chained:
             return dataclasses.replace(self, chained_cost=CHAINED_COST if cost is None else cost)
-        return dataclasses.replace(self, boundary_cost=cost or 0.0)
+        return dataclasses.replace(self, boundary_cost=cost or 0.0, edge_saving=edge_saving)
 
     @property
     def most_cost(self) -> float:
         """Of the dearer kind."""
         return max(self.boundary_cost, self.chained_cost or 0.0)
 
-    def costs(self, intervals: int, chained_from: int) -> np.ndarray:
-        """Of the stamp that begins each interval, seconds, shape (intervals,)."""
+    def costs(self, intervals: int, chained_from: int, programmatic: Sequence[int] = ()) -> np.ndarray:
+        """Of the stamp that begins each interval, seconds, shape (intervals,).
+
+        Less what its kernels save there; so it can be below 0. ``programmatic``: dependencies in each interval, or empty.
+        """
         costs = np.full(intervals, self.boundary_cost)
+        if len(programmatic) == intervals:
+            costs -= self.edge_saving * np.asarray(programmatic)
         if chained_from >= 0:
             costs[chained_from:] = CHAINED_COST if self.chained_cost is None else self.chained_cost
             costs[0] = costs[-1]  # nothing of the graph may run before its first stamp
@@ -127,6 +135,36 @@ def cost_of_stamps(pairs: np.ndarray, count: int, tail: float = 0.0) -> float | 
     low, cost, high = np.quantile(costs, (0.25, 0.5, 0.75))
     most = max(SMALL_SPREAD, min(SURE * cost, MOST_SPREAD))
     return max(float(cost), 0.0) if cost < MOST_COST and high - low < most else None
+
+
+def cost_on_branches(stamps: Stamps, graphs: Graphs, output: Any) -> float:
+    """Seconds that a stamp on a branch costs between kernels without programmatic dependencies, in graphs of its own."""
+    count = min(BOUNDARIES, stamps.capacity)
+    scratch = graphs.like(output)[:1]
+
+    def body(stamped: bool) -> None:
+        try:
+            for at in range(count):
+                graphs.spoil(scratch)
+                if stamped:
+                    stamps.stamp(at)
+        finally:
+            stamps.join()
+
+    without, stamped = (graphs.capture(None, functools.partial(body, with_stamps)) for with_stamps in (False, True))
+    pairs = np.array([(graphs.seconds(without), graphs.seconds(stamped)) for _ in range(PAIRS)])
+    return max(float(np.median(pairs[1:, 1] - pairs[1:, 0])) / count, 0.0)
+
+
+def saving_of_edges(pairs: np.ndarray, count: int, tail: float, cost: float, edges: int) -> float | None:
+    """Seconds that each of ``edges`` programmatic dependencies saves in a twin, where each of ``count`` stamps costs ``cost``.
+
+    The rest as for :func:`cost_of_stamps`. None where it cannot be told, or where nothing is saved.
+    """
+    savings = (cost * count + tail - pairs[1:, 1] + pairs[1:, 0]) / edges
+    low, saving, high = np.quantile(savings, (0.25, 0.5, 0.75))
+    most = max(SMALL_SPREAD, min(SURE * saving, MOST_SPREAD))
+    return float(saving) if 0 < saving < MOST_COST and high - low < most else None
 
 
 def tail_of_twin(stamps: Stamps, graphs: Graphs, count: int, output: Any, delivered: bool) -> float:

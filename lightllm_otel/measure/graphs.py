@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from lightllm_otel.measure.edges import ProgrammaticEdges
+
 
 class Graphs(Protocol):
     """For the time in which the server starts; nothing here is called in a step but ``Graph.replay``."""
@@ -31,6 +33,9 @@ class Graphs(Protocol):
     def seconds(self, graph: Any) -> float:
         """How long the GPU takes for a replay, which is waited for."""
 
+    def programmatic_edges(self) -> int:
+        """How many programmatic dependencies the graph has that is being captured, so far; -1 where it cannot be told."""
+
     def free_bytes(self) -> int:
         """Free memory of the GPU."""
 
@@ -42,6 +47,11 @@ class Graphs(Protocol):
 
 
 class TorchGraphs:
+    def __init__(self) -> None:
+        self._edges: ProgrammaticEdges | None = None
+        with contextlib.suppress(OSError, AttributeError):  # no driver, or one before CUDA 12.3
+            self._edges = ProgrammaticEdges()
+
     def capture(self, pool: Any, body: Callable[[], Any]) -> Any:
         import torch
 
@@ -102,6 +112,11 @@ class TorchGraphs:
         after.record()
         after.synchronize()
         return float(before.elapsed_time(after)) * 1e-3
+
+    def programmatic_edges(self) -> int:
+        import torch
+
+        return -1 if self._edges is None else self._edges.count(torch.cuda.current_stream().cuda_stream)
 
     def free_bytes(self) -> int:
         import torch

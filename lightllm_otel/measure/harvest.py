@@ -139,7 +139,7 @@ class Harvest:
         return Intervals(
             (*around.codes[:at], *twin.codes[1:], self._gap, *around.codes[at + 1 :]),
             spliced(around.seconds, inside, rest),
-            spliced(around.cost, self.stamp_calibration.costs(many, twin.chained_from), 0.0),
+            spliced(around.cost, self.stamp_calibration.costs(many, twin.chained_from, twin.programmatic), 0.0),
             spliced(around.launching, np.zeros(many), 0.0),
             [*((at + place - 1, payload) for place, payload in twin.payloads), *around.payloads],
             around.closure - replay + stamped,

@@ -136,12 +136,15 @@ class CaptureMarking(Marking):
 
     ``chains``: NCCL leaves a node of its own behind each of its kernels, beside which branches come late. So from its first
     kernel on stamps lie on the chain (docs/decisions/0014). ``chained_from``: the first that does, -1 where none does.
+    ``count_edges`` says how many programmatic dependencies there are so far; ``edges``: what it said at each mark.
     """
 
-    __slots__ = ("_chains", "_stamp", "chained_from")
+    __slots__ = ("_chains", "_count_edges", "_stamp", "chained_from", "edges")
 
-    def __init__(self, stamps: Stamps, chains: bool = True) -> None:
+    def __init__(self, stamps: Stamps, chains: bool = True, count_edges: Callable[[], int] = lambda: -1) -> None:
         super().__init__(stamps.capacity)
+        self.edges: list[int] = []
+        self._count_edges = count_edges
         self.chained_from = -1
         self._chains = chains
         self._stamp: Callable[[int, bool], None] = stamps.stamp
@@ -151,8 +154,15 @@ class CaptureMarking(Marking):
         if at >= self.capacity:
             self.full = True
             return
+        self.edges.append(self._count_edges())  # the stamp may come with edges of its own
         self._stamp(at, self.chained_from >= 0)
         self.codes.append(code)
+
+    def programmatic(self) -> tuple[int, ...]:
+        """Return how many there are in each interval between two marks; empty where it could not be told."""
+        if min(self.edges, default=-1) < 0:
+            return ()
+        return tuple(after - before for before, after in zip(self.edges, self.edges[1:]))
 
     def mark_behind_nccl(self, code: int) -> None:
         if self._chains and self.chained_from < 0:

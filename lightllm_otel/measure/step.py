@@ -29,13 +29,15 @@ class Twin:
     """An instrumented graph beside the host's own one for ``batch`` requests.
 
     ``codes``: the marks of its stamps, in order. ``payloads``: (position, bytes) of its collectives. ``chained_from``: the
-    first stamp that the host's kernels wait for, -1 where they wait for none.
+    first stamp that the host's kernels wait for, -1 where they wait for none. ``programmatic``: how many programmatic
+    dependencies lie in each interval; empty where that is not known.
     """
 
     batch: int
     codes: tuple[int, ...]
     payloads: tuple[tuple[int, int], ...] = ()
     chained_from: int = -1
+    programmatic: tuple[int, ...] = ()
 
     @property
     def chained(self) -> bool:

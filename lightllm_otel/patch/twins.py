@@ -24,7 +24,15 @@ import numpy as np
 
 from lightllm_otel import __version__
 from lightllm_otel.guard import Guard, log
-from lightllm_otel.measure.calibration import PAIRS, Calibration, cost_of_stamps, quantum_of_stamps, tail_of_twin
+from lightllm_otel.measure.calibration import (
+    PAIRS,
+    Calibration,
+    cost_of_stamps,
+    cost_on_branches,
+    quantum_of_stamps,
+    saving_of_edges,
+    tail_of_twin,
+)
 from lightllm_otel.measure.graphs import Graphs
 from lightllm_otel.measure.marking import CaptureMarking
 from lightllm_otel.measure.stamps import Stamps
@@ -280,7 +288,7 @@ class Twins:
         assert self.stamps is not None
         timer, stamps = self._timer, self.stamps
         entry = owner.graph[batch]
-        marking = CaptureMarking(stamps, self._chains(stamps))
+        marking = CaptureMarking(stamps, self._chains(stamps), self._graphs.programmatic_edges)
         delivered = False
 
         def body() -> None:
@@ -301,7 +309,8 @@ class Twins:
         self.bytes += max(before - self._graphs.free_bytes(), 0)
         if marking.full or timer.failed or len(marking.codes) < 2:
             return None
-        twin = Twin(batch, tuple(marking.codes), tuple(marking.payloads), marking.chained_from)
+        programmatic = marking.programmatic()
+        twin = Twin(batch, tuple(marking.codes), tuple(marking.payloads), marking.chained_from, programmatic)
         captured = Captured(twin, graph, entry[0], timer, self._guard, stamps)
         captured.delivered = delivered
         return captured
@@ -338,14 +347,17 @@ class Twins:
         """Once, on the first and largest graph; every rank replays it as often, because its collectives are in it."""
         if self.by_size:
             return
-        stamps, tail, harvest = len(captured.twin.codes), 0.0, self._timer.harvest
+        twin, tail, alone, harvest = captured.twin, 0.0, 0.0, self._timer.harvest
+        stamps, edges = len(twin.codes), 0 if twin.chained else sum(twin.programmatic)
         with self._guard(Stage.PATCH):  # no replay of the host's graph is in here
             assert self.stamps is not None
             tail = tail_of_twin(self.stamps, self._graphs, stamps, output, captured.delivered)
+            alone = cost_on_branches(self.stamps, self._graphs, output) if edges else 0.0
         pairs = [(self._seconds(captured.plain), self._seconds(captured)) for _ in range(PAIRS)]
         with self._guard(Stage.PATCH):
-            cost = cost_of_stamps(np.array(pairs), stamps, tail)
-            harvest.stamp_calibration = harvest.stamp_calibration.learned(cost, captured.twin.chained)
+            saving = saving_of_edges(np.array(pairs), stamps, tail, alone, edges) if edges else None
+            cost = cost_of_stamps(np.array(pairs), stamps, tail) if saving is None else alone
+            harvest.stamp_calibration = harvest.stamp_calibration.learned(cost, twin.chained, saving or 0.0)
 
     def _seconds(self, graph: Any) -> float:
         """Of one replay, which there is in any case; NaN where it could not be timed."""
@@ -462,6 +474,8 @@ class Twins:
             "state": self.state, "reason": self.reason, "sizes": sorted(self.by_size), "bytes": self.bytes,
             "seconds": round(self.seconds, 3), "host_sizes": self._host_sizes,
             "stamps": f"{self.stamps.source}, {self.stamps.detail}{where}" if self.stamps is not None else "",
+            "programmatic": max((sum(each.twin.programmatic) for each in self.by_size.values()), default=0),
+            "edge_saving": self._timer.harvest.stamp_calibration.edge_saving,
         }  # fmt: skip
 
 
