@@ -165,6 +165,9 @@ class Traced:
     sampling_entry: int | None = None
     late: frozenset[Kernel] = frozenset()
 
+    def without_stamps(self) -> Traced:
+        return dataclasses.replace(self, kernels=[kernel for kernel in self.kernels if not kernel.ours])
+
 
 def entries_of(noted: dict[str, Any], marker: Kernel, launches: dict[int, int]) -> tuple[int | None, int | None]:
     """Return both entries of a step. It was noted when the launch of its marker had returned, which CUPTI saw as well."""
@@ -395,7 +398,10 @@ def compare(
     compared = [name for name in cupti if name not in (GAP, SAMPLING, TAIL) and name in mine and name in mine_alone]
     rows = operator_rows({**case, "mode": "decode graph"}, compared, mine, mine_alone, cupti)
     total, total_cupti = (sum(times[name].seconds for name in compared) for times in (mine, cupti))
-    parts = parts_of([steps[at] for at in twins], mine, [seen[at] for at in order], [weights[at] for at in order])
+    waits = [seen_of(seen_kernels[at].without_stamps(), expected[PLAIN]) for at in twins]
+    parts = parts_of(
+        [steps[at] for at in twins], mine, [seen[at] for at in order], [weights[at] for at in order], waits
+    )
     rows.append({
         **case, "mode": "decode graph", "problem": "", "kernels": len(expected[PLAIN]), "steps_compared": len(twins),
         "not_compared": sorted({*mine, *cupti} - {*compared}), "tokens_identical": alone[1] == under[1],
@@ -428,9 +434,13 @@ def operator_rows(
 
 
 def parts_of(
-    steps: Sequence[Step], mine: dict[str, Ours], seen: Sequence[Seen], weights: Sequence[float]
+    steps: Sequence[Step], mine: dict[str, Ours], seen: Sequence[Seen], weights: Sequence[float], waits: Sequence[Seen]
 ) -> dict[str, Any]:
-    """Percent of a step that is in no operator, by the plugin and by CUPTI; and the GPU's busy share of a step."""
+    """Percent of a step that is in no operator, by the plugin and by CUPTI; and the GPU's busy share of a step.
+
+    ``seen``: what CUPTI saw of LightLLM's own steps; ``waits``: of the very ``steps``. When the host keeps the GPU waiting is
+    chance, so ``gap`` is compared in the same steps.
+    """
     whole = float(np.mean([float(step["seconds"]) for step, _ in steps]))
     whole_cupti = float(np.average([each.seconds for each in seen], weights=weights))
 
@@ -445,7 +455,7 @@ def parts_of(
     }  # fmt: skip
     for part in PARTS:
         own = 100 * mine[part].seconds / whole if part in mine else 0.0
-        other = cupti(part)
+        other = 100 * float(np.mean([each.parts[part] for each in waits])) / whole if part == GAP else cupti(part)
         found |= {
             f"{part}_ours_percent": round(own, 4), f"{part}_cupti_percent": round(other, 4),
             f"{part}_error_points": round(own - other, 4),
@@ -491,5 +501,5 @@ def prefill_rows(
         *rows,
         {**mode, "problem": "", "kernels": len(expected), "steps_compared": len(found), "tokens": most,
          "not_compared": sorted({*mine, *cupti} - {*compared}),
-         **parts_of([under[at] for at in found], mine, seen, [1.0] * len(seen))},
+         **parts_of([under[at] for at in found], mine, seen, [1.0] * len(seen), seen)},
     ]  # fmt: skip

@@ -77,7 +77,7 @@ class CupyEvents:
         return np.array([elapsed(a, b) for a, b in zip(handles, handles[1:])], dtype=np.float64) * 1e-3
 
     def occupy(self, seconds: float) -> None:
-        _occupy(seconds)
+        occupy(seconds)
 
 
 class TorchEvents:
@@ -121,7 +121,7 @@ class TorchEvents:
         return np.array([a.elapsed_time(b) for a, b in zip(handles, handles[1:])], dtype=np.float64) * 1e-3
 
     def occupy(self, seconds: float) -> None:
-        _occupy(seconds)
+        occupy(seconds)
 
 
 def _capturing_question() -> Callable[[], bool]:
@@ -134,7 +134,8 @@ def _capturing_question() -> Callable[[], bool]:
     return question
 
 
-def _occupy(seconds: float) -> None:
+def occupy(seconds: float) -> None:
+    """Keep the GPU busy for about so long on the current stream."""
     import torch
 
     spin: Any = torch.cuda._sleep

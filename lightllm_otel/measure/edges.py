@@ -1,7 +1,7 @@
-"""Programmatic dependencies in a graph that is being captured: a kernel that may be launched before the one before it has ended.
+"""Programmatic dependencies in a graph that is being captured: kernels that may be launched before those before them end.
 
-cuBLAS launches the second kernel of a split matrix product so (CUDA's programmatic dependent launch). In a graph with branches, as
-an instrumented one is, such a kernel starts sooner than in a graph without (docs/decisions/0023).
+cuBLAS launches the second kernel of a split matrix product so (CUDA's programmatic dependent launch). In a graph with
+branches, as an instrumented one is, such a kernel starts sooner than in a graph without (docs/decisions/0023).
 """
 
 from __future__ import annotations

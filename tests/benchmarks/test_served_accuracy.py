@@ -340,6 +340,21 @@ class TestComparison:
         share = 100 * 2 * LAYERS * 2.5e-6 / (seen[0].kernels[-1].end - seen[0].kernels[0].end) * 1e9
         assert rows[-1]["residual_error_points"] == pytest.approx(-share, abs=1e-3)
 
+    def test_a_wait_for_the_host_is_looked_for_in_the_step_that_it_was_in(self):
+        """The host stops for 3 ms in front of one instrumented step: the others, and LightLLM's own, know nothing of it."""
+        ring, seen = run()
+        at = next(number for number, (step, _) in enumerate(ring) if number > 8 and step["flags"])
+        step, intervals = ring[at]
+        intervals["seconds"][intervals["operator"] == Operator("gap").code] += 3e-3
+        step["seconds"] += 3e-3
+        first, *rest = seen[at].kernels
+        stamp = Kernel("lightllm_otel_stamp", first.end + 3_000_000, first.end + 3_000_100)
+        late = [dataclasses.replace(each, start=each.start + 3_000_000, end=each.end + 3_000_000) for each in rest]
+        seen[at] = traced([first, stamp, *late])
+        rows = served_accuracy.compare(CASE, (ring, [1]), (ring, [1]), seen, {PLAIN: owned(STEP)}, 0.0)
+        assert rows[-1]["gap_ours_percent"] > 10
+        assert rows[-1]["gap_error_points"] == pytest.approx(0, abs=1e-3)
+
     def test_prefills_are_compared_by_the_same_kernels(self):
         prefills = [
             (ring_step(PREFILL, 90 + at, 2e-3, 1, intervals_of(STEP), 1024), traced(line(STEP))) for at in range(3)

@@ -17,13 +17,13 @@ class Driver:
     def __init__(self, types=(), status=ACTIVE, fails=()):
         self.types, self.status, self.fails = types, status, fails
 
-    def cuStreamGetCaptureInfo_v3(self, stream, status, number, graph, nodes, edges, count):  # noqa: N802, PLR0913
+    def cuStreamGetCaptureInfo_v3(self, stream, status, number, graph, nodes, edges, count):
         assert stream.value == STREAM
         assert number is None
         status._obj.value, graph._obj.value, count._obj.value = self.status, GRAPH, 1
         return 700 if "info" in self.fails else 0
 
-    def cuGraphGetEdges_v2(self, graph, begins, ends, data, count):  # noqa: N802
+    def cuGraphGetEdges_v2(self, graph, begins, ends, data, count):
         assert graph.value == GRAPH
         if data is None:
             count._obj.value = len(self.types)

@@ -3,8 +3,17 @@
 import fakes
 import numpy as np
 import pytest
+from fake_gpu import Gpu, Tensor
 
-from lightllm_otel.measure.calibration import PAIRS, Calibration, calibrate, cost_of_stamps, quantum_of
+from lightllm_otel.measure.calibration import (
+    PAIRS,
+    Calibration,
+    calibrate,
+    cost_of_stamps,
+    cost_on_branches,
+    quantum_of,
+    saving_of_edges,
+)
 from lightllm_otel.measure.clock import HostClock
 from lightllm_otel.measure.harvest import Harvest, without_cost
 from lightllm_otel.measure.marking import EagerMarking
@@ -153,6 +162,34 @@ def test_a_pair_that_could_not_be_timed_leaves_the_cost_unknown():
     pairs = pairs_of(1.2e-6, 0.1e-6)
     pairs[3, 1] = np.nan
     assert cost_of_stamps(pairs, 100) is None
+
+
+def test_what_kernels_save_behind_programmatic_dependencies_is_given_back_to_their_intervals():
+    calibration = Calibration().learned(0.25, chained=False, edge_saving=0.5)
+    assert calibration.costs(4, chained_from=-1, programmatic=(0, 1, 0, 2)).tolist() == [0.25, -0.25, 0.25, -0.75]
+    assert calibration.costs(4, chained_from=-1).tolist() == [0.25] * 4  # where they are not known
+    assert calibration.learned(1.0, chained=True).edge_saving == 0.5
+
+
+@pytest.mark.parametrize(
+    ("cost", "saving", "spread", "learned"),
+    [(0.2e-6, 0.64e-6, 0.0, 0.64e-6), (0.2e-6, 0.64e-6, 0.2e-6, 0.64e-6), (0.2e-6, 0.64e-6, 3e-6, None),
+     (0.2e-6, -0.3e-6, 0.0, None), (0.2e-6, 6e-6, 0.0, None)],
+)  # fmt: skip
+def test_what_a_programmatic_dependency_saves_is_what_the_cost_of_stamps_does_not_explain(
+    cost, saving, spread, learned
+):
+    pairs = pairs_of(cost, spread)
+    pairs[:, 1] += 5e-6 - 80 * saving
+    found = saving_of_edges(pairs, 100, 5e-6, cost, 80)
+    assert found == (pytest.approx(learned, abs=1e-12) if learned else learned)
+
+
+def test_a_stamp_on_a_branch_is_timed_between_kernels_without_dependencies():
+    gpu = Gpu()
+    stamps, graphs = fakes.FakeStamps(gpu, cost=2**-20), fakes.FakeGraphs(gpu)
+    assert cost_on_branches(stamps, graphs, Tensor(4, 8)) == 2**-20
+    assert stamps.joined == 2  # a capture that ends with a loose branch fails
 
 
 def test_nothing_is_subtracted_where_the_gpu_waited_for_the_host():

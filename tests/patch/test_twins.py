@@ -2,6 +2,7 @@
 
 import types
 
+import fake_gpu
 import fake_host
 import hooks
 import pytest
@@ -75,6 +76,44 @@ def test_a_twins_own_cost_is_learned_on_the_hosts_graph_and_subtracted(serve):
     step, _ = session.kept.steps[-1]
     assert session.kept.seconds()["ffn"] == [COST["ffn"]] * LAYERS
     assert step["overhead_seconds"] > 0
+
+
+def test_kernels_that_start_sooner_behind_programmatic_dependencies_are_no_shorter_for_it(serve, monkeypatch):
+    """Each ffn of the host's own graph takes longer by its dependency, which hides a third of what the stamps cost."""
+    import fakes
+
+    saving, counted = 2**-19, []
+
+    class Edges(fakes.FakeGraphs):
+        def __init__(self, gpu):
+            super().__init__(gpu)
+            self.edges = lambda: sum(name == "ffn" for name in counted)
+
+        def capture(self, pool, body):
+            counted.clear()
+            return super().capture(pool, body)
+
+        def seconds(self, graph):
+            plain = isinstance(graph, twins.Once) and not isinstance(graph._graph, twins.Captured)
+            return super().seconds(graph) + plain * saving * LAYERS
+
+    monkeypatch.setattr(fakes, "FakeGraphs", Edges)
+    run = fake_gpu.Gpu.run
+
+    def counting(gpu, name, *more, **rest):
+        counted.append(name)
+        run(gpu, name, *more, **rest)
+
+    monkeypatch.setattr(fake_gpu.Gpu, "run", counting)
+    _, session, _ = serve(kvargs="graphs", stamp_cost=2**-20)
+    calibration = session._timer.harvest.stamp_calibration
+    (captured, *_) = session.twins.by_size.values()
+    assert sum(captured.twin.programmatic) == LAYERS
+    assert (calibration.boundary_cost, calibration.edge_saving) == (2**-20, saving)
+    costs = calibration.costs(len(captured.twin.codes) - 1, -1, captured.twin.programmatic)
+    names = operators_of(session, captured)[1:]
+    assert dict(zip(names, costs)) | {"ffn": 0} == dict.fromkeys(names, 2**-20) | {"ffn": 0}
+    assert costs[names.index("ffn")] == 2**-20 - saving
 
 
 def operators_of(session, captured):
