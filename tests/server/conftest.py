@@ -103,6 +103,11 @@ class Metrics:
                 counts[sample.labels["phase"], sample.labels["operator"]] += int(sample.value)
         return counts
 
+    def step_seconds(self) -> float:
+        """The mean of all steps: how long nothing may change between two of them."""
+        name = "lightllm_gpu_step_duration_seconds"
+        return self.total(f"{name}_sum") / max(self.total(f"{name}_count"), 1)
+
     def steps(self, phase: str) -> int:
         return int(self.total("lightllm_gpu_step_duration_seconds_count", phase=phase))
 
@@ -137,10 +142,10 @@ class Observed:
 
         def quiet() -> bool:
             last.append(self.metrics())
-            time.sleep(0.3)
+            time.sleep(max(0.3, 3 * last[-1].step_seconds()))
             return last[-1].operators() == self.metrics().operators() and bool(arrived(last[-1]))
 
-        wait_until(quiet, 10, "metrics that are complete and at rest")
+        wait_until(quiet, 20, "metrics that are complete and at rest")
         return last[-1]
 
     def exporters(self) -> list[int]:

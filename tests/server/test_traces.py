@@ -112,8 +112,9 @@ def test_every_request_is_a_complete_trace_and_its_steps_lead_to_it(
             for span in spans
             if span.parent_span_id == request.span_id and span.name == "lightllm.prefill"
         )
-        # A prompt of which all but one token is cached is computed in a decode step.
-        assert NEW_TOKENS - 1 <= ran[request.span_id] <= NEW_TOKENS - 1 + own_decode
+        # A prompt of which all but one token is cached is computed in a decode step. Since v1.1.0 one more step may be launched
+        # before the host knows that the request has ended.
+        assert NEW_TOKENS - 1 <= ran[request.span_id] <= NEW_TOKENS - 1 + own_decode + (kind[0] == "new")
     operators = Counter(span.parent_span_id for span in spans if span.name == "lightllm.operator ffn")
     assert {operators[step] for step in steps} == {2}  # one for each layer
     assert "nobody traces" not in str(spans)

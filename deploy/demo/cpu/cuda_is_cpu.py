@@ -101,8 +101,8 @@ def _enter_mode_in_every_thread() -> None:
 
 
 def _pretend_tensors(torch: Any) -> None:
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self
-    torch.Tensor.pin_memory = lambda self, *args, **kwargs: self
+    """What a GPU would copy is copied: LightLLM writes into a tensor on the host while the GPU works with its copy."""
+    torch.Tensor.cuda = torch.Tensor.cpu = torch.Tensor.pin_memory = lambda self, *args, **kwargs: self.clone()
 
     class Generator(torch._C.Generator):  # type: ignore[misc]
         def __new__(cls, device: object = "cpu") -> Any:

@@ -174,10 +174,18 @@ def install(cuda: Any) -> None:
 
 
 def record_triton(interpreter: Any) -> None:
-    """Triton's interpreter runs a kernel by calling a ``GridExecutor``; torch sees only what happens inside."""
+    """Triton's interpreter runs a kernel by calling a ``GridExecutor``; torch sees only what happens inside.
+
+    One at a time: the interpreter keeps the program that it is in for the whole process, and LightLLM launches from two threads.
+    """
     execute = interpreter.GridExecutor.__call__
+    alone = threading.Lock()
 
     def recorded(self: Any, *args: Any, **kwargs: Any) -> None:
-        launch(lambda: execute(self, *args, **kwargs), getattr(self.fn, "__name__", "kernel"))
+        def run() -> None:
+            with alone:
+                execute(self, *args, **kwargs)
+
+        launch(run, getattr(self.fn, "__name__", "kernel"))
 
     interpreter.GridExecutor.__call__ = recorded
