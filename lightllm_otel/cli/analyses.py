@@ -89,7 +89,6 @@ def _add_pages(command: argparse.ArgumentParser) -> None:
         "--html", type=Path, metavar="FILE", help="write one page with pictures, which needs nothing else"
     )
     command.add_argument("--svg", type=Path, metavar="FOLDER", help="write each picture as a file (by Chromium)")
-    command.add_argument("--png", type=Path, metavar="FILE", help="write the page as one picture (by Chromium)")
 
 
 def _add_bench(commands: Any) -> None:

@@ -1,4 +1,4 @@
-"""Pages as pictures, by a Chromium that is there already: ``report --png`` and ``--svg``."""
+"""Pages as pictures, by a Chromium that is there already: ``report --svg``."""
 
 from __future__ import annotations
 
@@ -23,18 +23,6 @@ _SVG = re.compile(r'<svg (?P<rest>[^>]*aria-label="(?P<label>[^"]*)".*?</svg>)',
 
 class NoBrowser(LookupError):
     """There is none, or it did not do it; the message says what to do."""
-
-
-def png(page: str, path: Path, height: int = 4000) -> None:
-    """The light page, cut to ``height`` pixels. Raises NoBrowser."""
-    _run(
-        page,
-        f"--screenshot={path.resolve()}",
-        f"--window-size={WIDTH},{height}",
-        "--blink-settings=preferredColorScheme=1",
-    )
-    if not path.exists():
-        raise NoBrowser(f"{path} was not written; is its folder there?")
 
 
 def svgs(page: str, folder: Path) -> list[Path]:

@@ -59,7 +59,7 @@ def _check(given: argparse.Namespace) -> None:
     if given.repeats:
         options = {
             "--fail-if": given.fail_if, "--save-baseline": given.save_baseline, "--html": given.html, "--svg": given.svg,
-            "--png": given.png, "--model": given.model,
+            "--model": given.model,
         }  # fmt: skip
         foreign = [name for name, value in options.items() if value]
         if foreign:
@@ -73,7 +73,7 @@ def _check(given: argparse.Namespace) -> None:
         raise CannotCompare("--fail-if needs a second run, or there is no change to judge; give two runs or more")
     if given.save_baseline is None:
         raise CannotCompare("give two runs or more, or --save-baseline FILE with one")
-    if given.html or given.svg or given.png:
+    if given.html or given.svg:
         raise CannotCompare(
             "a page or a picture needs a second run, or there is nothing to draw; give two runs or more"
         )

@@ -46,14 +46,11 @@ def model(name: str | None) -> Shape | None:
 
 
 def write_pages(given: argparse.Namespace, data: dict[str, Any], title: str) -> list[Path]:
-    """``--html``, ``--png`` and ``--svg``, where they are asked for. Raises BadRecording and NoBrowser."""
+    """``--html`` and ``--svg``, where they are asked for. Raises BadRecording and NoBrowser."""
     paths = []
     if given.html is not None:
         write(given.html, render(data, title))
         paths.append(given.html)
-    if given.png is not None:
-        browser.png(render(data, title), given.png)
-        paths.append(given.png)
     if given.svg is not None:
         paths += browser.svgs(render(data, title), given.svg)
     return paths
