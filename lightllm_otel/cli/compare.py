@@ -13,7 +13,7 @@ from lightllm_otel.analyze import baseline, gates, learned
 from lightllm_otel.analyze.baseline import Side
 from lightllm_otel.analyze.compare import ERROR, LEAST_EFFECT, CannotCompare, Comparison, Row
 from lightllm_otel.analyze.compare import compare as compare_sides
-from lightllm_otel.cli import browser, inputs
+from lightllm_otel.cli import inputs
 from lightllm_otel.cli.repeats import compare_repeats
 from lightllm_otel.cli.units import duration, interval, percent, signed
 from lightllm_otel.export.recording import BadRecording
@@ -41,8 +41,8 @@ def compare(given: argparse.Namespace) -> int:
             if (said := gates.met(condition, each.rows, each.lacking))
         ]  # fmt: skip
         data = as_json(first, comparisons, met)
-        pages = inputs.write_pages(given, data, f"{first.name} · lightllm-otel compare")
-    except (BadRecording, CannotCompare, gates.BadCondition, UnknownModel, browser.NoBrowser) as problem:
+        pages = inputs.write_page(given, data, f"{first.name} · lightllm-otel compare")
+    except (BadRecording, CannotCompare, gates.BadCondition, UnknownModel) as problem:
         print(f"lightllm-otel compare: {problem}", file=sys.stderr)
         return 1
     written = [*saved, *(f"wrote {path}" for path in pages)]
@@ -58,7 +58,7 @@ def _check(given: argparse.Namespace) -> None:
     """Nothing that is asked for is left out in silence. Raises CannotCompare."""
     if given.repeats:
         options = {
-            "--fail-if": given.fail_if, "--save-baseline": given.save_baseline, "--html": given.html, "--svg": given.svg,
+            "--fail-if": given.fail_if, "--save-baseline": given.save_baseline, "--html": given.html,
             "--model": given.model,
         }  # fmt: skip
         foreign = [name for name, value in options.items() if value]
@@ -73,10 +73,8 @@ def _check(given: argparse.Namespace) -> None:
         raise CannotCompare("--fail-if needs a second run, or there is no change to judge; give two runs or more")
     if given.save_baseline is None:
         raise CannotCompare("give two runs or more, or --save-baseline FILE with one")
-    if given.html or given.svg:
-        raise CannotCompare(
-            "a page or a picture needs a second run, or there is nothing to draw; give two runs or more"
-        )
+    if given.html:
+        raise CannotCompare("a page needs a second run, or there is nothing to draw; give two runs or more")
 
 
 def _save(given: argparse.Namespace, first: Side) -> str:

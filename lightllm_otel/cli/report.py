@@ -11,7 +11,7 @@ from typing import Any
 from lightllm_otel.analyze import perfetto
 from lightllm_otel.analyze.report import report as report_on
 from lightllm_otel.analyze.runs import Run
-from lightllm_otel.cli import browser, inputs
+from lightllm_otel.cli import inputs
 from lightllm_otel.cli.units import duration, percent, rate
 from lightllm_otel.export.recording import BadRecording
 from lightllm_otel.theory import gpus, shape
@@ -23,7 +23,7 @@ def report(given: argparse.Namespace) -> int:
         run = inputs.run(given.run)
         data = report_on(run, inputs.model(given.model), gpus.find(given.gpu) if given.gpu else None)
         written = _write(given, run, data)
-    except (BadRecording, shape.UnknownModel, gpus.UnknownGpu, browser.NoBrowser) as problem:
+    except (BadRecording, shape.UnknownModel, gpus.UnknownGpu) as problem:
         print(f"lightllm-otel report: {problem}", file=sys.stderr)
         return 1
     print(json.dumps(data, indent=1) if given.json else render(data))
@@ -33,8 +33,8 @@ def report(given: argparse.Namespace) -> int:
 
 
 def _write(given: argparse.Namespace, run: Run, data: dict[str, Any]) -> list[Path]:
-    """Whatever else is wanted. Raises BadRecording and NoBrowser."""
-    paths = inputs.write_pages(given, data, f"{data['name']} · lightllm-otel")
+    """Whatever else is wanted. Raises BadRecording."""
+    paths = inputs.write_page(given, data, f"{data['name']} · lightllm-otel")
     if given.perfetto is not None:
         inputs.write(given.perfetto, json.dumps(perfetto.trace(run.repeats[0]), separators=(",", ":")))
         paths.append(given.perfetto)
