@@ -58,8 +58,8 @@ class Standard:
             metric_timeout=reader.seconds("OTEL_METRIC_EXPORT_TIMEOUT", cls.metric_timeout),
             span_delay=reader.seconds("OTEL_BSP_SCHEDULE_DELAY", cls.span_delay),
             span_timeout=reader.seconds("OTEL_BSP_EXPORT_TIMEOUT", cls.span_timeout),
-            span_queue=int(reader.number("OTEL_BSP_MAX_QUEUE_SIZE", cls.span_queue)),
-            span_batch=int(reader.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", cls.span_batch)),
+            span_queue=reader.count("OTEL_BSP_MAX_QUEUE_SIZE", cls.span_queue),
+            span_batch=reader.count("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", cls.span_batch),
             sampler=reader.sampler(),
             propagate="tracecontext" in propagators,
             delta=preference in ("delta", "lowmemory"),
@@ -94,6 +94,9 @@ class _Reader:
 
     def seconds(self, name: str, default: float) -> float:
         return self.number(name, default * 1000.0) / 1000.0
+
+    def count(self, name: str, default: int) -> int:
+        return max(1, int(self.number(name, default)))
 
     def number(self, name: str, default: float) -> float:
         text = self.text(name)

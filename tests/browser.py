@@ -103,11 +103,15 @@ class Browser:
         elif method == "Log.entryAdded" and event["entry"]["level"] in ("error", "warning"):
             self.problems.append(event["entry"]["text"])
 
-    def look(self, width: int = 1140, height: int = 900, scheme: str = "light", phone: bool = False) -> None:
-        """What the reader has: a window, a liking for dark, a phone."""
+    def look(
+        self, width: int = 1140, height: int = 900, scheme: str = "light", phone: bool = False, media: str = ""
+    ) -> None:
+        """What the reader has: a window, a liking for dark, a phone, paper (``media="print"``)."""
         self.order("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1,
                    mobile=phone)  # fmt: skip
-        self.order("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.order(
+            "Emulation.setEmulatedMedia", media=media, features=[{"name": "prefers-color-scheme", "value": scheme}]
+        )
 
     def go(self, address: str) -> None:
         self.order("Page.navigate", url=address)
@@ -137,6 +141,10 @@ class Browser:
         taken = self.order("Page.captureScreenshot", format="png", captureBeyondViewport=whole,
                            **({"clip": self._whole()} if whole else {}))  # fmt: skip
         path.write_bytes(base64.b64decode(taken["data"]))
+
+    def printed(self) -> bytes:
+        """The page as a PDF."""
+        return base64.b64decode(self.order("Page.printToPDF", printBackground=True, preferCSSPageSize=True)["data"])
 
     def _whole(self):
         size = self.order("Page.getLayoutMetrics")["cssContentSize"]

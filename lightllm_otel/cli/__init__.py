@@ -161,11 +161,11 @@ def _demo(given: argparse.Namespace) -> int:
 
 
 def _doctor(given: argparse.Namespace) -> int:
-    from lightllm_otel.cli.doctor import doctor, table
+    from lightllm_otel.cli.doctor import contract_table, doctor
     from lightllm_otel.cli.stuck import stuck
 
     if given.contracts:
-        return table()
+        return contract_table()
     if given.stuck is not None:
         return stuck(given.json, given.stuck)
     return doctor(given.json, given.remote)

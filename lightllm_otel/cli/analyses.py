@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
     report.add_argument("run", help=_RUN)
     report.add_argument("--model", help=_MODEL)
     report.add_argument("--gpu", help="a name (A100-SXM-40GB), or a .json file that describes one")
-    _add_pages(report)
+    _add_page(report)
     report.add_argument(
         "--perfetto", type=Path, metavar="FILE", help="write a trace for ui.perfetto.dev, of the first repeat"
     )
@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
                          help="exit status 3 when the change is surely larger: all_reduce:decode:+5%%")  # fmt: skip
     compare.add_argument("--save-baseline", type=Path, metavar="FILE",
                          help="keep the first run, for comparisons and for servers with LIGHTLLM_OTEL_BASELINE=FILE")  # fmt: skip
-    _add_pages(compare)
+    _add_page(compare)
     compare.add_argument("--json", action="store_true")
 
     _add_bench(commands)
@@ -84,12 +84,10 @@ def add(commands: Any) -> None:
     calibrate.add_argument("--json", action="store_true")
 
 
-def _add_pages(command: argparse.ArgumentParser) -> None:
+def _add_page(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--html", type=Path, metavar="FILE", help="write one page with pictures, which needs nothing else"
     )
-    command.add_argument("--svg", type=Path, metavar="FOLDER", help="write each picture as a file (by Chromium)")
-    command.add_argument("--png", type=Path, metavar="FILE", help="write the page as one picture (by Chromium)")
 
 
 def _add_bench(commands: Any) -> None:

@@ -7,17 +7,17 @@ import datetime
 import json
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from lightllm_otel.bench import launched, prompts, served, static
 from lightllm_otel.bench.manifest import Manifest, Outcome, Plan
 from lightllm_otel.bench.tap import NoRing
 from lightllm_otel.cli.ctl import find
 from lightllm_otel.cli.ending import ended_by_signals
-from lightllm_otel.cli.progress import Progress
 from lightllm_otel.export.control import Refused
 
 NAMES = "abcdefgh"  # of the folders, where there are several runs
@@ -180,15 +180,15 @@ def _order(folders: list[Path], repeats: int) -> Iterator[tuple[Path, int]]:
 
 def _run(sides: dict[Path, tuple[Repeat, Manifest]], plan: Plan, given: argparse.Namespace) -> dict[Path, Manifest]:
     total = plan.repeats * len(sides)
-    with Progress(total, sys.stderr) as progress:
+    with tqdm(total=total, unit="repeat", disable=None, file=sys.stderr) as progress:  # None: only on a terminal
         for folder, number in _order(list(sides), plan.repeats):
-            began = time.monotonic()
             once, manifest = sides[folder]
             outcome = once(number)
             manifest.add(outcome)
-            progress.step(f"{outcome.output_tokens_per_second:.4g} output tokens/s", time.monotonic() - began)
+            progress.set_postfix_str(f"{outcome.output_tokens_per_second:.4g} output tokens/s", refresh=False)
+            progress.update()
             for note in outcome.notes:
-                progress.note(note)
+                progress.write(f"note: {note}", file=sys.stderr)
     return {folder: manifest for folder, (_, manifest) in sides.items()}
 
 

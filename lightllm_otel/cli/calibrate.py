@@ -14,6 +14,7 @@ from typing import Any
 
 from lightllm_otel.analyze import latency
 from lightllm_otel.bench import machine
+from lightllm_otel.cli.table import table
 from lightllm_otel.cli.units import duration, rate
 from lightllm_otel.theory import links
 
@@ -131,16 +132,17 @@ def render(data: dict[str, Any], out: Path | None) -> str:
             f"{name}: α {duration(fit['alpha_seconds'])}, β {beta} one way; bandwidth takes over at "
             f"{fit['takeover_payload_bytes'] / 1e3:.3g} kB; the line misses its points by {worst:.0f} % at worst"
         )
-        lines += [
-            f"  {row['payload_bytes']:>12.0f} B{duration(row['seconds']):>11}{rate(row['bus_bytes_per_second'], 'B'):>14} bus"
+        cells = [
+            [f"{row['payload_bytes']:.0f} B", duration(row["seconds"]), f"{rate(row['bus_bytes_per_second'], 'B')} bus"]
             for row in fit["rows"]
         ]
+        lines += table(cells, ">>>", (16, 9, 16))
     if data["pairs"]:
         lines += ["pairs: latency of a small message, and bandwidth, one way", *_matrix(data)]
     if any(len(row) > 1 for row in data["links"]):
         lines += [
             "how NVML says they are joined",
-            *("  " + " ".join(f"{link:>6}" for link in row) for row in data["links"]),
+            *table(data["links"], ">" * len(data["links"]), (8, *(6 for _ in data["links"][1:])), gap=1),
         ]
     if out is not None:
         lines.append(f"next: lightllm-otel theory --gpu {out} --tp {data['ranks']} --model …")
@@ -151,15 +153,15 @@ def _matrix(data: dict[str, Any]) -> list[str]:
     """GPU by GPU: above the diagonal bandwidth, below it latency."""
     ranks = range(data["ranks"])
     cells = {(pair["ranks"][0], pair["ranks"][1]): pair for pair in data["pairs"]}
-    rows = ["  " + " " * 6 + "".join(f"{f'GPU {rank}':>14}" for rank in ranks)]
+    rows = [["", *(f"GPU {rank}" for rank in ranks)]]
     for one in ranks:
-        row = f"  GPU {one:<2}"
+        row = [f"  GPU {one}"]
         for two in ranks:
             if one == two:
-                row += f"{'·':>14}"
+                row.append("·")
             elif one < two:
-                row += f"{rate(cells[one, two]['bytes_per_second'], 'B'):>14}"
+                row.append(rate(cells[one, two]["bytes_per_second"], "B"))
             else:
-                row += f"{duration(cells[two, one]['latency_seconds']):>14}"
+                row.append(duration(cells[two, one]["latency_seconds"]))
         rows.append(row)
-    return rows
+    return table(rows, "<" + ">" * len(ranks), (8, *(12 for _ in ranks)))

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ from lightllm_otel.analyze import baseline, gates, learned
 from lightllm_otel.analyze.baseline import Side
 from lightllm_otel.analyze.compare import ERROR, LEAST_EFFECT, CannotCompare, Comparison, Row
 from lightllm_otel.analyze.compare import compare as compare_sides
-from lightllm_otel.cli import browser, inputs
+from lightllm_otel.cli import inputs
 from lightllm_otel.cli.repeats import compare_repeats
+from lightllm_otel.cli.table import table
 from lightllm_otel.cli.units import duration, interval, percent, signed
 from lightllm_otel.export.recording import BadRecording
 from lightllm_otel.theory.shape import UnknownModel
 
 GATE_STATUS = 3  # a condition of --fail-if is met; 1 would be a comparison that could not be made
 VERSION = 1
+_HEADS = ["", "", "before", "now", "change", "95 %", "theory", "p (Holm)", "detectable", "verdict"]
 
 
 def compare(given: argparse.Namespace) -> int:
@@ -41,8 +44,8 @@ def compare(given: argparse.Namespace) -> int:
             if (said := gates.met(condition, each.rows, each.lacking))
         ]  # fmt: skip
         data = as_json(first, comparisons, met)
-        pages = inputs.write_pages(given, data, f"{first.name} · lightllm-otel compare")
-    except (BadRecording, CannotCompare, gates.BadCondition, UnknownModel, browser.NoBrowser) as problem:
+        pages = inputs.write_page(given, data, f"{first.name} · lightllm-otel compare")
+    except (BadRecording, CannotCompare, gates.BadCondition, UnknownModel) as problem:
         print(f"lightllm-otel compare: {problem}", file=sys.stderr)
         return 1
     written = [*saved, *(f"wrote {path}" for path in pages)]
@@ -58,8 +61,8 @@ def _check(given: argparse.Namespace) -> None:
     """Nothing that is asked for is left out in silence. Raises CannotCompare."""
     if given.repeats:
         options = {
-            "--fail-if": given.fail_if, "--save-baseline": given.save_baseline, "--html": given.html, "--svg": given.svg,
-            "--png": given.png, "--model": given.model,
+            "--fail-if": given.fail_if, "--save-baseline": given.save_baseline, "--html": given.html,
+            "--model": given.model,
         }  # fmt: skip
         foreign = [name for name, value in options.items() if value]
         if foreign:
@@ -73,10 +76,8 @@ def _check(given: argparse.Namespace) -> None:
         raise CannotCompare("--fail-if needs a second run, or there is no change to judge; give two runs or more")
     if given.save_baseline is None:
         raise CannotCompare("give two runs or more, or --save-baseline FILE with one")
-    if given.html or given.svg or given.png:
-        raise CannotCompare(
-            "a page or a picture needs a second run, or there is nothing to draw; give two runs or more"
-        )
+    if given.html:
+        raise CannotCompare("a page needs a second run, or there is nothing to draw; give two runs or more")
 
 
 def _save(given: argparse.Namespace, first: Side) -> str:
@@ -137,15 +138,19 @@ def render(comparison: Comparison) -> str:
         "rank at the same batch and context",
         *(f"note: {note}" for note in comparison.notes),
         "",
-        f"  {'':<14}{'':<18}{'before':>10}{'now':>10}{'change':>10}{'95 %':>19}{'theory':>10}{'p (Holm)':>10}"
-        f"{'detectable':>12}  verdict",
+        *_table(comparison.rows),
     ]
-    for row in comparison.rows:
-        p = "–" if row.p is None else "<0.001" if row.p < 0.001 else f"{row.p:.3f}"
-        theory = "–" if row.expected is None else signed(row.expected - 1)
-        lines.append(
-            f"  {row.operator:<14}{f'{row.phase} · {row.mode}':<18}{duration(row.first):>10}{duration(row.second):>10}"
-            f"{signed(row.change):>10}{interval(row.interval):>19}{theory:>10}{p:>10}{percent(row.detectable):>12}"
-            f"  {row.verdict}"
-        )
     return "\n".join(lines)
+
+
+def _table(rows: Iterable[Row]) -> list[str]:
+    return table([_HEADS, *map(_cells, rows)], "<<>>>>>>><", (14, 18, 8, 8, 8, 17, 8, 8, 10))
+
+
+def _cells(row: Row) -> list[str]:
+    p = "–" if row.p is None else "<0.001" if row.p < 0.001 else f"{row.p:.3f}"
+    theory = "–" if row.expected is None else signed(row.expected - 1)
+    return [
+        f"  {row.operator}", f"{row.phase} · {row.mode}", duration(row.first), duration(row.second), signed(row.change),
+        interval(row.interval), theory, p, percent(row.detectable), row.verdict,
+    ]  # fmt: skip

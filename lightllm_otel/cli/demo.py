@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from lightllm_otel.cli.ending import ended_by_signals
+from lightllm_otel.cli.operator_table import render, rows
 from lightllm_otel.cli.scrape import fetch
-from lightllm_otel.cli.table import render, rows
 from lightllm_otel.export.exporter import Exporter
 from lightllm_otel.export.recording import BadRecording, Recording, read_recording
 from lightllm_otel.ring.folder import group_folder, ring_path

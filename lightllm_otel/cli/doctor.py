@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lightllm_otel import __version__
 from lightllm_otel.cli import layers
 from lightllm_otel.cli.finding import NOTE, OK, WRONG, Finding
 from lightllm_otel.cli.scrape import NoExporter, Scrape, addresses, directories, fetch, folders, refused
+from lightllm_otel.cli.table import table
 from lightllm_otel.cli.verdict import verdict
 from lightllm_otel.installation import install_command
 from lightllm_otel.patch.contracts import FIELDS, HOOKS, Field, Hook
@@ -59,7 +60,7 @@ def doctor(as_json: bool, remote: bool) -> int:
     if as_json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
     else:
-        print("\n".join(map(line, findings)))
+        print("\n".join(lines(findings)))
     return int(any(finding.state == WRONG for finding in findings))
 
 
@@ -71,9 +72,13 @@ def apart(about: str, look: Callable[[], list[Finding]]) -> list[Finding]:
         return [Finding(WRONG, about, f"cannot be looked at: {error!r}", "please report this")]
 
 
-def line(finding: Finding) -> str:
-    text = f"{finding.state:<6}{finding.about:<12}{finding.what}"
-    return f"{text}\n{'':<18}→ {finding.remedy}" if finding.remedy else text
+def lines(findings: Iterable[Finding]) -> list[str]:
+    rows: list[list[str]] = []
+    for each in findings:
+        rows.append([each.state, each.about, each.what])
+        if each.remedy:
+            rows.append(["", "", f"→ {each.remedy}"])
+    return table(rows, "<<<", (4, 10))
 
 
 def hook(measured: bool) -> list[Finding]:
@@ -267,7 +272,7 @@ def _place(row: Hook | Field) -> str:
     return row.place if isinstance(row, Hook) else f"{row.owner}.{', '.join(row.attributes)}"
 
 
-def table() -> int:
+def contract_table() -> int:
     """Print every place where the plugin touches or reads LightLLM; with the state of a row in a server that runs here."""
     states: dict[str, str] = {}
     for folder in folders():
@@ -276,10 +281,12 @@ def table() -> int:
                 if is_locked(path):
                     found = RingReader(path).facts().get("contracts") or {}
                     states.update(found.get("rows") or {})
+    rows = []
     for row in (*HOOKS, *FIELDS):
-        print(f"{row.feature.value:<16}{_place(row):<72}{row.since} … {row.until}")
+        rows.append([row.feature.value, _place(row), f"{row.since} … {row.until}"])
         if row.name in states:
-            print(f"{'':<16}here: {states[row.name]}; then {row.loses}")
+            rows.append(["", f"here: {states[row.name]}; then {row.loses}"])
+    print("\n".join(table(rows, "<<<", (14, 70))))
     return 0
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from lightllm_otel.analyze import baseline
 from lightllm_otel.analyze.baseline import Side
 from lightllm_otel.analyze.runs import Run, load
-from lightllm_otel.cli import browser
 from lightllm_otel.export.recording import BadRecording
 from lightllm_otel.page import render
 from lightllm_otel.theory import shape
@@ -45,18 +44,12 @@ def model(name: str | None) -> Shape | None:
     return None if name is None else shape.find(name)
 
 
-def write_pages(given: argparse.Namespace, data: dict[str, Any], title: str) -> list[Path]:
-    """``--html``, ``--png`` and ``--svg``, where they are asked for. Raises BadRecording and NoBrowser."""
-    paths = []
-    if given.html is not None:
-        write(given.html, render(data, title))
-        paths.append(given.html)
-    if given.png is not None:
-        browser.png(render(data, title), given.png)
-        paths.append(given.png)
-    if given.svg is not None:
-        paths += browser.svgs(render(data, title), given.svg)
-    return paths
+def write_page(given: argparse.Namespace, data: dict[str, Any], title: str) -> list[Path]:
+    """Write the page of ``--html``, if it is asked for. Raises BadRecording."""
+    if given.html is None:
+        return []
+    write(given.html, render(data, title))
+    return [given.html]
 
 
 def write(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import json
 import sys
 import time
@@ -19,6 +20,7 @@ from lightllm_otel.analyze.kernels import kernels as kernels_of
 from lightllm_otel.analyze.stamped import from_its_start, ranges_in_graphs
 from lightllm_otel.bench.served import sampling
 from lightllm_otel.cli.ctl import find
+from lightllm_otel.cli.table import table
 from lightllm_otel.cli.units import duration
 from lightllm_otel.export.control import Refused
 from lightllm_otel.ring import errand
@@ -118,11 +120,16 @@ def render(rows: list[Kernel], path: Path) -> str:
     for row in rows:
         operators.setdefault(row.operator, []).append(row)
     whole = sum(row.seconds for row in rows) or 1.0
-    lines = []
-    for operator, own in sorted(operators.items(), key=lambda item: -sum(row.seconds for row in item[1])):
+    ordered = sorted(operators.items(), key=lambda item: -sum(row.seconds for row in item[1]))
+    heads, shown = [], []
+    for operator, own in ordered:
         seconds = sum(row.seconds for row in own)
-        lines.append(f"{operator:<18}{duration(seconds):>10}{100 * seconds / whole:>7.1f} %")
-        lines += [f"  {row.calls:>7} × {duration(row.seconds / row.calls):>8}  {row.name[:90]}" for row in own[:_SHOWN]]
+        heads.append([operator, duration(seconds), f"{100 * seconds / whole:.1f} %"])
+        shown += [[f"{row.calls} ×", duration(row.seconds / row.calls), row.name[:90]] for row in own[:_SHOWN]]
+    left = iter(table(shown, ">><", (11, 7)))
+    lines = []
+    for head, (_, own) in zip(table(heads, "<>>", (18, 8, 7)), ordered):
+        lines += [head, *itertools.islice(left, min(len(own), _SHOWN))]
         if len(own) > _SHOWN:
             lines.append(f"  and {len(own) - _SHOWN} more")
     if OUTSIDE in operators:

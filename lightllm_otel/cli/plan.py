@@ -12,6 +12,7 @@ from typing import Any
 from lightllm_otel.analyze.plan import ASSUMED, USABLE, Choice, Load, Machine, NoPlan, Plan
 from lightllm_otel.analyze.plan import plan as plan_for
 from lightllm_otel.cli import inputs
+from lightllm_otel.cli.table import table
 from lightllm_otel.cli.units import duration
 from lightllm_otel.export.recording import BadRecording
 from lightllm_otel.theory import gpus, links, shape
@@ -96,16 +97,17 @@ def assumptions(found: Plan, load: Load) -> list[str]:
 
 
 def render(found: Plan, load: Load, assumed: list[str]) -> str:
-    heads = f"{'tp':>3}{'requests':>10}{'step':>10}{'tokens/s':>11}{'cost per million':>26}"
-    lines = [f"  {'':<24}{'phase':<9}{heads}  bound by, limited by"]
+    heads = ["", "phase", "tp", "requests", "step", "tokens/s", "cost per million", "bound by, limited by"]
+    cells = [heads]
     for each in sorted(found.choices, key=lambda each: (each.phase == "decode", each.cost)):
         chosen = "→ " if each in (found.prefill, found.decode) else "  "
         high = "…" if math.isinf(each.range[1]) else f"{each.range[1]:.3g}"
-        lines.append(
-            f"{chosen}{f'{each.cards} × {each.gpu}':<24}{each.phase:<9}{each.tp:>3}{each.requests:>10}"
-            f"{duration(each.step_seconds):>10}{each.rate:>11.4g}{f'{each.cost:.3g} ({each.range[0]:.3g} to {high})':>26}"
-            f"  {each.bound}, {each.limited_by}"
-        )
+        cells.append([
+            f"{chosen}{each.cards} × {each.gpu}", each.phase, f"{each.tp}", f"{each.requests}",
+            duration(each.step_seconds), f"{each.rate:.4g}", f"{each.cost:.3g} ({each.range[0]:.3g} to {high})",
+            f"{each.bound}, {each.limited_by}",
+        ])  # fmt: skip
+    lines = table(cells, "<<>>>>><", (24, 8, 2, 8, 8, 9, 24))
     together = ", ".join(
         f"{cost:.3g} on {name}" for name, cost in sorted(found.together.items(), key=lambda item: item[1])
     )

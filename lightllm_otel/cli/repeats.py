@@ -12,6 +12,7 @@ from lightllm_otel.analyze.compare import CannotCompare
 from lightllm_otel.analyze.runs import Repeat, check_same
 from lightllm_otel.analyze.stability import LEAST_RUNS, Trust, trust
 from lightllm_otel.cli import inputs
+from lightllm_otel.cli.table import table
 from lightllm_otel.cli.units import percent
 from lightllm_otel.vocabulary import Mode, Phase
 
@@ -82,13 +83,15 @@ def render(repeats: Sequence[Repeat], kinds: Sequence[Kind], notes: Sequence[str
     for kind in kinds:
         lines = [
             f"{kind.phase.value} · {kind.mode.value}, batch {kind.batch}, {len(repeats)} runs: {kind.trust.sentence}", "",
-            f"  {'':<16}{'between runs':>14}{'inside a run':>14}{'p99/median':>12}  verdict",
         ]  # fmt: skip
         ordered = sorted(kind.trust.operators.items(), key=lambda item: (-item[1].differs, -item[1].between))
-        lines += [
-            f"  {name:<16}{percent(each.between, 2):>14}{percent(each.inside, 2):>14}{each.tail:>12.2f}"
-            f"  {'differs' if each.differs else 'agrees'}"
+        cells = [
+            [f"  {name}", percent(each.between, 2), percent(each.inside, 2), f"{each.tail:.2f}",
+             "differs" if each.differs else "agrees"]
             for name, each in ordered
-        ]
+        ]  # fmt: skip
+        lines += table(
+            [["", "between runs", "inside a run", "p99/median", "verdict"], *cells], "<>>><", (18, 12, 12, 10)
+        )
         parts.append("\n".join(lines))
     return "\n\n".join(parts)

@@ -11,10 +11,14 @@ from typing import Any
 from lightllm_otel.analyze import perfetto
 from lightllm_otel.analyze.report import report as report_on
 from lightllm_otel.analyze.runs import Run
-from lightllm_otel.cli import browser, inputs
+from lightllm_otel.cli import inputs
+from lightllm_otel.cli.table import table
 from lightllm_otel.cli.units import duration, percent, rate
 from lightllm_otel.export.recording import BadRecording
 from lightllm_otel.theory import gpus, shape
+
+_HEADS = ["", "share", "95 %", "step", "layer", "call", "computed", "moved", "bus", "of peak", "bound by"]
+_WIDTHS = (17, 5, 13, 8, 8, 8, 12, 10, 10, 7)
 
 
 def report(given: argparse.Namespace) -> int:
@@ -23,7 +27,7 @@ def report(given: argparse.Namespace) -> int:
         run = inputs.run(given.run)
         data = report_on(run, inputs.model(given.model), gpus.find(given.gpu) if given.gpu else None)
         written = _write(given, run, data)
-    except (BadRecording, shape.UnknownModel, gpus.UnknownGpu, browser.NoBrowser) as problem:
+    except (BadRecording, shape.UnknownModel, gpus.UnknownGpu) as problem:
         print(f"lightllm-otel report: {problem}", file=sys.stderr)
         return 1
     print(json.dumps(data, indent=1) if given.json else render(data))
@@ -33,8 +37,8 @@ def report(given: argparse.Namespace) -> int:
 
 
 def _write(given: argparse.Namespace, run: Run, data: dict[str, Any]) -> list[Path]:
-    """Whatever else is wanted. Raises BadRecording and NoBrowser."""
-    paths = inputs.write_pages(given, data, f"{data['name']} · lightllm-otel")
+    """Whatever else is wanted. Raises BadRecording."""
+    paths = inputs.write_page(given, data, f"{data['name']} · lightllm-otel")
     if given.perfetto is not None:
         inputs.write(given.perfetto, json.dumps(perfetto.trace(run.repeats[0]), separators=(",", ":")))
         paths.append(given.perfetto)
@@ -65,22 +69,21 @@ def _phase(phase: dict[str, Any]) -> list[str]:
         + ("" if used["mfu"] is None else f", MFU {percent(used['mfu'])}, MBU {percent(used['mbu'])}")
     ]
     if phase["operators"]:
-        lines.append(
-            f"  {'':<15}{'share':>7}{'95 %':>15}{'step':>10}{'layer':>10}{'call':>10}{'computed':>14}{'moved':>12}"
-            f"{'bus':>12}{'of peak':>9}  bound by"
-        )
-    for row in phase["operators"]:
-        low, high = row["interval"]
-        layer = duration(row["seconds_per_layer"]) if row["seconds_per_layer"] is not None else "–"
-        lines.append(
-            f"  {row['operator']:<15}{100 * row['share']:>6.1f}%{f'{100 * low:.1f} … {100 * high:.1f}%':>15}"
-            f"{duration(row['seconds_per_step']):>10}{layer:>10}{duration(row['seconds_per_call']):>10}"
-            f"{rate(row['flops_per_second'] or None, 'FLOP'):>14}{rate(row['bytes_per_second'] or None, 'B'):>12}"
-            f"{rate(row['bus_bytes_per_second'], 'B'):>12}{percent(row['busy'], 0):>9}  {row['bound'] or '–'}"
-        )
+        lines += table([_HEADS, *map(_operator, phase["operators"])], "<>>>>>>>>><", _WIDTHS)
     for calls in phase["collectives"]:
         lines.append(
             f"  {calls['operator']} after {calls['site']}: {calls['calls']} calls, p50 {duration(calls['p50'])}, p99 "
             f"{duration(calls['p99'])}, max {duration(calls['max'])}"
         )
     return lines
+
+
+def _operator(row: dict[str, Any]) -> list[str]:
+    low, high = row["interval"]
+    layer = row["seconds_per_layer"]
+    return [
+        f"  {row['operator']}", f"{100 * row['share']:.1f}%", f"{100 * low:.1f} … {100 * high:.1f}%",
+        duration(row["seconds_per_step"]), "–" if layer is None else duration(layer), duration(row["seconds_per_call"]),
+        rate(row["flops_per_second"] or None, "FLOP"), rate(row["bytes_per_second"] or None, "B"),
+        rate(row["bus_bytes_per_second"], "B"), percent(row["busy"], 0), row["bound"] or "–",
+    ]  # fmt: skip

@@ -1,86 +1,43 @@
-"""The table of operators by phase, from two readings of ``/metrics`` or from one."""
+"""Text tables: columns never touch, numbers stand to the right, and a Chinese character takes two columns."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections import defaultdict
+import itertools
+import unicodedata
+from collections.abc import Iterable, Sequence
 
-from lightllm_otel.cli.scrape import Scrape
-
-DURATION = "lightllm_gpu_operator_duration_seconds"
-
-
-@dataclasses.dataclass
-class Row:
-    """Observations of one operator in one phase and mode; ``buckets``: upper bound in seconds → how many at most."""
-
-    count: float = 0.0
-    seconds: float = 0.0
-    buckets: dict[float, float] = dataclasses.field(default_factory=dict)
-
-    def quantile(self, share: float) -> float:
-        """Seconds, interpolated within its bucket as Prometheus' histogram_quantile does; NaN when empty."""
-        below, floor = 0.0, 0.0
-        wanted = share * self.count
-        for bound, count in sorted(self.buckets.items()):
-            if count >= wanted and count > below:
-                if math.isinf(bound):
-                    return floor
-                return floor + (bound - floor) * (wanted - below) / (count - below)
-            below, floor = count, bound
-        return math.nan
+LEFT, RIGHT = "<", ">"
+_WIDE = ("W", "F")  # of East Asian Width: wide and fullwidth
+_NO_WIDTH = ("Mn", "Me", "Cf")  # of Unicode's categories: marks on the character before, and format characters
 
 
-Rows = dict[tuple[str, str], dict[str, Row]]
-"""(phase, mode) → operator → row."""
+def width(text: str) -> int:
+    """Return the columns that a terminal needs for ``text``."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.category(each) in _NO_WIDTH else 1 + (unicodedata.east_asian_width(each) in _WIDE)
+        for each in text
+    )
 
 
-def rows(now: Scrape, before: Scrape | None = None) -> Rows:
-    """What was observed between two readings, or since the exporter's start."""
-    table: Rows = defaultdict(lambda: defaultdict(Row))
-    for part, field in (("_count", "count"), ("_sum", "seconds"), ("_bucket", "le")):
-        earlier = before.samples.get(DURATION + part, {}) if before is not None else {}
-        for labels, value in now.samples.get(DURATION + part, {}).items():
-            named = dict(labels)
-            row = table[named["phase"], named["mode"]][named["operator"]]
-            gained = value - earlier.get(labels, 0.0)
-            if field == "le":
-                row.buckets[float(named["le"])] = gained
-            else:
-                setattr(row, field, gained)
-    return table
+def table(rows: Iterable[Sequence[str]], align: str, least: Sequence[int] = (), gap: int = 2) -> list[str]:
+    """Return a line for each row. ``align``: ``<`` or ``>`` for each column. ``least``: widths, which longer cells widen.
+
+    A row may have fewer cells than there are columns. A row's last cell may be of any length if its column is to the left:
+    it widens nothing.
+    """
+    filled = [list(row) for row in rows]
+    widths = list(itertools.islice(itertools.chain(least, itertools.repeat(0)), len(align)))
+    for row in filled:
+        for at, cell in enumerate(row):
+            if at < len(row) - 1 or align[at] == RIGHT:
+                widths[at] = max(widths[at], width(cell))
+    return [
+        (" " * gap).join(_padded(cell, widths[at], align[at]) for at, cell in enumerate(row)).rstrip() for row in filled
+    ]
 
 
-def render(table: Rows, seconds: float | None = None) -> str:
-    """A table per phase and mode, the dearest operator first. ``seconds``: what the rates refer to."""
-    lines: list[str] = []
-    order = {"prefill": 0, "decode": 1}
-    for (phase, mode), operators in sorted(table.items(), key=lambda item: order.get(item[0][0], 2)):
-        whole = sum(row.seconds for row in operators.values())
-        if not whole:
-            continue
-        rate = f"{'calls/s':>10}" if seconds else f"{'calls':>10}"
-        lines.append(f"{phase + ' · ' + mode:<18}{'share':>8}{rate}{'mean':>11}{'p50':>11}{'p99':>11}")
-        for operator, row in sorted(operators.items(), key=lambda item: -item[1].seconds):
-            if row.count:
-                calls = row.count / seconds if seconds else row.count
-                lines.append(
-                    f"  {operator:<16}{100 * row.seconds / whole:>7.1f}%{calls:>10.5g}"
-                    + "".join(
-                        f"{duration(value):>11}"
-                        for value in (row.seconds / row.count, row.quantile(0.5), row.quantile(0.99))
-                    )
-                )
-        lines.append("")
-    return "\n".join(lines)
-
-
-def duration(seconds: float) -> str:
-    """Three digits and a unit."""
-    if math.isnan(seconds):
-        return "–"
-    for factor, unit in ((1e6, "µs"), (1e3, "ms"), (1.0, "s")):
-        if seconds * factor < 1000 or unit == "s":
-            return f"{seconds * factor:.3g} {unit}"
-    return "–"
+def _padded(cell: str, columns: int, align: str) -> str:
+    blank = " " * (columns - width(cell))
+    return blank + cell if align == RIGHT else cell + blank

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightllm_otel.cli import inputs
 from lightllm_otel.cli.answer import BadQuestion, Question, answer, answer_beside
+from lightllm_otel.cli.table import table
 from lightllm_otel.cli.units import amount, duration
 from lightllm_otel.export.recording import BadRecording
 from lightllm_otel.theory import gpus, links, shape
@@ -51,16 +52,7 @@ def render(answered: dict[str, Any]) -> str:
         )
     lines += [f"note: {note}" for note in answered["notes"]]
     for name, phase in answered["phases"].items():
-        lines += ["", f"{name:<18}{'ideal':>10}{'share':>8}{'TFLOP':>11}{'moved':>11}{'sent':>11}  bound"]
-        ordered = sorted(phase["operators"].items(), key=lambda row: -row[1]["ideal_seconds"])
-        for operator, row in ordered:
-            sent = amount(row["communication_bytes"]) if row["communication_bytes"] else "–"
-            moved = amount(row["memory_bytes"]) if row["memory_bytes"] else "–"
-            lines.append(
-                f"  {operator:<16}{duration(row['ideal_seconds']):>10}{100 * row['share']:>7.1f}%"
-                f"{row['flops'] / 1e12:>11.4g}{moved:>11}{sent:>11}  {row['bound']}"
-            )
-        lines.append(f"  {'one step':<16}{duration(phase['step_seconds']):>10}")
+        lines += ["", *_phase(name, phase)]
         lines += [line for mode, seen in phase.get("measured", {}).items() for line in _measured(mode, seen, phase)]
     if "prefill_seconds" not in answered:
         return "\n".join(lines)
@@ -70,6 +62,19 @@ def render(answered: dict[str, Any]) -> str:
         f"{answered['output_tokens_per_second']:.4g} output tokens a second at best",
     ]
     return "\n".join(lines)
+
+
+def _phase(name: str, phase: dict[str, Any]) -> list[str]:
+    ordered = sorted(phase["operators"].items(), key=lambda row: -row[1]["ideal_seconds"])
+    cells = [
+        [f"  {operator}", duration(row["ideal_seconds"]), f"{100 * row['share']:.1f}%", f"{row['flops'] / 1e12:.4g}",
+         amount(row["memory_bytes"]) if row["memory_bytes"] else "–",
+         amount(row["communication_bytes"]) if row["communication_bytes"] else "–", row["bound"]]
+        for operator, row in ordered
+    ]  # fmt: skip
+    heads = [name, "ideal", "share", "TFLOP", "moved", "sent", "bound"]
+    whole = ["  one step", duration(phase["step_seconds"])]
+    return table([heads, *cells, whole], "<>>>>><", (18, 8, 6, 9, 9, 9))
 
 
 def _decode_seconds(link: dict[str, Any]) -> str:

@@ -8,8 +8,8 @@ import sys
 import time
 from typing import Any
 
+from lightllm_otel.cli.operator_table import render, rows
 from lightllm_otel.cli.scrape import NoExporter, Scrape, fetch, only_address
-from lightllm_otel.cli.table import render, rows
 from lightllm_otel.cli.verdict import verdict
 
 CLEAR = "\x1b[H\x1b[2J"

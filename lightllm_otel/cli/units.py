@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from lightllm_otel.cli.table import duration
+import math
 
-__all__ = ["amount", "duration", "interval", "percent", "rate", "signed"]
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit."""
+    if math.isnan(seconds):
+        return "–"
+    for factor, unit in ((1e6, "µs"), (1e3, "ms"), (1.0, "s")):
+        if seconds * factor < 1000 or unit == "s":
+            return f"{seconds * factor:.3g} {unit}"
+    return "–"
 
 
 def rate(value: float | None, unit: str) -> str:

@@ -10,12 +10,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Optional, Protocol
+from typing import Optional
 
 from prometheus_client import CollectorRegistry
 
 from lightllm_otel.aggregate.group import Group
-from lightllm_otel.export import discovery, nvml
+from lightllm_otel.export import discovery, nvml, outward
 from lightllm_otel.export.aside import Aside
 from lightllm_otel.export.baseline import Baseline
 from lightllm_otel.export.control import Controller, ControlServer
@@ -24,13 +24,11 @@ from lightllm_otel.export.link import GroupLink
 from lightllm_otel.export.live import Live
 from lightllm_otel.export.notes_folder import NotesFolder
 from lightllm_otel.export.nvml_thread import NvmlThread
-from lightllm_otel.export.outbound import loaded
 from lightllm_otel.export.process import let_go_of_stderr
 from lightllm_otel.export.prometheus import GroupCollector
 from lightllm_otel.export.recording import RecordingWriter
 from lightllm_otel.export.server import MetricsServer, NoFreePort
 from lightllm_otel.export.start_line import start_line
-from lightllm_otel.export.traces import TraceBook
 from lightllm_otel.guard import log, log_to_stderr
 from lightllm_otel.ring import notes, private
 from lightllm_otel.ring.folder import (
@@ -45,7 +43,7 @@ from lightllm_otel.ring.folder import (
 from lightllm_otel.ring.reader import RingReader, rings_in
 from lightllm_otel.settings import Settings
 from lightllm_otel.standard import Standard
-from lightllm_otel.vocabulary import ExporterStage, Signal, SpanDrop
+from lightllm_otel.vocabulary import ExporterStage, SpanDrop
 
 POLL_SECONDS = 0.2
 LIVENESS_SECONDS = 1.0
@@ -54,14 +52,6 @@ FIRST_RANK_SECONDS = 60.0
 PORT_RETRY_SECONDS = 10.0
 POSITIONS = "positions.json"
 MOST_POSITIONS = 1 << 20  # bytes
-
-
-class Push(Protocol):
-    """Something that hands over by itself what is known."""
-
-    def poll(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def server_name(folder: Path, settings: Settings) -> str:
@@ -102,11 +92,9 @@ class Exporter:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self._collector)
         self._record: RecordingWriter | None = None
-        self._standard = standard
-        self._book: TraceBook | None = None
         self._notes = NotesFolder(folder, self._parts)
         self._announcement = discovery.Announcement(folder, settings.targets, now, self._parts)
-        self._pushes = self._outward()
+        self._pushes, self._book = outward.pushes(standard, self.group, self._collector, folder.name, self._parts, now)
         self._last_alive = now()
         self._had_rank = False
         self._next_liveness = 0.0
@@ -130,36 +118,6 @@ class Exporter:
             with self._parts(ExporterStage.POLL):
                 over = self.over()
         self.close()
-
-    def _outward(self) -> list[Push]:
-        """What goes to receivers by itself; OpenTelemetry's SDK is imported only if something does."""
-        for problem in self._standard.problems:
-            log.error(problem)
-        pushes: list[Push] = []
-        for sent, names, make in (
-            (Signal.METRICS, self._standard.metrics, self._metrics_push),
-            (Signal.TRACES, self._standard.traces, self._span_push),
-        ):
-            try:
-                if receivers := loaded(sent, names):
-                    pushes.append(make(receivers))
-            except Exception as error:  # noqa: BLE001 - an SDK of another time must not end the rest
-                self._parts.failed(ExporterStage.OTLP, str(sent), f"{sent} over OTLP are off: {error!r}")
-        return pushes
-
-    def _metrics_push(self, receivers: list[Any]) -> Push:
-        from lightllm_otel.export.push import MetricsPush
-
-        return MetricsPush(receivers, self._standard, self.group, self._collector, self._folder.name, self._now)
-
-    def _span_push(self, receivers: list[Any]) -> Push:
-        from lightllm_otel.export.spans import SpanPush
-
-        outbound = self._collector.outbound
-        book = TraceBook(self._standard, self.group, outbound)
-        push = SpanPush(receivers, self._standard, self.group, book, outbound, self._folder.name, self._now)
-        self._book = book
-        return push
 
     def _listen(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""What leaves for a receiver: on threads of its own, one batch after the other, and counted whatever becomes of it."""
+"""Load the SDK's exporters, send batches to a receiver, and count what becomes of each batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Optional
+from typing import Any
 
 from lightllm_otel.guard import log
 from lightllm_otel.installation import install_command
@@ -21,10 +21,40 @@ LAST_WORDS = 300  # characters of what the SDK's exporter says of a failure
 
 @dataclasses.dataclass
 class Outbound:
-    """Counters. Each signal's are written by its sender's thread alone."""
+    """Counters of batches that failed and of spans that were dropped. Several threads add to them."""
 
     errors: dict[Signal, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(Signal, 0))
     dropped: dict[SpanDrop, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(SpanDrop, 0))
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def failed(self, signal: Signal) -> None:
+        with self._lock:
+            self.errors[signal] += 1
+
+    def drop(self, reason: SpanDrop, spans: int) -> None:
+        with self._lock:
+            self.dropped[reason] += spans
+
+
+class Outcomes:
+    """Counts batches of ``signal`` that failed, and logs one line when they begin to fail and one when they arrive again.
+
+    ``what``: how the log names what is sent.
+    """
+
+    def __init__(self, signal: Signal, what: str, outbound: Outbound) -> None:
+        self._signal, self._what, self._outbound = signal, what, outbound
+        self._failing = False
+
+    def add(self, taken: bool, said: str) -> None:
+        if not taken:
+            self._outbound.failed(self._signal)
+        if taken is self._failing:
+            self._failing = not taken
+            if taken:
+                log.info("%s over OTLP arrive again", self._what)
+            else:
+                log.warning("%s over OTLP do not arrive and are tried again: %s", self._what, said[:LAST_WORDS])
 
 
 class NoSuchExporter(LookupError):
@@ -44,12 +74,12 @@ def load(signal: Signal, name: str) -> Any:
     raise NoSuchExporter(f"no exporter {name} for {signal.value} is installed: {remedy}. /metrics is not affected")
 
 
-def loaded(signal: Signal, names: Iterable[str]) -> list[Any]:
-    """The SDK's exporters of these names; one line in the log for each that there is not, or that cannot be made."""
+def loaded(signal: Signal, names: Iterable[str], copies: int = 1) -> list[tuple[Any, ...]]:
+    """The SDK's exporters of these names, so many of each. One line in the log for each that cannot be loaded or made."""
     found = []
     for name in names:
         try:
-            found.append(load(signal, name))
+            found.append(tuple(load(signal, name) for _ in range(copies)))
         except NoSuchExporter as error:
             log.error("%s over OTLP are off: %s", signal, error)
         except Exception as error:  # noqa: BLE001 - a receiver's own settings may be wrong in any way
@@ -64,52 +94,33 @@ class Sender:
     """
 
     def __init__(self, signal: Signal, send: Callable[[Any], bool], outbound: Outbound) -> None:
-        self._signal = signal
         self._send = send
-        self._outbound = outbound
-        self._failing = False
+        self._outcomes = Outcomes(signal, str(signal), outbound)
         self._waiting: queue.Queue[Any] = queue.Queue(1)
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"otlp {signal.value}")
         self._thread.start()
 
-    def offer(self, batch: Any, done: Optional[Callable[[bool], None]] = None) -> bool:
+    def offer(self, batch: Any) -> bool:
         """False when the receiver is slower than we are; that is counted, and the batch is not sent."""
         try:
-            self._waiting.put_nowait((batch, done))
+            self._waiting.put_nowait(batch)
         except queue.Full:
-            self._outcome(False, "it is slower than what is sent")
+            self._outcomes.add(False, "it is slower than what is sent")
             return False
         return True
 
     def _run(self) -> None:
         last_words.listen()
         while True:
-            batch, done = self._waiting.get()
+            batch = self._waiting.get()
             last_words.forget()
-            taken = False
             try:
                 taken = self._send(batch)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with a receiver, it is counted and said
-                self._outcome(False, repr(error))
+                self._outcomes.add(False, repr(error))
             else:
-                self._outcome(taken, last_words.said())
-            try:
-                if done is not None:
-                    done(taken)
-            except Exception as error:  # noqa: BLE001 - or nothing would be sent any more
-                self._outcome(False, repr(error))
+                self._outcomes.add(taken, last_words.said())
             self._waiting.task_done()
-
-    def _outcome(self, taken: bool, said: str) -> None:
-        """A line in the log when it begins to fail, and when it works again."""
-        if not taken:
-            self._outbound.errors[self._signal] += 1
-        if taken is self._failing:
-            self._failing = not taken
-            if taken:
-                log.info("%s over OTLP arrive again", self._signal)
-            else:
-                log.warning("%s over OTLP do not arrive and are tried again: %s", self._signal, said[:LAST_WORDS])
 
     def drain(self, seconds: float) -> bool:
         """Wait for what is on its way, but not longer. Whether it has left."""

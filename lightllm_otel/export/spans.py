@@ -1,9 +1,8 @@
-"""Spans over OTLP: from our own data into the SDK's, batch by batch, to whatever receiver the standard variables name."""
+"""Spans over OTLP: our own data as the SDK's spans, through its batch processors, to the receivers of the standard variables."""
 
 from __future__ import annotations
 
-import collections
-import functools
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Optional
@@ -11,12 +10,12 @@ from typing import Any, Optional
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from lightllm_otel.aggregate.group import Group
 from lightllm_otel.export.otlp import SCOPE, resource
-from lightllm_otel.export.outbound import Interval, Outbound, Sender
+from lightllm_otel.export.outbound import Outbound, Outcomes, last_words
 from lightllm_otel.export.traces import Context, SpanData, TraceBook
 from lightllm_otel.standard import Standard
 from lightllm_otel.vocabulary import Signal, SpanDrop
@@ -53,11 +52,14 @@ def _known(context: Context, remote: bool = False) -> SpanContext:
 
 
 class SpanPush:
-    """Hands whole spans of ``book`` to ``receivers`` (the SDK's exporters), by the SDK's rules for batches."""
+    """Hands whole spans of ``book`` to ``receivers``: of each receiver one SDK exporter for requests and one for steps.
+
+    So neither a flood of steps nor a slow batch of steps can displace or delay the spans of requests.
+    """
 
     def __init__(
         self,
-        receivers: Iterable[Any],
+        receivers: Iterable[tuple[Any, Any]],
         standard: Standard,
         group: Group,
         book: TraceBook,
@@ -65,73 +67,105 @@ class SpanPush:
         name: str,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
+        last_words.listen()
         self._book, self._group, self._name, self._now = book, group, name, now
-        self._queues = [_Queue(receiver, standard, outbound, now()) for receiver in receivers]
+        pairs = list(receivers)
+        self.requests = [SpanQueue(one, standard, outbound, "traces of requests") for one, _ in pairs]
+        self.steps = [SpanQueue(other, standard, outbound, "traces of steps") for _, other in pairs]
 
     def poll(self) -> None:
-        made = self._book.settle(self._now())
-        for each in self._queues:
-            each.add(made)
-            each.send(self._now(), self._who)
+        self._put(self._book.settle(self._now()))
 
-    def _who(self) -> Resource:
-        return resource(self._group.facts(), self._name)
+    def _put(self, made: list[SpanData]) -> None:
+        if not made:
+            return
+        who = resource(self._group.facts(), self._name)
+        for span in made:
+            free = [queue for queue in (self.steps if span.of_step else self.requests) if queue.has_room()]
+            if free:
+                ready = sdk_span(span, who)
+                for queue in free:
+                    queue.put(ready)
 
     def close(self) -> None:
-        made = [*self._book.settle(self._now()), *self._book.close()]
-        for each in self._queues:
-            each.add(made)
-            each.close(self._who)
-
-
-class _Queue:
-    """What waits for one receiver."""
-
-    def __init__(self, receiver: Any, standard: Standard, outbound: Outbound, now: float) -> None:
-        self._receiver, self._standard, self._outbound = receiver, standard, outbound
-        self._sender = Sender(Signal.TRACES, functools.partial(_export, receiver), outbound)
-        self._interval = Interval(standard.span_delay, now)
-        self._waiting: collections.deque[SpanData] = collections.deque()
-
-    def add(self, spans: Sequence[SpanData]) -> None:
-        self._waiting.extend(spans)
-        excess = max(len(self._waiting) - self._standard.span_queue, 0)
-        if excess:
-            self._waiting = collections.deque(without_latest(self._waiting, excess))
-            self._outbound.dropped[SpanDrop.QUEUE] += excess
-
-    def send(self, now: float, who: Callable[[], Resource]) -> None:
-        """A batch, if it is time, or enough wait; while one is on its way the others wait."""
-        if self._waiting and (self._interval.due(now) or len(self._waiting) >= self._standard.span_batch):
-            self._send(who)
-
-    def _send(self, who: Callable[[], Resource]) -> None:
-        # As many as there are, if the receiver is quick: a batch is what it takes at a time.
-        if not self._sender.drain(0):
-            return
-        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._standard.span_batch))]
-        self._sender.offer((batch, who()), functools.partial(self._done, len(batch)))
-
-    def _done(self, count: int, taken: bool) -> None:
-        if not taken:
-            self._outbound.dropped[SpanDrop.RECEIVER] += count
-
-    def close(self, who: Callable[[], Resource]) -> None:
+        """Send what is left, but wait no longer than ``LAST_SECONDS``."""
+        self._put([*self._book.settle(self._now()), *self._book.close()])
         deadline = time.monotonic() + LAST_SECONDS
-        while self._waiting and self._sender.drain(max(deadline - time.monotonic(), 0.0)):
-            self._send(who)
-        if self._sender.drain(max(deadline - time.monotonic(), 0.0)):
-            self._receiver.shutdown()
+        for thread in [queue.close() for queue in (*self.requests, *self.steps)]:
+            thread.join(max(deadline - time.monotonic(), 0.0))
 
 
-def without_latest(spans: Sequence[SpanData], excess: int) -> list[SpanData]:
-    """All but so many of the latest, and those of steps before those of requests, which somebody asked for."""
-    order = sorted(range(len(spans)), key=lambda at: (spans[at].of_step, at), reverse=True)
-    dropped = set(order[:excess])
-    return [span for at, span in enumerate(spans) if at not in dropped]
+class SpanQueue:
+    """The SDK's batch processor in front of one exporter, with a bound that counts what it refuses.
+
+    The SDK's own queue drops its oldest span when it is full, and counts nothing. So it is never given more than it holds:
+    what went in less what came out is at least what it holds. The spans that come last are refused.
+    """
+
+    def __init__(self, receiver: Any, standard: Standard, outbound: Outbound, what: str) -> None:
+        self._outbound, self._size = outbound, standard.span_queue
+        self.entered = 0  # written by the thread that polls
+        self.exporter = CountingExporter(receiver, outbound, what)
+        self._processor = BatchSpanProcessor(
+            self.exporter,
+            max_queue_size=self._size,
+            schedule_delay_millis=standard.span_delay * 1e3,
+            max_export_batch_size=min(standard.span_batch, self._size),
+            export_timeout_millis=standard.span_timeout * 1e3,
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Spans in the queue: never fewer than the SDK's queue holds when the thread that polls asks."""
+        return self.entered - self.exporter.received
+
+    def has_room(self) -> bool:
+        """Whether one more span can be put. If not, that span is counted as dropped."""
+        if self.waiting < self._size:
+            return True
+        self._outbound.drop(SpanDrop.QUEUE, 1)
+        return False
+
+    def put(self, span: ReadableSpan) -> None:
+        self._processor.on_end(span)
+        self.entered += 1
+
+    def close(self) -> threading.Thread:
+        """Send what waits, on a thread: the SDK's shutdown waits for its receiver, some versions of it without a limit."""
+        thread = threading.Thread(target=self._processor.shutdown, daemon=True, name="otlp traces end")
+        thread.start()
+        return thread
 
 
-def _export(receiver: Any, batch: tuple[list[SpanData], Resource]) -> bool:
-    spans, who = batch
-    taken: bool = receiver.export([sdk_span(span, who) for span in spans]) is SpanExportResult.SUCCESS
-    return taken
+class CountingExporter(SpanExporter):
+    """An SDK exporter that counts what it was given and what its receiver took; one thread, the processor's, calls it."""
+
+    def __init__(self, receiver: Any, outbound: Outbound, what: str) -> None:
+        self._receiver, self._outbound = receiver, outbound
+        self._outcomes = Outcomes(Signal.TRACES, what, outbound)
+        self.received = 0
+        self.exported = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.received += len(spans)
+        last_words.forget()
+        result = SpanExportResult.FAILURE
+        try:
+            result = self._receiver.export(spans)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a receiver, it is counted and said
+            said = repr(error)
+        else:
+            said = last_words.said()
+        if result is SpanExportResult.SUCCESS:
+            self.exported += len(spans)
+        else:
+            self._outbound.drop(SpanDrop.RECEIVER, len(spans))
+        self._outcomes.add(result is SpanExportResult.SUCCESS, said)
+        return result
+
+    def shutdown(self) -> None:
+        self._receiver.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        flushed: bool = self._receiver.force_flush(timeout_millis)
+        return flushed

@@ -243,10 +243,10 @@ class TraceBook:
             return []
         operators = operator_spans(step, intervals, start, own, self._new_id) if traced else []
         if not self._may(1 + len(operators)):
-            self._outbound.dropped[SpanDrop.RATE] += len(operators)
+            self._outbound.drop(SpanDrop.RATE, len(operators))
             operators = []
             if not self._may(1):
-                self._outbound.dropped[SpanDrop.RATE] += 1
+                self._outbound.drop(SpanDrop.RATE, 1)
                 return []
         whole = step_span(step, intervals, start, own, tuple(traced))
         self._show(step, intervals, start, own)

@@ -65,7 +65,6 @@ class TestReport:
             (["h200-llama-tp2", "--model", "llama2-70b"], "with 8 layers, and llama2-70b has 80"),
             (["h200-llama-7b-tp1", "--gpu", "A1000"], "GPU 'A1000' is not known"),
             (["h200-llama-7b-tp1", "--html", "/no/such/folder/page.html"], "cannot be written"),
-            (["h200-llama-7b-tp1", "--svg", "/dev/null/pictures"], "/dev/null/pictures cannot be made"),
         ],
     )
     def test_what_cannot_be_done_is_one_sentence_and_status_1(self, capsys, words, said):
@@ -141,8 +140,7 @@ class TestCompare:
             (["A", "nothing"], "there is no nothing"),
             (["A", "--fail-if", "ffn:decode:+5%"], "--fail-if needs a second run"),
             (["A", "--fail-if", "ffn:decode:+5%", "--save-baseline", "a.json"], "--fail-if needs a second run"),
-            (["A", "--html", "a.html", "--save-baseline", "a.json"], "a page or a picture needs a second run"),
-            (["A", "--svg", "a", "--save-baseline", "a.json"], "a page or a picture needs a second run"),
+            (["A", "--html", "a.html", "--save-baseline", "a.json"], "a page needs a second run"),
             (["A", "--repeats", "--fail-if", "ffn:decode:+5%"], "--fail-if cannot go with --repeats"),
             (
                 ["A", "--repeats", "--save-baseline", "a.json", "--html", "a.html"],
@@ -297,33 +295,11 @@ class TestInABrowser:
 
     def test_a_comparison_is_drawn(self, runs, tmp_path):
         page = tmp_path / "page.html"
-        pictures = ["--svg", str(tmp_path / "pictures"), "--png", str(tmp_path / "page.png")]
-        assert cli.main(["compare", runs["a"], runs["again"], runs["slow"], "--html", str(page), *pictures]) == 0
-        assert len(list((tmp_path / "pictures").glob("*.svg"))) == 2
-        assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
+        assert cli.main(["compare", runs["a"], runs["again"], runs["slow"], "--html", str(page)]) == 0
         drawn = self.drawn(page, tmp_path / "profile")
         assert drawn.count('aria-label="Change of each operator"') == 2
         assert "hover for figures" in drawn
         assert "NaN" not in drawn
-
-    def test_pictures_are_written_as_files_that_xml_knows(self, runs, tmp_path, capsys):
-        import xml.etree.ElementTree as ElementTree
-
-        folder, picture = tmp_path / "pictures", tmp_path / "page.png"
-        assert cli.main(["report", runs["a"], "--svg", str(folder), "--png", str(picture)]) == 0
-        written = sorted(folder.glob("*.svg"))
-        assert len(written) >= 8
-        for path in written:
-            shapes = {child.tag.rpartition("}")[2] for child in ElementTree.parse(path).getroot().iter()}
-            assert shapes & {"rect", "circle"}
-        assert picture.read_bytes().startswith(b"\x89PNG")
-        assert str(written[0]) in capsys.readouterr().out
-
-
-def test_without_a_browser_pictures_are_refused_in_one_sentence(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("lightllm_otel.cli.browser.NAMES", ("no-such-browser",))
-    assert cli.main(["report", runs["a"], "--png", str(tmp_path / "page.png")]) == 1
-    assert "Chromium, which is not on PATH" in one_sentence(capsys)
 
 
 def test_a_run_of_another_model_is_set_beside_no_theory(capsys):

@@ -1,12 +1,15 @@
 """``bench`` and ``capture``: what cannot be done is one sentence; nothing of them needs a GPU or LightLLM to say so."""
 
+import argparse
+import io
 import json
 
 import pytest
 
 from lightllm_otel import cli
+from lightllm_otel.bench.manifest import Manifest, Outcome, Plan
+from lightllm_otel.cli import bench
 from lightllm_otel.cli.kernels import NoTrace, capture
-from lightllm_otel.cli.progress import Progress
 from lightllm_otel.ring import errand
 
 
@@ -73,34 +76,41 @@ def test_an_errand_is_taken_once(tmp_path):
 
 
 class TestProgress:
-    class Stream:
-        def __init__(self, moves):
-            self.moves, self.text = moves, ""
+    class Stream(io.StringIO):
+        terminal = False
 
         def isatty(self):
-            return self.moves
+            return self.terminal
 
-        def write(self, text):
-            self.text += text
+    @pytest.fixture
+    def measured(self, monkeypatch, tmp_path):
+        """``measured(terminal)`` → what stderr got while two repeats were measured, the second with a note."""
 
-        def flush(self):
-            pass
+        def make(terminal):
+            stream = self.Stream()
+            stream.terminal = terminal
+            monkeypatch.setattr("sys.stderr", stream)
+            plan = Plan(1, 1, 1, repeats=2, warmup=0, every=None)
+            sides = {tmp_path: (self.repeat, Manifest(tmp_path, "static", plan))}
+            bench._run(sides, plan, argparse.Namespace())
+            return stream.getvalue()
 
-    def test_a_terminal_has_one_line_that_moves(self):
-        stream = self.Stream(True)
-        with Progress(2, stream) as progress:
-            progress.step("100 tokens/s", 3.0)
-            progress.step("101 tokens/s", 3.0)
-        assert stream.text.count("\n") == 1
-        assert "1/2 100 tokens/s, about 3 s left" in stream.text
+        return make
 
-    def test_elsewhere_every_step_has_a_line(self):
-        stream = self.Stream(False)
-        with Progress(2, stream) as progress:
-            progress.step("100 tokens/s", 3.0)
-            progress.note("something")
-        assert [line[-len("note: something") :] for line in stream.text.splitlines()][-1] == "note: something"
-        assert len(stream.text.splitlines()) == 3
+    @staticmethod
+    def repeat(number):
+        return Outcome(f"{number}", seconds=1.0, output_tokens=99 + number, notes=("something",) if number == 2 else ())
+
+    def test_a_terminal_has_a_bar_that_moves_and_notes_on_lines_of_their_own(self, measured):
+        text = measured(True)
+        assert "2/2" in text
+        assert "101 output tokens/s" in text
+        assert [line for line in text.replace("\r", "\n").splitlines() if line.startswith("note")] == [
+            "note: something"
+        ]
+
+    def test_elsewhere_only_notes_are_written(self, measured):
+        assert measured(False) == "note: something\n"
 
 
 @pytest.mark.parametrize("command", ["report", "compare", "bench", "capture", "plan", "calibrate", "theory"])

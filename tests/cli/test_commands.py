@@ -13,8 +13,8 @@ import records
 
 from lightllm_otel import cli
 from lightllm_otel.cli import doctor as doctor_module
+from lightllm_otel.cli.operator_table import Row, duration, render, rows
 from lightllm_otel.cli.scrape import Scrape
-from lightllm_otel.cli.table import Row, duration, render, rows
 from lightllm_otel.export.exporter import Exporter
 from lightllm_otel.export.recording import RecordingWriter
 from lightllm_otel.patch.contracts import HOOKS

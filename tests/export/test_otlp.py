@@ -76,7 +76,7 @@ def pushing(now, environ):
         standard = environ(**receiver.environ, **variables)
         collector = GroupCollector(group, now=lambda: 100.0)
         made = MetricsPush(
-            loaded(Signal.METRICS, standard.metrics), standard, group, collector, "127.0.0.1-1-dp0",
+            [each for (each,) in loaded(Signal.METRICS, standard.metrics)], standard, group, collector, "127.0.0.1-1-dp0",
             now=lambda: now[0], wall=lambda: 1e9 + now[0],
         )  # fmt: skip
         pushes.append(made)
@@ -302,13 +302,13 @@ def test_an_exporter_pushes_what_its_ranks_wrote(tmp_path, receiver, environ, no
     receiver.wait(lambda r: len(r.metrics) == 2)  # the last word
 
 
-def test_a_sender_goes_on_when_whoever_waits_for_the_outcome_fails(caplog):
+def test_a_sender_goes_on_when_sending_fails():
     sent, outbound = [], Outbound()
-    sender = Sender(Signal.TRACES, lambda batch: sent.append(batch) or True, outbound)
+    sender = Sender(Signal.METRICS, lambda batch: sent.append(batch) or 1 / 0, outbound)
     for batch in range(3):
-        assert sender.offer(batch, lambda taken: 1 / 0)
+        assert sender.offer(batch)
         assert sender.drain(5)
-    assert (sent, outbound.errors[Signal.TRACES]) == ([0, 1, 2], 3)
+    assert (sent, outbound.errors[Signal.METRICS]) == ([0, 1, 2], 3)
 
 
 def test_an_sdk_that_lacks_something_turns_otlp_off_and_nothing_else(tmp_path, receiver, environ, monkeypatch, caplog):
@@ -374,6 +374,10 @@ class TestTheStandardVariables:
     )
     def test_name_a_sampler(self, environ, sampler):
         assert Standard.from_env(environ).sampler == sampler
+
+    def test_a_queue_and_a_batch_hold_at_least_one_span(self):
+        found = Standard.from_env({"OTEL_BSP_MAX_QUEUE_SIZE": "0.5", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "0.1"})
+        assert (found.span_queue, found.span_batch) == (1, 1)
 
     @pytest.mark.parametrize(
         "environ",
