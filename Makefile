@@ -49,7 +49,7 @@ lint: venv  ## ruff, mypy, and which folder may import which
 	@touch $@
 
 contract: .venv/tools.stamp  ## how the plugin stands to a LightLLM: LIGHTLLM_SRC=CHECKOUT or LIGHTLLM_CLONE=CLONE
-	@$(BIN)/python benchmarks/contract.py
+	@$(BIN)/python benchmarks/hosts/contract.py
 
 fmt: venv  ## format, and fix what can be fixed
 	$(BIN)/ruff check --fix .

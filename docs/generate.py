@@ -222,9 +222,9 @@ def link_targets() -> list[tuple[str, str, str, bool]]:
         *((f"what a delay moves transfer by, bound by the CPUs, {words} (of others too few calls tell), %", "5", f"{moved:.1f}",
            moved <= 5) for words, moved in told.items()),
     ]  # fmt: skip
-    quick = result("links-quick-hosts")["summary"]["slow_rank"]["eager"]["transfer_shift_percent"]
+    quick = result("superseded/links-quick-hosts")["summary"]["slow_rank"]["eager"]["transfer_shift_percent"]
     rows.append(("the same in an earlier run, on faster CPUs, worst of three, %", "5", f"{quick:.1f}", quick <= 5))
-    before = result("links-earlier")["summary"]["slow_rank"]["eager_ahead"]["transfer_shift_percent"]
+    before = result("superseded/links-earlier")["summary"]["slow_rank"]["eager_ahead"]["transfer_shift_percent"]
     rows.append(("launched ahead, in an earlier run, on another machine, %", "5", f"{before:.1f}", before <= 5))
     shared = result("collectives")["summary"]["slow_groups"]["one GPU"]["transfer_shift_percent"]
     return [*rows, ("what 5 to 20 ms move it by where both ranks share one GPU, %", "5", f"{shared:.1f}", shared <= 5)]
@@ -450,7 +450,7 @@ ANALYSED = {
 def analysis() -> str:
     """Shares of real runs with their intervals, and whether comparisons keep what they state."""
     if not (RESULTS / "analysis.json").exists():
-        return "Not measured yet: `benchmarks/analysis.py`."
+        return "Not measured yet: `benchmarks/analyses/analysis.py`."
     content = result("analysis")
     summary = content["summary"]
     found = {

@@ -173,7 +173,13 @@ def result(results: Path, benchmark: str) -> Any:
 
 
 def not_yet(benchmark: str) -> str:
-    return f"Not measured yet: `benchmarks/{benchmark}.py`."
+    return f"Not measured yet: `{script(benchmark)}`."
+
+
+def script(benchmark: str) -> str:
+    """Return the path of a benchmark's script in the repository."""
+    (path,) = (ROOT / "benchmarks").glob(f"*/{benchmark}.py")
+    return path.relative_to(ROOT).as_posix()
 
 
 def run_on(found: Any, kinds: Sequence[str] = ()) -> str:
@@ -182,7 +188,7 @@ def run_on(found: Any, kinds: Sequence[str] = ()) -> str:
     rows = [row for row in found.get("rows", ()) if row.get("kind") in kinds or row.get("part") in kinds] or [{}]
     dates = sorted({row.get("date", found["date"]) for row in rows})
     commits = sorted({f"`{row.get('commit', found['commit'])[:7]}`" for row in rows})
-    return (f"*Measured* with `benchmarks/{found['benchmark']}.py` on {' and '.join(dates)}, on {gpu.get('count', 0)} × "
+    return (f"*Measured* with `{script(found['benchmark'])}` on {' and '.join(dates)}, on {gpu.get('count', 0)} × "
             f"{gpu.get('name', 'a CPU')}, at {', '.join(commits)}")  # fmt: skip
 
 
@@ -301,7 +307,7 @@ def measured_ends(results: Path) -> str:
         return not_yet("analysis")
     gpu = found["gpu"].get("name", "a CPU")
     return "\n\n".join([
-        f"*Measured* with `benchmarks/analysis.py` on one {gpu}: LLaMA-7B's shape, batch 20, 1024 tokens in and {LENGTH} out.",
+        f"*Measured* with `{script('analysis')}` on one {gpu}: LLaMA-7B's shape, batch 20, 1024 tokens in and {LENGTH} out.",
         table(["end to end", "prefill", "a decode step", f"{LENGTH - 1} of them"], rows),
     ])  # fmt: skip
 

@@ -15,7 +15,7 @@ SETTINGS = {
     "every_step": "every decode step sampled",
     "servers": "two servers in turn, default",
 }
-NOTHING = "Not measured yet: `benchmarks/served.py`."
+NOTHING = "Not measured yet: `benchmarks/cost/served.py`."
 
 
 def served_cost() -> str:

@@ -1,7 +1,7 @@
 """Operator times of lightllm-otel beside NVIDIA's CUPTI: the same model, the same steps, kernel by kernel.
 
-    python benchmarks/accuracy.py --source CHECKOUT --out benchmarks/results
-    python benchmarks/accuracy.py --merge benchmarks/results/accuracy.json FOLDER/accuracy-*.json
+    python benchmarks/accuracy/accuracy.py --source CHECKOUT --out benchmarks/results
+    python benchmarks/accuracy/accuracy.py --merge benchmarks/results/accuracy.json FOLDER/accuracy-*.json
 
 Needs a GPU, lightllm-otel in this Python, LightLLM's packages and a checkout of the current LightLLM. Every shape runs in
 a process of its own. In it each batch size is run twice from the same prompts: first, before CUPTI is loaded, with the
@@ -38,15 +38,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "deploy" / "demo")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-import outcome  # noqa: E402
-from collectives import end, wait_for  # noqa: E402
-from comparison import Calls, eager_rows, graph_rows, reduce_calls, summarise, transfer_row  # noqa: E402
-from kernels import Mismatch, kernels_in, kernels_of_twins, read_trace, steps_between_markers  # noqa: E402
-from observed import EAGER_STEPS, INPUT_TOKENS, Plugin, Runner, annotated_kernels, markers, profiled  # noqa: E402
-from passes import DROPPED_STEPS, EAGER, PREFILL, TWIN, Pass  # noqa: E402
+import _paths
+import outcome
+from comparison import Calls, eager_rows, graph_rows, reduce_calls, summarise, transfer_row
+from kernels import Mismatch, kernels_in, kernels_of_twins, read_trace, steps_between_markers
+from observed import EAGER_STEPS, INPUT_TOKENS, Plugin, Runner, annotated_kernels, markers
+from passes import DROPPED_STEPS, EAGER, PREFILL, TWIN, Pass
+from profiler import profiled
+from workers import end, wait_for
 
 SHAPES = ("llama-7b", "llama-13b", "llama-8b-gqa", "qwen3-moe")
 ALL_LAYERS = ("llama-7b",)  # the shape whose every layer is run, unless --layers says otherwise
@@ -184,7 +185,7 @@ def ranks(arguments: argparse.Namespace, shape: str, folder: Path) -> list[dict[
     environ |= WAYS.get(arguments.way, {})
     environ.setdefault("LOADWORKER", "8")
     if importlib.util.find_spec("torchvision") is None:  # LightLLM imports it; text needs none of it
-        paths = [str(HERE.parent / "deploy" / "demo" / "stand_in"), environ.get("PYTHONPATH", "")]
+        paths = [str(_paths.DEMO / "stand_in"), environ.get("PYTHONPATH", "")]
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     command = [sys.executable, __file__, "--shape", shape, "--source", str(arguments.source), "--tp", str(arguments.tp)]
     command += ["--batches", *map(str, arguments.batches), "--steps", str(arguments.steps)]

@@ -1,6 +1,6 @@
 """Every operator's GPU time in both LightLLM versions, beside what a Python timer says, and the same tokens with and without.
 
-    python benchmarks/first_light.py --old --new --source CHECKOUT --out benchmarks/results
+    python benchmarks/accuracy/first_light.py --old --new --source CHECKOUT --out benchmarks/results
 
 Needs a GPU, lightllm-otel installed in this Python, LightLLM's packages, and for NEW a checkout.
 """
@@ -22,17 +22,17 @@ from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "deploy" / "demo")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-import checkpoint  # noqa: E402
-import fixed_batch  # noqa: E402
-import outcome  # noqa: E402
-from server import Server  # noqa: E402
+import _paths  # noqa: F401 - puts the other folders on sys.path
+import checkpoint
+import fixed_batch
+import outcome
+from server import Server
 
-from lightllm_otel.ring import layout  # noqa: E402
-from lightllm_otel.ring.reader import RingReader  # noqa: E402
-from lightllm_otel.vocabulary import Mode, Operator, Phase  # noqa: E402
+from lightllm_otel.ring import layout
+from lightllm_otel.ring.reader import RingReader
+from lightllm_otel.vocabulary import Mode, Operator, Phase
 
 BYTES_OF_RING_MIB = "64"
 OLD_FLAGS = ["--max_total_token_num", "24000"]
@@ -74,9 +74,9 @@ class Instrumented:
                 "LIGHTLLM_OTEL_SAMPLE_EVERY": "1",
                 "LIGHTLLM_OTEL_RING_MIB": BYTES_OF_RING_MIB,
                 "PYTHON_TIMER": str(self.timer_file),
-                "PYTHONPATH": os.pathsep.join([str(HERE / "python_timer"), os.environ.get("PYTHONPATH", "")]).rstrip(
-                    ":"
-                ),
+                "PYTHONPATH": os.pathsep.join(
+                    [str(Path(__file__).with_name("python_timer")), os.environ.get("PYTHONPATH", "")]
+                ).rstrip(":"),
             }
         if kind == "blocking":
             env["CUDA_LAUNCH_BLOCKING"] = "1"

@@ -14,6 +14,7 @@ from alternation import without_graphs
 from comparison import as_percent, as_us
 from kernels import ANNOTATION, Mismatch, attributed, kernels_in, launched, read_trace, steps_between_markers
 from passes import DROPPED_STEPS, EAGER, GAP, PLAIN, PREFILL, SAMPLING, TWIN, Step
+from profiler import profiled
 
 from lightllm_otel.ring import layout
 from lightllm_otel.vocabulary import Level
@@ -194,19 +195,6 @@ def annotations(model: Any) -> Iterator[None]:
         yield
     finally:
         ledger.undo()
-
-
-@contextlib.contextmanager
-def profiled(path: Path, host: bool = False) -> Iterator[None]:
-    """torch.profiler with the GPU's activities only, or the host's as well; the trace is at ``path`` afterwards."""
-    import torch
-    from torch.profiler import ProfilerActivity, profile
-
-    activities = [ProfilerActivity.CUDA, *([ProfilerActivity.CPU] if host else [])]
-    with profile(activities=activities) as profiler:
-        yield
-        torch.cuda.synchronize()
-    profiler.export_chrome_trace(str(path))
 
 
 def annotated_kernels(runner: Runner, batch: int, path: Path) -> dict[str, list[tuple[str, str]]]:

@@ -1,6 +1,6 @@
 """What timestamp kernels change in a CUDA graph: matrix products in two kernels, of which the second is a programmatic dependent.
 
-    python benchmarks/programmatic.py --out benchmarks/results
+    python benchmarks/accuracy/programmatic.py --out benchmarks/results
 
 Needs a GPU, torch, CuPy and lightllm-otel in this Python; half a minute. Chains of 48 matrix products and additions (or of
 additions alone) are captured plain, with a timestamp kernel on a branch behind each kernel, and with those on the chain. All are
@@ -19,14 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-import outcome  # noqa: E402
-from kernels import Kernel, kernels_in, read_trace  # noqa: E402
+import _paths  # noqa: F401 - puts the other folders on sys.path
+import outcome
+from kernels import Kernel, kernels_in, read_trace
 
-from lightllm_otel.measure.graphs import TorchGraphs  # noqa: E402
-from lightllm_otel.measure.stamps import CupyKernels, KernelStamps  # noqa: E402
+from lightllm_otel.measure.graphs import TorchGraphs
+from lightllm_otel.measure.stamps import CupyKernels, KernelStamps
 
 LINKS, WIDTH = 48, 4096
 KINDS = (("additions", 1), ("products", 1), ("products", 20))

@@ -1,4 +1,4 @@
-"""Do the alerts find what they are for, how fast, and how often do they cry wolf? ``python benchmarks/alerts.py``
+"""Do the alerts find what they are for, how fast, and how often do they cry wolf? ``python benchmarks/alerts/alerts.py``
 
 Evaluates the rules in grafana/rules, as they are, with promtool over a simulated fleet (days.py). No GPU is needed.
 ``--seed`` for tuning; results are of the default one, which the rules have not been tuned on.
@@ -9,13 +9,18 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import noise
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+
+import _paths  # noqa: F401 - puts the other folders on sys.path
+import noise
 import outcome
 import promtool
 from days import DAY, RANKS, Assumed, Days, Fault, simulate, stuck_hour

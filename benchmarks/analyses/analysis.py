@@ -1,6 +1,6 @@
 """The analyses on real runs: shares served and static, both versions, TP 1 and 2; what equal and slowed runs compare as.
 
-    python benchmarks/analysis.py --source CHECKOUT --source-old FOLDER --out benchmarks/results
+    python benchmarks/analyses/analysis.py --source CHECKOUT --source-old FOLDER --out benchmarks/results
 
 Needs one GPU, CuPy, LightLLM's packages, a checkout of the current LightLLM and an unpacked 0.0.1. Everything goes through the
 project's own commands: bench, report, compare, calibrate. Each part is a process of its own with a limit of its own:
@@ -33,23 +33,23 @@ from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "deploy" / "demo"), str(ROOT)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-import outcome  # noqa: E402
-import workers  # noqa: E402
+import outcome
+import workers
+from _paths import ROOT
 
-from lightllm_otel.analyze import baseline  # noqa: E402
-from lightllm_otel.analyze.baseline import Side  # noqa: E402
-from lightllm_otel.analyze.compare import ERROR, Comparison, compare  # noqa: E402
-from lightllm_otel.analyze.report import report  # noqa: E402
-from lightllm_otel.analyze.runs import BENCH, Run, load  # noqa: E402
-from lightllm_otel.bench.manifest import Manifest, Outcome, Plan  # noqa: E402
-from lightllm_otel.export.recording import BadRecording, RecordingWriter  # noqa: E402
-from lightllm_otel.page import render  # noqa: E402
-from lightllm_otel.theory import gpus  # noqa: E402
-from lightllm_otel.vocabulary import Mode, Operator, Phase  # noqa: E402
+from lightllm_otel.analyze import baseline
+from lightllm_otel.analyze.baseline import Side
+from lightllm_otel.analyze.compare import ERROR, Comparison, compare
+from lightllm_otel.analyze.report import report
+from lightllm_otel.analyze.runs import BENCH, Run, load
+from lightllm_otel.bench.manifest import Manifest, Outcome, Plan
+from lightllm_otel.export.recording import BadRecording, RecordingWriter
+from lightllm_otel.page import render
+from lightllm_otel.theory import gpus
+from lightllm_otel.vocabulary import Mode, Operator, Phase
 
 BENCHES = ("static_new", "static_old", "served_new", "served_old", "tp2")
 PARTS = ("machine", "static_new", "same", "static_old", "served_new", "served_old", "tp2", "speed")

@@ -1,6 +1,6 @@
 """What bounds LightLLM's decode: the hidden size, the way of launching, the length of the context.
 
-    python benchmarks/launching.py --source CHECKOUT --source-old FOLDER --out benchmarks/results
+    python benchmarks/analyses/launching.py --source CHECKOUT --source-old FOLDER --out benchmarks/results
 
 The original analysis had its launches block, on LightLLM 0.0.1, and found decode to reach little of what the GPU can do. Where
 the host is what bounds a step, it takes as long at any hidden size, and longer when launches block. Needs a GPU, LightLLM's
@@ -24,16 +24,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "deploy" / "demo"), str(ROOT)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-import analysis  # noqa: E402
-import outcome  # noqa: E402
-import workers  # noqa: E402
+import analysis
+import outcome
+import workers
+from _paths import ROOT
 
-from lightllm_otel.analyze.runs import BENCH, load  # noqa: E402
-from lightllm_otel.export.recording import BadRecording  # noqa: E402
+from lightllm_otel.analyze.runs import BENCH, load
+from lightllm_otel.export.recording import BadRecording
 
 OUTPUT, EVERY = 48, 4
 BLOCKING = "CUDA_LAUNCH_BLOCKING"

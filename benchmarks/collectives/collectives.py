@@ -1,6 +1,6 @@
 """All_reduce told apart: shares of a 70B model's operators by tensor parallelism, a slow rank named, bus bandwidth.
 
-    python benchmarks/collectives.py --source CHECKOUT --out benchmarks/results
+    python benchmarks/collectives/collectives.py --source CHECKOUT --out benchmarks/results
 
 Needs a GPU, lightllm-otel with CuPy in this Python, LightLLM's packages and a checkout of the current LightLLM. Any number of
 GPUs will do: where there are fewer than ranks, all ranks share one, as nodes of one group. Then two processes take turns on it
@@ -22,33 +22,30 @@ The records are matched and split by the exporter's own code.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "deploy" / "demo")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-import outcome  # noqa: E402
-import witness  # noqa: E402
-import workers  # noqa: E402
-from rank import AHEAD, DECODES, GRAPH, PREFILL, SEEN  # noqa: E402
+import _paths  # noqa: F401 - puts the other folders on sys.path
+import outcome
+import witness
+import workers
+from rank import AHEAD, DECODES, GRAPH, PREFILL, SEEN
 
-from lightllm_otel.aggregate.collectives import Collectives, last_arrival, noise_seconds, split, sure, told  # noqa: E402
-from lightllm_otel.aggregate.matching import Matched, Matching  # noqa: E402
-from lightllm_otel.ring import layout  # noqa: E402
-from lightllm_otel.vocabulary import Operator, Site, Unmatched  # noqa: E402
+from lightllm_otel.aggregate.collectives import Collectives, last_arrival, noise_seconds, split, sure, told
+from lightllm_otel.aggregate.matching import Matched, Matching
+from lightllm_otel.ring import layout
+from lightllm_otel.vocabulary import Operator, Site, Unmatched
 
 SHAPE = "llama-70b-6-layers"
 PARALLEL = (1, 2, 4)
@@ -412,9 +409,9 @@ def run_group(
                 processes.append(subprocess.Popen(
                     command, env=environ, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
                 ))  # fmt: skip
-        problem = wait_for(processes, arguments.limit)
+        problem = workers.wait_for(processes, arguments.limit)
     finally:
-        end(processes)
+        workers.end(processes)
     try:
         rows = read(folder, tp)
     except (OSError, ValueError) as error:
@@ -426,28 +423,6 @@ def run_group(
             print(log.name, log.read_text(errors="replace")[-3000:], flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     return [{"tp": tp, "one_gpu": one_gpu, **row} for row in rows]
-
-
-def wait_for(processes: Sequence[subprocess.Popen[bytes]], limit: float) -> str:
-    """A sentence when they did not all come to a good end. When one has died, the others wait for it in vain."""
-    deadline = time.monotonic() + limit
-    while any(process.poll() is None for process in processes):
-        bad = [rank for rank, process in enumerate(processes) if process.poll()]
-        if bad:
-            return f"rank {bad[0]} ended with status {processes[bad[0]].returncode}"
-        if time.monotonic() > deadline:
-            return f"not done after {limit:.0f} s"
-        time.sleep(0.2)
-    bad = [rank for rank, process in enumerate(processes) if process.returncode]
-    return f"rank {bad[0]} ended with status {processes[bad[0]].returncode}" if bad else ""
-
-
-def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Each of its own session, with all that it has started."""
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def common(arguments: argparse.Namespace) -> list[str]:

@@ -1,6 +1,6 @@
 """NVLink against PCI Express: the same two ranks over one and over the other, and through LightLLM's own all_reduce.
 
-    python benchmarks/links.py --source CHECKOUT --out benchmarks/results
+    python benchmarks/collectives/links.py --source CHECKOUT --out benchmarks/results
 
 LLaMA-7B's shape, fp16, TP 2, 64 requests of 1024 tokens, 1024 new ones: what the original analysis compared. Needs two
 GPUs joined by NVLink, lightllm-otel with CuPy in this Python, LightLLM's packages and a checkout of the current LightLLM. Where
@@ -17,7 +17,7 @@ without graphs (witness.py):
 
 All 64 prompts are one forward of 65,536 tokens. Alerts are evaluated from the rows, where there is promtool:
 
-    python benchmarks/links.py --nothing --merge links.json --out benchmarks/results
+    python benchmarks/collectives/links.py --nothing --merge links.json --out benchmarks/results
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "deploy" / "demo")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-import collectives  # noqa: E402
-import hours  # noqa: E402
-import outcome  # noqa: E402
-import promtool  # noqa: E402
-import rank  # noqa: E402
-import variants  # noqa: E402
-import workers  # noqa: E402
-from pairing import Schedule  # noqa: E402
-from rank import AHEAD, DECODES, GRAPH, SEEN  # noqa: E402
-from variants import Plan, Rows, Variant  # noqa: E402
+import _paths  # noqa: F401 - puts the other folders on sys.path
+import collectives
+import hours
+import outcome
+import promtool
+import rank
+import variants
+import workers
+from pairing import Schedule
+from rank import AHEAD, DECODES, GRAPH, SEEN
+from variants import Plan, Rows, Variant
 
-from lightllm_otel.theory import gpus, links  # noqa: E402
-from lightllm_otel.vocabulary import Implementation  # noqa: E402
+from lightllm_otel.theory import gpus, links
+from lightllm_otel.vocabulary import Implementation
 
 SHAPE = "llama-7b"
 TP = 2

@@ -1,6 +1,6 @@
 """How LLaMA-2-70B scales from 4 to 8 GPUs, operator by operator, against what theory allows.
 
-    python benchmarks/scaling.py --source CHECKOUT --out benchmarks/results [--tp 4 --tp 8] [--layers 80]
+    python benchmarks/collectives/scaling.py --source CHECKOUT --out benchmarks/results [--tp 4 --tp 8] [--layers 80]
 
 Its shape in fp16, 20 requests of 1024 tokens: what the original analysis ran. Needs as many GPUs as ranks, and room for the
 checkpoint in /dev/shm (1.7 GB a layer); with fewer --layers everything is there but the figures of a whole step.
@@ -23,21 +23,21 @@ from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "deploy" / "demo")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-import collectives  # noqa: E402
-import outcome  # noqa: E402
-import rank  # noqa: E402
-import variants  # noqa: E402
-import workers  # noqa: E402
-from pairing import Schedule  # noqa: E402
-from variants import Plan, Rows, Variant  # noqa: E402
+import _paths  # noqa: F401 - puts the other folders on sys.path
+import collectives
+import outcome
+import rank
+import variants
+import workers
+from pairing import Schedule
+from variants import Plan, Rows, Variant
 
-from lightllm_otel.theory import gpus, ideal, shape  # noqa: E402
-from lightllm_otel.theory.links import Link  # noqa: E402
-from lightllm_otel.theory.work import Batch  # noqa: E402
-from lightllm_otel.vocabulary import Operator, Phase  # noqa: E402
+from lightllm_otel.theory import gpus, ideal, shape
+from lightllm_otel.theory.links import Link
+from lightllm_otel.theory.work import Batch
+from lightllm_otel.vocabulary import Operator, Phase
 
 PARALLEL = (4, 8)
 LAYERS = 80

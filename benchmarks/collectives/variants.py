@@ -25,29 +25,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import collectives
 import numpy as np
+import outcome
+import pairing
+import plugin_cost
+import rank
+import workers
+from alternation import Batch
+from collectives import Run
+from pairing import Schedule
+from plugin_cost import OFF, SETTINGS, Case
+from rank import AHEAD, EAGER, GRAPH, PREFILL, Pass
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "deploy" / "demo")]
-
-import collectives  # noqa: E402
-import outcome  # noqa: E402
-import pairing  # noqa: E402
-import plugin_cost  # noqa: E402
-import rank  # noqa: E402
-import workers  # noqa: E402
-from alternation import Batch  # noqa: E402
-from collectives import Run  # noqa: E402
-from pairing import Schedule  # noqa: E402
-from plugin_cost import OFF, SETTINGS, Case  # noqa: E402
-from rank import AHEAD, EAGER, GRAPH, PREFILL, Pass  # noqa: E402
-
-from lightllm_otel.aggregate.collectives import Collectives  # noqa: E402
-from lightllm_otel.bench import machine  # noqa: E402
-from lightllm_otel.export import nvml  # noqa: E402
-from lightllm_otel.export.link import link  # noqa: E402
-from lightllm_otel.ring import layout  # noqa: E402
-from lightllm_otel.vocabulary import Implementation, Operator, Site  # noqa: E402
+from lightllm_otel.aggregate.collectives import Collectives
+from lightllm_otel.bench import machine
+from lightllm_otel.export import nvml
+from lightllm_otel.export.link import link
+from lightllm_otel.ring import layout
+from lightllm_otel.vocabulary import Implementation, Operator, Site
 
 Rows = list[dict[str, Any]]
 AT_ONCE = 4  # passes of the overhead after which there are rows

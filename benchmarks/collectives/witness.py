@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from kernels import Kernel, kernels_in, read_trace
+from profiler import profiled
 
 from lightllm_otel.aggregate.collectives import last_arrival, split, sure, told
 from lightllm_otel.aggregate.matching import Matched
@@ -24,8 +25,6 @@ NAMES = ("AllReduce", "cross_device_reduce")  # in the names of NCCL's kernels, 
 @contextlib.contextmanager
 def watching(trace: Path, seconds: list[float]) -> Iterator[None]:
     """Adds to ``seconds`` what each kernel of an all_reduce took, in the order in which they ran. ``trace`` is not kept."""
-    from observed import profiled
-
     with profiled(trace):
         yield
     seconds += durations(kernels_in(read_trace(trace)))

@@ -1,7 +1,7 @@
 """What lightllm-otel costs: throughput, latency, start-up, memory; and what other ways to operator times would cost.
 
-    python benchmarks/overhead.py --source CHECKOUT --out benchmarks/results
-    python benchmarks/overhead.py --nothing --merge benchmarks/results/overhead.json FOLDER/overhead-*.json
+    python benchmarks/cost/overhead.py --source CHECKOUT --out benchmarks/results
+    python benchmarks/cost/overhead.py --nothing --merge benchmarks/results/overhead.json FOLDER/overhead-*.json
 
 Needs a GPU, lightllm-otel installed in this Python, LightLLM's packages and a checkout of the current LightLLM. Each
 part runs in processes of its own:
@@ -30,13 +30,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "deploy" / "demo")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-import outcome  # noqa: E402
-import served_overhead  # noqa: E402
-import workers  # noqa: E402
-from pairing import (  # noqa: E402
+import _paths  # noqa: F401 - puts the other folders on sys.path
+import outcome
+import served_overhead
+import workers
+from pairing import (
     Estimate,
     Sample,
     added,

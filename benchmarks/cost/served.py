@@ -1,6 +1,6 @@
 """Real servers of one LightLLM, stock and instrumented, all at once: cost, accuracy, answers, and whether figures are shifted.
 
-    python benchmarks/served.py --name main@87881ae7c --source CHECKOUT --out FOLDER
+    python benchmarks/cost/served.py --name main@87881ae7c --source CHECKOUT --out FOLDER
 
 Needs a GPU, lightllm-otel and LightLLM's packages in this Python, and a checkout of LightLLM. It starts the servers that the
 parts need, lets all stand still but the one that is measured, and writes results after each part:
@@ -31,18 +31,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "deploy" / "demo")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-import comparison  # noqa: E402
-import outcome  # noqa: E402
-import served_accuracy  # noqa: E402
-import served_answers  # noqa: E402
-import served_order  # noqa: E402
-import served_overhead  # noqa: E402
-from checkpoint import SHAPES, Shape, write  # noqa: E402
-from model_servers import Arm, Kind, ModelServer, only  # noqa: E402
-from workers import say  # noqa: E402
+import _paths  # noqa: F401 - puts the other folders on sys.path
+import comparison
+import outcome
+import served_accuracy
+import served_answers
+import served_order
+import served_overhead
+from checkpoint import SHAPES, Shape, write
+from model_servers import Arm, Kind, ModelServer, only
+from workers import say
 
 PARTS = ("overhead", "turns", "answers", "order", "accuracy", "starts")
 LIVE = "served"  # what rows of these servers are called in overhead.json

@@ -15,13 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from workers import DEMO, checkpoint_of, say
-
-sys.path.insert(0, str(DEMO))
-
 import fixed_batch
+import numpy as np
 from server import Server, ServerDied, free_port
+from workers import DEMO, checkpoint_of, say
 
 from lightllm_otel.export import discovery
 from lightllm_otel.ring.reader import RingReader

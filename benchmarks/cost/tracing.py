@@ -1,7 +1,7 @@
 """What traces cost and whether they are complete: 50 streaming requests at a time, of which 1, 10 or 100 % are traced.
 
-    python benchmarks/tracing.py [--part rounds] [--part links] [--rounds N] [--seconds N] [--cpu] [--out FOLDER]
-    python benchmarks/tracing.py --nothing --merge FILE FILE … --out FOLDER
+    python benchmarks/cost/tracing.py [--part rounds] [--part links] [--rounds N] [--seconds N] [--cpu] [--out FOLDER]
+    python benchmarks/cost/tracing.py --nothing --merge FILE FILE … --out FOLDER
 
 Two servers run beside each other, both with the plugin, one of them with traces; each round of requests goes to one of them.
 In every block each case has one round, in an order that changes from block to block, so a machine that drifts does not decide.
@@ -30,15 +30,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import fixed_batch
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+
+import _paths  # noqa: F401 - puts the other folders on sys.path
+import fixed_batch
 import outcome
-from workers import DEMO, HERE, checkpoint_of, say
-
-sys.path.insert(0, str(DEMO))
-
 from server import Server
+from workers import checkpoint_of, say
 
+STEP_LISTS = Path(__file__).with_name("step_lists")  # a sitecustomize for the model process
 Rows = list[dict[str, Any]]
 SHARES = (1, 10, 100)  # percent of the requests
 NONE = 0  # on the server that has traces
@@ -386,7 +388,7 @@ def check_links(arguments: argparse.Namespace, model: Path, work: Path, keep: Ca
     receiver, lists = Receiver(), work / "steps.jsonl"
     environ = {
         **receiver.environ, "LIGHTLLM_OTEL_SAMPLE_EVERY": "8", "STEP_LISTS": str(lists),
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(HERE / "step_lists"), os.environ.get("PYTHONPATH", "")))),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(STEP_LISTS), os.environ.get("PYTHONPATH", "")))),
     }  # fmt: skip
     with serving(arguments, model, work / "checked", environ) as server:
         load(server, 0, 100, (arguments.requests, arguments.input, arguments.output))

@@ -1,7 +1,7 @@
 """Hold the table of contracts against LightLLM's source, by AST alone: no import of it, no torch, no GPU.
 
-    LIGHTLLM_SRC=CHECKOUT python benchmarks/contract.py
-    LIGHTLLM_CLONE=CLONE python benchmarks/contract.py      # the tip of its main branch, or LIGHTLLM_REVISION
+    LIGHTLLM_SRC=CHECKOUT python benchmarks/hosts/contract.py
+    LIGHTLLM_CLONE=CLONE python benchmarks/hosts/contract.py      # the tip of its main branch, or LIGHTLLM_REVISION
 
 With neither, the LightLLM that is installed here. Prints which rows fit, what is lost, and what nothing covers. Exit status 1:
 LightLLM would break, or figures would be wrong; 2: there is nothing to look at.
@@ -9,6 +9,7 @@ LightLLM would break, or figures would be wrong; 2: there is nothing to look at.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import os
@@ -17,20 +18,22 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-from lightllm_source import origin, wrappers  # noqa: E402
-from lightllm_source.attribution import Attribution, Plugin  # noqa: E402
-from lightllm_source.forward import Roles  # noqa: E402
-from lightllm_source.rows import FITS, State, look_up, state_of  # noqa: E402
-from lightllm_source.rules import LOST, RULES, is_there  # noqa: E402
-from lightllm_source.scan import Scan  # noqa: E402
-from lightllm_source.tree import Tree  # noqa: E402
-from lightllm_source.wrappers import Wrapper, passed_by_name, refuses  # noqa: E402
+import _paths  # noqa: F401 - puts the other folders on sys.path
+from lightllm_source import origin, wrappers
+from lightllm_source.attribution import Attribution, Plugin
+from lightllm_source.forward import Roles
+from lightllm_source.rows import FITS, State, look_up, state_of
+from lightllm_source.rules import LOST, RULES, is_there
+from lightllm_source.scan import Scan
+from lightllm_source.tree import Tree
+from lightllm_source.wrappers import Wrapper, passed_by_name, refuses
 
-from lightllm_otel.patch import contracts, slots  # noqa: E402
-from lightllm_otel.patch.contracts import Field, Hook, Row, lost  # noqa: E402
-from lightllm_otel.vocabulary import Feature  # noqa: E402
+from lightllm_otel.patch import contracts, slots
+from lightllm_otel.patch.contracts import Field, Hook, Row, lost
+from lightllm_otel.vocabulary import Feature
 
 CLASS_MAKER = "grouped"  # keeps a class, and wraps nothing
 # What the plugin does beside the rows, and rules of absence rely on.
@@ -226,4 +229,5 @@ def report(verdict: Verdict, name: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Hold the table of contracts against every LightLLM since July 2025: ``python benchmarks/hosts.py CLONE``.
+"""Hold the table of contracts against every LightLLM since July 2025: ``python benchmarks/hosts/hosts.py CLONE``.
 
 Reads a clone of LightLLM's repository (a bare one will do) by AST alone: every commit of main since the first that the plugin
 was made for, the tags, the tips of branches, and PyPI's package where it is installed. Writes benchmarks/results/hosts.json.
@@ -13,18 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-import outcome  # noqa: E402
-from contract import Contract, Verdict, check  # noqa: E402
-from lightllm_source import origin  # noqa: E402
-from lightllm_source.origin import Clone, Commit  # noqa: E402
-from lightllm_source.rows import ABSENT, FITS, MISFIT  # noqa: E402
-from lightllm_source.rules import LOST, RULES  # noqa: E402
-from lightllm_source.tree import Tree  # noqa: E402
+import _paths  # noqa: F401 - puts the other folders on sys.path
+import outcome
+from contract import Contract, Verdict, check
+from lightllm_source import origin
+from lightllm_source.origin import Clone, Commit
+from lightllm_source.rows import ABSENT, FITS, MISFIT
+from lightllm_source.rules import LOST, RULES
+from lightllm_source.tree import Tree
 
-from lightllm_otel.patch.contracts import JULY_2025, MAIN, OLDEST, V1_1, V1_2  # noqa: E402
-from lightllm_otel.vocabulary import Feature  # noqa: E402
+from lightllm_otel.patch.contracts import JULY_2025, MAIN, OLDEST, V1_1, V1_2
+from lightllm_otel.vocabulary import Feature
 
 TAGS = ("v1.0.0", "v1.0.1", V1_1, V1_2)
 BRANCHES = (

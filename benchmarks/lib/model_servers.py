@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-INSIDE = HERE / "inside"
-sys.path[:0] = [str(INSIDE), str(HERE.parent / "deploy" / "demo")]
+import _paths
+
+INSIDE = Path(__file__).resolve().parent / "inside"
+sys.path[:0] = [str(INSIDE), str(_paths.DEMO)]
 
 from inside_model.arms import LAG, Arm  # noqa: E402
 from inside_model.markers import ENTER, FIRST_AT, FORWARD, LEAVE, SAMPLING_AT  # noqa: E402

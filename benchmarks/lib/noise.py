@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import _paths
 import numpy as np
 
 from lightllm_otel.export.recording import read_recording
 from lightllm_otel.ring import layout
 from lightllm_otel.vocabulary import COLLECTIVES, Phase
 
-RECORDINGS = Path(__file__).resolve().parents[1] / "lightllm_otel" / "recordings"
+RECORDINGS = _paths.ROOT / "lightllm_otel" / "recordings"
 TWO_RANKS, LONG = "h200-llama-tp2", "h200-llama-7b-tp1"
 _CODES = [operator.code for operator in COLLECTIVES]
 _LAGS = (1, 20)

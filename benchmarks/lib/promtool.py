@@ -8,10 +8,11 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+import _paths
 import numpy as np
 from days import Days
 
-RULES = Path(__file__).resolve().parents[1] / "grafana" / "rules"
+RULES = _paths.ROOT / "grafana" / "rules"
 FILES = ("recording.yml", "alerts.yml")
 GROUPS = (
     "lightllm-rates",

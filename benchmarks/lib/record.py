@@ -1,6 +1,6 @@
 """Make the recordings that come with the package: real servers, real GPU, small.
 
-    python benchmarks/record.py --source CHECKOUT --out lightllm_otel/recordings
+    python benchmarks/lib/record.py --source CHECKOUT --out lightllm_otel/recordings
 
 ``h200-llama-7b-tp1``: the current LightLLM without CUDA graphs, so that every operator of both phases is in it.
 ``h200-llama-tp2``: two ranks with real NCCL all_reduce on one GPU, joined through loopback; the link is slow, and
@@ -18,12 +18,10 @@ import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "deploy" / "demo")]
-
-import checkpoint  # noqa: E402
-import fixed_batch  # noqa: E402
-from server import Server, free_port  # noqa: E402
+import _paths
+import checkpoint
+import fixed_batch
+from server import Server, free_port
 
 FLAGS = ["--max_total_token_num", "40000", "--mem_fraction", "0.3"]
 
@@ -77,7 +75,7 @@ def tensor_parallel_2(model: Path, work: Path, source: Path, out: Path) -> None:
         flags = [*FLAGS, "--disable_cudagraph", "--nnodes", "2", "--node_rank", str(rank), "--nccl_host", "127.0.0.1",
                  "--nccl_port", str(port)]  # fmt: skip
         servers.append(Server(model, "new", cpu=False, tp=2, source=source, env={**shared, "NCCL_HOSTID": f"node{rank}"},
-                              arguments=flags, script=HERE.parent / "deploy" / "demo" / "node.py",
+                              arguments=flags, script=_paths.DEMO / "node.py",
                               log=work / f"node{rank}.log", start_timeout=300))  # fmt: skip
     with contextlib.ExitStack() as stack:
         for server in servers:
@@ -92,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", type=Path, required=True, help="a checkout of the current LightLLM")
     parser.add_argument("--work", type=Path, default=Path("/tmp/record"))
-    parser.add_argument("--out", type=Path, default=HERE.parent / "lightllm_otel" / "recordings")
+    parser.add_argument("--out", type=Path, default=_paths.ROOT / "lightllm_otel" / "recordings")
     parser.add_argument("--model", type=Path, help="a 7B checkpoint that is there already")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwind: a server left behind keeps its GPU memory

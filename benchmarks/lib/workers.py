@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-DEMO = HERE.parent / "deploy" / "demo"
+from _paths import DEMO
+
 MAX_LENGTH = 4096  # what LightLLM's graphs are captured for
 CPU_MAX_LENGTH = 400
 BEGAN = time.perf_counter()
@@ -63,6 +63,28 @@ def run(command: Sequence[str], cpu: bool, limit: float, first: Sequence[Path] =
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     return f"ended with status {status}" if status else ""
+
+
+def wait_for(processes: Sequence[subprocess.Popen[bytes]], limit: float) -> str:
+    """A sentence when they did not all come to a good end. When one has died, the others wait for it in vain."""
+    deadline = time.monotonic() + limit
+    while any(process.poll() is None for process in processes):
+        bad = [rank for rank, process in enumerate(processes) if process.poll()]
+        if bad:
+            return f"rank {bad[0]} ended with status {processes[bad[0]].returncode}"
+        if time.monotonic() > deadline:
+            return f"not done after {limit:.0f} s"
+        time.sleep(0.2)
+    bad = [rank for rank, process in enumerate(processes) if process.returncode]
+    return f"rank {bad[0]} ended with status {processes[bad[0]].returncode}" if bad else ""
+
+
+def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Each of its own session, with all that it has started."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def checkpoint_of(work: Path, shape: str, cpu: bool) -> Path:

@@ -1,23 +1,25 @@
 """How often intervals of five runs against five hold the truth: Welch's t on the runs' means, and bootstraps.
 
-    python benchmarks/intervals.py
+    python benchmarks/statistics/intervals.py --out benchmarks/results
 
 Simulated runs, no GPU: each has a mean of its own around the same truth, and steps around that mean.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-import outcome  # noqa: E402
+import _paths  # noqa: F401 - puts the other folders on sys.path
+import outcome
 
-from lightllm_otel.analyze.student import welch  # noqa: E402
+from lightllm_otel.analyze.student import welch
 
 RUNS, STEPS, TRIALS, DRAWS = 5, 64, 2000, 400
 RUN_NOISE, STEP_NOISE = 0.01, 0.03
@@ -42,6 +44,9 @@ def bootstrap(one: np.ndarray, two: np.ndarray, generator: np.random.Generator) 
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--out", type=Path, default=outcome.RESULTS, help="the folder for intervals.json")
+    arguments = parser.parse_args()
     generator = np.random.default_rng(0)
     wrong = {"Welch, runs": 0, "bootstrap, runs then steps": 0, "Welch, steps": 0}
     for _ in range(TRIALS):
@@ -55,7 +60,7 @@ def main() -> None:
     summary = {name: {"called_different_percent": round(100 * count / TRIALS, 2)} for name, count in wrong.items()}
     rows = [{"name": name, "called_different": count, "trials": TRIALS, "runs": RUNS, "steps": STEPS,
              "run_noise": RUN_NOISE, "step_noise": STEP_NOISE} for name, count in wrong.items()]  # fmt: skip
-    outcome.write("intervals", summary, rows)
+    outcome.write("intervals", summary, rows, arguments.out)
     for name, count in wrong.items():
         print(f"{name:<28} {100 * count / TRIALS:5.1f} % of equal runs called different; stated: 5 %")
 

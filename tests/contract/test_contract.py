@@ -239,7 +239,7 @@ def test_make_contract_needs_neither_torch_nor_an_import_of_lightllm(tmp_path):
     write(tmp_path, made_up.version(JULY_2025, PLUGIN.rows))
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['lightllm'] = None\n"
-        f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
+        f"sys.path.insert(0, {str(ROOT / 'benchmarks' / 'hosts')!r})\n"
         "import contract; sys.exit(contract.main())"
     )
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "LIGHTLLM_SRC": str(tmp_path)},

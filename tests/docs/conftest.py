@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / name) for name in ("tests", "tests/docs", "docs", "benchmarks", "grafana/rules")]
+sys.path[:0] = [str(ROOT / name) for name in ("tests", "tests/docs", "docs", "benchmarks/lib", "grafana/rules")]
 
 from promtools import tools  # noqa: E402
 

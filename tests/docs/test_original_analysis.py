@@ -48,8 +48,8 @@ def test_what_the_text_says_of_the_tables_holds(generator):
 def test_what_was_not_measured_says_so(generator, tmp_path):
     text = generator.fill(generator.PAGE.read_text(), tmp_path)
     assert "What is not here yet: our own measurements." in text
-    assert text.count("Not measured yet: `benchmarks/links.py`.") == 1
-    assert text.count("Not measured yet: `benchmarks/scaling.py`.") == 1
+    assert text.count("Not measured yet: `benchmarks/collectives/links.py`.") == 1
+    assert text.count("Not measured yet: `benchmarks/collectives/scaling.py`.") == 1
     names = re.findall(r"<!-- measured: (\w+) -->", text)
     assert sorted(names) == sorted(generator.MEASURED)
 

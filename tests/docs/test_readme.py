@@ -15,7 +15,7 @@ from reading import CODE, ROOT, amount, anchors, headings, links, markdown
 READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
 PAGES = [ROOT / "docs" / f"{name}.md" for name in ("metrics", "measured", "settings", "versions")]
 RULES = ROOT / "grafana" / "rules" / "alerts.yml"
-RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+RESULTS = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
 OUTER_FORM = {"benchmark", "date", "gpu", "software", "commit", "command", "summary", "rows"}
 WORDS = {"en": 1800, "zh": 3400}  # of Chinese: characters, and words in Latin letters
 COST = re.compile(r"^## (?:Cost and accuracy|开销与精度)\n(.*?)(?=^## )", re.DOTALL | re.MULTILINE)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks"), str(ROOT / "grafana" / "rules")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks" / "lib"), str(ROOT / "grafana" / "rules")]
 
 from promtools import tools  # noqa: E402
 

@@ -14,7 +14,7 @@ import attribution_tables as tables
 import pytest
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
+sys.path.insert(0, str(HERE.parents[1] / "benchmarks" / "hosts"))
 from lightllm_source import origin  # noqa: E402
 from lightllm_source.attribution import Plugin  # noqa: E402
 from lightllm_source.forward import models  # noqa: E402

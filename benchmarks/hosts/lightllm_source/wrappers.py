@@ -10,7 +10,7 @@ from typing import NamedTuple, Optional
 from lightllm_source.syntax import FUNCTIONS, Node, Parameters, dotted, parse
 from lightllm_source.tree import Tree
 
-PATCH = Path(__file__).resolve().parents[2] / "lightllm_otel" / "patch"
+PATCH = Path(__file__).resolve().parents[3] / "lightllm_otel" / "patch"
 # A maker that asks for the host's signature before it chooses a wrapper uses a wrapper for its own signature alone.
 _ASKS = ("signature", "parameters", "names")
 _CALLERS = ("lightllm/common/basemodel/", "lightllm/server/router/model_infer/", "lightllm/server/httpserver/")
