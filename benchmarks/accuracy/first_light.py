@@ -1,6 +1,6 @@
 """Every operator's GPU time in both LightLLM versions, beside what a Python timer says, and the same tokens with and without.
 
-    python benchmarks/accuracy/first_light.py --old --new --source CHECKOUT --out benchmarks/results
+    python benchmarks/accuracy/first_light.py --source CHECKOUT --out benchmarks/results
 
 Needs a GPU, lightllm-otel installed in this Python, LightLLM's packages, and for NEW a checkout.
 """

@@ -2,13 +2,15 @@
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from collections import Counter
 
 import pytest
-from _paths import BENCHMARKS, QUESTIONS
+from _paths import BENCHMARKS, QUESTIONS, RESULTS, ROOT
 
+README = BENCHMARKS / "README.md"
 FOLDERS = (*QUESTIONS, "lib")
 MODULES = sorted(path for folder in FOLDERS for path in (BENCHMARKS / folder).glob("*.py"))
 SCRIPTS = [path for path in MODULES if '__name__ == "__main__"' in path.read_text()]
@@ -42,6 +44,29 @@ def imported(path):
 def test_every_folder_is_a_question_or_lib_or_results():
     there = {path.name for path in BENCHMARKS.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert there == {*FOLDERS, "results"}
+
+
+def test_the_table_has_every_script_and_every_result():
+    """Each as ``benchmarks/FOLDER/SCRIPT.py`` in a command, or as a link to a file of results."""
+    table = "\n".join(line for line in README.read_text().splitlines() if line.startswith("|"))
+    results = {name_of(path) for path in RESULTS.rglob("*.json")}
+    assert {name_of(path) for path in SCRIPTS} - set(re.findall(r"benchmarks/(\w+/\w+\.py)", table)) == set()
+    assert set(re.findall(r"\]\((results/[\w/.-]+\.json)\)", table)) == results
+
+
+def test_every_path_in_the_readme_exists():
+    text = README.read_text()
+    named = [ROOT / path for path in re.findall(r"benchmarks/[\w./-]*\w", text)]
+    linked = [BENCHMARKS / path for path in re.findall(r"\]\(([^)#]+)", text)]
+    assert [path for path in (*named, *linked) if not path.exists()] == []
+
+
+def test_every_command_of_the_readme_has_options_that_its_script_knows():
+    for script, words in re.findall(r"python benchmarks/(\w+/\w+\.py)([^`|]*)`", README.read_text()):
+        source = (BENCHMARKS / script).read_text() + "".join(
+            path.read_text() for path in MODULES if path.stem == "variants"
+        )
+        assert [word for word in re.findall(r"--[\w-]+", words) if f'"{word}"' not in source] == [], script
 
 
 def test_module_names_are_unique_and_not_those_of_the_standard_library():
