@@ -51,6 +51,16 @@ def rows(name, **wanted):
     return [row for row in content(name)["rows"] if all(row.get(key) == value for key, value in wanted.items())]
 
 
+def column(page, block, title):
+    """Return a column of numbers in a table that a script has made on a page: ``{first cell of the row: number}``."""
+    text = (ROOT / page).read_text()
+    table = re.search(rf"<!-- \w+: {block} -->\n(.*?)<!-- end -->", text, re.DOTALL)[1]
+    head, _, *lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"
+    ]
+    return {line[0]: float(re.match(NUMBER, line[head.index(title)])[0]) for line in lines}
+
+
 def prose(text):
     """Return a text of the same length, in which everything that is no prose is blank."""
     for pattern in _HIDDEN:
