@@ -38,7 +38,6 @@ REASONS = {
         ],
         "docs/analysis.md": [
             "interval: 95 %",
-            "[--fail-if all_reduce:decode:+5%]",
             "above +5 % (`-5%`: below −5 %)",
             "by more than 1 %",
             "batch 20, 1024 tokens in, 1024 out",
