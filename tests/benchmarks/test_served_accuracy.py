@@ -10,10 +10,11 @@ import comparison
 import numpy as np
 import pytest
 import served_accuracy
+import traced_steps
 from kernels import MARKER, Kernel, Mismatch, launches_in
 from passes import GAP, PLAIN, PREFILL, TWIN
-from served_accuracy import Traced
 from streams import Stream
+from traced_steps import Traced
 
 from lightllm_otel.export.recording import RecordingWriter
 from lightllm_otel.ring import layout
@@ -118,42 +119,42 @@ def intervals_of(entries, error=0.0, slower=0):
 
 class TestTrace:
     def test_a_step_is_what_lies_on_the_models_stream_behind_its_marker(self):
-        steps = served_accuracy.steps_behind_markers(trace_of([STEP, STEP]))
+        steps = traced_steps.steps_behind_markers(trace_of([STEP, STEP]))
         assert [[kernel.name for kernel in step[1:]] for step in steps] == [[name for name, _, _ in STEP]] * 2
 
     def test_stamps_on_a_branch_of_the_graph_stay_in_their_step(self):
         kernels = trace_of([STEP])
         kernels.append(Kernel("lightllm_otel_stamp", 60_000, 60_500, 0, BRANCH))
-        (step,) = served_accuracy.steps_behind_markers(sorted(kernels, key=lambda kernel: kernel.start))
+        (step,) = traced_steps.steps_behind_markers(sorted(kernels, key=lambda kernel: kernel.start))
         assert "lightllm_otel_stamp" in [kernel.name for kernel in step]
 
     def test_a_trace_without_markers_or_on_the_default_stream_is_refused(self):
         with pytest.raises(Mismatch, match="1 markers"):
-            served_accuracy.steps_behind_markers(trace_of([]))
+            traced_steps.steps_behind_markers(trace_of([]))
         with pytest.raises(Mismatch, match="default stream"):
-            served_accuracy.steps_behind_markers([Kernel(MARKER, 0, 1, 0, 7), Kernel(MARKER, 5, 6, 0, 7)])
+            traced_steps.steps_behind_markers([Kernel(MARKER, 0, 1, 0, 7), Kernel(MARKER, 5, 6, 0, 7)])
 
     def test_methods_say_which_kernel_is_which_operator_and_names_say_what_is_a_residual(self):
         kernels, calls = marked(STEP)
-        assert served_accuracy.owned_steps(trace_of([kernels] * 2), calls * 2) == [owned(STEP)] * 2
+        assert traced_steps.owned_steps(trace_of([kernels] * 2), calls * 2) == [owned(STEP)] * 2
 
     def test_what_no_method_launches_is_other_and_never_its_neighbours(self):
         entries = [*MODEL[:5], ("mystery", 4, "other"), *MODEL[5:]]
         kernels, calls = marked(entries)
-        (found,) = served_accuracy.owned_steps(trace_of([kernels]), calls)
+        (found,) = traced_steps.owned_steps(trace_of([kernels]), calls)
         assert found == owned(entries)
         assert ("mystery", "other") in found
 
     def test_nested_methods_belong_to_the_outer_one(self):
         calls = [("forward", ""), ("enter", "kv_write"), ("enter", "ffn"), ("leave", "ffn"), ("leave", "kv_write")]
         kernels = [(MARKER, 1, ""), ("a", 1, ""), (MARKER, 1, ""), ("b", 1, ""), (MARKER, 1, ""), (MARKER, 1, "")]
-        (found,) = served_accuracy.owned_steps(trace_of([kernels]), calls)
+        (found,) = traced_steps.owned_steps(trace_of([kernels]), calls)
         assert found == [("a", "kv_write"), ("b", "kv_write")]
 
     def test_a_lost_marker_is_noticed(self):
         kernels, calls = marked(STEP)
         with pytest.raises(Mismatch, match="markers of"):
-            served_accuracy.owned_steps(trace_of([kernels]), calls[:-1])
+            traced_steps.owned_steps(trace_of([kernels]), calls[:-1])
 
 
 class TestOwners:
@@ -165,17 +166,17 @@ class TestOwners:
             "copy_input",
             *[name for name, _, _ in [*MODEL, *TAIL[:3]]],
         ]
-        found = served_accuracy.carried_over(owned(STEP), names)
+        found = traced_steps.carried_over(owned(STEP), names)
         assert found == [GAP] * 4 + [operator for _, _, operator in [*MODEL, *TAIL[:3]]]
 
     def test_another_kernel_within_an_operator_is_that_operators(self):
         names = ["flash_v2" if name == "flash" else name for name, _, _ in STEP if "DtoH" not in name]
-        assert served_accuracy.carried_over(owned(STEP), names) == [operator for _, operator in owned(STEP)]
+        assert traced_steps.carried_over(owned(STEP), names) == [operator for _, operator in owned(STEP)]
 
     def test_a_kernel_between_two_operators_is_not_guessed(self):
         names = [name for name, _ in owned(STEP)]
         at = names.index("copy_kv")
-        found = served_accuracy.carried_over(owned(STEP), [*names[:at], "mystery", *names[at:]])
+        found = traced_steps.carried_over(owned(STEP), [*names[:at], "mystery", *names[at:]])
         assert found[at] == "ambiguous"
         assert [*found[:at], *found[at + 1 :]] == [operator for _, operator in owned(STEP)]
 
@@ -183,7 +184,7 @@ class TestOwners:
 class TestSeen:
     def test_operators_and_parts_are_the_whole_step(self):
         step = line(STEP)
-        found = served_accuracy.seen_of(traced(step), owned(STEP))
+        found = traced_steps.seen_of(traced(step), owned(STEP))
         assert found.seconds == pytest.approx((step[-1].end - step[0].end) * 1e-9)
         assert found.operators["attention"].seconds == pytest.approx(LAYERS * 60.5e-6)
         assert found.parts["residual"] == pytest.approx(2 * LAYERS * 2.5e-6)
@@ -199,7 +200,7 @@ class TestSeen:
 
     def test_unclaimed_work_inside_the_model_is_other_as_well(self):
         entries = [*STEP[:7], ("mystery", 4, "other"), *STEP[7:]]
-        found = served_accuracy.seen_of(traced(line(entries)), owned(entries))
+        found = traced_steps.seen_of(traced(line(entries)), owned(entries))
         assert found.parts["other"] == pytest.approx(13e-6 + 4.5e-6)
         assert found.operators["other"].seconds == pytest.approx(4.5e-6)
 
@@ -209,10 +210,10 @@ class TestSeen:
         step = line(STEP)
         late = [40_000 * (at >= first) + 30_000 * (at >= sampling) for at in range(len(step))]
         step = [dataclasses.replace(each, start=each.start + by, end=each.end + by) for each, by in zip(step, late)]
-        unknown = served_accuracy.seen_of(traced(step), owned(STEP))
+        unknown = traced_steps.seen_of(traced(step), owned(STEP))
         assert unknown.parts["gap"] == pytest.approx(72e-6)
         entries = step[first].start - 10_000, step[sampling].start - 25_000
-        found = served_accuracy.seen_of(traced(step, *entries), owned(STEP))
+        found = traced_steps.seen_of(traced(step, *entries), owned(STEP))
         assert found.parts["gap"] == pytest.approx(72e-6 - 35e-6)
         assert found.operators["embedding"].seconds == pytest.approx(20e-6)
         assert found.operators["embedding"].busy == pytest.approx(10e-6)
@@ -221,24 +222,24 @@ class TestSeen:
 
     def test_an_operator_that_was_entered_before_the_gpu_came_to_it_begins_behind_the_work_before(self):
         step = line(STEP)
-        found = served_accuracy.seen_of(traced(step, step[0].start - 1, step[0].start), owned(STEP))
+        found = traced_steps.seen_of(traced(step, step[0].start - 1, step[0].start), owned(STEP))
         assert found.parts["gap"] == 0.0
         assert found.operators["embedding"].seconds == pytest.approx((step[len(HEAD) + 1].end - step[0].end) * 1e-9)
         assert found.parts["sampling"] == pytest.approx(31e-6)
 
     def test_between_kernels_that_were_launched_in_time_the_gpu_works(self):
         step = line(STEP)
-        found = served_accuracy.seen_of(Traced(step), owned(STEP))
+        found = traced_steps.seen_of(Traced(step), owned(STEP))
         assert found.parts["gap"] == 0.0
         assert found.parts["other"] == pytest.approx(5e-6 + 8e-6 + 4 * 0.5e-6)
-        late = served_accuracy.seen_of(Traced(step, late=frozenset(step[2:3])), owned(STEP))
+        late = traced_steps.seen_of(Traced(step, late=frozenset(step[2:3])), owned(STEP))
         assert late.parts["gap"] == pytest.approx(0.5e-6)
         assert late.parts["other"] == pytest.approx(found.parts["other"] - 0.5e-6)
 
     def test_a_kernel_is_late_when_its_launch_returned_behind_the_end_of_all_before(self):
         kernels = [Kernel("a", 0, 10, 1), Kernel("b", 2, 6, 2), Kernel("c", 12, 13, 3), Kernel("d", 20, 21, 4)]
-        assert served_accuracy.late_of(kernels, {1: 0, 2: 1, 3: 8, 4: 15}) == {kernels[3]}
-        assert served_accuracy.late_of(kernels, {1: 0, 2: 1, 3: 11, 4: 15}) == {kernels[2], kernels[3]}
+        assert traced_steps.late_of(kernels, {1: 0, 2: 1, 3: 8, 4: 15}) == {kernels[3]}
+        assert traced_steps.late_of(kernels, {1: 0, 2: 1, 3: 11, 4: 15}) == {kernels[2], kernels[3]}
 
     def test_entries_are_told_by_the_launch_of_the_marker(self):
         trace = {"traceEvents": [
@@ -247,16 +248,16 @@ class TestSeen:
         ]}  # fmt: skip
         launches = launches_in(trace)
         noted = {"at": 5_000_000, "first_operator_at": 5_020_000, "sampling_at": 5_300_000}
-        found = served_accuracy.entries_of(noted, Kernel(MARKER, 0, 1, 7), launches)
+        found = traced_steps.entries_of(noted, Kernel(MARKER, 0, 1, 7), launches)
         assert found == (105_500 + 20_000, 105_500 + 300_000)
-        assert served_accuracy.entries_of({"at": 1}, Kernel(MARKER, 0, 1, 7), launches) == (None, None)
+        assert traced_steps.entries_of({"at": 1}, Kernel(MARKER, 0, 1, 7), launches) == (None, None)
         with pytest.raises(Mismatch, match="launch of a step's marker"):
-            served_accuracy.entries_of(noted, Kernel(MARKER, 0, 1, 8), launches)
+            traced_steps.entries_of(noted, Kernel(MARKER, 0, 1, 8), launches)
 
     def test_kernels_at_the_same_time_are_busy_once(self):
         kernels = [Kernel("a", 0, 10), Kernel("b", 5, 8), Kernel("c", 6, 14), Kernel("d", 20, 21)]
-        assert served_accuracy.busy_seconds(kernels) == pytest.approx(15e-9)
-        assert served_accuracy.busy_seconds(kernels, 12, 20.5) == pytest.approx(2.5e-9)
+        assert traced_steps.busy_seconds(kernels) == pytest.approx(15e-9)
+        assert traced_steps.busy_seconds(kernels, 12, 20.5) == pytest.approx(2.5e-9)
 
     def test_an_instrumented_step_lies_beside_the_own_steps_around_it(self):
         labels = [PLAIN] * 8 + [TWIN, PLAIN, TWIN, TWIN, PLAIN, TWIN]
