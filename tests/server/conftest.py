@@ -142,7 +142,7 @@ class Observed:
 
         def quiet() -> bool:
             last.append(self.metrics())
-            time.sleep(max(0.3, 3 * last[-1].step_seconds()))
+            time.sleep(max(0.3, 1.5 * last[-1].step_seconds()))
             return last[-1].operators() == self.metrics().operators() and bool(arrived(last[-1]))
 
         wait_until(quiet, 20, "metrics that are complete and at rest")
