@@ -1,4 +1,4 @@
-"""What timestamp kernels change in a CUDA graph: matrix products in two kernels, of which the second is a programmatic dependent.
+"""Matrix products in two kernels, of which the second is a programmatic dependent, with timestamp kernels in their CUDA graph.
 
     python benchmarks/accuracy/programmatic.py --out benchmarks/results
 

@@ -1,4 +1,4 @@
-"""What CUPTI saw of a server's steps: which kernel is whose, and time per operator and part. Pure functions."""
+"""Steps of a server as CUPTI saw them: which kernel is whose, and time per operator and part. Pure functions."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def carried_over(expected: Owned, names: Sequence[str]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What CUPTI saw of one step: time by operator, by part, and the whole from the end of its marker."""
+    """One step as CUPTI saw it: time by operator, by part, and the whole from the end of its marker."""
 
     operators: Times
     parts: dict[str, float]

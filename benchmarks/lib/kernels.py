@@ -1,4 +1,4 @@
-"""What CUPTI saw, in a trace of torch.profiler: kernels, and from kernels to seconds per operator. Pure functions."""
+"""Traces of torch.profiler, which CUPTI made: kernels, and from kernels to seconds per operator. Pure functions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GAP = "gap"
 
 
 class Mismatch(ValueError):
-    """What was seen is not what was supposed: nothing can be compared."""
+    """Nothing can be compared: something else was seen than was supposed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ def between_stamps(step: Sequence[Kernel]) -> list[list[Kernel]]:
 
 
 def stamp_to_stamp(step: Sequence[Kernel], operators: Sequence[str]) -> Times:
-    """What CUPTI makes of the very intervals that the plugin times: from the end of a stamp to the end of the next."""
+    """Return the very intervals that the plugin times, as CUPTI saw them: from the end of a stamp to the end of the next."""
     ends = [kernel.end for kernel in step if STAMP in kernel.name]
     _check_intervals(max(len(ends) - 1, 0), operators)
     times: Times = {}
@@ -130,7 +130,7 @@ def kernels_of_twin(step: Sequence[Kernel], operators: Sequence[str]) -> list[tu
 
 
 def kernels_of_twins(steps: Sequence[Sequence[Kernel]], operators: Sequence[str]) -> list[tuple[str, str]]:
-    """What most replays of a twin agree on: a stamp can come late once in a while, after the next kernel's end."""
+    """Return what most replays of a twin agree on: a stamp can come late once in a while, after the next kernel's end."""
     seen = Counter(tuple(kernels_of_twin(step, operators)) for step in steps)
     agreed, times = seen.most_common(1)[0]
     if 2 * times <= len(steps):

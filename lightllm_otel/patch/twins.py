@@ -347,12 +347,12 @@ class Twins:
         """Once, on the first and largest graph; every rank replays it as often, because its collectives are in it."""
         if self.by_size:
             return
-        twin, tail, alone, harvest = captured.twin, 0.0, 0.0, self._timer.harvest
+        twin, tail, alone, harvest = captured.twin, 0.0, math.nan, self._timer.harvest
         stamps, edges = len(twin.codes), 0 if twin.chained else sum(twin.programmatic)
         with self._guard(Stage.PATCH):  # no replay of the host's graph is in here
             assert self.stamps is not None
             tail = tail_of_twin(self.stamps, self._graphs, stamps, output, captured.delivered)
-            alone = cost_on_branches(self.stamps, self._graphs, output) if edges else 0.0
+            alone = cost_on_branches(self.stamps, self._graphs, output) if edges else math.nan
         pairs = [(self._seconds(captured.plain), self._seconds(captured)) for _ in range(PAIRS)]
         with self._guard(Stage.PATCH):
             saving = saving_of_edges(np.array(pairs), stamps, tail, alone, edges) if edges else None

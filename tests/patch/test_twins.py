@@ -116,6 +116,28 @@ def test_kernels_that_start_sooner_behind_programmatic_dependencies_are_no_short
     assert costs[names.index("ffn")] == 2**-20 - saving
 
 
+def test_where_the_cost_on_branches_cannot_be_measured_nothing_is_given_back(serve, monkeypatch):
+    import fakes
+
+    def fails(*args):
+        raise MemoryError("CUDA out of memory")
+
+    counts = iter(range(10**6))
+    seconds = fakes.FakeGraphs.seconds
+
+    def slower_plain(graphs, graph):
+        plain = isinstance(graph, twins.Once) and not isinstance(graph._graph, twins.Captured)
+        return seconds(graphs, graph) + plain * 2**-16
+
+    monkeypatch.setattr(fakes.FakeGraphs, "seconds", slower_plain)
+    monkeypatch.setattr(twins, "cost_on_branches", fails)
+    monkeypatch.setattr(fakes.FakeGraphs, "programmatic_edges", lambda graphs: next(counts))
+    _, session, rpc = serve(kvargs="graphs", strict=False)
+    assert session.twins.state == "armed"
+    assert session._timer.harvest.stamp_calibration.edge_saving == 0.0
+    assert ask(rpc) == right()
+
+
 def operators_of(session, captured):
     return [session._timer.marks.name(code) for code in captured.twin.codes]
 

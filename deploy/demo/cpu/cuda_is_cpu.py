@@ -101,7 +101,7 @@ def _enter_mode_in_every_thread() -> None:
 
 
 def _pretend_tensors(torch: Any) -> None:
-    """What a GPU would copy is copied: LightLLM writes into a tensor on the host while the GPU works with its copy."""
+    """Copy where a GPU would copy: LightLLM writes into a tensor on the host while the GPU works with its copy."""
     torch.Tensor.cuda = torch.Tensor.cpu = torch.Tensor.pin_memory = lambda self, *args, **kwargs: self.clone()
 
     class Generator(torch._C.Generator):  # type: ignore[misc]
@@ -114,7 +114,7 @@ def _pretend_tensors(torch: Any) -> None:
 
 
 class _Properties:
-    """What LightLLM asks a GPU for when it sizes its kernels and its cache."""
+    """Properties that LightLLM asks a GPU for when it sizes its kernels and its cache."""
 
     name = "CPU"
     major, minor = 9, 0

@@ -47,7 +47,7 @@ def record(again: Callable[[], Any], name: str) -> None:
 
 @contextlib.contextmanager
 def _recorded() -> Iterator[None]:
-    """What is launched in this block is part of one record."""
+    """Make all that is launched in this block part of one record."""
     before, _capture.inside = _capture.inside, True
     try:
         yield
