@@ -347,15 +347,15 @@ class Twins:
         """Once, on the first and largest graph; every rank replays it as often, because its collectives are in it."""
         if self.by_size:
             return
-        twin, tail, alone, harvest = captured.twin, 0.0, math.nan, self._timer.harvest
+        twin, tail, alone, harvest = captured.twin, 0.0, None, self._timer.harvest
         stamps, edges = len(twin.codes), 0 if twin.chained else sum(twin.programmatic)
         with self._guard(Stage.PATCH):  # no replay of the host's graph is in here
             assert self.stamps is not None
             tail = tail_of_twin(self.stamps, self._graphs, stamps, output, captured.delivered)
-            alone = cost_on_branches(self.stamps, self._graphs, output) if edges else math.nan
+            alone = cost_on_branches(self.stamps, self._graphs, output) if edges else None
         pairs = [(self._seconds(captured.plain), self._seconds(captured)) for _ in range(PAIRS)]
         with self._guard(Stage.PATCH):
-            saving = saving_of_edges(np.array(pairs), stamps, tail, alone, edges) if edges else None
+            saving = None if alone is None else saving_of_edges(np.array(pairs), stamps, tail, alone, edges)
             cost = cost_of_stamps(np.array(pairs), stamps, tail) if saving is None else alone
             harvest.stamp_calibration = harvest.stamp_calibration.learned(cost, twin.chained, saving or 0.0)
 
@@ -475,6 +475,7 @@ class Twins:
             "seconds": round(self.seconds, 3), "host_sizes": self._host_sizes,
             "stamps": f"{self.stamps.source}, {self.stamps.detail}{where}" if self.stamps is not None else "",
             "programmatic": max((sum(each.twin.programmatic) for each in self.by_size.values()), default=0),
+            "boundary_cost": self._timer.harvest.stamp_calibration.boundary_cost,
             "edge_saving": self._timer.harvest.stamp_calibration.edge_saving,
         }  # fmt: skip
 

@@ -192,6 +192,15 @@ def test_a_stamp_on_a_branch_is_timed_between_kernels_without_dependencies():
     assert stamps.joined == 2  # a capture that ends with a loose branch fails
 
 
+def test_a_stamp_on_a_branch_has_no_known_cost_while_another_process_uses_the_gpu(monkeypatch):
+    gpu = Gpu()
+    stamps, graphs = fakes.FakeStamps(gpu, cost=2**-20), fakes.FakeGraphs(gpu)
+    undisturbed = graphs.seconds
+    slow = iter(np.tile([0.0, 0.0, 0.0, 20e-6], PAIRS))
+    monkeypatch.setattr(graphs, "seconds", lambda graph: undisturbed(graph) + next(slow))
+    assert cost_on_branches(stamps, graphs, Tensor(4, 8)) is None
+
+
 def test_nothing_is_subtracted_where_the_gpu_waited_for_the_host():
     now = [0.0]
     step, harvest = sampled_step(fakes.ManualClock(now), now, [8.0, 4.0], [True, False])
