@@ -344,8 +344,12 @@ class Twins:
         return False
 
     def _learn_cost(self, captured: Captured, output: Any) -> None:
-        """Once, on the first and largest graph; every rank replays it as often, because its collectives are in it."""
-        if self.by_size:
+        """Learn from the largest graph, and what programmatic dependencies save from the smallest, which has most of them.
+
+        cuBLAS splits products of few rows. Every rank replays both graphs as often, because its collectives are in them.
+        """
+        first = not self.by_size
+        if not first and (captured.twin.chained or captured.twin.batch != min(self._planned)):
             return
         twin, tail, alone, harvest = captured.twin, 0.0, None, self._timer.harvest
         stamps, edges = len(twin.codes), 0 if twin.chained else sum(twin.programmatic)
@@ -357,7 +361,8 @@ class Twins:
         with self._guard(Stage.PATCH):
             saving = None if alone is None else saving_of_edges(np.array(pairs), stamps, tail, alone, edges)
             cost = cost_of_stamps(np.array(pairs), stamps, tail) if saving is None else alone
-            harvest.stamp_calibration = harvest.stamp_calibration.learned(cost, twin.chained, saving or 0.0)
+            if first or saving is not None:
+                harvest.stamp_calibration = harvest.stamp_calibration.learned(cost, twin.chained, saving or 0.0)
 
     def _seconds(self, graph: Any) -> float:
         """Of one replay, which there is in any case; NaN where it could not be timed."""

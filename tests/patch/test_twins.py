@@ -116,6 +116,47 @@ def test_kernels_that_start_sooner_behind_programmatic_dependencies_are_no_short
     assert costs[names.index("ffn")] == 2**-20 - saving
 
 
+def test_dependencies_that_only_the_smallest_graph_has_are_learned_from_it(serve, monkeypatch):
+    """cuBLAS splits products of few rows: the largest graph, from which costs are learned, may have no dependency."""
+    import fakes
+
+    saving, counted, batches = 2**-19, [], []
+
+    class Edges(fakes.FakeGraphs):
+        def capture(self, pool, body):
+            counted.clear()
+            return super().capture(pool, body)
+
+        def programmatic_edges(self):
+            return sum(name == "ffn" for name in counted) if batches[-1] == 1 else 0
+
+        def seconds(self, graph):
+            plain = isinstance(graph, twins.Once) and not isinstance(graph._graph, twins.Captured)
+            return super().seconds(graph) + (plain and batches[-1] == 1) * saving * LAYERS
+
+    draw = twins.Twins._draw
+
+    def drawing(self, owner, batch, decode):
+        batches.append(batch)
+        return draw(self, owner, batch, decode)
+
+    monkeypatch.setattr(twins.Twins, "_draw", drawing)
+    monkeypatch.setattr(fakes, "FakeGraphs", Edges)
+    run = fake_gpu.Gpu.run
+
+    def counting(gpu, name, *more, **rest):
+        counted.append(name)
+        run(gpu, name, *more, **rest)
+
+    monkeypatch.setattr(fake_gpu.Gpu, "run", counting)
+    _, session, _ = serve(kvargs="graphs", stamp_cost=2**-20)
+    calibration = session._timer.harvest.stamp_calibration
+    dependencies = {batch: sum(each.twin.programmatic) for batch, each in session.twins.by_size.items()}
+    assert len(dependencies) > 1
+    assert {batch for batch, many in dependencies.items() if many} == {1}
+    assert (calibration.boundary_cost, calibration.edge_saving) == (2**-20, saving)
+
+
 def test_where_the_cost_on_branches_cannot_be_measured_nothing_is_given_back(serve, monkeypatch):
     import fakes
 
