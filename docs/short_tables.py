@@ -103,9 +103,9 @@ def _figures() -> Iterator[tuple[Text, Figure]]:
     error = text(
         "error against CUPTI, median of the operators, worst case", "对照 CUPTI 的误差，各算子的中位数，最差情形"
     )
-    yield error, _accuracy("median_error_us_without_cupti", "{:.2f} µs")
+    yield error, _accuracy("median_error_us", "{:.2f} µs")
     share = text("error of an operator's share, worst case, points", "算子占比的误差，最差情形，百分点")
-    yield share, _accuracy("max_share_error_points_without_cupti", "{:.2f}")
+    yield share, _accuracy("max_share_error_points", "{:.2f}")
     covered = text("part of a step that is timed, worst case", "一步中被计时的部分，最差情形")
     yield covered, _accuracy("step_closure_percent", "{:.2f} %")
     yield text("steps that name a rank late by 20 µs or more", "指出迟到 20 µs 以上的 rank 的步"), _late_rank()

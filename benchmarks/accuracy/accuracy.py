@@ -221,13 +221,15 @@ def by_host(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def merge(files: list[dict[str, Any]], out: Path) -> None:
-    """Put results together: of each host the rows of the last file that has it."""
-    of_host: dict[str, list[dict[str, Any]]] = {}
+    """Put results together: for each host and shape the rows of the last file that has them."""
+    kept: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
     for content in files:
-        own = [row for row in content["rows"] if "merged" not in row]
-        for host in dict.fromkeys(row.get("host", HOST) for row in own):
-            of_host[host] = [row for row in own if row.get("host", HOST) == host]
-    rows = [row for each in of_host.values() for row in each]
+        own: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
+        for row in content["rows"]:
+            if "merged" not in row:
+                own.setdefault((row.get("host", HOST), row.get("shape")), []).append(row)
+        kept |= own
+    rows = [row for each in kept.values() for row in each]
     # Date and machine of the file are those of the first, whose figures stand on top; a row has its own.
     outcome.write("accuracy", by_host(rows), rows, out, [*files[1:], files[0]], measured=False)
 
