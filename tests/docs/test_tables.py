@@ -16,7 +16,8 @@ SETTING = {
     "off_us": 9000.4, "added_us": 6.4, "host_added_us": 11.25, "host_added_us_ci95": [9.0, 13.5],
 }  # fmt: skip
 CASE = {
-    "median_error_us": 0.21, "max_share_error_points": 0.33, "median_error_us_without_cupti": 0.41, "max_share_error_points_without_cupti": 0.53,
+    "median_error_us": 0.21, "max_share_error_points": 0.33, "median_error_us_without_cupti": 0.41,
+    "max_share_error_points_without_cupti": 0.53,
     "closure_percent_without_cupti": 99.51, "distortion_percent": 0.9,
 }  # fmt: skip
 
