@@ -15,9 +15,9 @@ import short_tables  # noqa: E402
 from results import CHINESE, ENGLISH, RESULTS, result  # noqa: E402
 from served_tables import served_accuracy, served_cost  # noqa: E402
 
-from lightllm_otel.export.metrics import METRICS, Metric  # noqa: E402
+from lightllm_otel.exporter.metrics import METRICS, Metric  # noqa: E402
+from lightllm_otel.records.vocabulary import Feature  # noqa: E402
 from lightllm_otel.settings import OFF_WORDS, ON_WORDS, PREFIX, SETTINGS  # noqa: E402
-from lightllm_otel.vocabulary import Feature  # noqa: E402
 
 READMES = {ENGLISH: ROOT / "README.md", CHINESE: ROOT / "README.zh-CN.md"}
 PAGES = tuple(ROOT / "docs" / f"{name}.md" for name in ("metrics", "measured", "settings", "versions"))

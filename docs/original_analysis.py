@@ -15,11 +15,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lightllm_otel.cli.answer import Question, answer  # noqa: E402
-from lightllm_otel.cli.units import duration  # noqa: E402
-from lightllm_otel.theory import gpus, ideal, links, shape, work  # noqa: E402
-from lightllm_otel.theory.shape import Shape  # noqa: E402
-from lightllm_otel.vocabulary import Operator  # noqa: E402
+from lightllm_otel.records.vocabulary import Operator  # noqa: E402
+from lightllm_otel.roofline import gpus, ideal, links, shape, work  # noqa: E402
+from lightllm_otel.roofline.shape import Shape  # noqa: E402
+from lightllm_otel.tools.answer import Question, answer  # noqa: E402
+from lightllm_otel.tools.units import duration  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "original-analysis.md"

@@ -12,7 +12,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 from results import CHINESE, ENGLISH, Measured, measured, result, version  # noqa: E402
 
-from lightllm_otel.vocabulary import Feature  # noqa: E402
+from lightllm_otel.records.vocabulary import Feature  # noqa: E402
 
 Text = dict[str, str]
 

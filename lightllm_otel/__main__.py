@@ -1,5 +1,5 @@
 """``python -m lightllm_otel …`` is ``lightllm-otel …``."""
 
-from lightllm_otel.cli import main
+from lightllm_otel.tools.cli import main
 
 raise SystemExit(main())

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from types import TracebackType
 
-from lightllm_otel.vocabulary import Stage
+from lightllm_otel.records.vocabulary import Stage
 
 log = logging.getLogger("lightllm_otel")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
-from lightllm_otel.vocabulary import Level
+from lightllm_otel.records.vocabulary import Level
 
 PREFIX = "LIGHTLLM_OTEL"
 # Set for its children by the process that has said what is wrong, so that a server and its exporter say it once.

@@ -145,7 +145,7 @@ def host_untouched() -> Iterator[Callable[[object], None]]:
 @pytest.fixture(autouse=True)
 def _failures_of_the_exporter_are_not_swallowed(request: pytest.FixtureRequest) -> Iterator[None]:
     """A fault in a part of the exporter fails the test, unless it is about just that (fixture ``lenient``)."""
-    from lightllm_otel.aggregate.parts import Parts
+    from lightllm_otel.parts import Parts
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Parts, "strict", "lenient" not in request.fixturenames)

@@ -6,26 +6,27 @@ import hooks
 import numpy as np
 from fake_host import Tensor
 
+from lightllm_otel.contracts.fits import Fits
+from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.table import HOOKS
 from lightllm_otel.guard import Guard
-from lightllm_otel.measure.clock import HostClock
-from lightllm_otel.measure.forwards import Forwards
-from lightllm_otel.measure.graphs import tensors_in
-from lightllm_otel.measure.sampling import Sampling
-from lightllm_otel.measure.stamps import KEPT, Overwritten
-from lightllm_otel.measure.timer import Timer
-from lightllm_otel.patch import operators
-from lightllm_otel.patch.agreement import Ballot
-from lightllm_otel.patch.contracts import HOOKS
-from lightllm_otel.patch.fits import Fits
-from lightllm_otel.patch.lane import Lane
-from lightllm_otel.patch.ledger import Ledger
-from lightllm_otel.patch.slots import GROUP_LEAVES, TORCH_LEAVES
-from lightllm_otel.patch.twins import Twins
-from lightllm_otel.ring import layout, reached
-from lightllm_otel.ring.control import Listener
+from lightllm_otel.otel_environment import Standard
+from lightllm_otel.records import layout
+from lightllm_otel.records import progress as reached
+from lightllm_otel.records.control import Listener
+from lightllm_otel.records.vocabulary import Level, Operator, Phase, Stage
 from lightllm_otel.settings import Settings
-from lightllm_otel.standard import Standard
-from lightllm_otel.vocabulary import Level, Operator, Phase, Stage
+from lightllm_otel.worker.forwards import Forwards
+from lightllm_otel.worker.gpu.agreement import Ballot
+from lightllm_otel.worker.gpu.clock import HostClock
+from lightllm_otel.worker.gpu.graphs import tensors_in
+from lightllm_otel.worker.gpu.timer import Timer
+from lightllm_otel.worker.gpu.timestamp_kernels import KEPT, Overwritten
+from lightllm_otel.worker.host import operators
+from lightllm_otel.worker.host.fast_path import Lane
+from lightllm_otel.worker.host.instrumented_graphs import Twins
+from lightllm_otel.worker.host.slots import GROUP_LEAVES, TORCH_LEAVES
+from lightllm_otel.worker.sampling import Sampling
 
 
 class ManualClock(HostClock):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import records
 
-from lightllm_otel.aggregate.group import Group
-from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import COLLECTIVES, IdleReason, Implementation, Mode, Operator, Phase, Site
+from lightllm_otel.records import layout
+from lightllm_otel.records.vocabulary import COLLECTIVES, IdleReason, Implementation, Mode, Operator, Phase, Site
+from lightllm_otel.reduce.group import Group
 
 COMBINATIONS = ((Phase.PREFILL, Mode.EAGER), (Phase.DECODE, Mode.EAGER), (Phase.DECODE, Mode.GRAPH))
 

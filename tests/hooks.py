@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lightllm_otel.patch import seams
-from lightllm_otel.patch.contracts import HOOKS
+from lightllm_otel.contracts.table import HOOKS
+from lightllm_otel.inject import hooks as seams
 
 
 def install(host, session, hooks=HOOKS) -> None:

@@ -21,8 +21,8 @@ from fake_host_2026.turns import Stuck
 from host_changes import Change, changes_of, functions_of
 from hypothesis import strategies
 
+from lightllm_otel.otel_environment import Sampler, Standard
 from lightllm_otel.settings import Settings
-from lightllm_otel.standard import Sampler, Standard
 
 HERE = Path(__file__).parent
 # What our hooks are put on, or ask for, by miniature.

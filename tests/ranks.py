@@ -9,7 +9,7 @@ import fake_host
 import fakes
 from fake_host import InferReq, ModelInput
 
-from lightllm_otel.patch.agreement import Ballot
+from lightllm_otel.worker.gpu.agreement import Ballot
 
 TIMEOUT = 20.0
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import COLLECTIVES, IdleReason, Implementation, Mode, Operator, Phase, Site
+from lightllm_otel.records import layout
+from lightllm_otel.records.vocabulary import COLLECTIVES, IdleReason, Implementation, Mode, Operator, Phase, Site
 
 
 def step(phase=Phase.DECODE, mode=Mode.EAGER, seconds=1.0, operators=(), number=0, **fields):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import records
 
-from lightllm_otel.aggregate.group import Group
-from lightllm_otel.measure.sampling import Sampling
-from lightllm_otel.vocabulary import UNATTRIBUTED, Mode, Operator, Phase
+from lightllm_otel.records.vocabulary import UNATTRIBUTED, Mode, Operator, Phase
+from lightllm_otel.reduce.group import Group
+from lightllm_otel.worker.sampling import Sampling
 
 SCRAPE_SECONDS = 15.0
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import records
 
-from lightllm_otel.analyze.runs import Repeat
-from lightllm_otel.export.recording import RecordingWriter
-from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import Mode, Operator, Phase, Site
+from lightllm_otel.records import layout
+from lightllm_otel.records.recording import RecordingWriter
+from lightllm_otel.records.vocabulary import Mode, Operator, Phase, Site
+from lightllm_otel.tools.analysis.runs import Repeat
 
 LAYER = {
     Operator.ATTN_NORM: 3e-6, Operator.QKV_PROJ: 40e-6, Operator.KV_WRITE: 3e-6, Operator.ATTENTION: 60e-6,

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from opentelemetry.sdk import environment_variables
 
-from lightllm_otel.activate import _lightllm_otel_boot as boot
+from lightllm_otel.inject import _lightllm_otel_boot as boot
+from lightllm_otel.otel_environment import Standard
+from lightllm_otel.records.vocabulary import Level
 from lightllm_otel.settings import OFF_WORDS, SETTINGS, GraphPolicy, Settings, switch
-from lightllm_otel.standard import Standard
-from lightllm_otel.vocabulary import Level
 
 DEFAULT = object()  # one that depends on the environment
 # A value that cannot be used, and what becomes of which field: the default, unless that would do more than was asked for.

@@ -9,7 +9,7 @@ import numpy as np
 from kernels import Mismatch, Times, calls_of, end_to_end, find, kernels_of_twins, launched, mean, stamp_to_stamp
 from passes import GAP, PLAIN, PREFILL, SAMPLING, TWIN, Ours, Pass, Step, ours
 
-from lightllm_otel.vocabulary import Operator
+from lightllm_otel.records.vocabulary import Operator
 
 
 def graph_rows(

@@ -30,9 +30,9 @@ import fixed_batch
 import outcome
 from server import Server
 
-from lightllm_otel.ring import layout
-from lightllm_otel.ring.reader import RingReader
-from lightllm_otel.vocabulary import Mode, Operator, Phase
+from lightllm_otel.records import layout
+from lightllm_otel.records.reader import RingReader
+from lightllm_otel.records.vocabulary import Mode, Operator, Phase
 
 BYTES_OF_RING_MIB = "64"
 OLD_FLAGS = ["--max_total_token_num", "24000"]

@@ -16,8 +16,8 @@ from kernels import ANNOTATION, Mismatch, attributed, kernels_in, launched, read
 from passes import DROPPED_STEPS, EAGER, GAP, PLAIN, PREFILL, SAMPLING, TWIN, Step
 from profiler import profiled
 
-from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import Level
+from lightllm_otel.records import layout
+from lightllm_otel.records.vocabulary import Level
 
 INPUT_TOKENS = 256
 PREFILLS = 2
@@ -31,7 +31,7 @@ class Plugin:
 
     def __init__(self, folder: Path, batches: Sequence[int], rank: int = 0) -> None:
         """Before LightLLM is imported."""
-        from lightllm_otel.activate import bootstrap
+        from lightllm_otel.inject import bootstrap
 
         self._folder, self._rank = folder, rank
         os.environ |= {
@@ -47,7 +47,7 @@ class Plugin:
 
     def sample(self, due: bool) -> None:
         """From the next step on: all of them, or (but for large prefills) none."""
-        from lightllm_otel.ring.control import Order
+        from lightllm_otel.records.control import Order
 
         self.session.follow(Order(0, Level.OPERATORS, 1 if due else self.NEVER))
 
@@ -55,7 +55,7 @@ class Plugin:
         """The steps since the last call, to the last one."""
         import torch
 
-        from lightllm_otel.ring.reader import RingReader
+        from lightllm_otel.records.reader import RingReader
 
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -78,7 +78,7 @@ class Plugin:
 
     def live_distortion(self, steps: Sequence[Step]) -> float | None:
         """What lightllm_otel_distortion_ratio would be after these steps, less 1, in percent."""
-        from lightllm_otel.aggregate.distortion import Distortion
+        from lightllm_otel.reduce.distortion import Distortion
 
         live = Distortion()
         live.add(np.array([step for step, _ in steps], layout.STEP))
@@ -137,7 +137,7 @@ def markers(model: Any) -> Iterator[None]:
     import torch
     from lightllm.server.router.model_infer.mode_backend import generic_post_process
 
-    from lightllm_otel.patch.ledger import Ledger
+    from lightllm_otel.contracts.patch_set import Ledger
 
     mark: Any = functools.partial(torch.cuda._sleep, 1) if torch.cuda.is_available() else (lambda: None)
 
@@ -171,8 +171,8 @@ def annotations(model: Any) -> Iterator[None]:
     import torch
     from lightllm.server.router.model_infer.mode_backend import generic_post_process
 
-    from lightllm_otel.patch.layers import layers_of
-    from lightllm_otel.patch.ledger import Ledger
+    from lightllm_otel.contracts.patch_set import Ledger
+    from lightllm_otel.worker.host.layers import layers_of
 
     def wrap(operator: str, lead: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def around(host: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from kernels import Kernel, Mismatch
 
-from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import Mode, Operator, Phase
+from lightllm_otel.records import layout
+from lightllm_otel.records.vocabulary import Mode, Operator, Phase
 
 DROPPED_STEPS = 2  # of each kind, at the start of a pass
 GAP, SAMPLING = Operator.GAP.value, Operator.SAMPLING.value

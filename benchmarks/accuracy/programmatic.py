@@ -25,8 +25,8 @@ import _paths  # noqa: F401 - puts the other folders on sys.path
 import outcome
 from kernels import Kernel, kernels_in, read_trace
 
-from lightllm_otel.measure.graphs import TorchGraphs
-from lightllm_otel.measure.stamps import CupyKernels, KernelStamps
+from lightllm_otel.worker.gpu.graphs import TorchGraphs
+from lightllm_otel.worker.gpu.timestamp_kernels import CupyKernels, KernelStamps
 
 LINKS, WIDTH = 48, 4096
 KINDS = (("additions", 1), ("products", 1), ("products", 20))

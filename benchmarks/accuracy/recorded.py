@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lightllm_otel.export.recording import BadRecording, read_recording
+from lightllm_otel.records.recording import BadRecording, read_recording
 
 FAR_SECONDS = 0.008  # between a note and the step's own time: some microseconds, unless a thread is held up
 

@@ -19,7 +19,7 @@ from model_servers import Arm, ModelServer
 from recorded import match, recorded_steps
 from streams import Request, stream
 
-from lightllm_otel.vocabulary import Mode, Phase
+from lightllm_otel.records.vocabulary import Mode, Phase
 
 Rows = list[dict[str, Any]]
 UNIT_US = 2000.0

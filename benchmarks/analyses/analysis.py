@@ -40,16 +40,16 @@ import outcome
 import workers
 from _paths import ROOT
 
-from lightllm_otel.analyze import baseline
-from lightllm_otel.analyze.baseline import Side
-from lightllm_otel.analyze.compare import ERROR, Comparison, compare
-from lightllm_otel.analyze.report import report
-from lightllm_otel.analyze.runs import BENCH, Run, load
-from lightllm_otel.bench.manifest import Manifest, Outcome, Plan
-from lightllm_otel.export.recording import BadRecording, RecordingWriter
 from lightllm_otel.page import render
-from lightllm_otel.theory import gpus
-from lightllm_otel.vocabulary import Mode, Operator, Phase
+from lightllm_otel.records.recording import BadRecording, RecordingWriter
+from lightllm_otel.records.vocabulary import Mode, Operator, Phase
+from lightllm_otel.roofline import gpus
+from lightllm_otel.tools.analysis import baseline
+from lightllm_otel.tools.analysis.baseline import Side
+from lightllm_otel.tools.analysis.compare import ERROR, Comparison, compare
+from lightllm_otel.tools.analysis.report import report
+from lightllm_otel.tools.analysis.runs import BENCH, Run, load
+from lightllm_otel.tools.benchmark.manifest import Manifest, Outcome, Plan
 
 BENCHES = ("static_new", "static_old", "served_new", "served_old", "tp2")
 PARTS = ("machine", "static_new", "same", "static_old", "served_new", "served_old", "tp2", "speed")
@@ -172,7 +172,7 @@ def bench(arguments: argparse.Namespace, part: str, out: Path) -> None:
 
 
 def command(words: Sequence[str]) -> None:
-    from lightllm_otel import cli
+    from lightllm_otel.tools import cli
 
     status = cli.main(list(words))
     if status:
@@ -191,7 +191,7 @@ class Recorder:
             "LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_DIR": str(folder / "otel"), "LIGHTLLM_OTEL_RING_MIB": "64",
             "LIGHTLLM_OTEL_SAMPLE_EVERY": str(every), "LIGHTLLM_OTEL_STATE": str(folder / "state"),
         }  # fmt: skip
-        from lightllm_otel.activate import bootstrap
+        from lightllm_otel.inject import bootstrap
 
         self._hooks: Any = bootstrap.activate()
         self._reader: Any = None
@@ -200,7 +200,7 @@ class Recorder:
         """What came before is of no repeat."""
         self._settle()
         if self._reader is None:
-            from lightllm_otel.ring.reader import RingReader
+            from lightllm_otel.records.reader import RingReader
 
             # Once: opening it frees this process's own lock on it, and the exporter takes the ring of the dead away.
             self._reader = RingReader(next((self._folder / "otel").glob("*/rank-0.ring")))
@@ -290,7 +290,7 @@ def same(arguments: argparse.Namespace, out: Path, keep: Callable[[Rows], None])
 def build(arguments: argparse.Namespace, batch: Batch, length: int) -> Any:
     """As ``bench --static`` builds it."""
     weights = workers.checkpoint_of(arguments.work, arguments.shape, arguments.cpu)
-    from lightllm_otel.bench.static_new import SPARE, StaticModel
+    from lightllm_otel.tools.benchmark.static_v1 import SPARE, StaticModel
 
     room = max(batch.size * (length + 1), length + SPARE) + SPARE
     words = ["--batch_max_tokens", str(batch.size * batch.input_len), "--running_max_req_size", str(batch.size)]

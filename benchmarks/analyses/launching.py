@@ -32,8 +32,8 @@ import outcome
 import workers
 from _paths import ROOT
 
-from lightllm_otel.analyze.runs import BENCH, load
-from lightllm_otel.export.recording import BadRecording
+from lightllm_otel.records.recording import BadRecording
+from lightllm_otel.tools.analysis.runs import BENCH, load
 
 OUTPUT, EVERY = 48, 4
 BLOCKING = "CUDA_LAUNCH_BLOCKING"

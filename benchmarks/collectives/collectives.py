@@ -42,10 +42,10 @@ import witness
 import workers
 from rank import AHEAD, DECODES, GRAPH, PREFILL, SEEN
 
-from lightllm_otel.aggregate.collectives import Collectives, last_arrival, noise_seconds, split, sure, told
-from lightllm_otel.aggregate.matching import Matched, Matching
-from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import Operator, Site, Unmatched
+from lightllm_otel.records import layout
+from lightllm_otel.records.vocabulary import Operator, Site, Unmatched
+from lightllm_otel.reduce.collectives import Collectives, last_arrival, noise_seconds, split, sure, told
+from lightllm_otel.reduce.matching import Matched, Matching
 
 SHAPE = "llama-70b-6-layers"
 PARALLEL = (1, 2, 4)

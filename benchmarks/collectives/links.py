@@ -47,8 +47,8 @@ from pairing import Schedule
 from rank import AHEAD, DECODES, GRAPH, SEEN
 from variants import Plan, Rows, Variant
 
-from lightllm_otel.theory import gpus, links
-from lightllm_otel.vocabulary import Implementation
+from lightllm_otel.records.vocabulary import Implementation
+from lightllm_otel.roofline import gpus, links
 
 SHAPE = "llama-7b"
 TP = 2

@@ -147,7 +147,7 @@ class Rank:
         if inject:
             patch_layers(self._later)
         self._own.patch()
-        from lightllm_otel.activate import bootstrap
+        from lightllm_otel.inject import bootstrap
 
         self._hooks: Any = bootstrap.activate()
         self.passes = made
@@ -207,7 +207,7 @@ class Rank:
     def cells(self) -> np.ndarray:
         """What the plugin has written so far."""
         if self._ring is None:
-            from lightllm_otel.ring.reader import RingReader
+            from lightllm_otel.records.reader import RingReader
 
             # Once: opening it frees this process's own lock on it, and the exporter takes the ring of the dead away.
             self._ring = RingReader(next((self.folder / "otel").glob(f"*/rank-{self.rank}.ring")))

@@ -34,10 +34,10 @@ import workers
 from pairing import Schedule
 from variants import Plan, Rows, Variant
 
-from lightllm_otel.theory import gpus, ideal, shape
-from lightllm_otel.theory.links import Link
-from lightllm_otel.theory.work import Batch
-from lightllm_otel.vocabulary import Operator, Phase
+from lightllm_otel.records.vocabulary import Operator, Phase
+from lightllm_otel.roofline import gpus, ideal, shape
+from lightllm_otel.roofline.links import Link
+from lightllm_otel.roofline.work import Batch
 
 PARALLEL = (4, 8)
 LAYERS = 80

@@ -38,12 +38,12 @@ from pairing import Schedule
 from plugin_cost import OFF, SETTINGS, Case
 from rank import AHEAD, EAGER, GRAPH, PREFILL, Pass
 
-from lightllm_otel.aggregate.collectives import Collectives
-from lightllm_otel.bench import machine
-from lightllm_otel.export import nvml
-from lightllm_otel.export.link import link
-from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import Implementation, Operator, Site
+from lightllm_otel.exporter import nvml
+from lightllm_otel.exporter.link import link
+from lightllm_otel.records import layout
+from lightllm_otel.records.vocabulary import Implementation, Operator, Site
+from lightllm_otel.reduce.collectives import Collectives
+from lightllm_otel.tools.benchmark import machine
 
 Rows = list[dict[str, Any]]
 AT_ONCE = 4  # passes of the overhead after which there are rows

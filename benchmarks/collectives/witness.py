@@ -15,9 +15,9 @@ import numpy as np
 from kernels import Kernel, kernels_in, read_trace
 from profiler import profiled
 
-from lightllm_otel.aggregate.collectives import last_arrival, split, sure, told
-from lightllm_otel.aggregate.matching import Matched
-from lightllm_otel.vocabulary import Operator
+from lightllm_otel.records.vocabulary import Operator
+from lightllm_otel.reduce.collectives import last_arrival, split, sure, told
+from lightllm_otel.reduce.matching import Matched
 
 NAMES = ("AllReduce", "cross_device_reduce")  # in the names of NCCL's kernels, and of LightLLM's own
 

@@ -29,8 +29,8 @@ from pairing import Schedule
 from plugin_cost import Keep, Rows, Sizes, passes, rows_of, stock_tokens
 from workers import build, checkpoint_of, environment, say, stay_on_one_core
 
-from lightllm_otel.patch.layers import layers_of
-from lightllm_otel.patch.ledger import Ledger
+from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.worker.host.layers import layers_of
 
 PROFILER_BLOCK, PROFILER_DROPPED = 64, 4
 Events = tuple[str, Any, Any]

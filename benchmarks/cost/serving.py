@@ -20,9 +20,9 @@ import numpy as np
 from server import Server, ServerDied, free_port
 from workers import DEMO, checkpoint_of, say
 
-from lightllm_otel.export import discovery
-from lightllm_otel.ring.reader import RingReader
-from lightllm_otel.vocabulary import DropReason
+from lightllm_otel.exporter import discovery
+from lightllm_otel.records.reader import RingReader
+from lightllm_otel.records.vocabulary import DropReason
 
 Rows = list[dict[str, Any]]
 STOCK, INSTRUMENTED = "stock", "instrumented"

@@ -325,7 +325,7 @@ def own_figures(folder: Path) -> dict[str, float]:
 
     from prometheus_client.parser import text_string_to_metric_families
 
-    from lightllm_otel.export import discovery
+    from lightllm_otel.exporter import discovery
 
     found = {
         "lightllm_otel_errors_total": 0.0,

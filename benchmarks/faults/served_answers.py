@@ -22,7 +22,7 @@ import fixed_batch
 from model_servers import Arm, ModelServer, only
 from streams import Request, Stream, stream, together
 
-from lightllm_otel.ring.folder import LOCK_NAME, is_locked
+from lightllm_otel.records.folder import LOCK_NAME, is_locked
 
 Rows = list[dict[str, Any]]
 Tokens = tuple[int, ...]

@@ -31,9 +31,10 @@ from lightllm_source.scan import Scan
 from lightllm_source.tree import Tree
 from lightllm_source.wrappers import Wrapper, passed_by_name, refuses
 
-from lightllm_otel.patch import contracts, slots
-from lightllm_otel.patch.contracts import Field, Hook, Row, lost
-from lightllm_otel.vocabulary import Feature
+from lightllm_otel.contracts import table as contracts
+from lightllm_otel.contracts.table import Field, Hook, Row, lost
+from lightllm_otel.records.vocabulary import Feature
+from lightllm_otel.worker.host import slots
 
 CLASS_MAKER = "grouped"  # keeps a class, and wraps nothing
 # What the plugin does beside the rows, and rules of absence rely on.

@@ -25,8 +25,8 @@ from lightllm_source.rows import ABSENT, FITS, MISFIT
 from lightllm_source.rules import LOST, RULES
 from lightllm_source.tree import Tree
 
-from lightllm_otel.patch.contracts import JULY_2025, MAIN, OLDEST, V1_1, V1_2
-from lightllm_otel.vocabulary import Feature
+from lightllm_otel.contracts.table import JULY_2025, MAIN, OLDEST, V1_1, V1_2
+from lightllm_otel.records.vocabulary import Feature
 
 TAGS = ("v1.0.0", "v1.0.1", V1_1, V1_2)
 BRANCHES = (

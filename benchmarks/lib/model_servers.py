@@ -25,8 +25,8 @@ from inside_model.observer import ANSWER, ASK  # noqa: E402
 from inside_model.step_log import Column, StepLog, Word  # noqa: E402
 from server import Server, ServerDied  # noqa: E402
 
-from lightllm_otel.ring.reader import RingReader  # noqa: E402
-from lightllm_otel.vocabulary import DropReason  # noqa: E402
+from lightllm_otel.records.reader import RingReader  # noqa: E402
+from lightllm_otel.records.vocabulary import DropReason  # noqa: E402
 
 __all__ = [
     "ENTER",

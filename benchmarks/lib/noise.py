@@ -8,9 +8,9 @@ from pathlib import Path
 import _paths
 import numpy as np
 
-from lightllm_otel.export.recording import read_recording
-from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import COLLECTIVES, Phase
+from lightllm_otel.records import layout
+from lightllm_otel.records.recording import read_recording
+from lightllm_otel.records.vocabulary import COLLECTIVES, Phase
 
 RECORDINGS = _paths.ROOT / "lightllm_otel" / "recordings"
 TWO_RANKS, LONG = "h200-llama-tp2", "h200-llama-7b-tp1"

@@ -22,7 +22,7 @@ import pairing
 from alternation import Batch, straight
 from pairing import Schedule
 
-from lightllm_otel.vocabulary import DropReason, Level, Phase
+from lightllm_otel.records.vocabulary import DropReason, Level, Phase
 
 MIN_PASSES = 16
 HALF_WIDTH = 0.1  # points
@@ -129,8 +129,9 @@ class Plugin:
         with self._weighing("cupy"), contextlib.suppress(ImportError):
             importlib.import_module("cupy")
         with self._weighing("modules"):
-            from lightllm_otel.activate import bootstrap, session
-            from lightllm_otel.patch.twins import Twins
+            from lightllm_otel.inject import bootstrap
+            from lightllm_otel.worker import session
+            from lightllm_otel.worker.host.instrumented_graphs import Twins
 
         for owner, names in ((session.ServerSession, ("attach", "serve")), (Twins, ("plan", "capture"))):
             for name in names:
@@ -163,7 +164,7 @@ class Plugin:
 
     def follow(self, setting: Setting) -> None:
         """From the next forward on."""
-        from lightllm_otel.ring.control import Order
+        from lightllm_otel.records.control import Order
 
         self.session.follow(Order(0, setting.level, setting.every))
 
@@ -172,7 +173,7 @@ class Plugin:
 
     def sampled(self, setting: Setting, first: int, positions: Sequence[int]) -> int:
         """How many of the decode steps at these positions have their operators timed; ``first``: number of position 0."""
-        from lightllm_otel.measure.sampling import Sampling
+        from lightllm_otel.worker.sampling import Sampling
 
         if setting.level is not Level.OPERATORS:
             return 0
@@ -355,7 +356,7 @@ class _Layer:
 
 def hook_calls(plugin: Plugin, calls: int) -> Rows:
     """A call of an operator in an eager step whose operators are not timed, with our hook in place and without."""
-    from lightllm_otel.patch.operators import timed
+    from lightllm_otel.worker.host.operators import timed
 
     plugin.follow(SETTINGS["default"])
     timer = plugin.session.timer

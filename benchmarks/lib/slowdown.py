@@ -35,7 +35,7 @@ class Spin:
         import numpy as np
         import torch
 
-        from lightllm_otel.measure.stamps import CupyKernels
+        from lightllm_otel.worker.gpu.timestamp_kernels import CupyKernels
 
         self._torch = torch
         self._stream = CupyKernels()._stream

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 import _paths  # noqa: F401 - puts the other folders on sys.path
 import outcome
 
-from lightllm_otel.analyze.student import welch
+from lightllm_otel.tools.analysis.student import welch
 
 RUNS, STEPS, TRIALS, DRAWS = 5, 64, 2000, 400
 RUN_NOISE, STEP_NOISE = 0.01, 0.03

@@ -20,7 +20,7 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 from server import Server
 
-from lightllm_otel.export import discovery
+from lightllm_otel.exporter import discovery
 from lightllm_otel.settings import Settings
 
 PROMPTS = ("The quick brown fox jumps over the lazy dog.", "Where does the time go?", "a" * 100)

@@ -1,7 +1,7 @@
 """One page that draws one JSON: a template, a style sheet and scripts, joined into a file that needs nothing else.
 
-``data["kind"]`` chooses the drawing: ``report`` (:mod:`lightllm_otel.analyze.report`), ``compare``, or ``live``
-(:mod:`lightllm_otel.export.live`). The scripts know nothing of where the JSON came from. With ``data["events"]``, an address,
+``data["kind"]`` chooses the drawing: ``report`` (:mod:`lightllm_otel.tools.analysis.report`), ``compare``, or ``live``
+(:mod:`lightllm_otel.exporter.live`). The scripts know nothing of where the JSON came from. With ``data["events"]``, an address,
 they draw it again with whatever comes from there; without, the page is as it was.
 """
 

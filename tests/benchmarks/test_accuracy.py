@@ -13,8 +13,8 @@ import pytest
 from kernels import Kernel, Mismatch, Time
 from static_model import graph_sizes_for
 
-from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import Mode, Operator, Phase
+from lightllm_otel.records import layout
+from lightllm_otel.records.vocabulary import Mode, Operator, Phase
 
 STAMP, PUBLISH = "lightllm_otel_stamp", "lightllm_otel_publish"
 COST = 1e-6  # of a boundary, in the made-up twin below

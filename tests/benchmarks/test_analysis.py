@@ -6,10 +6,10 @@ import analysis
 import pytest
 import simulated
 
-from lightllm_otel.analyze import baseline
-from lightllm_otel.analyze.compare import compare
-from lightllm_otel.analyze.runs import load
-from lightllm_otel.vocabulary import Mode, Operator, Phase
+from lightllm_otel.records.vocabulary import Mode, Operator, Phase
+from lightllm_otel.tools.analysis import baseline
+from lightllm_otel.tools.analysis.compare import compare
+from lightllm_otel.tools.analysis.runs import load
 
 REPEATS = 10
 

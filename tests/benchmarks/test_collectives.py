@@ -10,7 +10,7 @@ import witness
 from kernels import Kernel
 from rank import AHEAD, EAGER, GRAPH, NOBODY, PREFILL, SEEN, Sizes, passes
 
-from lightllm_otel.vocabulary import Mode, Operator, Phase, Site
+from lightllm_otel.records.vocabulary import Mode, Operator, Phase, Site
 
 LAYERS = 3
 TRANSFER = 2.0**-7

@@ -17,8 +17,8 @@ from inside_model.plugin_hooks import PluginHooks
 from inside_model.step_log import ROWS, StepLog
 from model_servers import Arm, Column, Word
 
-from lightllm_otel.ring.control import NAME, REQUEST, ControlPage
-from lightllm_otel.vocabulary import Level
+from lightllm_otel.records.control import NAME, REQUEST, ControlPage
+from lightllm_otel.records.vocabulary import Level
 
 
 class Backend:

@@ -14,8 +14,8 @@ import scaling
 import variants
 from rank import AHEAD, DECODES, EAGER, GRAPH, NOBODY, PREFILL, SEEN
 
-from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import Implementation, Mode, Operator, Phase
+from lightllm_otel.records import layout
+from lightllm_otel.records.vocabulary import Implementation, Mode, Operator, Phase
 
 TOPOLOGY = {
     "kind": "topology", "link": "nvlink4x18", "link_kind": "nvlink", "path": "SYS", "gpu": "NVIDIA H100 80GB HBM3",

@@ -16,9 +16,9 @@ from passes import GAP, PLAIN, PREFILL, TWIN
 from streams import Stream
 from traced_steps import Traced
 
-from lightllm_otel.export.recording import RecordingWriter
-from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import Mode, Operator, Phase
+from lightllm_otel.records import layout
+from lightllm_otel.records.recording import RecordingWriter
+from lightllm_otel.records.vocabulary import Mode, Operator, Phase
 
 DEFAULT, STREAM, OTHER_STREAM, BRANCH = 7, 13, 20, 25
 LAYERS = 3

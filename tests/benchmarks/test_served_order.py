@@ -6,9 +6,9 @@ import served_order
 from inside_model.spin import units_of
 from recorded import match, recorded
 
-from lightllm_otel.export.recording import RecordingWriter
-from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import Mode, Phase
+from lightllm_otel.records import layout
+from lightllm_otel.records.recording import RecordingWriter
+from lightllm_otel.records.vocabulary import Mode, Phase
 
 BATCHES = [1] * 4 + [2] * 4 + [3] * 5 + [4] * 3 + [3] * 4 + [2] * 4 + [1] * 4
 UNIT = 2e-3

@@ -6,9 +6,9 @@ import textwrap
 
 from lightllm_source.tree import Tree
 
-from lightllm_otel.patch.contracts import ENVIRONMENT, OPTIONS, VERSIONS, Hook
-from lightllm_otel.patch.slots import ENTRIES, WEIGHTS
-from lightllm_otel.vocabulary import Operator
+from lightllm_otel.contracts.table import ENVIRONMENT, OPTIONS, VERSIONS, Hook
+from lightllm_otel.records.vocabulary import Operator
+from lightllm_otel.worker.host.slots import ENTRIES, WEIGHTS
 
 BASEMODEL = "lightllm.common.basemodel"
 BASE = """

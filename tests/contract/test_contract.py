@@ -13,8 +13,8 @@ import pytest
 from lightllm_source import origin, wrappers
 from lightllm_source.rows import ABSENT, FITS, MISFIT, state_of
 
-from lightllm_otel.patch.contracts import JULY_2025, MAIN, VERSIONS, Field, Hook, lost, seen
-from lightllm_otel.vocabulary import Feature
+from lightllm_otel.contracts.table import JULY_2025, MAIN, VERSIONS, Field, Hook, lost, seen
+from lightllm_otel.records.vocabulary import Feature
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = contract.Contract.of_plugin()

@@ -13,7 +13,7 @@ import pytest
 from lightllm_source import origin
 from version1 import VERSION1
 
-from lightllm_otel.patch.contracts import JULY_2025, MAIN, V1_1, V1_2, VERSIONS
+from lightllm_otel.contracts.table import JULY_2025, MAIN, V1_1, V1_2, VERSIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = contract.Contract.of_plugin()

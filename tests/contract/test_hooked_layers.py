@@ -12,10 +12,10 @@ from lightllm_source.attribution import COLLECTIVE, END, LAYER, POST, PRE, Plugi
 from lightllm_source.forward import models
 from lightllm_source.objects import Objects
 
-from lightllm_otel.measure.marks import DIRECTLY, Marks
-from lightllm_otel.patch import between, layers
-from lightllm_otel.patch.slots import LAYER_SLOTS, OF_A_LAYER, POST_SLOTS, PRE_SLOTS
-from lightllm_otel.vocabulary import Operator
+from lightllm_otel.records.vocabulary import Operator
+from lightllm_otel.worker.gpu.boundaries import DIRECTLY, Marks
+from lightllm_otel.worker.host import between, layers
+from lightllm_otel.worker.host.slots import LAYER_SLOTS, OF_A_LAYER, POST_SLOTS, PRE_SLOTS
 
 PLUGIN = contract.Contract.of_plugin()
 
@@ -159,7 +159,7 @@ def test_an_object_has_what_its_class_binds_and_nothing_else(thing):
 
 
 def test_a_function_has_the_hosts_text_and_does_nothing(thing):
-    from lightllm_otel.patch.source import definition, resolve
+    from lightllm_otel.worker.host.source import definition, resolve
 
     function, owner = resolve(thing, "f")
     assert owner is type(thing)

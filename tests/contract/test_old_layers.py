@@ -11,13 +11,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightllm", reason="LightLLM 0.0.1 is not installed here")
 dist = importlib.import_module("torch.distributed")
 
+from lightllm_otel.contracts.patch_set import Ledger  # noqa: E402
 from lightllm_otel.guard import Guard  # noqa: E402
-from lightllm_otel.measure.clock import HostClock  # noqa: E402
-from lightllm_otel.measure.step import Work  # noqa: E402
-from lightllm_otel.measure.timer import Timer  # noqa: E402
-from lightllm_otel.patch import operators  # noqa: E402
-from lightllm_otel.patch.ledger import Ledger  # noqa: E402
-from lightllm_otel.vocabulary import Phase  # noqa: E402
+from lightllm_otel.records.vocabulary import Phase  # noqa: E402
+from lightllm_otel.worker.gpu.clock import HostClock  # noqa: E402
+from lightllm_otel.worker.gpu.step import Work  # noqa: E402
+from lightllm_otel.worker.gpu.timer import Timer  # noqa: E402
+from lightllm_otel.worker.host import operators  # noqa: E402
 
 HIDDEN, HEADS, VOCAB, TOKENS = 32, 2, 48, 3
 CONFIG = {

@@ -11,8 +11,8 @@ import contract
 from lightllm_source import attribution, wrappers
 from lightllm_source.slots import Slots
 
-from lightllm_otel.patch.contracts import ENVIRONMENT, JULY_2025, MAIN, OLDEST, OPTIONS, Field, Hook
-from lightllm_otel.vocabulary import Feature, Operator
+from lightllm_otel.contracts.table import ENVIRONMENT, JULY_2025, MAIN, OLDEST, OPTIONS, Field, Hook
+from lightllm_otel.records.vocabulary import Feature, Operator
 
 _BASE = "lightllm.common.basemodel"
 _BACKEND = "lightllm.server.router.model_infer.mode_backend"

@@ -14,7 +14,7 @@ PAGE = (ROOT / "docs" / "fleet.md").read_text()
 @pytest.fixture(scope="module")
 def full():
     """The tests of the exporter, which know what a server is in which everything occurs."""
-    spec = importlib.util.spec_from_file_location("exporter_tests", ROOT / "tests" / "export" / "test_prometheus.py")
+    spec = importlib.util.spec_from_file_location("exporter_tests", ROOT / "tests" / "exporter" / "test_prometheus.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

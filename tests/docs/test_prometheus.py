@@ -18,8 +18,8 @@ import yaml
 from other_user import ATTACKER, as_user
 from promtools import major
 
-from lightllm_otel.cli.prometheus import NoPrometheus, Prometheus
-from lightllm_otel.export.discovery import PREFIX, SUFFIX
+from lightllm_otel.exporter.discovery import PREFIX, SUFFIX
+from lightllm_otel.tools.prometheus import NoPrometheus, Prometheus
 
 ROOT = Path(__file__).resolve().parents[2]
 SKIPPED = (".venv", ".cache", "node_modules", ".git")

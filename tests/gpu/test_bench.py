@@ -10,10 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lightllm_otel.analyze.report import report  # noqa: E402
-from lightllm_otel.analyze.runs import load  # noqa: E402
-from lightllm_otel.cli import calibrate  # noqa: E402
-from lightllm_otel.theory import gpus  # noqa: E402
+from lightllm_otel.roofline import gpus  # noqa: E402
+from lightllm_otel.tools import calibrate  # noqa: E402
+from lightllm_otel.tools.analysis.report import report  # noqa: E402
+from lightllm_otel.tools.analysis.runs import load  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,

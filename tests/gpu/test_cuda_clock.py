@@ -4,8 +4,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lightllm_otel.measure import cuda  # noqa: E402
-from lightllm_otel.measure.calibration import calibrate  # noqa: E402
+from lightllm_otel.worker.gpu import events as cuda  # noqa: E402
+from lightllm_otel.worker.gpu.calibration import calibrate  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,12 +7,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lightllm_otel.analyze.kernels import OUTSIDE, kernels  # noqa: E402
+from lightllm_otel.contracts.patch_set import Ledger  # noqa: E402
 from lightllm_otel.guard import Guard  # noqa: E402
-from lightllm_otel.patch import ranges  # noqa: E402
-from lightllm_otel.patch.kernels import Kernels  # noqa: E402
-from lightllm_otel.patch.ledger import Ledger  # noqa: E402
-from lightllm_otel.ring import errand  # noqa: E402
+from lightllm_otel.records import profile_request as errand  # noqa: E402
+from lightllm_otel.tools.analysis.kernels import OUTSIDE, kernels  # noqa: E402
+from lightllm_otel.worker.host import ranges  # noqa: E402
+from lightllm_otel.worker.host.profiling import Kernels  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,

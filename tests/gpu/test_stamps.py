@@ -8,11 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lightllm_otel.analyze.kernels import OUTSIDE, kernels  # noqa: E402
-from lightllm_otel.analyze.stamped import from_its_start, ranges_in_graphs  # noqa: E402
-from lightllm_otel.measure.calibration import PAIRS, cost_of_stamps, quantum_of_stamps, tail_of_twin  # noqa: E402
-from lightllm_otel.measure.graphs import TorchGraphs  # noqa: E402
-from lightllm_otel.measure.stamps import _WAYS, KEPT, Overwritten  # noqa: E402
+from lightllm_otel.tools.analysis.kernels import OUTSIDE, kernels  # noqa: E402
+from lightllm_otel.tools.analysis.stamped import from_its_start, ranges_in_graphs  # noqa: E402
+from lightllm_otel.worker.gpu.calibration import PAIRS, cost_of_stamps, quantum_of_stamps, tail_of_twin  # noqa: E402
+from lightllm_otel.worker.gpu.graphs import TorchGraphs  # noqa: E402
+from lightllm_otel.worker.gpu.timestamp_kernels import _WAYS, KEPT, Overwritten  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,

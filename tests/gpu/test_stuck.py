@@ -10,13 +10,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lightllm_otel.measure import cuda  # noqa: E402
-from lightllm_otel.measure.marks import Mark  # noqa: E402
-from lightllm_otel.measure.step import Work  # noqa: E402
-from lightllm_otel.measure.timer import Timer  # noqa: E402
-from lightllm_otel.ring.reader import RingReader  # noqa: E402
-from lightllm_otel.ring.writer import RingWriter  # noqa: E402
-from lightllm_otel.vocabulary import Operator, Phase  # noqa: E402
+from lightllm_otel.records.reader import RingReader  # noqa: E402
+from lightllm_otel.records.vocabulary import Operator, Phase  # noqa: E402
+from lightllm_otel.records.writer import RingWriter  # noqa: E402
+from lightllm_otel.worker.gpu import events as cuda  # noqa: E402
+from lightllm_otel.worker.gpu.boundaries import Mark  # noqa: E402
+from lightllm_otel.worker.gpu.step import Work  # noqa: E402
+from lightllm_otel.worker.gpu.timer import Timer  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,
@@ -93,12 +93,12 @@ def test_a_step_is_in_flight_for_as_long_as_its_kernel_spins(clock, ring, due):
 SPINNING = """
 import pathlib, sys, time
 import torch
-from lightllm_otel.measure.cuda import TorchEvents
-from lightllm_otel.measure.marks import Mark
-from lightllm_otel.measure.step import Work
-from lightllm_otel.measure.timer import Timer
-from lightllm_otel.ring.writer import RingWriter
-from lightllm_otel.vocabulary import Operator, Phase
+from lightllm_otel.worker.gpu.events import TorchEvents
+from lightllm_otel.worker.gpu.boundaries import Mark
+from lightllm_otel.worker.gpu.step import Work
+from lightllm_otel.worker.gpu.timer import Timer
+from lightllm_otel.records.writer import RingWriter
+from lightllm_otel.records.vocabulary import Operator, Phase
 
 clock = TorchEvents()
 first, last = clock.handles(2)

@@ -8,13 +8,13 @@ torch = pytest.importorskip("torch")
 
 import fakes  # noqa: E402
 
-from lightllm_otel.aggregate.wallclock import BEHIND_SECONDS, WallClock  # noqa: E402
-from lightllm_otel.export.traces import Context, step_span  # noqa: E402
-from lightllm_otel.measure import cuda  # noqa: E402
-from lightllm_otel.measure.calibration import calibrate  # noqa: E402
-from lightllm_otel.measure.step import Work  # noqa: E402
-from lightllm_otel.measure.timer import Timer  # noqa: E402
-from lightllm_otel.vocabulary import Phase  # noqa: E402
+from lightllm_otel.exporter.traces import Context, step_span  # noqa: E402
+from lightllm_otel.records.vocabulary import Phase  # noqa: E402
+from lightllm_otel.reduce.wallclock import BEHIND_SECONDS, WallClock  # noqa: E402
+from lightllm_otel.worker.gpu import events as cuda  # noqa: E402
+from lightllm_otel.worker.gpu.calibration import calibrate  # noqa: E402
+from lightllm_otel.worker.gpu.step import Work  # noqa: E402
+from lightllm_otel.worker.gpu.timer import Timer  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,7 +15,7 @@ import urllib.request
 import pytest
 from dashboards import ALL
 
-from lightllm_otel.cli.prometheus import Prometheus
+from lightllm_otel.tools.prometheus import Prometheus
 
 # What needs more than simulated servers on one host: an answer is composed for it.
 NEEDS_LIGHTLLM = "LightLLM's own /metrics"

@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from dashboards import PATHS
 from stub import Stub
 
-from lightllm_otel import cli
-from lightllm_otel.export import grafana as module
-from lightllm_otel.export.grafana import GrafanaProblem, packaged
+from lightllm_otel.exporter import grafana as module
+from lightllm_otel.exporter.grafana import GrafanaProblem, packaged
+from lightllm_otel.tools import cli
 
 pytest.importorskip("grafana_api")
 SOURCE = ["--datasource", "Our Prometheus", "--prometheus-url", "http://prometheus:9090"]

@@ -9,7 +9,7 @@ import promql_parser as promql
 import pytest
 from dashboards import ALL, PATHS, VALUES, load, substituted
 
-from lightllm_otel.export.metrics import BY_NAME, COUNTER, HISTOGRAM, METRICS
+from lightllm_otel.exporter.metrics import BY_NAME, COUNTER, HISTOGRAM, METRICS
 
 # What our metrics carry beside their own labels, and what is not ours.
 SCRAPED = {"job", "instance", "cluster", "namespace"}

@@ -14,7 +14,7 @@ import table
 import yaml
 from servers import COMPARED, LATE, PERIOD, SLOW, Server
 
-from lightllm_otel.export.metrics import HISTOGRAM, METRICS
+from lightllm_otel.exporter.metrics import HISTOGRAM, METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "grafana" / "rules"

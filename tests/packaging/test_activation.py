@@ -49,7 +49,7 @@ if __name__ == "__main__":
     print(json.dumps(seen))
 """
 BOOT = "_lightllm_otel_boot"
-STARTED = {BOOT, "lightllm_otel.activate.bootstrap"}
+STARTED = {BOOT, "lightllm_otel.inject.bootstrap"}
 PROCESSES = {"parent", "spawn", "fork", "command"}
 # The rule, and every spelling that people are known to have used; quotes and space are what files of variables keep.
 ON = ["1", "true", "on", "yes", "TRUE", "Yes", "oN", " 1 ", '"1"', "'true'", '" on "', "1\n"]
@@ -291,7 +291,7 @@ import importlib.util
 assert importlib.util.find_spec("lightllm").loader.is_package("lightllm")  # somebody asks, and imports nothing
 assert "lightllm_otel" not in sys.modules
 import lightllm, lightllm.part
-assert "lightllm_otel.activate.bootstrap" in sys.modules
+assert "lightllm_otel.inject.bootstrap" in sys.modules
 assert seen.count("wrapped lightllm") == seen.count("wrapped lightllm.part") == 1, seen
 assert lightllm.__loader__ is lightllm.__spec__.loader and type(lightllm.__loader__).__name__ == "SourceFileLoader"
 import importlib

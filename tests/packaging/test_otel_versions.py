@@ -30,7 +30,7 @@ def test_what_is_sent_is_the_same_with_an_older_sdk(version: str, tmp_path: Path
     assert done.returncode == 0, done.stderr
     # How queues behave takes time to see; the oldest SDK differs most from ours.
     names = ["test_otlp.py", "test_traces.py", *(["test_span_queues.py"] if version == "1.26.0" else [])]
-    tests = [str(ROOT / "tests" / "export" / name) for name in names]
+    tests = [str(ROOT / "tests" / "exporter" / name) for name in names]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [str(python), "-m", "pytest", "-q", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), *tests]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environ)

@@ -16,13 +16,13 @@ import pytest
 import records
 from prometheus_client import CollectorRegistry
 
-from lightllm_otel.aggregate.group import Group
-from lightllm_otel.cli import main as command
-from lightllm_otel.export.feed import Feed
-from lightllm_otel.export.live import Live
-from lightllm_otel.export.server import MetricsServer
-from lightllm_otel.ring import layout
-from lightllm_otel.vocabulary import Mode, Phase
+from lightllm_otel.exporter.event_stream import Feed
+from lightllm_otel.exporter.http_server import MetricsServer
+from lightllm_otel.exporter.live import Live
+from lightllm_otel.records import layout
+from lightllm_otel.records.vocabulary import Mode, Phase
+from lightllm_otel.reduce.group import Group
+from lightllm_otel.tools.cli import main as command
 
 ROOT = Path(__file__).resolve().parents[2]
 AXE = ROOT / ".cache" / "npm" / "node_modules" / "axe-core" / "axe.min.js"

@@ -7,7 +7,7 @@ import browser
 import pypdf
 import pytest
 
-from lightllm_otel import cli
+from lightllm_otel.tools import cli
 
 pytestmark = pytest.mark.skipif(browser.EXECUTABLE is None, reason="no Chromium here")
 A4 = 703  # CSS pixels between the margins of a page of A4

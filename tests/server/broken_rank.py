@@ -45,6 +45,6 @@ def failing_capture(module: Any) -> None:
 
 
 if HOW == "absent":
-    wrapt.register_post_import_hook(without_plugin, "lightllm_otel.activate.session")
+    wrapt.register_post_import_hook(without_plugin, "lightllm_otel.worker.session")
 else:
-    wrapt.register_post_import_hook(failing_capture, "lightllm_otel.patch.twins")
+    wrapt.register_post_import_hook(failing_capture, "lightllm_otel.worker.host.instrumented_graphs")

@@ -24,8 +24,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from lightllm_otel.export import discovery
-from lightllm_otel.ring.folder import lock_owner, ring_path
+from lightllm_otel.exporter import discovery
+from lightllm_otel.records.folder import lock_owner, ring_path
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "deploy" / "demo"

@@ -14,7 +14,7 @@ import wrapt
 
 
 class HostKernels:
-    """The kernels of ``lightllm_otel.measure.stamps``, on tensors of the CPU and with the host's time."""
+    """The kernels of ``lightllm_otel.worker.gpu.timestamp_kernels``, on tensors of the CPU and with the host's time."""
 
     detail = "test"
 
@@ -61,5 +61,5 @@ def replay_the_same_on_all_ranks() -> None:
     recorded_graphs.CUDAGraph.replay = compared
 
 
-wrapt.register_post_import_hook(host_kernels, "lightllm_otel.measure.stamps")
+wrapt.register_post_import_hook(host_kernels, "lightllm_otel.worker.gpu.timestamp_kernels")
 replay_the_same_on_all_ranks()

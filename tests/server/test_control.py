@@ -6,7 +6,7 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
-from lightllm_otel.ring.control import AHEAD
+from lightllm_otel.records.control import AHEAD
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -102,7 +102,7 @@ def test_every_process_has_the_wheels_hook_and_model_processes_a_ring(observed: 
     host_processes = {pid: report for pid, report in reports.items() if "lightllm" in report["host"]}
     assert len(host_processes) >= 3 + observed.host.tp - 1, reports  # api server, router, detokenizer, ranks
     for pid, report in host_processes.items():
-        assert {"_lightllm_otel_boot", "lightllm_otel.activate.bootstrap"} <= report["ours"].keys(), (pid, report)
+        assert {"_lightllm_otel_boot", "lightllm_otel.inject.bootstrap"} <= report["ours"].keys(), (pid, report)
     for report in reports.values():
         for name, path in report["ours"].items():
             assert path.startswith(site_packages), f"{name} is not the wheel's: {path}"

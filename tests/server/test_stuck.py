@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lightllm_otel.ring.folder import lock_owner, ring_path
+from lightllm_otel.records.folder import lock_owner, ring_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -36,7 +36,7 @@ def timed(host, operator):
 
 
 def wrap_layers(model):
-    from lightllm_otel.patch.layers import layers_of
+    from lightllm_otel.worker.host.layers import layers_of
 
     for layer in list(layers_of(model)):
         for place in layer.places.values():

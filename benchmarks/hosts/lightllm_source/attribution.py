@@ -7,14 +7,14 @@ import types
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Optional, Protocol, Union
 
+from lightllm_otel.contracts.patch_set import Ledger
 from lightllm_otel.guard import Guard
-from lightllm_otel.measure.marking import Marking
-from lightllm_otel.measure.marks import Mark, Marks
-from lightllm_otel.patch import layers, operators
-from lightllm_otel.patch.layers import Layer
-from lightllm_otel.patch.ledger import Ledger
-from lightllm_otel.patch.slots import ENTRIES, LAYER_SLOTS, TORCH_LEAVES, WEIGHTS
-from lightllm_otel.vocabulary import Operator
+from lightllm_otel.records.vocabulary import Operator
+from lightllm_otel.worker.gpu.boundaries import Mark, Marks
+from lightllm_otel.worker.gpu.boundary_recorder import Marking
+from lightllm_otel.worker.host import layers, operators
+from lightllm_otel.worker.host.layers import Layer
+from lightllm_otel.worker.host.slots import ENTRIES, LAYER_SLOTS, TORCH_LEAVES, WEIGHTS
 from lightllm_source.forward import Forward, Roles
 from lightllm_source.objects import Objects
 from lightllm_source.slots import Slots

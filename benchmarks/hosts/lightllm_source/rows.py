@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from typing import NamedTuple, Optional
 
-from lightllm_otel.patch.contracts import ENVIRONMENT, OPTIONS, Field, Hook, Row
+from lightllm_otel.contracts.table import ENVIRONMENT, OPTIONS, Field, Hook, Row
 from lightllm_source.syntax import FUNCTIONS, Class, Parameters
 from lightllm_source.tree import Found, Tree
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from lightllm_otel.vocabulary import Feature
+from lightllm_otel.records.vocabulary import Feature
 from lightllm_source import absence, work
 from lightllm_source.forward import BASE_MODEL
 from lightllm_source.scan import Scan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import NamedTuple, Optional, Protocol
 
-from lightllm_otel.patch.slots import ENTRIES
+from lightllm_otel.worker.host.slots import ENTRIES
 from lightllm_source.attribution import COLLECTIVE as AT_COLLECTIVE
 from lightllm_source.attribution import END, LAYER, LAYERS, POST, PRE, Attribution, Point
 from lightllm_source.calls import Flow, flow_of

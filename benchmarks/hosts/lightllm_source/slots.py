@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from lightllm_otel.patch.slots import WEIGHTS
-from lightllm_otel.vocabulary import Operator
+from lightllm_otel.records.vocabulary import Operator
+from lightllm_otel.worker.host.slots import WEIGHTS
 
 
 class Slots(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from lightllm_otel.vocabulary import Operator
+from lightllm_otel.records.vocabulary import Operator
 from lightllm_source.attribution import LAYERS, Point
 from lightllm_source.forward import COLLECTIVE, SLOT, WORK, Graph, Item, boundaries
 from lightllm_source.scan import Model, Scan

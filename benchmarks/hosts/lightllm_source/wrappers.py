@@ -10,7 +10,8 @@ from typing import NamedTuple, Optional
 from lightllm_source.syntax import FUNCTIONS, Node, Parameters, dotted, parse
 from lightllm_source.tree import Tree
 
-PATCH = Path(__file__).resolve().parents[3] / "lightllm_otel" / "patch"
+PLUGIN = Path(__file__).resolve().parents[3] / "lightllm_otel"
+FOLDERS = ("worker/host", "frontend", "inject")  # of the plugin, with wrappers in them
 # A maker that asks for the host's signature before it chooses a wrapper uses a wrapper for its own signature alone.
 _ASKS = ("signature", "parameters", "names")
 _CALLERS = ("lightllm/common/basemodel/", "lightllm/server/router/model_infer/", "lightllm/server/httpserver/")
@@ -23,9 +24,9 @@ class Wrapper(NamedTuple):
     exact: bool = False
 
 
-def of_plugin(folder: Path = PATCH) -> dict[str, list[Wrapper]]:
-    """Return the signatures of what each function of the folder wraps its argument ``host`` in."""
-    return of_sources({path.name: path.read_text() for path in sorted(folder.glob("*.py"))})
+def of_plugin(plugin: Path = PLUGIN) -> dict[str, list[Wrapper]]:
+    """Return the signatures of what each function of the plugin wraps its argument ``host`` in."""
+    return of_sources({str(path): path.read_text() for name in FOLDERS for path in sorted((plugin / name).glob("*.py"))})
 
 
 def of_sources(sources: Mapping[str, str]) -> dict[str, list[Wrapper]]:

@@ -55,7 +55,7 @@ class Switch:
             self.hooks.put_back()
         page = self._find_page()
         if page is not None:
-            from lightllm_otel.vocabulary import Level
+            from lightllm_otel.records.vocabulary import Level
 
             level, every = ORDERS[Arm(arm)]
             page.request(Level(level), every)
@@ -76,7 +76,7 @@ class Switch:
 
     def _find_page(self) -> Any:
         if self._page is None and self._folder is not None:
-            from lightllm_otel.ring import control
+            from lightllm_otel.records import control
 
             paths = sorted(self._folder.glob(f"*/{control.NAME}"))
             if paths:

@@ -1,1 +1,0 @@
-"""Start in every process that LightLLM starts: import hooks, and what they install."""

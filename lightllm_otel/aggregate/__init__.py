@@ -1,1 +1,0 @@
-"""Records of all ranks into counters and histograms, vectorised."""

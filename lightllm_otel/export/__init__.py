@@ -1,1 +1,0 @@
-"""From aggregates to Prometheus, and the process that does it."""

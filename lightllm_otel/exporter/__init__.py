@@ -1,0 +1,1 @@
+"""Exporter process: from figures to Prometheus, OpenTelemetry, the live page and recordings."""

@@ -1,0 +1,104 @@
+"""NVML on a thread of its own: a GPU that fell off the bus makes its calls hang, and nothing else may wait for them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Optional
+
+from lightllm_otel.exporter.hardware import EVERY_SECONDS, Hardware
+from lightllm_otel.exporter.link import UNKNOWN, GroupLink, link
+from lightllm_otel.exporter.nvml import Nvml
+from lightllm_otel.guard import log
+from lightllm_otel.parts import Parts
+from lightllm_otel.records.vocabulary import ExporterStage
+
+DEADLINE_SECONDS = 10.0
+"""A round of questions that takes longer is a failure. The first one may load the driver, which takes seconds."""
+Facts = Mapping[int, Mapping[str, Any]]
+
+
+class NvmlThread:
+    """Finds out how the GPUs of a group are linked, and reads their state into ``hardware`` every second.
+
+    ``load``: gives NVML, or None where there is none. ``states``: whether the state is read at all. ``now``: monotonic
+    seconds. Its methods return at once.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Optional[Nvml]],
+        hardware: Hardware,
+        parts: Parts,
+        states: bool = True,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._load, self._hardware, self._parts, self._states, self._now = load, hardware, parts, states, now
+        self._facts: Facts = {}
+        self._asked = 0.0
+        self._answer: tuple[Facts, GroupLink] = {}, GroupLink(UNKNOWN, UNKNOWN)
+        self._round_began: Optional[float] = None
+        self._hangs = False
+        self._news = threading.Event()
+        self._thread: Optional[threading.Thread] = None
+
+    def ask(self, facts: Facts) -> None:
+        """Say what is known of the ranks by now: ``pci_bus_id``, ``tp`` and ``nodes`` of each."""
+        self._facts, self._asked = dict(facts), self._now()
+        if not any(each.get("pci_bus_id") for each in facts.values()):
+            self._answer = self._facts, link(list(facts.values()), None)
+            return
+        self._news.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True, name="nvml")
+            self._thread.start()
+
+    @property
+    def link(self) -> GroupLink:
+        """What was found out for the ranks that are known; until then as far as it is known without NVML."""
+        facts, found = self._answer
+        return found if facts is self._facts else link(list(self._facts.values()), None)
+
+    @property
+    def settled(self) -> bool:
+        """Whether ``link`` is what it will be: NVML has answered, or has had the time to."""
+        return self._answer[0] is self._facts or self._now() - self._asked > DEADLINE_SECONDS
+
+    def check(self) -> None:
+        """Count a round that takes too long, and say so when it begins to hang and when it goes on."""
+        began = self._round_began
+        hangs = began is not None and self._now() - began > DEADLINE_SECONDS
+        if hangs and not self._hangs:
+            self._parts.failed(
+                ExporterStage.NVML, "deadline",
+                f"NVML has not answered for {DEADLINE_SECONDS:.0f} s: clocks, temperatures, throttling and errors of the GPUs "
+                "are left out until it does; everything else goes on. nvidia-smi and dmesg show whether a GPU is lost",
+            )  # fmt: skip
+        elif self._hangs and not hangs:
+            log.info("NVML answers again")
+        self._hangs = hangs
+
+    def _run(self) -> None:
+        library: Optional[Nvml] = None
+        self._round_began = self._now()
+        with self._parts(ExporterStage.NVML, "load"):
+            library = self._load()
+        while True:
+            self._news.clear()
+            self._round_began = self._now()
+            self._round(library)
+            self._round_began = None
+            self._news.wait(EVERY_SECONDS if library is not None and self._states else None)
+
+    def _round(self, library: Optional[Nvml]) -> None:
+        facts = self._facts
+        if self._answer[0] is not facts:
+            found = link(list(facts.values()), None)
+            with self._parts(ExporterStage.NVML, "link"):
+                found = link(list(facts.values()), library)
+            self._answer = facts, found
+        if library is not None and self._states:
+            buses = {rank: str(each["pci_bus_id"]) for rank, each in facts.items() if each.get("pci_bus_id")}
+            with self._parts(ExporterStage.NVML, "state"):
+                self._hardware.poll(library, buses, self._now())

@@ -1,0 +1,77 @@
+"""Metrics over OTLP: on our own timer, the values of ``/metrics`` to whatever receiver the standard variables name."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from opentelemetry.sdk.metrics.export import MetricExportResult
+
+from lightllm_otel.exporter.metric_rows import Row
+from lightllm_otel.exporter.otlp_data import Deltas, metrics_data, resource
+from lightllm_otel.exporter.otlp_sender import Interval, Outbound, Sender, wall_nanoseconds
+from lightllm_otel.otel_environment import Standard
+from lightllm_otel.records.vocabulary import Signal
+from lightllm_otel.reduce.group import Group
+
+LAST_SECONDS = 2.0  # for what is on its way when the exporter ends
+
+
+class Collected(Protocol):
+    """What the metrics are read from: the collector behind ``/metrics``."""
+
+    outbound: Outbound
+
+    def rows(self) -> dict[str, list[Row]]: ...
+
+
+class MetricsPush:
+    """Hands the metrics of ``group`` to ``receivers`` (the SDK's exporters) every ``standard.metric_interval``."""
+
+    def __init__(
+        self,
+        receivers: Iterable[Any],
+        standard: Standard,
+        group: Group,
+        collector: Collected,
+        name: str,
+        now: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        milliseconds = standard.metric_timeout * 1e3
+        self._receivers = list(receivers)
+        self._senders = [
+            Sender(Signal.METRICS, functools.partial(_export, receiver, milliseconds), collector.outbound)
+            for receiver in self._receivers
+        ]
+        self._group, self._collector, self._name = group, collector, name
+        self._deltas = Deltas() if standard.delta else None
+        self._now, self._wall = now, wall
+        self._interval = Interval(standard.metric_interval, now())
+        self._start = wall_nanoseconds(wall)
+
+    def poll(self) -> None:
+        """Hand over what there is, if it is time and the server has said what it is."""
+        if self._interval.due(self._now()) and self._group.facts():
+            self._push()
+
+    def _push(self) -> None:
+        who = resource(self._group.facts(), self._name)
+        data = metrics_data(self._collector.rows(), who, self._start, wall_nanoseconds(self._wall), self._deltas)
+        for sender in self._senders:
+            sender.offer(data)
+
+    def close(self) -> None:
+        """The last values; a receiver that does not take them at once keeps nobody waiting."""
+        if self._group.facts():
+            self._push()
+        for sender, receiver in zip(self._senders, self._receivers):
+            if sender.drain(LAST_SECONDS):
+                receiver.shutdown()
+
+
+def _export(receiver: Any, milliseconds: float, data: Any) -> bool:
+    taken: bool = receiver.export(data, timeout_millis=milliseconds) is MetricExportResult.SUCCESS
+    return taken

@@ -1,0 +1,174 @@
+"""Load the SDK's exporters, send batches to a receiver, and count what becomes of each batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from lightllm_otel.guard import log
+from lightllm_otel.installation import install_command
+from lightllm_otel.records.vocabulary import Signal, SpanDrop
+
+EXTRAS = {"otlp_proto_http": "otlp", "otlp_proto_grpc": "otlp-grpc", "console": "otlp"}  # console is the SDK's own
+LAST_WORDS = 300  # characters of what the SDK's exporter says of a failure
+
+
+@dataclasses.dataclass
+class Outbound:
+    """Counters of batches that failed and of spans that were dropped. Several threads add to them."""
+
+    errors: dict[Signal, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(Signal, 0))
+    dropped: dict[SpanDrop, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(SpanDrop, 0))
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def failed(self, signal: Signal) -> None:
+        with self._lock:
+            self.errors[signal] += 1
+
+    def drop(self, reason: SpanDrop, spans: int) -> None:
+        with self._lock:
+            self.dropped[reason] += spans
+
+
+class Outcomes:
+    """Counts batches of ``signal`` that failed, and logs one line when they begin to fail and one when they arrive again.
+
+    ``what``: how the log names what is sent.
+    """
+
+    def __init__(self, signal: Signal, what: str, outbound: Outbound) -> None:
+        self._signal, self._what, self._outbound = signal, what, outbound
+        self._failing = False
+
+    def add(self, taken: bool, said: str) -> None:
+        if not taken:
+            self._outbound.failed(self._signal)
+        if taken is self._failing:
+            self._failing = not taken
+            if taken:
+                log.info("%s over OTLP arrive again", self._what)
+            else:
+                log.warning("%s over OTLP do not arrive and are tried again: %s", self._what, said[:LAST_WORDS])
+
+
+class NoSuchExporter(LookupError):
+    """What was asked for is not installed; the message says what to do."""
+
+
+def load(signal: Signal, name: str) -> Any:
+    """The SDK's exporter of that name, configured by the standard variables. Raises NoSuchExporter."""
+    group = f"opentelemetry_{signal.value}_exporter"
+    points: Any = importlib.metadata.entry_points()
+    found = points.select(group=group) if hasattr(points, "select") else points.get(group, ())
+    for point in found:
+        if point.name == name:
+            return point.load()()
+    extra = EXTRAS.get(name)
+    remedy = install_command(extra) if extra else f"install the package that brings {name}"
+    raise NoSuchExporter(f"no exporter {name} for {signal.value} is installed: {remedy}. /metrics is not affected")
+
+
+def loaded(signal: Signal, names: Iterable[str], copies: int = 1) -> list[tuple[Any, ...]]:
+    """The SDK's exporters of these names, so many of each. One line in the log for each that cannot be loaded or made."""
+    found = []
+    for name in names:
+        try:
+            found.append(tuple(load(signal, name) for _ in range(copies)))
+        except NoSuchExporter as error:
+            log.error("%s over OTLP are off: %s", signal, error)
+        except Exception as error:  # noqa: BLE001 - a receiver's own settings may be wrong in any way
+            log.error("%s over OTLP are off: %s could not be made: %r", signal, name, error)
+    return found
+
+
+class Sender:
+    """Hands batches to ``send`` on a thread of its own. ``send`` says whether the batch was taken.
+
+    A batch that comes while another is on its way and one more waits is refused.
+    """
+
+    def __init__(self, signal: Signal, send: Callable[[Any], bool], outbound: Outbound) -> None:
+        self._send = send
+        self._outcomes = Outcomes(signal, str(signal), outbound)
+        self._waiting: queue.Queue[Any] = queue.Queue(1)
+        self._thread = threading.Thread(target=self._run, daemon=True, name=f"otlp {signal.value}")
+        self._thread.start()
+
+    def offer(self, batch: Any) -> bool:
+        """False when the receiver is slower than we are; that is counted, and the batch is not sent."""
+        try:
+            self._waiting.put_nowait(batch)
+        except queue.Full:
+            self._outcomes.add(False, "it is slower than what is sent")
+            return False
+        return True
+
+    def _run(self) -> None:
+        last_words.listen()
+        while True:
+            batch = self._waiting.get()
+            last_words.forget()
+            try:
+                taken = self._send(batch)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with a receiver, it is counted and said
+                self._outcomes.add(False, repr(error))
+            else:
+                self._outcomes.add(taken, last_words.said())
+            self._waiting.task_done()
+
+    def drain(self, seconds: float) -> bool:
+        """Wait for what is on its way, but not longer. Whether it has left."""
+        deadline = time.monotonic() + seconds
+        while self._waiting.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return not self._waiting.unfinished_tasks
+
+
+class _LastWords(logging.Handler):
+    """Keeps what the SDK last logged on each thread: a receiver that is down for a night must not fill our log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: dict[int, str] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines[record.thread or 0] = " ".join(record.getMessage().split())
+
+    def listen(self) -> None:
+        logger = logging.getLogger("opentelemetry")
+        if self not in logger.handlers:
+            logger.addHandler(self)
+            logger.propagate = False
+
+    def forget(self) -> None:
+        self._lines.pop(threading.get_ident(), None)
+
+    def said(self) -> str:
+        return self._lines.get(threading.get_ident(), "the receiver said nothing more")
+
+
+last_words = _LastWords()
+
+
+class Interval:
+    """Says when it is time again, by a monotonic clock; the first time after one interval."""
+
+    def __init__(self, seconds: float, now: float) -> None:
+        self._seconds = seconds
+        self._next = now + seconds
+
+    def due(self, now: float) -> bool:
+        if now < self._next:
+            return False
+        self._next = max(self._next + self._seconds, now)
+        return True
+
+
+def wall_nanoseconds(wall: Callable[[], float] = time.time) -> int:
+    return int(wall() * 1e9)

@@ -1,0 +1,1 @@
+"""HTTP process: the requests that traces are made of."""

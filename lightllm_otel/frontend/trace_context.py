@@ -1,0 +1,54 @@
+"""W3C trace context: which trace a request belongs to, and whether it is one of those that are traced."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Mapping
+
+from lightllm_otel.otel_environment import Standard
+
+# version-trace id-parent id-flags; a later version may have more behind it.
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_MOST_STATE = 512  # characters that one has to pass on at least
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceContext:
+    """Of one request's span, as hexadecimal digits. ``parent``: the caller's span, or empty. ``state``: ``tracestate``."""
+
+    trace_id: str
+    span_id: str
+    parent: str = ""
+    state: str = ""
+
+
+def continued(
+    headers: Mapping[str, str], standard: Standard, random: Callable[[int], bytes] = os.urandom
+) -> TraceContext | None:
+    """The context of a request with these headers; None when it is not traced. Not Python's ``random``: it is the host's."""
+    parsed = parse(headers.get("traceparent", "")) if standard.propagate else None
+    trace_id = parsed[0] if parsed is not None else random(16).hex()
+    follows = parsed is not None and standard.sampler.follow
+    sampled = parsed[2] if parsed is not None and follows else chosen(trace_id, standard.sampler.root)
+    if not sampled:
+        return None
+    state = headers.get("tracestate", "") if parsed is not None else ""
+    return TraceContext(trace_id, random(8).hex(), parsed[1] if parsed else "", state[:_MOST_STATE])
+
+
+def parse(traceparent: str) -> tuple[str, str, bool] | None:
+    """``(trace id, parent id, sampled)``; None for a header that must be ignored."""
+    found = _TRACEPARENT.fullmatch(traceparent.strip())
+    if found is None:
+        return None
+    version, trace_id, parent, flags, more = found.groups()
+    if version == "ff" or (version == "00" and more) or not int(trace_id, 16) or not int(parent, 16):
+        return None
+    return trace_id, parent, bool(int(flags, 16) & 1)
+
+
+def chosen(trace_id: str, ratio: float) -> bool:
+    """As the SDK's sampler decides, so that all services that see the trace decide alike."""
+    return int(trace_id[16:], 16) < round(ratio * 2**64)

@@ -1,0 +1,75 @@
+"""What happens when a Python process imports LightLLM with LIGHTLLM_OTEL on: hooks for its modules, when they are imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import wrapt
+
+from lightllm_otel.contracts.table import Hook, modules
+from lightllm_otel.guard import Guard, log, log_to_stderr
+from lightllm_otel.records.vocabulary import Level, Stage
+from lightllm_otel.settings import PREFIX, REPORTED, Settings
+
+if TYPE_CHECKING:
+    from lightllm_otel.worker.session import ServerSession
+
+
+def activate() -> Hooks | None:
+    """Register our import hooks in this process, which is about to import LightLLM; None when the plugin is off."""
+    settings = Settings.from_env(os.environ)
+    log_to_stderr()
+    report(settings)
+    if not settings.enabled or settings.level is Level.OFF:
+        return None
+    hooks = Hooks(settings, Guard())
+    hooks.register()
+    return hooks
+
+
+class Hooks:
+    """Hooks every module of the table of contracts when it is imported. Everything heavy is imported then, not before."""
+
+    def __init__(self, settings: Settings, guard: Guard) -> None:
+        self._settings = settings
+        self._guard = guard
+        self._session: ServerSession | None = None
+
+    def register(self) -> None:
+        for name, hooks in modules().items():
+            wrapt.register_post_import_hook(self._hook(hooks), name)
+
+    def _hook(self, hooks: tuple[Hook, ...]) -> Callable[[ModuleType], None]:
+        def patch_module(module: ModuleType) -> None:
+            with self._guard(Stage.PATCH):  # an exception here would break the host's import
+                from lightllm_otel.inject import hooks as seams
+
+                seams.patch(module, hooks, self.session())
+
+        return patch_module
+
+    def session(self) -> ServerSession:
+        """The one of this process, made when the first module turns up."""
+        if self._session is None:
+            from lightllm_otel.contracts.patch_set import Ledger
+            from lightllm_otel.worker.session import ServerSession
+
+            self._session = ServerSession(self._settings, self._guard, Ledger(), live=Ledger())
+        return self._session
+
+
+def report(settings: Settings) -> None:
+    """Log one line for each setting that cannot be used, once per server; of a plugin that is off only why it is."""
+    problems, notes = settings.problems, settings.notes
+    if not settings.enabled:
+        problems, notes = tuple(each for each in problems if each.startswith(f"{PREFIX}=")), ()
+    if not problems and not notes:
+        return
+    if os.environ.setdefault(REPORTED, str(os.getpid())) == str(os.getpid()):
+        for problem in problems:
+            log.error(problem)
+        for note in notes:
+            log.warning(note)

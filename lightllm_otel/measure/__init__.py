@@ -1,1 +1,0 @@
-"""Time: clocks, steps, sampling. Knows nothing of the host."""

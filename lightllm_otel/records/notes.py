@@ -1,0 +1,117 @@
+"""Notes: short messages of a process of the server for its exporter, in a file beside the rings.
+
+Who runs in a step, and what became of a request, is of no fixed size, so it has no place among the cells of a ring. A notes
+file is a header and a ring of bytes; a note is its length and JSON. A writer never waits: what is not read in time is
+overwritten. The reader keeps its position in the file, so that its successor goes on there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import mmap
+import os
+import struct
+import threading
+from pathlib import Path
+from typing import Any
+
+from lightllm_otel.records import private
+from lightllm_otel.records.folder import NOTES_PATTERN
+
+PATTERN = NOTES_PATTERN
+BYTES = 1 << 20
+_MAGIC = b"LLMNOTE1"
+_HEADER = struct.Struct("<8sIIQ")  # magic, pid, reserved, capacity
+_WRITTEN_AT, _READ_AT, _DATA_AT = 32, 40, 64
+_POSITION = struct.Struct("<Q")
+_LENGTH = struct.Struct("<I")
+
+
+class NotesWriter:
+    """Creates the file; its lock says that the process is alive. Raises OSError when there is no room for it, and NotOurs."""
+
+    def __init__(self, path: Path, capacity: int = BYTES) -> None:
+        size = _DATA_AT + capacity
+        new = private.NewFile(path)
+        self._descriptor = new.descriptor
+        try:
+            os.posix_fallocate(self._descriptor, 0, size)
+            self._map = mmap.mmap(self._descriptor, size)
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _HEADER.pack_into(self._map, 0, _MAGIC, os.getpid(), 0, capacity)
+            new.name()
+        except BaseException:
+            new.discard()
+            raise
+        self.path = path
+        self._capacity = capacity
+        self._written = 0
+        self._lock = threading.Lock()
+
+    def write(self, note: Any) -> None:
+        """Append a note of plain values. One that does not fit is not written."""
+        text = json.dumps(note, separators=(",", ":")).encode()
+        if len(text) > self._capacity // 4:
+            return
+        whole = _LENGTH.pack(len(text)) + text
+        with self._lock:
+            at = self._written % self._capacity
+            first = min(len(whole), self._capacity - at)
+            self._map[_DATA_AT + at : _DATA_AT + at + first] = whole[:first]
+            self._map[_DATA_AT : _DATA_AT + len(whole) - first] = whole[first:]
+            self._written += len(whole)
+            _POSITION.pack_into(self._map, _WRITTEN_AT, self._written)
+
+    def close(self) -> None:
+        """For tests; a process of the server never closes its notes."""
+        self._map.close()
+        os.close(self._descriptor)
+
+
+class NotesReader:
+    """Follows one file; ``lost``: how often it was overtaken. Raises ValueError for a file that is none, NotOurs and OSError."""
+
+    def __init__(self, path: Path) -> None:
+        descriptor = private.open_file(path, os.O_RDWR)
+        try:
+            self.inode = os.fstat(descriptor).st_ino
+            if os.fstat(descriptor).st_size <= _DATA_AT:
+                raise ValueError(f"{path} is no notes file of lightllm-otel")
+            self._map = mmap.mmap(descriptor, 0)
+        finally:
+            os.close(descriptor)
+        magic, _, _, self._capacity = _HEADER.unpack_from(self._map)
+        if magic != _MAGIC or len(self._map) != _DATA_AT + self._capacity:
+            raise ValueError(f"{path} is no notes file that this version reads")
+        self.lost = 0
+
+    def read(self) -> list[Any]:
+        """The notes since the last call, of this reader or the one before it; none where the writer was quicker."""
+        (read,) = _POSITION.unpack_from(self._map, _READ_AT)
+        (written,) = _POSITION.unpack_from(self._map, _WRITTEN_AT)
+        data = self._copy(read, written) if written - read <= self._capacity else b""
+        _POSITION.pack_into(self._map, _READ_AT, written)
+        (now,) = _POSITION.unpack_from(self._map, _WRITTEN_AT)
+        if now - read > self._capacity:  # it came round, maybe while we copied
+            self.lost += 1
+            return []
+        return list(_notes_in(data))
+
+    def _copy(self, read: int, written: int) -> bytes:
+        at, count = read % self._capacity, written - read
+        first = min(count, self._capacity - at)
+        return self._map[_DATA_AT + at : _DATA_AT + at + first] + self._map[_DATA_AT : _DATA_AT + count - first]
+
+    def close(self) -> None:
+        self._map.close()
+
+
+def _notes_in(data: bytes) -> list[Any]:
+    notes, at = [], 0
+    while at + _LENGTH.size <= len(data):
+        (length,) = _LENGTH.unpack_from(data, at)
+        at += _LENGTH.size
+        notes.append(json.loads(data[at : at + length]))
+        at += length
+    return notes

@@ -1,0 +1,150 @@
+"""The exporter's side of the ring: reads without ever stopping the writer, and knows what it missed."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightllm_otel.records import layout, private
+from lightllm_otel.records.folder import RING_PATTERN, rank_of
+
+_LOOK_CELLS = 2 * layout.MAX_INTERVALS  # no step is larger than half of it
+_IN_FLIGHT = ("in_flight", "in_flight_number", "in_flight_since")
+
+
+def rings_in(folder: Path) -> tuple[list[tuple[int, Path]], list[Path]]:
+    """Return ``(rings, strays)``: rank and file of each ring by rank, and files that only look like one
+    (``rank-0.bak.ring``). Raises OSError where the folder cannot be read.
+    """
+    rings, strays = [], []
+    for path in sorted(folder.iterdir()):
+        rank = rank_of(path)
+        if rank is not None:
+            rings.append((rank, path))
+        elif path.match(RING_PATTERN):
+            strays.append(path)
+    return sorted(rings), strays
+
+
+class RingReader:
+    """Follows one rank's ring from cell ``position`` on. Raises ValueError for a file that is not a ring, NotOurs and OSError.
+
+    For other processes than the rank's: there it would free the rank's own lock (:class:`.folder.FileLock`).
+    """
+
+    def __init__(self, path: Path, position: int = 0) -> None:
+        self.path = path
+        descriptor = private.open_file(path)
+        try:
+            self.inode = os.fstat(descriptor).st_ino
+            size = os.fstat(descriptor).st_size
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode) or size <= layout.CELLS_OFFSET:
+                raise ValueError(f"{path} is not a ring of lightllm-otel: it has {size} bytes; remove it")
+            self._map = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
+        finally:
+            os.close(descriptor)
+        self._header = np.frombuffer(self._map, layout.HEADER, 1)
+        if self._header["magic"][0] != layout.RING_MAGIC.rstrip(b"\0") or self._header["version"][0] != layout.VERSION:
+            raise ValueError(
+                f"{path} is not a ring that this version reads (format {layout.VERSION}); "
+                "restart the server so that both sides are of one version"
+            )
+        self._capacity = int(self._header["cells"][0])
+        if not 0 < self._capacity <= (size - layout.CELLS_OFFSET) // layout.CELL_BYTES:
+            raise ValueError(
+                f"{path} is damaged: its header says {self._capacity} cells, which {size} bytes cannot be; "
+                "restart the server, which makes a new one"
+            )
+        cells = np.frombuffer(self._map, np.uint8, self._capacity * layout.CELL_BYTES, layout.CELLS_OFFSET)
+        self._cells = cells.reshape(self._capacity, layout.CELL_BYTES)
+        self._read = max(0, min(position, int(self._header["written"][0])))
+        self.overwritten_cells = 0
+        self.overwrites = 0
+
+    @property
+    def position(self) -> int:
+        """Cells read so far: where a successor of this reader goes on."""
+        return self._read
+
+    @property
+    def header(self) -> Any:
+        """A copy of the header (:data:`layout.HEADER`) as it is now."""
+        header = self._header.copy()[0]
+        for _ in range(3):  # a step may have begun meanwhile, and left its number with the time of the one before it
+            again = self._header.copy()[0]
+            if all(header[name] == again[name] for name in _IN_FLIGHT):
+                break
+            header = again
+        return header
+
+    def unread_since(self) -> float:
+        """Return the Unix time at which the oldest step in the ring that was not read yet had ended; 0 for none.
+
+        It may be called while another thread reads.
+        """
+        written = int(self._header["written"][0])
+        at = max(self._read, written - self._capacity)
+        places = np.arange(at, min(written, at + _LOOK_CELLS)) % self._capacity
+        begins = np.flatnonzero(layout.steps_begin(self._cells[places]))  # the first one may be overwritten in part
+        if not len(begins) or len(places) - begins[0] < layout.STEP_CELLS:
+            return 0.0
+        step = self._cells[places[begins[0] :][: layout.STEP_CELLS]].reshape(-1).view(layout.STEP)[0]
+        return float(step["wall_time"]) + float(step["seconds"])
+
+    def facts(self) -> dict[str, Any]:
+        """The rank's JSON page; empty while it is being written, or where it holds something else."""
+        for _ in range(3):
+            version, count = int(self._header["json_version"][0]), int(self._header["json_bytes"][0])
+            text = self._map[layout.JSON_OFFSET : layout.JSON_OFFSET + count]
+            if count and version == int(self._header["json_version"][0]):
+                try:
+                    facts: Any = json.loads(text)
+                except (ValueError, RecursionError):
+                    continue
+                return facts if isinstance(facts, dict) else {}
+        return {}
+
+    def read(self) -> np.ndarray:
+        """The cells written since the last call, shape (n, 16), cut so that they begin and end with whole steps."""
+        written = int(self._header["written"][0])
+        lost = self._lose(written)
+        count = written - self._read
+        start = self._read % self._capacity
+        first = min(count, self._capacity - start)
+        cells = np.concatenate((self._cells[start : start + first], self._cells[: count - first]))
+        self._read = written
+        # The writer may have come round while we copied: the oldest of these cells are then torn.
+        torn = int(self._header["written"][0]) - (written - count) - self._capacity
+        if torn > 0:
+            lost = True
+            self.overwritten_cells += min(torn, count)
+            cells = cells[min(torn, count) :]
+        if lost:
+            self.overwrites += 1
+            cells = _from_next_step(cells)
+        return cells
+
+    def _lose(self, written: int) -> bool:
+        lost = written - self._read - self._capacity
+        if lost <= 0:
+            return False
+        self.overwritten_cells += lost
+        self._read += lost
+        return True
+
+
+def _from_next_step(cells: np.ndarray) -> np.ndarray:
+    """Drop cells up to the next step header; a mark alone could be data, so the chain behind it must hold."""
+    marks = np.flatnonzero(np.ascontiguousarray(cells[:, :4]).view("<u4")[:, 0] == layout.STEP_MAGIC)
+    for mark in marks:
+        rest = cells[mark:]
+        steps = layout.steps_in(rest)
+        if sum(layout.STEP_CELLS + len(intervals) for _, intervals in steps) == len(rest):
+            return rest
+    return cells[:0]

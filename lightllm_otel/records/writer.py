@@ -1,0 +1,128 @@
+"""The model process's side of the ring: one vectorised copy per step."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import mmap
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightllm_otel.records import layout, private
+from lightllm_otel.records.progress import WORDS
+
+# in_flight … heartbeat of the header, in one go: this is on the path of every step.
+_IN_FLIGHT = struct.Struct("<BBHIdd")
+_IN_FLIGHT_OFFSET = layout.HEADER.fields["in_flight"][1] if layout.HEADER.fields else 0
+_WRITTEN = struct.Struct("<QQ")  # written, steps
+_WRITTEN_OFFSET = layout.HEADER.fields["written"][1] if layout.HEADER.fields else 0
+_COUNTS = struct.Struct("<dQd")  # oldest_unread … hook_seconds
+_COUNTS_OFFSET = layout.HEADER.fields["oldest_unread"][1] if layout.HEADER.fields else 0
+_REACHED_OFFSET = layout.HEADER.fields["reached"][1] if layout.HEADER.fields else 0
+
+
+class RingWriter:
+    """Creates and fills one rank's ring.
+
+    Raises OSError when there is no room: the space is reserved before it is mapped, because writing to a sparse
+    mapping of a full file system would end the host with SIGBUS. So would a file that somebody else can truncate: it raises
+    NotOurs where the folder is not ours alone.
+    """
+
+    def __init__(self, path: Path, mebibytes: int) -> None:
+        size = mebibytes << 20
+        capacity = (size - layout.CELLS_OFFSET) // layout.CELL_BYTES
+        new = private.NewFile(path)
+        self._descriptor = new.descriptor
+        try:
+            os.posix_fallocate(self._descriptor, 0, size)
+            self._map = mmap.mmap(self._descriptor, size)
+            # The descriptor stays open for the life of the process: the lock says that this rank is alive.
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.header = np.frombuffer(self._map, layout.HEADER, 1)
+            self._cells = np.frombuffer(self._map, np.uint8, capacity * layout.CELL_BYTES, layout.CELLS_OFFSET)
+            self._cells = self._cells.reshape(capacity, layout.CELL_BYTES)
+            self.header[0] = np.zeros(1, layout.HEADER)[0]
+            self.header["version"], self.header["pid"] = layout.VERSION, os.getpid()
+            self.header["cells"] = capacity
+            self.header["magic"] = layout.RING_MAGIC
+            new.name()  # a reader sees a whole header or the previous server's ring, never half of one
+        except BaseException:
+            new.discard()
+            raise
+        self._capacity = capacity
+        self._written = self._steps = 0
+        self.reached = memoryview(self._map)[_REACHED_OFFSET : _REACHED_OFFSET + 4 * WORDS].cast("I")
+        """Words that the marks of a step set: :mod:`lightllm_otel.records.progress`."""
+        self._dropped: list[int] = []
+        self._whole: list[int] = []
+
+    def describe(self, facts: dict[str, Any]) -> None:
+        """Replace the JSON page: what this rank is. Raises ValueError when it does not fit."""
+        text = json.dumps(facts, separators=(",", ":"), default=str).encode()
+        if len(text) > layout.JSON_BYTES:
+            raise ValueError(f"{len(text)} bytes of facts, {layout.JSON_BYTES} fit")
+        self.header["json_bytes"] = 0
+        self._map[layout.JSON_OFFSET : layout.JSON_OFFSET + len(text)] = text
+        self.header["json_bytes"] = len(text)
+        self.header["json_version"] += 1
+
+    def write(self, step: bytes, intervals: np.ndarray) -> None:
+        """Append one step (the bytes of a ``STEP``) and its intervals (``INTERVAL``, shape (n,))."""
+        count = layout.STEP_CELLS + len(intervals)
+        start = self._written % self._capacity
+        if start + count <= self._capacity:
+            at = layout.CELLS_OFFSET + start * layout.CELL_BYTES
+            self._map[at : at + layout.STEP_BYTES] = step
+            if len(intervals):
+                cells = intervals.view(np.uint8).reshape(-1, layout.CELL_BYTES)
+                self._cells[start + layout.STEP_CELLS : start + count] = cells
+        else:
+            self._write_around(start, step, intervals)
+        self._written += count
+        self._steps += 1
+        # Last: a reader that sees it finds the cells in place.
+        _WRITTEN.pack_into(self._map, _WRITTEN_OFFSET, self._written, self._steps)
+
+    def _write_around(self, start: int, step: bytes, intervals: np.ndarray) -> None:
+        """Past the end of the ring it goes on at its beginning."""
+        whole = np.frombuffer(step + intervals.tobytes(), np.uint8).reshape(-1, layout.CELL_BYTES)
+        first = self._capacity - start
+        self._cells[start:] = whole[:first]
+        self._cells[: len(whole) - first] = whole[first:]
+
+    def enter(self, number: int, phase: int, wall_time: float) -> None:
+        """A step is in flight from here until :meth:`leave`, also if the process never gets that far."""
+        _IN_FLIGHT.pack_into(self._map, _IN_FLIGHT_OFFSET, 1, phase, 0, number & 0xFFFFFFFF, wall_time, wall_time)
+
+    def leave(self) -> None:
+        """The GPU has finished the step."""
+        self._map[_IN_FLIGHT_OFFSET] = 0
+
+    def count(
+        self, dropped: list[int], whole: list[int], sampled: int, hook_seconds: float, oldest_unread: float
+    ) -> None:
+        """What the model process knows of itself; ``dropped`` by :class:`DropReason`, ``whole`` by :class:`Whole`."""
+        _COUNTS.pack_into(self._map, _COUNTS_OFFSET, oldest_unread, sampled, hook_seconds)
+        if dropped != self._dropped:
+            self._dropped = list(dropped)
+            self.header["dropped"][0, : len(dropped)] = dropped
+        if whole != self._whole:
+            self._whole = list(whole)
+            self.header["whole"][0, : len(whole)] = whole
+
+    @property
+    def fits(self) -> int:
+        """The most intervals that one step may have in this ring."""
+        return min(layout.MAX_INTERVALS, self._capacity // 4)
+
+    def close(self) -> None:
+        """For tests and replays; a model process never closes its ring."""
+        del self.header, self._cells
+        self.reached.release()
+        self._map.close()
+        os.close(self._descriptor)

@@ -1,0 +1,1 @@
+"""Records of all ranks to figures, vectorised; the same live and offline."""

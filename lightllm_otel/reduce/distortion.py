@@ -1,0 +1,37 @@
+"""What a twin costs, live: each sampled graph step against its plain neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lightllm_otel.records import layout
+from lightllm_otel.records.vocabulary import Mode, Phase
+
+
+class Distortion:
+    """Adds up sampled graph decode steps, and the mean of the plain steps before and after each, of the same batch.
+
+    Neighbours have the same context but for one token, so neither load nor context gets into the ratio.
+    """
+
+    def __init__(self) -> None:
+        self._twin = 0.0
+        self._plain = 0.0
+
+    def add(self, steps: np.ndarray) -> None:
+        """Consecutive steps of one rank (``STEP``, shape (n,))."""
+        if len(steps) < 3:
+            return
+        before, middle, after = steps[:-2], steps[1:-1], steps[2:]
+        fits = (middle["flags"] & layout.SAMPLED) > 0
+        for each in (before, middle, after):
+            fits &= (each["phase"] == Phase.DECODE.code) & (each["mode"] == Mode.GRAPH.code)
+        for each in (before, after):
+            fits &= ((each["flags"] & layout.SAMPLED) == 0) & (each["batch"] == middle["batch"])
+        self._twin += float(middle["seconds"][fits].sum())
+        self._plain += float((before["seconds"][fits] + after["seconds"][fits]).sum()) / 2
+
+    @property
+    def ratio(self) -> float | None:
+        """Twin against plain; None before there is anything to compare."""
+        return self._twin / self._plain if self._plain else None

@@ -1,0 +1,1 @@
+"""Theory: FLOPs, bytes and communication of each operator, and the hardware that bounds them."""

@@ -1,0 +1,45 @@
+"""What lies in a GPU's memory: weights, and keys and values of every token."""
+
+from __future__ import annotations
+
+from lightllm_otel.roofline.shape import Shape
+
+
+def weights(shape: Shape) -> float:
+    """How many, over all ranks: matrices, norms, and the embedding and its counterpart apart, as LightLLM keeps them."""
+    h = shape.hidden
+    norms = 2 * h
+    return shape.layers * (_attention(shape) + norms) + _feed_forward(shape) + 2 * shape.vocab * h + h
+
+
+def _attention(shape: Shape) -> float:
+    h, latent = shape.hidden, shape.latent
+    if latent is None:
+        return h * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
+    query = shape.heads * (latent.nope + latent.rope)
+    down = h * latent.q_rank + latent.q_rank * query if latent.q_rank else h * query
+    up = latent.kv_rank * shape.heads * (latent.nope + latent.value)
+    return down + h * (latent.kv_rank + latent.rope) + up + shape.heads * latent.value * h
+
+
+def _feed_forward(shape: Shape) -> float:
+    """Of all layers."""
+    dense = shape.ffn_matrices * shape.hidden * shape.intermediate
+    experts = shape.experts
+    if experts is None:
+        return shape.layers * dense
+    one = 3 * shape.hidden * experts.intermediate
+    mixture = (experts.count + experts.shared) * one + shape.hidden * experts.count
+    return experts.first_layer * dense + (shape.layers - experts.first_layer) * mixture
+
+
+def weight_bytes(shape: Shape, ranks: int, element: float) -> float:
+    """Of one rank: everything is split, but for the norms, which weigh nothing."""
+    return weights(shape) * element / ranks
+
+
+def cache_bytes(shape: Shape, ranks: int, element: float) -> float:
+    """Of one token in one rank. Latent attention keeps a copy in each; fewer heads than ranks are copied as well."""
+    if shape.latent is not None:
+        return shape.layers * (shape.latent.kv_rank + shape.latent.rope) * element
+    return shape.layers * 2 * max(shape.kv_heads / ranks, 1.0) * shape.head_dim * element

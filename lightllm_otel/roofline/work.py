@@ -1,0 +1,136 @@
+"""Operations, bytes and communication of each operator in one step of one rank.
+
+b requests, s new tokens each, context c, hidden h, tensor parallelism t, w bytes an element. Per layer, for multi-head
+attention and a feed-forward of two matrices of 4h: projections 8·b·s·h² and feed-forward 16·b·s·h² FLOPs, attention
+scores 4·b·s·c·h (causal: half in prefill); two all_reduces of b·s·h·w bytes. Here in general form: a multiply-add is two
+FLOPs, matrices are read once a step, and what one operator hands to the next is written and read once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lightllm_otel.records.vocabulary import Operator, Phase, Site
+from lightllm_otel.roofline import links
+from lightllm_otel.roofline.shape import Shape
+
+# Per element: a norm squares, sums, scales and multiplies by its weight; an activation is the same order.
+_NORM_FLOPS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """``requests``, each with ``new`` tokens to compute and ``context`` tokens to attend to, its new ones included."""
+
+    phase: Phase
+    requests: int
+    new: int
+    context: float
+
+    @property
+    def tokens(self) -> int:
+        return self.requests * self.new
+
+    @property
+    def attended(self) -> float:
+        """Pairs of a new token and a token it attends to, over all requests: causal within the new ones."""
+        ready = self.context - self.new
+        return self.requests * self.new * (ready + (self.new + 1) / 2 if self.new > 1 else self.context)
+
+
+@dataclasses.dataclass
+class Work:
+    """Of an operator in one step of one rank, over all layers. ``calls``: how often; ``payloads``: (site, bytes, calls)."""
+
+    flops: float = 0.0
+    memory_bytes: float = 0.0
+    communication_bytes: float = 0.0
+    calls: int = 0
+    payloads: list[tuple[Site, float, int]] = dataclasses.field(default_factory=list)
+
+    def add(self, flops: float, memory_bytes: float, times: int) -> None:
+        self.flops += flops * times
+        self.memory_bytes += memory_bytes * times
+        self.calls += times
+
+
+def step(shape: Shape, batch: Batch, ranks: int, element: float = 2) -> dict[Operator, Work]:
+    """``element``: bytes of a weight, an activation and a cached key or value."""
+    table: dict[Operator, Work] = {}
+
+    def put(operator: Operator, flops: float, memory_bytes: float, times: int = 1) -> None:
+        table.setdefault(operator, Work()).add(flops, memory_bytes, times)
+
+    n, h, t, w, layers = batch.tokens, shape.hidden, ranks, element, shape.layers
+    hidden_bytes = n * h * w
+    put(Operator.EMBEDDING, 0, 2 * hidden_bytes)
+    for norm in (Operator.ATTN_NORM, Operator.FFN_NORM):
+        put(norm, _NORM_FLOPS * n * h, 2 * hidden_bytes + h * w, layers)
+    put(Operator.RESIDUAL, n * h, 3 * hidden_bytes, 2 * layers)
+    _attention(shape, batch, t, w, put)
+    _feed_forward(shape, n, t, w, put)
+    # Only the last token of each request needs logits.
+    rows = batch.requests
+    put(Operator.LM_HEAD, 2 * rows * h * shape.vocab / t, (h * shape.vocab / t + rows * (h + shape.vocab / t)) * w)
+    if ranks > 1:
+        _collectives(shape, batch, t, w, table)
+    return table
+
+
+def _attention(shape: Shape, batch: Batch, t: int, w: float, put: object) -> None:
+    assert callable(put)
+    n, h, layers, latent = batch.tokens, shape.hidden, shape.layers, shape.latent
+    heads, kv_heads = shape.heads / t, max(shape.kv_heads / t, 1.0)  # fewer heads than ranks: each rank has a copy
+    if latent is None:
+        q, kv = heads * shape.head_dim, 2 * kv_heads * shape.head_dim
+        put(Operator.QKV_PROJ, 2 * n * h * (q + kv), (h * (q + kv) + n * (h + q + kv)) * w, layers)
+        put(Operator.KV_WRITE, 0, 2 * n * kv * w, layers)
+        put(Operator.ATTENTION, 4 * batch.attended * q, (batch.requests * batch.context * kv + 2 * n * q) * w, layers)
+        put(Operator.O_PROJ, 2 * n * q * h, (q * h + n * (q + h)) * w, layers)
+        return
+    # Keys and values are kept compressed; a head's part of the query is brought into their space, and back.
+    query, kept = latent.nope + latent.rope, latent.kv_rank + latent.rope
+    down = latent.q_rank or 0
+    up_from = down or h
+    weights = h * kept + h * down + up_from * heads * query
+    put(Operator.QKV_PROJ, 2 * n * weights, (weights + n * (h + kept + heads * query)) * w, layers)
+    put(Operator.KV_WRITE, 0, 2 * n * kept * w, layers)
+    absorb = heads * latent.nope * latent.kv_rank
+    put(
+        Operator.ATTENTION, 2 * n * absorb + 2 * batch.attended * heads * (kept + latent.kv_rank),
+        (batch.requests * batch.context * kept + absorb + n * heads * (query + latent.kv_rank)) * w, layers,
+    )  # fmt: skip
+    out = heads * latent.value
+    back = heads * latent.kv_rank * latent.value
+    put(Operator.O_PROJ, 2 * n * (back + out * h), (back + out * h + n * (out + h)) * w, layers)
+
+
+def _feed_forward(shape: Shape, n: int, t: int, w: float, put: object) -> None:
+    """LightLLM's layers have one slot for all of it, so the gate and the experts of a mixture are ``ffn`` as well."""
+    assert callable(put)
+    h, experts = shape.hidden, shape.experts
+    dense_layers = shape.layers if experts is None else experts.first_layer
+    wide = shape.intermediate / t
+    dense = shape.ffn_matrices * h * wide
+    put(Operator.FFN, 2 * n * dense, (dense + n * (2 * h + shape.ffn_matrices * wide)) * w, dense_layers)
+    if experts is None:
+        return
+    one = 3 * h * experts.intermediate / t
+    # A token picks its experts as if at random: how many different ones n tokens need.
+    touched = experts.count * (1 - (1 - experts.active / experts.count) ** n)
+    used = experts.active + experts.shared
+    flops = 2 * n * (h * experts.count + used * one)
+    weights = h * experts.count + (touched + experts.shared) * one
+    moved = n * (2 * h + used * 3 * experts.intermediate / t)
+    put(Operator.FFN, flops, (weights + moved) * w, shape.layers - dense_layers)
+
+
+def _collectives(shape: Shape, batch: Batch, t: int, w: float, table: dict[Operator, Work]) -> None:
+    """After the embedding, the attention and the feed-forward of each layer, and of the logits."""
+    payload = batch.tokens * shape.hidden * w
+    reduces = [(Site.EMBEDDING, payload, 1), (Site.ATTENTION, payload, shape.layers), (Site.FFN, payload, shape.layers)]
+    logits = [(Site.LM_HEAD, batch.requests * shape.vocab * w, 1)]
+    for operator, payloads in ((Operator.ALL_REDUCE, reduces), (Operator.ALL_GATHER, logits)):
+        work = Work(payloads=payloads, calls=sum(calls for _, _, calls in payloads))
+        work.communication_bytes = sum(links.traffic(operator.value, size, t) * calls for _, size, calls in payloads)
+        table[operator] = work

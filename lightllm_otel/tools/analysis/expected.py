@@ -1,0 +1,111 @@
+"""What theory expects of a run: its model's shape, its GPU and link, and the least time at the sizes of its steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lightllm_otel.exporter.link import NVLINK, PCIE, SAME_GPU
+from lightllm_otel.records.vocabulary import Operator, Phase
+from lightllm_otel.roofline import gpus, ideal, links, shape, work
+from lightllm_otel.roofline.gpus import Gpu
+from lightllm_otel.roofline.links import Link
+from lightllm_otel.roofline.shape import Shape
+from lightllm_otel.roofline.work import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """``link``: None for a single rank, or where it is not known; ``element``: bytes of a weight."""
+
+    shape: Shape | None
+    gpu: Gpu | None
+    link: Link | None
+    ranks: int
+    element: float
+
+
+def machine(facts: Mapping[str, Any], given: Shape | None = None, gpu: Gpu | None = None) -> Machine:
+    """From what a rank says of itself; what is given goes before that, and what is not known stays None."""
+    own = given
+    if own is None:
+        try:
+            own = shape.from_config(facts.get("config") or {}, str(facts.get("model", "")))
+        except shape.UnknownModel:
+            own = None
+    ranks = int(facts.get("tp", 1))
+    try:
+        gpu = gpu or gpus.find(str(facts.get("gpu_name", "")))
+    except gpus.UnknownGpu:
+        gpu = None
+    said = facts.get("link")
+    try:
+        link = (
+            None
+            if gpu is None or said == SAME_GPU
+            else links.link_of(gpu, ranks, said if said in (NVLINK, PCIE) else None)
+        )
+    except links.NoLink:
+        link = None
+    return Machine(own, gpu, link, ranks, shape.DTYPE_BYTES.get(str(facts.get("dtype", "")), 2))
+
+
+def unlike(facts: Mapping[str, Any], given: Shape | None) -> str:
+    """Why a recording cannot be of this model; empty where nothing speaks against it."""
+    layers = int(facts.get("layers") or 0)
+    if given is None or not layers or layers == given.layers:
+        return ""
+    return f"it is of {facts.get('model') or 'a model'} with {layers} layers, and {given.name} has {given.layers}"
+
+
+def batch(phase: Phase, requests: float, tokens: float, context: float) -> Batch:
+    """A step of such a size; the requests of a prefill are taken as equally long, only their sum is known."""
+    count = max(1, round(requests))
+    new = max(1, round(tokens / count)) if phase is Phase.PREFILL else 1
+    return Batch(phase, count, new, max(context / count, new))
+
+
+@dataclasses.dataclass
+class Load:
+    """What one rank had to do for an operator, over many steps."""
+
+    flops: float = 0.0
+    memory_bytes: float = 0.0
+
+
+def load(steps: np.ndarray, phase: Phase, on: Machine) -> dict[Operator, Load]:
+    """Of steps of one phase and rank (STEP, shape (n,)). Steps of a size are taken together: all is linear in context."""
+    total: dict[Operator, Load] = {}
+    if on.shape is None or not len(steps):
+        return total
+    packed = steps["batch"].astype(np.int64) << 32 | steps["tokens"].astype(np.int64)
+    found, group = np.unique(packed, return_inverse=True)
+    counts, contexts = np.bincount(group), np.bincount(group, steps["context"].astype(float))
+    for size, count, context in zip(found.tolist(), counts.tolist(), contexts.tolist()):
+        each = batch(phase, size >> 32, size & 0xFFFFFFFF, context / count)
+        for operator, done in work.step(on.shape, each, on.ranks, on.element).items():
+            sums = total.setdefault(operator, Load())
+            sums.flops += done.flops * count
+            sums.memory_bytes += done.memory_bytes * count
+    return total
+
+
+def ratios(
+    first: Mapping[str, Any], second: Mapping[str, Any], phase: Phase, size: tuple[float, float, float],
+    given: Shape | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Least time on the second machine / on the first, of each operator and of the step (``step``); empty if unknown."""
+    tables = []
+    for facts in (first, second):
+        on = machine(facts, given)
+        if on.shape is None or on.gpu is None:
+            return {}
+        tables.append(ideal.step(on.shape, batch(phase, *size), on.gpu, on.ranks, on.link, on.element))
+    one, two = tables
+    # Without a link a collective has no least time.
+    both = [each for each in one if each in two and one[each].seconds and two[each].seconds]
+    found = {each.value: two[each].seconds / one[each].seconds for each in both}
+    return {**found, "step": sum(each.seconds for each in two.values()) / sum(each.seconds for each in one.values())}

@@ -1,0 +1,202 @@
+"""``lightllm-otel bench``: the same batch again and again, to a running server or without one, each repeat recorded."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lightllm_otel.exporter.control import Refused
+from lightllm_otel.tools.benchmark import launched, prompts, served, static
+from lightllm_otel.tools.benchmark.manifest import Manifest, Outcome, Plan
+from lightllm_otel.tools.benchmark.tap import NoRing
+from lightllm_otel.tools.ctl import find
+from lightllm_otel.tools.ending import ended_by_signals
+
+NAMES = "abcdefgh"  # of the folders, where there are several runs
+# Beyond every repeat's seed: the prompt cache shall know no prompt of a repeat. Not negative: random.Random(-1) is Random(1).
+_WARM_UP = 1_000_000
+Repeat = Callable[[int], Outcome]
+_PROBLEMS = (NoRing, Refused, ValueError, prompts.NoTokenizer, served.NoAnswer, static.RankFailed, launched.NoServer)
+
+
+@ended_by_signals()
+def bench(given: argparse.Namespace) -> int:
+    """Exit status 1 and one sentence for what cannot be measured."""
+    plan = Plan(given.batch_size, given.input_len, given.output_len, given.repeats, given.warmup, given.every)
+    out = given.out or Path(f"bench-{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%SZ}")
+    try:
+        plan.check()
+        _check(given)
+        way = _static if given.static else _launched if given.serve else _served
+        sides = way(given, plan, out)
+        manifests = _run(sides, plan, given)
+    except _PROBLEMS as problem:
+        print(f"lightllm-otel bench: {problem}", file=sys.stderr)
+        return 1
+    except OSError as problem:
+        print(f"lightllm-otel bench: {problem.strerror or problem} ({problem.filename or given.url})", file=sys.stderr)
+        return 1
+    data = {"kind": "bench", "runs": {str(folder): manifest.content for folder, manifest in manifests.items()}}
+    print(json.dumps(data, indent=1) if given.json else render(manifests))
+    return 0
+
+
+def _check(given: argparse.Namespace) -> None:
+    if given.model_dir is None:
+        raise ValueError("give --model-dir: the model's folder" + ("" if given.static else ", for its tokenizer"))
+    ways = [bool(given.static), bool(given.serve), bool(given.url) and not given.serve]
+    if sum(ways) != 1:
+        raise ValueError("give --url of a running server, or --serve with the command of one, or --static")
+    if not given.model_dir.is_dir():
+        raise ValueError(f"--model-dir {given.model_dir} is not a folder; give the one with the model's config.json")
+    if given.tp < 1:
+        raise ValueError(f"--tp {given.tp}: give a whole number of at least 1")
+    if given.url and len(given.url) > len(NAMES):
+        raise ValueError(f"give at most {len(NAMES)} servers")
+    if given.ab and not (given.static or given.serve):
+        raise ValueError(
+            "--ab starts servers or models of its own, so it goes with --serve or --static; for two running servers give "
+            "--url twice"
+        )
+    foreign = [option for option, value in _of_static(given).items() if value and not given.static]
+    foreign += ["--group"] if given.group and (given.serve or given.static) else []
+    if foreign:
+        raise ValueError(
+            f"{' and '.join(foreign)} would be left out here, so leave it out; a server has options of its own"
+        )
+    if given.serve and given.url and len(given.url) > 1:
+        raise ValueError("with --serve give one --url: where its server listens")
+
+
+def _of_static(given: argparse.Namespace) -> dict[str, bool]:
+    """Options of ``--static`` alone, and whether they say something."""
+    return {
+        "--tp": given.tp != 1, "--data-type": given.data_type is not None, "--no-graphs": given.no_graphs,
+        "--share-gpu": given.share_gpu,
+    }  # fmt: skip
+
+
+def _served(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
+    """Warm every server up, and say how it is asked."""
+    own, size = prompts.tokenizer(given.model_dir)
+    groups = given.group or [None] * len(given.url)
+    if len(groups) != len(given.url):
+        raise ValueError("give --group for every --url, in the same order; lightllm-otel doctor lists them")
+    sides: dict[Path, tuple[Repeat, Manifest]] = {}
+    for place, (url, group) in enumerate(zip(given.url, groups)):
+        server = served.Server(url, find(group))
+        folder = out if len(given.url) == 1 else out / NAMES[place]
+
+        def texts(seed: int, side: int = place) -> list[str]:
+            return prompts.prompts(own, size, plan.batch_size, plan.input_len, 1000 * side + seed)
+
+        for number in range(plan.warmup):
+            server.batch(texts(_WARM_UP + number), min(plan.output_len, 8))
+
+        def once(number: int, server: served.Server = server, texts: Any = texts, folder: Path = folder) -> Outcome:
+            with served.sampling(server.folder, plan.every):
+                return served.repeat(server, plan, texts, number, folder)
+
+        sides[folder] = once, Manifest(folder, "served", plan, url=server.url)
+    return sides
+
+
+def _launched(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
+    """A fresh server for every repeat, as without one: what differs from start to start is then in the repeats."""
+    words = launched.words_of(given.serve)
+    url = given.url[0] if given.url else launched.url_of(words)
+    changes = [_changes(text) for text in given.ab or [""]]
+    own, size = prompts.tokenizer(given.model_dir)
+    sides: dict[Path, tuple[Repeat, Manifest]] = {}
+    for place, change in enumerate(changes):
+        folder = out / NAMES[place] if given.ab else out
+
+        def texts(seed: int) -> list[str]:
+            return prompts.prompts(own, size, plan.batch_size, plan.input_len, seed)
+
+        def once(number: int, change: dict[str, str] = change, folder: Path = folder) -> Outcome:
+            log = folder / f"server-{number}.log"
+            with launched.running(words, url, change, plan.every, log) as server:
+                for again in range(plan.warmup):
+                    server.batch(texts(_WARM_UP + again), min(plan.output_len, 8))
+                return served.repeat(server, plan, texts, number, folder)
+
+        sides[folder] = once, Manifest(folder, "served", plan, url=url, command=words, changes=change)
+    return sides
+
+
+def _static(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
+    changes = [_changes(text) for text in given.ab] if given.ab else [{}]
+    sides: dict[Path, tuple[Repeat, Manifest]] = {}
+    for place, change in enumerate(changes):
+        folder = out / NAMES[place] if given.ab else out
+
+        def once(number: int, change: dict[str, str] = change, folder: Path = folder) -> Outcome:
+            return static.repeat(
+                plan, given.model_dir, given.tp, number, folder, change, given.data_type, not given.no_graphs,
+                given.share_gpu,
+            )  # fmt: skip
+
+        sides[folder] = (
+            once,
+            Manifest(
+                folder,
+                "static",
+                plan,
+                tp=given.tp,
+                graphs=not given.no_graphs,
+                share_gpu=given.share_gpu,
+                changes=change,
+            ),
+        )
+    return sides
+
+
+def _changes(text: str) -> dict[str, str]:
+    """``'A=1 B=two'``; empty is the environment as it is."""
+    found = {}
+    for word in shlex.split(text):
+        name, sign, value = word.partition("=")
+        if not sign or not name.isidentifier():
+            raise ValueError(f"--ab {text!r} is not understood: give variables as NAME=VALUE, separated by spaces")
+        found[name] = value
+    return found
+
+
+def _order(folders: list[Path], repeats: int) -> Iterator[tuple[Path, int]]:
+    """One of each, turn about who is first: what drifts with time then falls on all alike."""
+    for number in range(1, repeats + 1):
+        for folder in folders if number % 2 else reversed(folders):
+            yield folder, number
+
+
+def _run(sides: dict[Path, tuple[Repeat, Manifest]], plan: Plan, given: argparse.Namespace) -> dict[Path, Manifest]:
+    total = plan.repeats * len(sides)
+    with tqdm(total=total, unit="repeat", disable=None, file=sys.stderr) as progress:  # None: only on a terminal
+        for folder, number in _order(list(sides), plan.repeats):
+            once, manifest = sides[folder]
+            outcome = once(number)
+            manifest.add(outcome)
+            progress.set_postfix_str(f"{outcome.output_tokens_per_second:.4g} output tokens/s", refresh=False)
+            progress.update()
+            for note in outcome.notes:
+                progress.write(f"note: {note}", file=sys.stderr)
+    return {folder: manifest for folder, (_, manifest) in sides.items()}
+
+
+def render(manifests: dict[Path, Manifest]) -> str:
+    lines = []
+    for folder, manifest in manifests.items():
+        rates = [repeat["output_tokens_per_second"] for repeat in manifest.content["repeats"]]
+        lines.append(f"{folder}: {len(rates)} repeats, {min(rates):.4g} to {max(rates):.4g} output tokens/s")
+    folders = list(map(str, manifests))
+    following = f", lightllm-otel compare {' '.join(folders)}" if len(folders) > 1 else ""
+    return "\n".join([*lines, f"next: lightllm-otel report {folders[0]}{following}"])

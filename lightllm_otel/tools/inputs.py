@@ -1,0 +1,68 @@
+"""What commands are given on their lines: recordings, shapes, GPUs, and pages to write."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lightllm_otel.page import render
+from lightllm_otel.records.recording import BadRecording
+from lightllm_otel.roofline import shape
+from lightllm_otel.roofline.shape import Shape
+from lightllm_otel.tools.analysis import baseline
+from lightllm_otel.tools.analysis.baseline import Side
+from lightllm_otel.tools.analysis.runs import Run, load
+
+INCOMPLETE_STATUS = 4  # what is printed stands, and is of a part of what was recorded
+PACKAGED = Path(__file__).resolve().parents[1] / "recordings"
+
+
+def run(name: str) -> Run:
+    """A folder as given, or a recording that comes with the package. Raises BadRecording."""
+    given = Path(name)
+    if not given.exists() and (PACKAGED / name).is_dir():
+        return load(PACKAGED / name)
+    if not given.exists():
+        known = ", ".join(sorted(path.name for path in PACKAGED.glob("*/"))) or "none"
+        raise BadRecording(
+            f"there is no {name}; give a recording's folder, or one that comes with the package: {known}"
+        )
+    return load(given)
+
+
+def side(name: str) -> Side:
+    """A run, or a saved baseline. Raises BadRecording."""
+    path = Path(name)
+    return baseline.read(path) if path.is_file() else baseline.side(run(name))
+
+
+def model(name: str | None) -> Shape | None:
+    """Raises UnknownModel."""
+    return None if name is None else shape.find(name)
+
+
+def write_page(given: argparse.Namespace, data: dict[str, Any], title: str) -> list[Path]:
+    """Write the page of ``--html``, if it is asked for. Raises BadRecording."""
+    if given.html is None:
+        return []
+    write(given.html, render(data, title))
+    return [given.html]
+
+
+def write(path: Path, text: str) -> None:
+    """Raises BadRecording when it cannot be written."""
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise BadRecording(f"{path} cannot be written ({error.strerror}); give another file") from error
+
+
+def incomplete(command: str, missing: Iterable[str]) -> int:
+    """Say what recordings lack, each in a sentence, where a script sees it too: the exit status, 0 when they lack nothing."""
+    sentences = list(dict.fromkeys(missing))
+    for sentence in sentences:
+        print(f"lightllm-otel {command}: {sentence}", file=sys.stderr)
+    return INCOMPLETE_STATUS if sentences else 0

@@ -1,0 +1,123 @@
+"""``lightllm-otel plan``: which machine for prefill, which for decode, and what a million tokens cost."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from typing import Any
+
+from lightllm_otel.records.recording import BadRecording
+from lightllm_otel.roofline import gpus, links, shape
+from lightllm_otel.tools import inputs
+from lightllm_otel.tools.analysis.plan import ASSUMED, USABLE, Choice, Load, Machine, NoPlan, Plan
+from lightllm_otel.tools.analysis.plan import plan as plan_for
+from lightllm_otel.tools.table import table
+from lightllm_otel.tools.units import duration
+
+
+class BadQuestion(ValueError):
+    """It cannot be asked like that; the message says what to give instead."""
+
+
+def plan(given: argparse.Namespace) -> int:
+    """Exit status 1 and one sentence where there is none."""
+    try:
+        sizes = (given.input_len, given.output_len, given.network, given.ttft, given.tpot)
+        if not all(each > 0 for each in sizes):  # nan is not, either
+            raise BadQuestion("--input-len, --output-len, --ttft, --tpot and --network are above 0")
+        load = Load(
+            shape.find(given.model), given.input_len, given.output_len, given.ttft, given.tpot,
+            shape.DTYPE_BYTES[given.dtype], given.network * 1e9,
+        )  # fmt: skip
+        found = plan_for([machine(text) for text in given.machine], load, [inputs.run(name) for name in given.run])
+    except (shape.UnknownModel, gpus.UnknownGpu, links.NoLink, BadRecording, NoPlan, BadQuestion) as problem:
+        print(f"lightllm-otel plan: {problem}", file=sys.stderr)
+        return 1
+    data = as_json(found, load)
+    print(json.dumps(data, indent=1) if given.json else render(found, load, data["assumptions"]))
+    return 0
+
+
+def machine(text: str) -> Machine:
+    """``A100-SXM-40GB:8:12.5``: GPU, cards, price of the whole machine an hour. Raises BadQuestion and UnknownGpu."""
+    words = text.rsplit(":", 2)
+    try:
+        name, cards, price = words[0], int(words[1]), float(words[2])
+    except (IndexError, ValueError):
+        raise BadQuestion(
+            f"--machine {text!r} is not understood: give GPU:CARDS:PRICE an hour, like A40:8:4.0"
+        ) from None
+    if cards < 1 or not 0 < price < math.inf:
+        raise BadQuestion(f"--machine {text!r}: cards and price are above 0, and finite")
+    return Machine(gpus.find(name), cards, price)
+
+
+def as_json(found: Plan, load: Load) -> dict[str, Any]:
+    return {
+        "kind": "plan",
+        "prefill": _choice(found.prefill),
+        "decode": _choice(found.decode),
+        "choices": [_choice(each) for each in found.choices],
+        "cost_per_million_output_tokens": {"apart": found.apart, "together": found.together},
+        "prefill_machines_per_decode_machine": found.prefill_per_decode,
+        "transfer": {"bytes_per_request": load.transfer_bytes, "seconds": load.transfer_seconds},
+        "refusals": list(found.refusals),
+        "notes": list(found.notes),
+        "assumptions": assumptions(found, load),
+    }
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    """JSON has no infinity: a range that is open above ends with null."""
+    low, high = choice.range
+    return {**dataclasses.asdict(choice), "range": [low, None if math.isinf(high) else high]}
+
+
+def assumptions(found: Plan, load: Load) -> list[str]:
+    lines = []
+    if any(not choice.measured for choice in found.choices):
+        low, middle, high = (f"{100 * each:.0f}" for each in ASSUMED)
+        lines.append(
+            f"where no run was given, {middle} % of what data sheets allow is reached; ranges are for {low} to {high} %"
+        )
+    if any(choice.measured for choice in found.choices):
+        lines.append(
+            "where a run was given, as near to the data sheet as that run came; ranges are for the 95 % interval of its mean "
+            "step (of a single recording: within it), and leave out what other sizes than its own would change"
+        )
+    return [
+        *lines,
+        f"{100 * USABLE:.0f} % of a GPU's memory is for weights and cache; every request has {load.input_len} tokens in and "
+        f"{load.output_len} out, and all places are always taken",
+        "input tokens are paid through the output tokens of their requests; idle hours, the network and failures cost nothing",
+    ]
+
+
+def render(found: Plan, load: Load, assumed: list[str]) -> str:
+    heads = ["", "phase", "tp", "requests", "step", "tokens/s", "cost per million", "bound by, limited by"]
+    cells = [heads]
+    for each in sorted(found.choices, key=lambda each: (each.phase == "decode", each.cost)):
+        chosen = "→ " if each in (found.prefill, found.decode) else "  "
+        high = "…" if math.isinf(each.range[1]) else f"{each.range[1]:.3g}"
+        cells.append([
+            f"{chosen}{each.cards} × {each.gpu}", each.phase, f"{each.tp}", f"{each.requests}",
+            duration(each.step_seconds), f"{each.rate:.4g}", f"{each.cost:.3g} ({each.range[0]:.3g} to {high})",
+            f"{each.bound}, {each.limited_by}",
+        ])  # fmt: skip
+    lines = table(cells, "<<>>>>><", (24, 8, 2, 8, 8, 9, 24))
+    together = ", ".join(
+        f"{cost:.3g} on {name}" for name, cost in sorted(found.together.items(), key=lambda item: item[1])
+    )
+    lines += [
+        *(f"Not possible: {refusal}." for refusal in found.refusals),
+        *(f"note: {note}" for note in found.notes),
+        "",
+        f"A million output tokens cost {found.apart:.3g} with prefill on {found.prefill.gpu} and decode on {found.decode.gpu}, "
+        f"{found.prefill_per_decode:.2g} prefill machines for each decode machine; together: {together or 'not possible'}.",
+        f"A request's keys and values are {load.transfer_bytes / 1e6:.3g} MB, {duration(load.transfer_seconds)} on the way.",
+        *(f"Assumed: {line}." for line in assumed),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,187 @@
+"""``lightllm-otel doctor --stuck``: where each rank of a server stands, and which one the others wait for.
+
+From the headers of the rings alone: a server that is stuck answers nothing, and its exporter may be stuck with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Optional
+
+from lightllm_otel.records import progress as reached
+from lightllm_otel.records.folder import is_locked, lock_owner
+from lightllm_otel.records.progress import Reached
+from lightllm_otel.records.reader import RingReader, rings_in
+from lightllm_otel.records.vocabulary import Phase
+from lightllm_otel.tools.scrape import folders, looked_in
+
+PATIENCE_SECONDS = 10.0  # a long prefill takes some seconds
+STATES = {"T": "stopped", "t": "traced", "Z": "a zombie", "D": "waiting in the kernel"}
+STOPPED = ("T", "t")
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """``number``: of the step that the rank entered last; ``on_gpu``: for how many seconds that step has been in flight, None
+    when it has ended; ``state``: the kernel's letter for the process, empty where it cannot be seen; ``reached``: how far its
+    host is with launching that step, None where no marks are taken of it.
+    """
+
+    rank: int
+    alive: bool
+    state: str
+    number: int
+    phase: str
+    on_gpu: Optional[float]
+    last_sign: float
+    reached: Optional[Reached] = None
+    pid: int = 0
+
+    @property
+    def progress(self) -> tuple[int, bool]:
+        return self.number, self.on_gpu is None
+
+    @property
+    def way(self) -> str:
+        return "" if self.reached is None else f", {self.reached}"
+
+    def __str__(self) -> str:
+        if not self.alive:
+            return f"rank {self.rank}: its process has ended; {self.phase} step {self.number} was its last"
+        where = (
+            f"in {self.phase} step {self.number} for {self.on_gpu:.1f} s{self.way}" if self.on_gpu is not None
+            else f"after {self.phase} step {self.number}"
+        )  # fmt: skip
+        process = f"; process {self.pid}" if self.pid else ""
+        process += f"; it is {STATES[self.state]}" if self.state in STATES else ""
+        return f"rank {self.rank}: {where}; last sign of life {self.last_sign:.1f} s ago{process}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """``ranks``: whom the others wait for; empty where nothing is stuck, or where the headers cannot tell."""
+
+    stuck: bool
+    ranks: tuple[int, ...]
+    sentence: str
+
+
+def stuck(as_json: bool, patience: float) -> int:
+    """0 when no server of this machine is stuck, else 1. What cannot be read is one line of the error output."""
+    findings = []
+    for folder in sorted(set(folders())):
+        positions, unread = positions_in(folder, time.time())
+        for sentence in unread:
+            print(f"lightllm-otel doctor: {sentence}", file=sys.stderr)
+        if any(position.alive for position in positions):
+            findings.append((folder.name, positions, judge(positions, patience)))
+    if as_json:
+        print(json.dumps([
+            {"server": name, "positions": [dataclasses.asdict(each) for each in positions], "stuck": verdict.stuck,
+             "behind": verdict.ranks, "sentence": verdict.sentence}
+            for name, positions, verdict in findings
+        ], indent=1))  # fmt: skip
+    else:
+        for name, positions, verdict in findings:
+            print("\n  ".join([name, *map(str, positions)]) + f"\n  → {verdict.sentence}")
+        if not findings:
+            print(f"no server with the plugin runs here ({looked_in()})")
+    return int(any(verdict.stuck for _, _, verdict in findings))
+
+
+def positions_in(folder: Path, now: float) -> tuple[list[Position], list[str]]:
+    """Return the position of every rank that has a ring in this folder, and a sentence for each file that cannot be read."""
+    found: list[Position] = []
+    try:
+        rings, strays = rings_in(folder)
+    except OSError as error:
+        return found, [f"{folder} cannot be read ({error.strerror})"]
+    unread = [f"{path} is no ring of a rank, whose name is rank-N.ring; it is left out" for path in strays]
+    for rank, path in rings:
+        try:
+            header = RingReader(path).header
+        except (OSError, ValueError) as error:
+            unread.append(str(error))
+            continue
+        seconds = max(0.0, now - float(header["in_flight_since"]))
+        pid = lock_owner(path)
+        found.append(Position(
+            rank, is_locked(path), state_of(pid), int(header["in_flight_number"]),
+            Phase.of(min(int(header["in_flight_phase"]), len(Phase) - 1)).value, seconds if header["in_flight"] else None,
+            max(0.0, now - float(header["heartbeat"])), reached.read(header), pid,
+        ))  # fmt: skip
+    return found, unread
+
+
+def state_of(pid: int) -> str:
+    """The kernel's letter; empty where the process cannot be seen."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+
+
+def judge(positions: Sequence[Position], patience: float) -> Verdict:
+    """Who is behind: a process that does not run, else a rank that has not come as far as the others."""
+    gone = tuple(each.rank for each in positions if not each.alive)
+    if gone:
+        return Verdict(
+            True, gone, f"{_ranks(gone)} gone while the others run; the server's log says why. Restart the server"
+        )
+    stopped = tuple(each.rank for each in positions if each.state in STOPPED)
+    if stopped:
+        return Verdict(True, stopped, f"{_ranks(stopped)} stopped (SIGSTOP, or a debugger): kill -CONT lets it go on")
+    longest = max((each.on_gpu for each in positions if each.on_gpu is not None), default=0.0)
+    if longest < patience:
+        return Verdict(False, (), f"nothing is stuck: no step has been in flight for {patience:g} s")
+    least = min(each.progress for each in positions)
+    behind = tuple(each.rank for each in positions if each.progress == least)
+    if len(behind) < len(positions):
+        return Verdict(
+            True, behind, f"{_ranks(behind)} behind: the others wait for it in a later step, or have ended this one"
+        )
+    if len(positions) == 1:
+        return Verdict(
+            True,
+            behind,
+            f"rank {behind[0]} has been in one step for {longest:.1f} s: its GPU or the host does not go on",
+        )
+    return _in_one_step(positions, longest)
+
+
+def _in_one_step(positions: Sequence[Position], longest: float) -> Verdict:
+    """All are in the same step. How far they have launched it says where to look first, not who is to blame: where a GPU is
+    stuck, its full queue, or an allocation, holds up hosts that have done nothing wrong.
+    """
+    known = [each for each in positions if each.reached is not None]
+    launching = [each for each in known if each.reached is not None and not each.reached.everything]
+    hint = ""
+    if len(known) == len(positions) and launching:
+        if len(launching) < len(positions):
+            return Verdict(
+                True,
+                (),  # where to look, not who is to blame
+                f"{_ranks([each.rank for each in launching])} still launching the step, all of which the others have launched. "
+                "Look there first: a host that is held up (compiling, loading, waiting for a lock: py-spy dump shows where) "
+                "or waits for a GPU",
+            )
+        least = min(launching, key=lambda each: each.reached.marks if each.reached is not None else 0)
+        if any(each.reached != least.reached for each in launching):
+            hint = f"; rank {least.rank} has launched the least of it, so look there first"
+    return Verdict(
+        True,
+        (),
+        f"all ranks have been in the same step for up to {longest:.1f} s, so the headers cannot tell whom the others wait for: a "
+        f"kernel that does not end, or a link that is down (nvidia-smi shows which GPU works, dmesg a lost one){hint}",
+    )
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    if len(ranks) == 1:
+        return f"rank {ranks[0]} is"
+    return f"ranks {', '.join(map(str, ranks))} are"

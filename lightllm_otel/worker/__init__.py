@@ -1,0 +1,1 @@
+"""Model process: one session, which measures the forwards of one rank."""

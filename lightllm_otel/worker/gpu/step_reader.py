@@ -1,0 +1,163 @@
+"""A finished step into the records that the ring carries: one vectorised pass."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from lightllm_otel.records import layout
+from lightllm_otel.records.vocabulary import IdleReason, Operator
+from lightllm_otel.worker.gpu.boundaries import Mark, Marks, Shape, unpack
+from lightllm_otel.worker.gpu.calibration import Calibration
+from lightllm_otel.worker.gpu.clock import Clock, Handle, HostClock
+from lightllm_otel.worker.gpu.step import Step
+from lightllm_otel.worker.gpu.timestamp_kernels import Stamps
+
+NO_INTERVALS = np.zeros(0, layout.INTERVAL)
+_MOST_PAYLOAD = 2**32 - 1
+_LEAST_LAUNCHING = 1e-9  # seconds: above 0, which says that there was none
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """Consecutive intervals: ``codes`` of their marks, ``seconds``, what of it is a boundary's ``cost``.
+
+    ``launching``: seconds within which the host launched what the GPU waited for; 0 where it was not ``starved``.
+    ``closure``: seconds that boundaries cover; of a graph what its own stamps say, by another clock than the events.
+    """
+
+    codes: tuple[int, ...]
+    seconds: np.ndarray
+    cost: np.ndarray
+    launching: np.ndarray
+    payloads: list[tuple[int, int]]
+    closure: float
+
+    @property
+    def starved(self) -> np.ndarray:
+        return np.asarray(self.launching > 0)
+
+
+class Harvest:
+    """Knows the clocks and what they cost. ``graph``: the code of the mark that a whole graph replay gets."""
+
+    def __init__(self, clock: Clock, marks: Marks, graph: int, gap: int) -> None:
+        self.calibration = Calibration()
+        self.stamps: Stamps | None = None
+        self.stamp_calibration = Calibration()
+        self._clock = clock
+        self._marks = marks
+        self._graph = graph
+        self._gap = gap
+        self._other = marks.code(Mark(Operator.OTHER))
+        self._tells_waiting = clock.source != HostClock.source
+
+    def __call__(self, step: Step, previous_end: list[Handle] | None, sampled: bool) -> tuple[bytes, np.ndarray]:
+        """``(step, intervals)``: the bytes of a ``STEP``, and ``INTERVAL`` of shape (n,). All its events must be done.
+
+        Raises Overwritten when the stamps of its graph are gone; then it can still be asked with ``sampled`` false.
+        """
+        if not sampled or step.marking is None or len(step.marking.codes) < 2:
+            return self.record(step, previous_end), NO_INTERVALS
+        parts = self._parts(step)
+        shape = self._marks.shape(parts.codes)
+        seconds = without_cost(parts.seconds, parts.cost, shape)
+        rows = len(shape.template)
+        intervals = shape.template.copy()
+        intervals["seconds"] = np.bincount(shape.row, seconds, rows)
+        if parts.starved.any():
+            launching = np.bincount(shape.row, parts.launching, rows)
+            starved = np.flatnonzero(launching)
+            intervals["flags"][starved] = layout.STARVED | layout.launching_bits(launching[starved])
+        for at, packed in parts.payloads:
+            payload, how = unpack(packed)
+            row = shape.row[at]
+            intervals["payload_bytes"][row], intervals["implementation"][row] = min(payload, _MOST_PAYLOAD), how
+        overhead = float(parts.seconds.sum() - seconds.sum())
+        return self.record(step, previous_end, rows, parts.closure, overhead), intervals
+
+    def record(
+        self,
+        step: Step,
+        previous_end: list[Handle] | None,
+        intervals: int = 0,
+        closure: float = 0.0,
+        overhead: float = 0.0,
+    ) -> bytes:
+        """Return the bytes of a ``STEP``; its events must be done."""
+        first, last = step.ends
+        idle, reason = 0.0, 0
+        if previous_end is not None:
+            # On two infer threads one step may start before the other has ended; then nothing was idle.
+            idle, reason = max(self._clock.seconds(previous_end[1], first), 0.0), step.idle_reason.code
+            if step.scheduling >= idle / 2 > 0 and step.idle_reason is IdleReason.HOST:
+                reason = IdleReason.SCHEDULER.code
+        work = step.work
+        return layout.PACKED_STEP.pack(
+            layout.STEP_MAGIC, intervals, work.phase.code, step.mode.code, step.number & 0xFFFFFFFF,
+            layout.SAMPLED if intervals else 0, reason, 0, step.wall_time, self._clock.seconds(first, last), closure,
+            overhead, idle, work.batch, step.requests, step.tokens, work.context, step.padded,
+        )  # fmt: skip
+
+    def _parts(self, step: Step) -> Intervals:
+        marking = step.marking
+        assert marking is not None
+        count = len(marking.codes)
+        seconds = self._clock.intervals(marking.places[:count])
+        starved = np.array(marking.before[1:count]) == self._clock.finished
+        launching = np.where(starved, np.maximum(np.diff(marking.at[:count]), _LEAST_LAUNCHING), 0.0)
+        # Where the GPU waited for the host, the boundary was over before the next kernel came: nothing to subtract.
+        cost = np.where(starved, 0.0, self.calibration.boundary_cost)
+        payloads = [(at - 1, payload) for at, payload in marking.payloads]
+        codes = tuple(marking.codes[1:])  # the first boundary only begins
+        if self._tells_waiting:  # a gap in which the GPU did not wait for the host is work that no operator claims
+            codes = tuple(
+                self._other if code == self._gap and not waits else code for code, waits in zip(codes, starved)
+            )
+        parts = Intervals(codes, seconds, cost, launching, payloads, float(seconds.sum()))
+        return parts if step.twin is None else self._with_graph(step, parts)
+
+    def _with_graph(self, step: Step, around: Intervals) -> Intervals:
+        """The stamps of the replayed twin in the place of the one interval that its replay is in the events.
+
+        What of that interval no stamp covers (the launch, the copy of the stamps) is gap.
+        """
+        twin = step.twin
+        assert twin is not None
+        assert self.stamps is not None
+        at = around.codes.index(self._graph)
+        inside = self.stamps.intervals(step.replay, len(twin.codes))
+        replay, stamped = float(around.seconds[at]), float(inside.sum())
+        rest = max(replay - stamped, 0.0)
+        many = len(inside)
+
+        def spliced(outer: np.ndarray, inner: np.ndarray, last: float) -> np.ndarray:
+            joined: np.ndarray = np.concatenate((outer[:at], inner, [last], outer[at + 1 :]))
+            return joined
+
+        return Intervals(
+            (*around.codes[:at], *twin.codes[1:], self._gap, *around.codes[at + 1 :]),
+            spliced(around.seconds, inside, rest),
+            spliced(around.cost, self.stamp_calibration.costs(many, twin.chained_from, twin.programmatic), 0.0),
+            spliced(around.launching, np.zeros(many), 0.0),
+            [*((at + place - 1, payload) for place, payload in twin.payloads), *around.payloads],
+            around.closure - replay + stamped,
+        )
+
+
+def without_cost(seconds: np.ndarray, cost: np.ndarray, shape: Shape) -> np.ndarray:
+    """``seconds`` less ``cost``, none below 0, and right on average for every operator.
+
+    A single interval can be shorter than the cost of its boundary, the more so the coarser the timer is. Cutting it
+    off at 0 would leave its operator too long; so the operator's other calls in the step give the difference back.
+    """
+    net: np.ndarray = np.maximum(seconds - cost, 0.0)
+    if (seconds >= cost).all():
+        return net
+    operator = shape.template["operator"][shape.row]
+    wanted = np.maximum(np.bincount(operator, seconds - cost, len(Operator)), 0.0)
+    cut = np.bincount(operator, net, len(Operator))
+    scale = np.divide(wanted, cut, out=np.zeros(len(Operator)), where=cut > 0)
+    scaled: np.ndarray = net * scale[operator]
+    return scaled

@@ -1,0 +1,250 @@
+"""Boundaries inside CUDA graphs: kernels that store the GPU's time, and where the host finds what they stored.
+
+A stamp is a one-thread kernel that writes ``%globaltimer`` to a cell of device memory. It lies on a branch beside the
+host's kernels: it waits for the one before it, and the one after it does not wait for the stamp, so that a graph with
+stamps is hardly slower than one without (docs/decisions/0006). In a graph with NCCL's kernels it lies on the chain of the
+host's (0014). The last node of an instrumented graph copies its cells to pinned memory, into one of :data:`KEPT` slots
+that a counter in device memory chooses and the graph itself advances. So replays that follow each other at once do not
+mix, and each slot says which replay filled it. The host reads a slot only after the step's end event.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from lightllm_otel.guard import log
+
+KEPT = 8  # slots: more than the steps that a host can have in flight
+PTX = Path(__file__).parent / "timestamp.ptx"
+PUBLISH_THREADS = 256
+
+
+class Overwritten(LookupError):
+    """A later replay has taken the slot before it was read."""
+
+
+class Stamps(Protocol):
+    """``capacity``: the most boundaries that one graph can have. ``source`` and ``detail`` are exported.
+
+    ``branches``: stamps lie beside the host's kernels unless they are asked to be ``chained``.
+    """
+
+    source: str
+    detail: str
+    capacity: int
+    branches: bool
+
+    def stamp(self, at: int, chained: bool = False) -> None:
+        """Record boundary ``at`` on the current stream, which is capturing. ``chained``: what follows waits for it."""
+
+    def join(self) -> None:
+        """No stamp comes after this: whatever they were recorded on is part of the current stream again."""
+
+    def publish(self, count: int) -> None:
+        """The end of a graph of ``count`` boundaries."""
+
+    def launched(self) -> int:
+        """A graph with stamps is launched now: the number of this replay, from 0."""
+
+    def intervals(self, replay: int, count: int) -> np.ndarray:
+        """Seconds between the ``count`` boundaries of a replay that is over; float64, shape (count - 1,).
+
+        Raises Overwritten, and RuntimeError when the slot was never filled.
+        """
+
+
+class Kernels(Protocol):
+    """The two kernels, however they were loaded. Addresses are those of the current device."""
+
+    detail: str
+
+    def stamp(self, cells: Any, at: int) -> None: ...
+
+    def publish(self, cells: Any, slots: Any, counter: Any, count: int, stride: int) -> None: ...
+
+
+class KernelStamps:
+    """Stamps by kernels. All memory is taken here, once: ``capacity`` cells on the GPU, 8 slots of them on the host."""
+
+    source = "globaltimer"
+    branches = True
+
+    def __init__(self, kernels: Kernels, capacity: int) -> None:
+        import torch
+
+        self.capacity = capacity
+        self.detail = kernels.detail
+        self._kernels = kernels
+        self._stride = capacity + 1
+        self._cells = torch.zeros(capacity, dtype=torch.int64, device="cuda")
+        self._counter = torch.zeros(1, dtype=torch.int64, device="cuda")
+        self._slots = torch.zeros(KEPT * self._stride, dtype=torch.int64).pin_memory()
+        self._read: np.ndarray = self._slots.numpy().reshape(KEPT, self._stride)
+        self._replays = 0
+        # Of high priority: where the next kernel fills the GPU, the stamp must not wait for one of its blocks to end.
+        stream_class: Any = torch.cuda.Stream
+        self._branch = stream_class(priority=-1)
+        self._branched = False
+        self._torch = torch
+        self._probe()
+
+    def _probe(self) -> None:
+        """Both kernels once, eagerly: raises here, not during a capture, when they cannot be launched."""
+        import torch
+
+        for at in range(2):
+            self.stamp(at)
+        self.publish(2)
+        torch.cuda.synchronize()  # the server is still starting
+        seconds = self.intervals(self.launched(), 2)[0]
+        if not 0 <= seconds < 1.0:
+            raise RuntimeError(f"two stamps in a row are {seconds} s apart")
+
+    def stamp(self, at: int, chained: bool = False) -> None:
+        if at == 0:
+            # Not on the branch, where it would come before the first kernel can: the graph's start takes its time.
+            self._branched = False
+        if at == 0 or chained:
+            self.join()
+            self._kernels.stamp(self._cells, at)
+            return
+        self._branched = True
+        self._branch.wait_stream(self._torch.cuda.current_stream())
+        with self._torch.cuda.stream(self._branch):
+            self._kernels.stamp(self._cells, at)
+
+    def join(self) -> None:
+        if self._branched:  # a capture must not wait for a stream that has no part in it
+            self._torch.cuda.current_stream().wait_stream(self._branch)
+            self._branched = False
+
+    def publish(self, count: int) -> None:
+        self.join()
+        self._kernels.publish(self._cells, self._slots, self._counter, count, self._stride)
+
+    def launched(self) -> int:
+        self._replays += 1
+        return self._replays - 1
+
+    def intervals(self, replay: int, count: int) -> np.ndarray:
+        return slot_intervals(self._read[replay % KEPT], replay, count)
+
+
+def slot_intervals(slot: np.ndarray, replay: int, count: int) -> np.ndarray:
+    """Seconds between the stamps in a slot (int64 nanoseconds behind the number of the replay that filled it)."""
+    filled = int(slot[0])
+    if filled > replay + 1:
+        raise Overwritten(replay)
+    if filled < replay + 1:
+        raise RuntimeError(f"replay {replay} left no stamps: its slot holds replay {filled - 1}")
+    times = slot[1 : count + 1].copy()
+    if int(slot[0]) != filled:  # taken while it was read
+        raise Overwritten(replay)
+    seconds: np.ndarray = np.diff(times) * 1e-9
+    return seconds
+
+
+class EventStamps:
+    """Event-record nodes on the chain, where no kernel can be loaded: 3 µs each, and one set that every replay overwrites."""
+
+    source = "event_node"
+    detail = "torch"
+    branches = False
+
+    def __init__(self, capacity: int) -> None:
+        import torch
+
+        self.capacity = capacity
+        event_class: Any = torch.cuda.Event
+        self._events = [event_class(enable_timing=True, external=True) for _ in range(capacity)]
+        for event in self._events:
+            event.record()  # torch makes the event with its first record; not during a capture, please
+        self._replays = 0
+
+    def stamp(self, at: int, chained: bool = False) -> None:
+        self._events[at].record()
+
+    def join(self) -> None:
+        """They are recorded on the stream itself."""
+
+    def publish(self, count: int) -> None:
+        """The events stay where they are."""
+
+    def launched(self) -> int:
+        self._replays += 1
+        return self._replays - 1
+
+    def intervals(self, replay: int, count: int) -> np.ndarray:
+        if replay != self._replays - 1:
+            raise Overwritten(replay)
+        events = self._events[:count]
+        return np.array([a.elapsed_time(b) for a, b in zip(events, events[1:])], dtype=np.float64) * 1e-3
+
+
+class _RawStream:
+    """A stream by its address, in the protocol that CuPy takes foreign streams in."""
+
+    def __init__(self, address: int) -> None:
+        self._address = address
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._address
+
+
+class CupyKernels:
+    """The kernels from :data:`PTX`, loaded and launched through CuPy."""
+
+    detail = "ptx through cupy"
+
+    def __init__(self) -> None:
+        import cupy
+        import torch
+
+        self._torch = torch
+        from_external: Any = getattr(cupy.cuda.Stream, "from_external", None)
+        if from_external is not None:  # CuPy 14
+            self._stream: Any = lambda address: from_external(_RawStream(address))
+        else:
+            self._stream = cupy.cuda.ExternalStream
+        module = cupy.RawModule(path=str(PTX))
+        self._stamp = module.get_function("lightllm_otel_stamp")
+        self._publish = module.get_function("lightllm_otel_publish")
+
+    def stamp(self, cells: Any, at: int) -> None:
+        with self._stream(self._torch.cuda.current_stream().cuda_stream):
+            self._stamp((1,), (1,), (np.uint64(cells.data_ptr() + 8 * at),))
+
+    def publish(self, cells: Any, slots: Any, counter: Any, count: int, stride: int) -> None:
+        pointers = (tensor.data_ptr() for tensor in (cells, slots, counter))
+        arguments = tuple(np.uint64(number) for number in (*pointers, count, stride, KEPT))
+        with self._stream(self._torch.cuda.current_stream().cuda_stream):
+            self._publish((1,), (PUBLISH_THREADS,), arguments)
+
+
+def choose_stamps(capacity: int) -> Stamps | None:
+    """The best stamps of this process, or None and one log line. Call it on the thread and device of the model."""
+    reasons = []
+    for name, make in _WAYS:
+        try:
+            chosen: Stamps = make(capacity)
+            return chosen
+        except Exception as reason:  # noqa: BLE001 - whatever keeps one way from working, the next may
+            reasons.append(f"{name}: {type(reason).__name__}: {reason}")
+    log.warning("no way to time operators inside CUDA graphs here, whole steps only (%s)", "; ".join(reasons))
+    return None
+
+
+def _triton(capacity: int) -> Stamps:
+    from lightllm_otel.worker.gpu.timestamp_triton import TritonKernels
+
+    return KernelStamps(TritonKernels(), capacity)
+
+
+_WAYS: tuple[tuple[str, Any], ...] = (
+    ("PTX through CuPy", lambda capacity: KernelStamps(CupyKernels(), capacity)),
+    ("Triton", _triton),
+    ("event nodes", EventStamps),
+)

@@ -1,0 +1,256 @@
+"""Wrap the functions of a model's layers, and the collectives: the hot path, where Python runs for every operator."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from lightllm_otel.contracts.binding import Arguments
+from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.guard import Guard
+from lightllm_otel.records.vocabulary import Implementation, Operator, Site, Stage
+from lightllm_otel.worker.gpu.boundaries import DIRECTLY, Mark, pack
+from lightllm_otel.worker.gpu.boundary_recorder import Marking
+from lightllm_otel.worker.gpu.timer import Timer
+from lightllm_otel.worker.host import between
+from lightllm_otel.worker.host.closures import as_inner_operator, as_operator, handing_on
+from lightllm_otel.worker.host.layers import Layer, Place, layers_of, replaceable
+from lightllm_otel.worker.host.slots import (
+    GROUP_LEAVES,
+    LAYER_SLOTS,
+    OF_A_LAYER,
+    POST_SLOTS,
+    PRE_SLOTS,
+    PROVIDERS,
+    TORCH_LEAVES,
+    Leaf,
+)
+
+Host = Callable[..., Any]
+INSTALLED, MISSING = "installed", "missing"
+
+
+class Found(dict[str, str]):
+    """Operator → installed or missing, for ``/metrics``.
+
+    ``layers``: for doctor, by the class of the layers: their number (``layers``), their ``operators``, operators that are
+    ``missing``, calls whose time is ``other``, and why their code is ``unread``; the latter three only where there is any.
+    """
+
+    def __init__(self) -> None:
+        slots = (*PRE_SLOTS, *LAYER_SLOTS, *POST_SLOTS)
+        super().__init__({slot.operator.value: MISSING for slot in slots if slot.operator is not Operator.OTHER})
+        self.layers: dict[str, dict[str, Any]] = {}
+
+    def add(self, layer: Layer) -> None:
+        self.update({operator: INSTALLED for operator in layer.operators if operator in self})
+        if layer.number < 0:
+            return
+        facts = self.layers.setdefault(layer.kind, {"layers": 0, "operators": []})
+        facts["layers"] += 1
+        said = {
+            "operators": layer.operators,
+            "other": layer.other,
+            "unread": [layer.work.unread] if layer.work.unread else [],
+        }
+        for fact, names in said.items():
+            if names:
+                facts[fact] = list(dict.fromkeys([*facts.get(fact, ()), *names]))
+        facts["missing"] = [operator.value for operator in OF_A_LAYER if operator.value not in facts["operators"]]
+        if not facts["missing"]:
+            del facts["missing"]
+
+
+def install(model: Any, timer: Timer, ledger: Ledger, guard: Guard) -> Found:
+    """Wrap every function of the table that this model has. Returns which operators were found, for doctor and ``/metrics``.
+
+    A function that cannot be wrapped is reported as missing; the others go on.
+    """
+    found = Found()
+    with guard(Stage.PATCH):
+        for layer in layers_of(model):
+            wrapped = {name: place for name, place in layer.places.items() if _install(place, timer, ledger, guard)}
+            _approach(layer, timer)
+            found.add(dataclasses.replace(layer, places=wrapped))
+    return found
+
+
+def _install(place: Place, timer: Timer, ledger: Ledger, guard: Guard) -> bool:
+    try:
+        ledger.replace(place.owner, place.name, lambda host: timed(host, place, timer, guard))
+    except (AttributeError, TypeError):  # an object that does not let itself be changed is left alone
+        return False
+    return True
+
+
+def timed(host: Host, place: Place, timer: Timer, guard: Guard) -> Host:
+    """``host`` as an operator; an error of ours ends the measuring."""
+    marks, slot, layer = timer.marks, place.slot, place.layer
+    own = marks.code(Mark(slot.operator, layer))
+    lead = None if place.lead is None else marks.code(Mark(place.lead, layer))
+    caught = functools.partial(guard.caught, Stage.MEASURE)
+    if slot.inside:
+        marks.locate(own, Site.ATTENTION)
+        return as_inner_operator(host, timer, own, marks.code(Mark(Operator.OTHER, layer)), caught)
+    part = marks.part(own)
+    # What gathers the tokens before the head has marked the head's start.
+    begun = (part, lead) if slot in POST_SLOTS and lead is not None else ()
+    return as_operator(host, timer, part if slot.part else own, lead, timer.gap, caught, slot.unless_returned, begun)
+
+
+def _approach(layer: Layer, timer: Timer) -> None:
+    """What lies between an operator and the collective behind it, where the layer's code says it."""
+    marks = timer.marks
+    for last, kinds in layer.work.collectives.items():
+        if last in layer.places:
+            lead = between.claimed(kinds)
+            code = marks.code(Mark(layer.places[last].slot.operator, layer.number))
+            mark = DIRECTLY if lead is None else marks.code(Mark(lead, layer.number))
+            if marks.approach.setdefault(code, mark) != mark:  # two functions of one operator
+                marks.approach[code] = marks.code(Mark(Operator.OTHER, layer.number))
+
+
+class Transport:
+    """Which library moves the data of the collective that is running: ``how``, as far as it is known until now.
+
+    LightLLM's group chooses for each call between other libraries and torch. So whoever is reached says so; where nobody
+    does, it was a kernel that LightLLM calls itself.
+    """
+
+    def __init__(self, backend: Callable[[], str] = lambda: "") -> None:
+        self.how = Implementation.UNKNOWN
+        self._backend = backend
+
+    @functools.cached_property
+    def torch(self) -> Implementation:
+        """torch's backend for tensors on the GPU (``nccl``, or ``cpu:gloo,cuda:nccl``); asked once."""
+        try:
+            name = self._backend()
+        except (RuntimeError, ValueError):  # a label is no reason to stop measuring
+            return Implementation.UNKNOWN
+        known = (Implementation.NCCL, Implementation.GLOO)
+        return next((each for each in known if each.value in name), Implementation.UNKNOWN)
+
+
+def install_all_collectives(group_class: Any, timer: Timer, ledger: Ledger, guard: Guard) -> None:
+    """The collectives of ``torch.distributed``, and of LightLLM's process groups where the version has them."""
+    import torch.distributed
+
+    transport = Transport(torch.distributed.get_backend)
+    install_collectives(torch.distributed, TORCH_LEAVES, timer, ledger, guard, transport)
+    if group_class is not None:
+        install_collectives(group_class, GROUP_LEAVES, timer, ledger, guard, transport)
+        module = sys.modules.get(str(getattr(group_class, "__module__", "")))
+        groups = getattr(getattr(module, "dist_group_manager", None), "groups", ())
+        for group in groups:
+            install_providers(group, timer, ledger, guard, transport)
+
+
+def install_collectives(
+    owner: Any, leaves: tuple[Leaf, ...], timer: Timer, ledger: Ledger, guard: Guard, transport: Transport
+) -> list[str]:
+    """Wrap the leaves that this module or class has; the names of those that were wrapped."""
+    names = []
+    for leaf in leaves:
+        if replaceable(owner, leaf.name):
+            with guard(Stage.PATCH):
+                wrap = functools.partial(collective, leaf=leaf, timer=timer, guard=guard, transport=transport)
+                ledger.replace(owner, leaf.name, wrap)
+                names.append(leaf.name)
+    return names
+
+
+def install_providers(group: Any, timer: Timer, ledger: Ledger, guard: Guard, transport: Transport) -> list[str]:
+    """Wrap the libraries beside torch that this group of LightLLM's may choose; the names of those that it has."""
+    names = []
+    for provider in PROVIDERS:
+        owner = getattr(group, provider.owner, None)
+        if replaceable(owner, provider.name):
+            with guard(Stage.PATCH):
+                wrap = functools.partial(_provider, how=provider.implementation, timer=timer, transport=transport)
+                ledger.replace(owner, provider.name, wrap)
+                names.append(provider.owner)
+    return names
+
+
+def _provider(host: Host, how: Implementation, timer: Timer, transport: Transport) -> Host:
+    def reached(host: Host, marking: Marking, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if marking.in_collective:
+            transport.how = how
+        return host(*args, **kwargs)
+
+    return handing_on(host, timer, reached)
+
+
+def collective(host: Host, leaf: Leaf, timer: Timer, guard: Guard, transport: Transport) -> Host:
+    """``host``, as an observation of its own, cut out of the operator that called it."""
+    return handing_on(host, timer, _Collective(host, leaf, timer, guard, transport))
+
+
+class _Collective:
+    """The calls of one leaf while a forward is measured. What lies before a call is not the call's."""
+
+    def __init__(self, host: Host, leaf: Leaf, timer: Timer, guard: Guard, transport: Transport) -> None:
+        self._arguments = Arguments(host)
+        self._leaf = leaf
+        self._of_torch = leaf in TORCH_LEAVES
+        self._marks, self._gap = timer.marks, timer.gap
+        self._measure = guard(Stage.MEASURE)
+        self._transport = transport
+
+    def __call__(self, host: Host, marking: Marking, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if marking.in_collective:
+            if self._of_torch:
+                self._transport.how = self._transport.torch
+            return host(*args, **kwargs)
+        own, payload = -1, 0
+        with self._measure:
+            # Before the call: some of LightLLM's libraries put the result into other memory and make the tensor that one.
+            payload = payload_bytes(self._payload(args, kwargs))
+            own = self._start(marking)
+        try:
+            return host(*args, **kwargs)
+        finally:
+            with self._measure:
+                if own >= 0:
+                    self._end(marking, own, payload)
+
+    def _payload(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        every = (self._arguments.get(name, args, kwargs) for name in self._leaf.payload)
+        return next((data for data in every if data is not None), None)
+
+    def _start(self, marking: Marking) -> int:
+        """Returns the code of the collective's own mark."""
+        around = marking.context
+        if around >= 0:
+            marking.mark(self._marks.part(around))
+        else:
+            around = marking.codes[-1] if marking.codes else self._gap
+            lead = self._gap if marking.pairs else self._marks.before_collective(around)
+            if lead != DIRECTLY:
+                marking.mark(lead)
+            if lead in self._marks.residuals:  # with the add the operator's branch has ended
+                around = lead
+        own = self._marks.collective(self._leaf.operator, around)
+        self._transport.how = self._transport.torch if self._of_torch else Implementation.CUSTOM
+        marking.in_collective = True
+        return own
+
+    def _end(self, marking: Marking, own: int, payload: int) -> None:
+        marking.in_collective = False
+        how = self._transport.how
+        if how is Implementation.NCCL:
+            marking.mark_behind_nccl(own)
+        else:
+            marking.mark(own)
+        marking.payloads.append((len(marking.codes) - 1, pack(payload, how)))
+
+
+def payload_bytes(data: Any) -> int:
+    """Bytes of a tensor or of a list of tensors, from their shapes alone; 0 of anything else."""
+    if isinstance(data, (list, tuple)):
+        return sum(payload_bytes(part) for part in data)
+    return int(data.numel() * data.element_size()) if hasattr(data, "numel") else 0

@@ -1,0 +1,602 @@
+"""The rules that keep instrumented twins safe, on a fake GPU that breaks when one of them is broken."""
+
+import types
+
+import fake_gpu
+import fake_host
+import hooks
+import pytest
+from fake_host import COST, LAYER_SECONDS, LAYERS, CaptureBroken, InferReq, ModelInput, answer
+
+from lightllm_otel.contracts.fits import Fits
+from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.guard import Guard
+from lightllm_otel.otel_environment import Standard
+from lightllm_otel.records.vocabulary import DropReason, Feature, Mode, Operator, Stage, Whole
+from lightllm_otel.settings import Settings
+from lightllm_otel.worker.host import instrumented_graphs as twins
+
+
+def ask(rpc, batch=1, context=8, value=0):
+    """One decode step; what the server answers."""
+    rpc.waiting.append((ModelInput(batch, context, False, value=value), [InferReq(8)] * batch))
+    return rpc.decode()
+
+
+def right(batch=1, context=8, value=0):
+    return answer(ModelInput(batch, context, False, value=value))
+
+
+def replays(host):
+    """How many graphs have been replayed since the last call."""
+    count = len(host.gpu.replayed)
+    host.gpu.replayed.clear()
+    return count
+
+
+# What a sampled step shows -----------------------------------------------------------------------------------------------
+
+
+def test_a_sampled_step_replays_the_twin_and_has_every_operator_in_exact_time(serve):
+    _, session, rpc = serve(kvargs="graphs", tp=2)
+    ask(rpc, batch=3)
+    step, intervals = session.kept.steps[-1]
+    assert Mode.of(int(step["mode"])) is Mode.GRAPH
+    assert (step["batch"], step["padded"]) == (3, 4)
+    seconds = session.kept.seconds()
+    assert seconds.pop("gap") == [COST["between"]]
+    assert seconds == {
+        "embedding": [COST["embedding"]],
+        **LAYER_SECONDS,
+        "all_reduce": [COST["all_reduce"]] * (1 + 2 * LAYERS),
+        "all_gather": [COST["all_reduce"]],
+        "lm_head": [2 * COST["lm_head"]],
+        "sampling": [COST["sample"]],
+    }
+    assert intervals["seconds"].sum() == step["seconds"] == step["closure_seconds"]
+    reduces = intervals[intervals["operator"] == Operator.ALL_REDUCE.code]
+    assert reduces["payload_bytes"].tolist() == [4 * 8 * 2] * 5
+
+
+def test_all_other_steps_replay_the_hosts_own_graph_untouched(serve):
+    host, session, rpc = serve(kvargs="graphs", every=1 << 40)
+    plain = {size: entry[0] for size, entry in rpc.model.graph.graph.items()}
+    host.gpu.replayed.clear()
+    session.forwards.complete()  # number 0 is a multiple of everything
+    for _ in range(20):
+        assert ask(rpc, batch=2) == right(batch=2)
+    assert host.gpu.replayed == [plain[2]] * 20
+    assert {size: entry[0] for size, entry in rpc.model.graph.graph.items()} == plain
+
+
+def test_a_twins_own_cost_is_learned_on_the_hosts_graph_and_subtracted(serve):
+    _, session, rpc = serve(kvargs="graphs", stamp_cost=2**-20)
+    assert session._timer.harvest.stamp_calibration.boundary_cost == 2**-20
+    ask(rpc)
+    step, _ = session.kept.steps[-1]
+    assert session.kept.seconds()["ffn"] == [COST["ffn"]] * LAYERS
+    assert step["overhead_seconds"] > 0
+
+
+def test_kernels_that_start_sooner_behind_programmatic_dependencies_are_no_shorter_for_it(serve, monkeypatch):
+    """Each ffn of the host's own graph takes longer by its dependency, which hides a third of what the stamps cost."""
+    import fakes
+
+    saving, counted = 2**-19, []
+
+    class Edges(fakes.FakeGraphs):
+        def __init__(self, gpu):
+            super().__init__(gpu)
+            self.edges = lambda: sum(name == "ffn" for name in counted)
+
+        def capture(self, pool, body):
+            counted.clear()
+            return super().capture(pool, body)
+
+        def seconds(self, graph):
+            plain = isinstance(graph, twins.Once) and not isinstance(graph._graph, twins.Captured)
+            return super().seconds(graph) + plain * saving * LAYERS
+
+    monkeypatch.setattr(fakes, "FakeGraphs", Edges)
+    run = fake_gpu.Gpu.run
+
+    def counting(gpu, name, *more, **rest):
+        counted.append(name)
+        run(gpu, name, *more, **rest)
+
+    monkeypatch.setattr(fake_gpu.Gpu, "run", counting)
+    _, session, _ = serve(kvargs="graphs", stamp_cost=2**-20)
+    calibration = session._timer.harvest.stamp_calibration
+    (captured, *_) = session.twins.by_size.values()
+    assert sum(captured.twin.programmatic) == LAYERS
+    assert (calibration.boundary_cost, calibration.edge_saving) == (2**-20, saving)
+    costs = calibration.costs(len(captured.twin.codes) - 1, -1, captured.twin.programmatic)
+    names = operators_of(session, captured)[1:]
+    assert dict(zip(names, costs)) | {"ffn": 0} == dict.fromkeys(names, 2**-20) | {"ffn": 0}
+    assert costs[names.index("ffn")] == 2**-20 - saving
+
+
+def test_dependencies_that_only_the_smallest_graph_has_are_learned_from_it(serve, monkeypatch):
+    """cuBLAS splits products of few rows: the largest graph, from which costs are learned, may have no dependency."""
+    import fakes
+
+    saving, counted, batches = 2**-19, [], []
+
+    class Edges(fakes.FakeGraphs):
+        def capture(self, pool, body):
+            counted.clear()
+            return super().capture(pool, body)
+
+        def programmatic_edges(self):
+            return sum(name == "ffn" for name in counted) if batches[-1] == 1 else 0
+
+        def seconds(self, graph):
+            plain = isinstance(graph, twins.Once) and not isinstance(graph._graph, twins.Captured)
+            return super().seconds(graph) + (plain and batches[-1] == 1) * saving * LAYERS
+
+    draw = twins.Twins._draw
+
+    def drawing(self, owner, batch, decode):
+        batches.append(batch)
+        return draw(self, owner, batch, decode)
+
+    monkeypatch.setattr(twins.Twins, "_draw", drawing)
+    monkeypatch.setattr(fakes, "FakeGraphs", Edges)
+    run = fake_gpu.Gpu.run
+
+    def counting(gpu, name, *more, **rest):
+        counted.append(name)
+        run(gpu, name, *more, **rest)
+
+    monkeypatch.setattr(fake_gpu.Gpu, "run", counting)
+    _, session, _ = serve(kvargs="graphs", stamp_cost=2**-20)
+    calibration = session._timer.harvest.stamp_calibration
+    dependencies = {batch: sum(each.twin.programmatic) for batch, each in session.twins.by_size.items()}
+    assert len(dependencies) > 1
+    assert {batch for batch, many in dependencies.items() if many} == {1}
+    assert (calibration.boundary_cost, calibration.edge_saving) == (2**-20, saving)
+
+
+def test_where_the_cost_on_branches_cannot_be_measured_nothing_is_given_back(serve, monkeypatch):
+    import fakes
+
+    def fails(*args):
+        raise MemoryError("CUDA out of memory")
+
+    counts = iter(range(10**6))
+    seconds = fakes.FakeGraphs.seconds
+
+    def slower_plain(graphs, graph):
+        plain = isinstance(graph, twins.Once) and not isinstance(graph._graph, twins.Captured)
+        return seconds(graphs, graph) + plain * 2**-16
+
+    monkeypatch.setattr(fakes.FakeGraphs, "seconds", slower_plain)
+    monkeypatch.setattr(twins, "cost_on_branches", fails)
+    monkeypatch.setattr(fakes.FakeGraphs, "programmatic_edges", lambda graphs: next(counts))
+    _, session, rpc = serve(kvargs="graphs", strict=False)
+    assert session.twins.state == "armed"
+    assert session._timer.harvest.stamp_calibration.edge_saving == 0.0
+    assert ask(rpc) == right()
+
+
+def operators_of(session, captured):
+    return [session._timer.marks.name(code) for code in captured.twin.codes]
+
+
+def test_from_nccls_first_kernel_on_stamps_are_on_the_chain_where_branches_would_come_late(serve):
+    _, session, _ = serve(kvargs="graphs", tp=2)
+    (smallest,) = (each for batch, each in session.twins.by_size.items() if batch == min(session.twins.by_size))
+    first = operators_of(session, smallest).index("all_reduce")
+    assert smallest.twin.chained
+    assert smallest.twin.chained_from == first
+    assert session.stamps.chained == [at >= first for at in range(len(smallest.twin.codes))]
+    assert session.twins.facts()["stamps"] == "fake, fake, on the chain because of NCCL"
+
+
+def test_a_graph_of_the_hosts_own_all_reduce_has_its_stamps_on_a_branch_up_to_the_gather_of_nccl(serve):
+    _, session, _ = serve(kvargs="graphs", tp=2, host_options={"custom": True})
+    captured = session.twins.by_size[min(session.twins.by_size)]
+    assert captured.twin.chained_from == operators_of(session, captured).index("all_gather")
+    assert not captured.twin.chained
+
+
+@pytest.mark.parametrize(("tp", "environ"), [(1, {}), (2, {"NCCL_GRAPH_MIXING_SUPPORT": "0"})])
+def test_all_stamps_are_on_a_branch_where_nccl_leaves_nothing_behind_its_kernels(serve, tp, environ):
+    _, session, _ = serve(kvargs="graphs", tp=tp, environ=environ)
+    assert {each.twin.chained_from for each in session.twins.by_size.values()} == {-1}
+    assert not any(session.stamps.chained)
+    assert session.twins.facts()["stamps"] == "fake, fake"
+
+
+def test_what_a_stamp_on_the_chain_costs_is_learned_apart_from_one_on_a_branch(serve):
+    _, session, rpc = serve(kvargs="graphs", tp=2, stamp_cost=2**-20)
+    calibration = session._timer.harvest.stamp_calibration
+    assert (calibration.boundary_cost, calibration.chained_cost) == (0.0, 2**-20)
+    ask(rpc)
+    assert session.kept.seconds()["ffn"] == LAYER_SECONDS["ffn"]
+
+
+def test_the_operators_of_a_twin_are_named_once_for_all_that_are_alike(serve):
+    _, session, _ = serve(kvargs="graphs", tp=2)
+    (names,) = session.twins.operators()
+    assert {len(each.twin.codes) - 1 for each in session.twins.by_size.values()} == {len(names)}
+    assert names.count("ffn") == LAYERS
+    assert names.count("all_reduce") == 1 + 2 * LAYERS
+
+
+def test_sizes_can_be_limited(serve):
+    _, session, rpc = serve(kvargs="graphs", environ={"LIGHTLLM_OTEL_GRAPH_BATCH_SIZES": "2-3"})
+    assert sorted(session.twins.by_size) == [2]
+    ask(rpc, batch=4)
+    rpc.decode()
+    assert session.kept.whole[Whole.NO_TWIN.code] == 1
+    ask(rpc, batch=2)
+    assert len(session.kept.steps[-1][1]) > 10
+
+
+# Rule 1: the copy of infer_state that was taken before the plain capture --------------------------------------------------
+
+
+def test_a_twin_computes_again_what_kernels_keep_on_the_state(serve):
+    _, session, rpc = serve(kvargs="graphs")
+    for context in (8, 40, 12):
+        assert ask(rpc, context=context) == right(context=context)
+    assert session.twins.state == "armed"
+
+
+def test_a_graph_that_lacks_a_kernel_is_found_out_on_other_inputs_though_it_is_equal_on_the_first(serve, monkeypatch):
+    monkeypatch.setattr(twins, "pristine_of", lambda state: state)
+    monkeypatch.setattr(fake_host, "copy", copy_module_of_the_host())
+    _, session, rpc = serve(kvargs="graphs")
+    assert "the outputs for other inputs are not those of the host's own graph" in session.twins.reason
+    assert [ask(rpc, context=context) for context in (8, 40)] == [right(context=8), right(context=40)]
+
+
+def test_without_that_check_such_a_graph_gives_wrong_answers(serve, monkeypatch):
+    monkeypatch.setattr(twins, "pristine_of", lambda state: state)
+    monkeypatch.setattr(twins.Twins, "_check_on_other_inputs", lambda *arguments: True)
+    monkeypatch.setattr(fake_host, "copy", copy_module_of_the_host())
+    _, _, rpc = serve(kvargs="graphs")
+    stale = [ask(rpc, context=context) for context in (8, 40)]
+    assert stale != [right(context=8), right(context=40)]
+
+
+def copy_module_of_the_host():
+    class Module:
+        @staticmethod
+        def copy(state):
+            new = object.__new__(type(state))
+            vars(new).update(vars(state))
+            return new
+
+    return Module
+
+
+# Rule 2: outputs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_output_is_where_the_host_reads_it_whether_graphs_share_one_or_not(serve, shared):
+    _, session, rpc = serve(kvargs="graphs", host_options={"shared_output": shared})
+    assert session.twins.state == "armed"
+    assert [ask(rpc, value=value) for value in range(3)] == [right(value=value) for value in range(3)]
+
+
+def test_a_twin_that_writes_its_output_elsewhere_is_found_out_and_never_replayed(serve, monkeypatch):
+    import fakes
+
+    monkeypatch.setattr(fakes.FakeGraphs, "deliver", lambda self, made, wanted: False)
+    _, session, rpc = serve(kvargs="graphs", host_options={"shared_output": False}, strict=False)
+    assert session.twins.state == "refused"
+    assert "not those of the host's own graph" in session.twins.reason
+    assert ask(rpc) == right()
+    rpc.decode()
+    assert session.kept.whole[Whole.NO_TWIN.code] == 1
+
+
+@pytest.mark.parametrize(("policy", "state"), [("auto", "refused"), ("force", "armed")])
+def test_a_host_whose_own_graph_differs_each_time_needs_force(serve, monkeypatch, policy, state):
+    import fakes
+
+    seen = iter(range(1000))
+    monkeypatch.setattr(fakes.FakeGraphs, "copy_of", lambda self, outputs: next(seen))
+    _, session, _ = serve(kvargs="graphs", environ={"LIGHTLLM_OTEL_GRAPHS": policy})
+    assert session.twins.state == state
+
+
+# Rule 3: the pool -----------------------------------------------------------------------------------------------------
+
+
+def test_twins_are_captured_in_the_hosts_own_memory_pool(serve):
+    _, session, rpc = serve(kvargs="graphs")
+    twins_made = [graph for graph in session.graphs.made if graph.pool is not None]
+    assert len(twins_made) == 3
+    assert all(graph.pool is rpc.model.graph.mempool for graph in twins_made)
+
+
+# Rule 5: never both ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_each_step_replays_one_graph_and_not_two(serve, every):
+    host, _, rpc = serve(kvargs="graphs", every=every)
+    host.gpu.replayed.clear()
+    for _ in range(30):
+        ask(rpc)
+        assert replays(host) == 1
+
+
+# Rule 6: nothing is asked of the GPU during a capture ------------------------------------------------------------------
+
+
+def test_no_event_is_used_during_a_capture(serve):
+    host, session, _ = serve(kvargs="graphs")
+    assert len(session.twins.by_size) == 3  # and the fake GPU has not complained
+    with pytest.raises(CaptureBroken):
+        host.gpu.capture(None, lambda: session.clock.done([0.0]))
+
+
+# Rule 7: stamps are those of the step ----------------------------------------------------------------------------------
+
+
+def test_each_twin_was_replayed_at_the_start_before_it_is_read(serve):
+    host, session, _ = serve(kvargs="graphs")
+    for captured in session.twins.by_size.values():
+        assert captured._graph in host.gpu.replayed
+
+
+def test_steps_that_are_read_late_keep_their_own_stamps(serve, now):
+    _, session, rpc = serve(kvargs="graphs")
+    session.clock.frontier = now[0]
+    ffn = COST["ffn"]
+    for factor in (1, 2, 3):
+        COST["ffn"] = factor * ffn
+        ask(rpc)
+    COST["ffn"] = ffn
+    assert session.kept.steps == []
+    session.clock.frontier = float("inf")
+    rpc.decode()
+    assert [session.kept.seconds(index)["ffn"] for index in range(3)] == [[f * ffn] * LAYERS for f in (1, 2, 3)]
+
+
+def test_stamps_that_a_later_replay_took_are_dropped_and_counted_and_the_whole_step_kept(serve, now):
+    _, session, rpc = serve(kvargs="graphs")
+    session.clock.frontier = now[0]
+    captured = session.twins.by_size[1]
+    ask(rpc)
+    for _ in range(8):
+        captured.replay()
+    session.clock.frontier = float("inf")
+    rpc.decode()
+    step, intervals = session.kept.steps[-1]
+    assert (len(intervals), step["seconds"] > 0) == (0, True)
+    assert session.kept.dropped[DropReason.OVERWRITTEN.code] == 1
+
+
+def test_a_twin_whose_plain_graph_the_host_captures_anew_is_not_replayed_any_more(serve):
+    host, session, rpc = serve(kvargs="graphs")
+    del rpc.model.graph.graph[1]
+    assert ask(rpc) == right()
+    host.gpu.replayed.clear()
+    assert ask(rpc, value=5) == right(value=5)
+    assert host.gpu.replayed == [rpc.model.graph.graph[1][0]]
+    assert ask(rpc, batch=2) == right(batch=2)
+    assert len(session.kept.steps[-1][1]) > 10  # the others still have theirs
+
+
+# Rule 8, and what else is refused ---------------------------------------------------------------------------------------
+
+
+def test_overlapping_microbatches_and_expert_parallelism_have_whole_steps_only(serve, monkeypatch):
+    _, session, rpc = serve(kvargs="graphs", environ={"MOE_MODE": "EP"})
+    assert (session.twins.state, "expert parallelism" in session.twins.reason) == ("refused", True)
+    assert ask(rpc) == right()
+
+    class Overlapping:
+        enable_decode_microbatch_overlap = True
+
+    assert "microbatches" in twins.probe(Overlapping(), session.fits, {})
+
+
+@pytest.mark.parametrize(
+    ("flag", "reason"), [("enable_ep_moe", "expert"), ("enable_torch_memory_saver", "memory_saver")]
+)
+def test_a_server_started_with_a_mode_that_is_not_safe_has_whole_steps_only(serve, flag, reason):
+    _, session, rpc = serve(kvargs="graphs")
+    rpc.model.graph.args = types.SimpleNamespace(**{flag: True})
+    assert reason in twins.probe(rpc.model.graph, session.fits, {})
+
+
+def test_a_cuda_graph_class_of_another_shape_is_left_alone():
+    class CudaGraph:
+        graph, mempool = {}, None
+
+        def _capture_decode(self, decode_func, batch):
+            return None
+
+    stock = CudaGraph._capture_decode
+    session = types.SimpleNamespace(
+        guard=Guard(), ledger=Ledger(), live=Ledger(), fits=Fits(), settings=Settings.from_env({}),
+        standard=Standard.from_env({}), lane=None,
+    )  # fmt: skip
+    hooks.hook(session, basemodel__cuda_graph=types.SimpleNamespace(CudaGraph=CudaGraph))
+    assert CudaGraph._capture_decode is stock
+    assert "captures or replays in a way that is not known" in twins.probe(CudaGraph(), session.fits, {})
+    assert session.fits.lost() == {Feature.DECODE_GRAPHS: ["operators inside decode graphs are not timed"]}
+
+
+def test_too_little_memory_is_one_clear_sentence(serve, caplog):
+    import fakes
+
+    class Full(fakes.FakeGraphs):
+        def free_bytes(self):
+            return 100 << 20
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fakes, "FakeGraphs", Full)
+        _, session, rpc = serve(kvargs="graphs")
+    assert session.twins.state == "refused"
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "100 MiB of GPU memory are free" in line
+    assert "LIGHTLLM_OTEL_GRAPH_BATCH_SIZES" in line
+    assert ask(rpc) == right()
+
+
+def test_more_boundaries_than_stamps_are_no_twin(serve):
+    _, session, rpc = serve(kvargs="graphs", boundaries=8)
+    assert session.twins.state == "refused"
+    assert ask(rpc) == right()
+
+
+def test_a_start_that_fits_only_without_twins_goes_on_without_them(serve):
+    _, session, rpc = serve(kvargs="graphs", host_options={"longest_prefill_fails": 1}, strict=False)
+    assert (session.twins.state, "longest prefill" in session.twins.reason) == ("refused", True)
+    assert session.graphs.released == 1
+    assert ask(rpc) == right()
+
+
+def test_a_start_that_does_not_fit_at_all_fails_as_it_would_without_us(serve):
+    with pytest.raises(RuntimeError, match="check max len infer fail"):
+        serve(kvargs="graphs", host_options={"longest_prefill_fails": 2}, strict=False)
+
+
+def test_the_hosts_graphs_are_not_kept_alive(serve):
+    import gc
+    import weakref
+
+    _, session, rpc = serve(kvargs="graphs")
+    graphs = weakref.ref(rpc.model.graph)
+    session.model = None
+    rpc.model.graph = None
+    gc.collect()
+    assert graphs() is None
+
+
+def test_an_exception_in_a_capture_leaves_no_loose_branch(serve, monkeypatch):
+    import fakes
+
+    def broken(self, made, wanted):
+        raise MemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(fakes.FakeGraphs, "deliver", broken)
+    _, session, rpc = serve(kvargs="graphs", strict=False)
+    assert session.twins.state == "refused"
+    assert session.stamps.joined >= 1
+    assert ask(rpc) == right()
+
+
+# Failures ---------------------------------------------------------------------------------------------------------------
+
+
+def test_after_a_failure_the_choice_goes_on_and_only_the_reading_ends(serve):
+    host, session, rpc = serve(kvargs="graphs", strict=False)
+    plain = rpc.model.graph.graph[1][0]
+    ask(rpc)
+    session.clock.fails = True
+    host.gpu.replayed.clear()
+    for value in range(5):
+        assert ask(rpc, value=value) == right(value=value)
+    assert session.timer.failed
+    assert session.guard.errors[Stage.MEASURE.code] == 1
+    assert len(host.gpu.replayed) == 5
+    assert plain not in host.gpu.replayed  # other ranks replay the twin, so this one must
+
+
+def test_stamps_that_never_came_end_the_reading_and_nothing_else(serve):
+    _, session, rpc = serve(kvargs="graphs", strict=False)
+    session.stamps._launched += 1  # as if a replay had been counted that never ran
+    assert [ask(rpc) for _ in range(3)] == [right()] * 3
+    assert session.timer.failed
+
+
+def test_the_hosts_exception_in_a_replay_passes_and_its_graph_is_back_in_place(serve):
+    _, session, rpc = serve(kvargs="graphs")
+    entry = rpc.model.graph.graph[1]
+    captured = session.twins.by_size[1]
+
+    def broken():
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    captured._graph.replay = broken
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        ask(rpc)
+    assert rpc.model.graph.graph[1] is entry
+    assert session.guard.errors == [0] * len(Stage)
+
+
+def test_a_repeated_forward_makes_the_same_choice(serve):
+    host, session, rpc = serve(kvargs="graphs", every=3)
+    chosen = []
+    for _ in range(30):
+        number = session.forwards.completed
+        rpc.model.broken = True
+        with pytest.raises(RuntimeError):
+            ask(rpc)
+        rpc.model.broken = False
+        due = session.forwards.decode_due
+        host.gpu.replayed.clear()
+        ask(rpc)
+        chosen.append((number, due, host.gpu.replayed[0] is not rpc.model.graph.graph[1][0]))
+    assert [number for number, _, _ in chosen] == list(range(30))
+    assert all(due == twin for _, due, twin in chosen)
+    assert 3 < sum(due for _, due, _ in chosen) < 20
+
+
+def test_inputs_of_the_warm_up_are_kept_as_they_came_though_the_graph_takes_their_tensors(serve, monkeypatch):
+    """LightLLM's graphs read the very tensors of the input that they were captured with, and replays copy others into them."""
+    seen = []
+
+    def looked(given, owner, model):
+        seen.append((given.b_seq_len.value, given.input_ids.value))
+        return others(given, owner, model)
+
+    others = twins.other_inputs
+    monkeypatch.setattr(twins, "other_inputs", looked)
+    collect = twins.Twins.collect
+
+    def aliased(self, given):
+        collect(self, given)
+        given.b_seq_len.value, given.input_ids.value = "overwritten", "overwritten"
+
+    monkeypatch.setattr(twins.Twins, "collect", aliased)
+    serve(kvargs="graphs")
+    assert seen == [((2,) * size, 0) for size in (1, 2, 4)]
+
+
+def test_a_graph_whose_outputs_do_not_depend_on_inputs_proves_nothing(serve, monkeypatch):
+    monkeypatch.setattr(twins, "other_inputs", lambda given, owner, model: given)
+    _, session, _ = serve(kvargs="graphs")
+    assert "the outputs for other inputs" in session.twins.reason
+
+
+def test_a_batch_size_that_cannot_be_tried_on_other_inputs_is_left_out_and_the_others_are_used(serve, monkeypatch):
+    others = twins.other_inputs
+    monkeypatch.setattr(
+        twins, "other_inputs", lambda given, *rest: None if given.batch_size == 4 else others(given, *rest)
+    )
+    _, session, rpc = serve(kvargs="graphs")
+    assert (session.twins.state, sorted(session.twins.by_size)) == ("armed", [1, 2])
+    assert ask(rpc, batch=4) == right(batch=4)
+    monkeypatch.setattr(twins, "other_inputs", lambda *everything: None)
+    _, session, _ = serve(kvargs="graphs")
+    assert (session.twins.state, session.twins.reason) == (
+        "refused",
+        "the host's graphs could not be tried on other inputs",
+    )
+
+
+def test_other_inputs_stay_within_what_the_host_is_made_for(serve):
+    _, _, rpc = serve(kvargs="graphs")
+    given, model = ModelInput(4, 8, False), rpc.model
+    made = twins.other_inputs(given, model.graph, model)
+    assert made.b_req_idx.value == (0, 1, 2, 3)
+    assert max(made.b_seq_len.value) < 4096 == model.req_manager.req_to_token_indexs.shape[1]
+    assert len(set(made.b_seq_len.value)) == 4
+    assert made.total_token_num == sum(made.b_seq_len.value)
+    assert given.b_seq_len.value == (2, 2, 2, 2)  # the host's own is as it was
+    model.req_manager.req_to_token_indexs = fake_host.Tensor(
+        4, 4096
+    )  # as many rows as requests, and one is for padding
+    assert twins.other_inputs(given, model.graph, model) is None
+    model.req_manager = None
+    assert twins.other_inputs(given, model.graph, model) is None
