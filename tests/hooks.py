@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from lightllm_otel.contracts.table import HOOKS
-from lightllm_otel.inject import hooks as seams
+from lightllm_otel.inject.hooks import patch
 
 
 def install(host, session, hooks=HOOKS) -> None:
     """Install these rows of the table as each module of the host is imported, with this session and its guard."""
 
     def imported(name, module):
-        seams.patch(module, [hook for hook in hooks if hook.module == name], session)
+        patch(module, [hook for hook in hooks if hook.module == name], session)
 
     host.load(imported)
 
@@ -19,4 +19,4 @@ def hook(session, hooks=HOOKS, **modules) -> None:
     """Install the table's rows on single modules, by the last parts of their names: ``hook(session, basemodel__basemodel=…)``."""
     for name, module in modules.items():
         rows = [row for row in hooks if row.module.split(".", 1)[1].endswith(name.replace("__", "."))]
-        seams.patch(module, rows, session)
+        patch(module, rows, session)

@@ -15,6 +15,7 @@ from typing import Any, Optional, Protocol
 
 from lightllm_otel.contracts.binding import Arguments
 from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.start_arguments import UNNAMED, meeting_place
 from lightllm_otel.contracts.table import Hook
 from lightllm_otel.frontend.trace_context import TraceContext, continued
 from lightllm_otel.guard import Guard, log
@@ -23,7 +24,6 @@ from lightllm_otel.records.folder import group_folder, group_key
 from lightllm_otel.records.notes import NotesWriter
 from lightllm_otel.records.vocabulary import Stage
 from lightllm_otel.settings import Settings
-from lightllm_otel.worker.host.identity import UNNAMED, meeting_place
 
 Host = Callable[..., Any]
 CHAT = "/v1/chat/completions"

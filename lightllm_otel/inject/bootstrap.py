@@ -45,9 +45,9 @@ class Hooks:
     def _hook(self, hooks: tuple[Hook, ...]) -> Callable[[ModuleType], None]:
         def patch_module(module: ModuleType) -> None:
             with self._guard(Stage.PATCH):  # an exception here would break the host's import
-                from lightllm_otel.inject import hooks as seams
+                from lightllm_otel.inject.hooks import patch
 
-                seams.patch(module, hooks, self.session())
+                patch(module, hooks, self.session())
 
         return patch_module
 

@@ -26,6 +26,7 @@ from lightllm_otel.worker.gpu.calibration import calibrate
 from lightllm_otel.worker.gpu.clock import Clock
 from lightllm_otel.worker.gpu.events import choose_clock
 from lightllm_otel.worker.gpu.graphs import TorchGraphs
+from lightllm_otel.worker.gpu.profiler import nvtx
 from lightllm_otel.worker.gpu.timer import Timer
 from lightllm_otel.worker.gpu.timestamp_kernels import choose_stamps
 from lightllm_otel.worker.host import implementations, operators, ranges
@@ -112,7 +113,7 @@ class ServerSession:
         with self.guard(Stage.PATCH):
             operators.install_all_collectives(self.group_class, timer, self.slots_ledger, self.guard)
         self._slots[Operator.SAMPLING.value] = operators.INSTALLED
-        if self._settings.nvtx and (found := ranges.nvtx()) is not None:
+        if self._settings.nvtx and (found := nvtx()) is not None:
             ranges.install(model, self.slots_ledger, self.guard, *found)
 
     def _make_ring(self, identity: Identity) -> RingWriter | None:

@@ -11,6 +11,7 @@ from lightllm_otel.contracts.patch_set import Ledger  # noqa: E402
 from lightllm_otel.guard import Guard  # noqa: E402
 from lightllm_otel.records import profile_request as errand  # noqa: E402
 from lightllm_otel.tools.analysis.kernels import OUTSIDE, kernels  # noqa: E402
+from lightllm_otel.worker.gpu.profiler import nvtx  # noqa: E402
 from lightllm_otel.worker.host import ranges  # noqa: E402
 from lightllm_otel.worker.host.profiling import Kernels  # noqa: E402
 
@@ -42,7 +43,7 @@ def step(model):
 
 
 def test_nvtx_ranges_of_a_step_are_closed_again(model):
-    found = ranges.nvtx()
+    found = nvtx()
     assert found is not None
     push, pop = found
     guard, ledger, said = Guard(strict=True), Ledger(), []

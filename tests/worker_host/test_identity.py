@@ -7,8 +7,9 @@ import types
 
 import pytest
 
+from lightllm_otel.contracts.start_arguments import meeting_place
 from lightllm_otel.records.folder import group_key
-from lightllm_otel.worker.host.identity import describe_host, describe_model, identify, lightllm_version, meeting_place
+from lightllm_otel.worker.host.identity import describe_host, describe_model, identify, lightllm_version
 
 
 def test_new_keeps_it_in_the_environment():

@@ -32,7 +32,7 @@ def model():
 
 @pytest.fixture(autouse=True)
 def _no_torch(monkeypatch):
-    monkeypatch.setattr(module, "_record_functions", lambda: (lambda label: None, lambda: None))
+    monkeypatch.setattr(module, "record_functions", lambda name_of: (lambda label: None, lambda: None))
 
 
 def slots(model):

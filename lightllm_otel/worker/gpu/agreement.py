@@ -129,3 +129,10 @@ def ballot_of_process_group() -> Ballot:
     get_store: Any = getattr(distributed_c10d, "_get_default_store", None)
     store = get_store() if ranks > 1 and get_store is not None else None
     return Ballot(store, dist.get_rank(), ranks)
+
+
+def torch_distributed() -> Any:
+    """Return the module whose collectives LightLLM calls."""
+    import torch.distributed
+
+    return torch.distributed

@@ -22,7 +22,7 @@ Host = Callable[..., Any]
 
 
 class Ready(Protocol):
-    """What the lane asks of a session; see ``seams.Session``."""
+    """What the lane asks of a session; see :class:`.process.Session`."""
 
     timer: Optional[Timer]
     forwards: Optional[Forwards]

@@ -13,7 +13,7 @@ from lightllm_otel.worker.host import inputs
 from lightllm_otel.worker.host.instrumented_graphs import Captured, Drawing, Twins, module_of
 
 if TYPE_CHECKING:
-    from lightllm_otel.inject.hooks import Session
+    from lightllm_otel.worker.host.process import Session
 
 Host = Callable[..., Any]
 

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightllm_otel.contracts.start_arguments import UNNAMED, meeting_place
+
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """A rank of a tensor-parallel group. ``host`` and ``port`` name the group on this machine (:func:`meeting_place`);
-    ``nodes``: how many servers make up the group.
-    """
+    """A rank of a tensor-parallel group. ``host`` and ``port`` name the group on this machine; ``nodes``: its servers."""
 
     rank: int
     tp: int
@@ -59,21 +59,6 @@ def identify(model: Any, environ: Mapping[str, str]) -> Identity:
     )
 
 
-def meeting_place(start: Mapping[str, Any]) -> tuple[str, int]:
-    """Return host and port that name a server's group, by the arguments that it was started with.
-
-    One server is named by its HTTP port: that is its own on a machine, and the same after a restart. A group of several
-    servers is named by where its process group meets, which all of them are told. (Since July 2026 a server alone is told
-    none, and since January 2026 it takes another free port at each start.)
-    """
-    nccl = int(start.get("nccl_port") or 0)
-    if "nnodes" not in start and nccl:  # 0.0.1, whose model processes are told no HTTP port
-        return "127.0.0.1", nccl
-    if int(start.get("nnodes") or 1) > 1 and nccl:
-        return str(start.get("nccl_host") or "127.0.0.1"), nccl
-    return "127.0.0.1", int(start.get("port") or nccl)
-
-
 # What the analytic model reads of a model's config; nothing else of it leaves the process.
 SHAPE_KEYS = (
     "hidden_size", "n_embd", "n_embed", "num_attention_heads", "n_head", "num_hidden_layers", "n_layer",
@@ -86,9 +71,6 @@ SHAPE_KEYS = (
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, (int, float, str))
-
-
-UNNAMED = (None, "", "default_model_name")  # LightLLM's --model_name where the user gives none
 
 
 def describe_model(model: Any, environ: Mapping[str, str]) -> dict[str, Any]:

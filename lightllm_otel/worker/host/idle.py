@@ -12,7 +12,7 @@ from lightllm_otel.contracts.table import Hook
 from lightllm_otel.records.vocabulary import Stage
 
 if TYPE_CHECKING:
-    from lightllm_otel.inject.hooks import Session
+    from lightllm_otel.worker.host.process import Session
 
 Host = Callable[..., Any]
 

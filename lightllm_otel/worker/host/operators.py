@@ -12,6 +12,7 @@ from lightllm_otel.contracts.binding import Arguments
 from lightllm_otel.contracts.patch_set import Ledger
 from lightllm_otel.guard import Guard
 from lightllm_otel.records.vocabulary import Implementation, Operator, Site, Stage
+from lightllm_otel.worker.gpu.agreement import torch_distributed
 from lightllm_otel.worker.gpu.boundaries import DIRECTLY, Mark, pack
 from lightllm_otel.worker.gpu.boundary_recorder import Marking
 from lightllm_otel.worker.gpu.timer import Timer
@@ -137,10 +138,9 @@ class Transport:
 
 def install_all_collectives(group_class: Any, timer: Timer, ledger: Ledger, guard: Guard) -> None:
     """The collectives of ``torch.distributed``, and of LightLLM's process groups where the version has them."""
-    import torch.distributed
-
-    transport = Transport(torch.distributed.get_backend)
-    install_collectives(torch.distributed, TORCH_LEAVES, timer, ledger, guard, transport)
+    distributed = torch_distributed()
+    transport = Transport(distributed.get_backend)
+    install_collectives(distributed, TORCH_LEAVES, timer, ledger, guard, transport)
     if group_class is not None:
         install_collectives(group_class, GROUP_LEAVES, timer, ledger, guard, transport)
         module = sys.modules.get(str(getattr(group_class, "__module__", "")))

@@ -9,7 +9,6 @@ so the answer says which operators its intervals are.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import os
 import threading
@@ -21,6 +20,7 @@ from typing import Any
 from lightllm_otel.contracts.patch_set import Ledger
 from lightllm_otel.guard import Guard, log
 from lightllm_otel.records import profile_request as errand
+from lightllm_otel.worker.gpu.profiler import record_functions, torch_profiler
 from lightllm_otel.worker.host import ranges
 
 MOST_SECONDS = 60.0
@@ -41,7 +41,7 @@ class Kernels:
     ) -> None:
         self._folder = folder
         self._guard = guard
-        self._start = start or _torch_profiler
+        self._start = start or torch_profiler
         self._twins = twins
         self._ledger = Ledger()
         self._profiler: Any = None
@@ -72,7 +72,7 @@ class Kernels:
         self._path = Path(asked["path"])
         self._until = now + min(float(asked["seconds"]), MOST_SECONDS)
         self._profiler = self._start()
-        ranges.install(model, self._ledger, self._guard, *_record_functions())
+        ranges.install(model, self._ledger, self._guard, *record_functions(range_name))
 
     def _end(self) -> None:
         profiler = self._drop()
@@ -86,45 +86,10 @@ class Kernels:
         return profiler
 
 
-def _torch_profiler() -> Any:
-    import torch
-
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if torch.cuda.is_available() and torch.version.cuda:
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    # Where the profiler has it: without, it warns in the host's log that its events would be lost in a next cycle.
-    known = inspect.signature(torch.profiler.profile).parameters
-    accumulate: dict[str, Any] = {"acc_events": True} if "acc_events" in known else {}
-    # Since v1.1.0 two threads launch in turn: where torch knows how, both are seen.
-    threads: dict[str, Any] = {}
-    if "experimental_config" in known:
-        config: Any = torch._C._profiler._ExperimentalConfig
-        with contextlib.suppress(TypeError):
-            threads = {"experimental_config": config(profile_all_threads=True)}
-    profiler = torch.profiler.profile(activities=activities, **accumulate, **threads)
-    profiler.start()
-    return profiler
-
-
 def _host_profiles() -> bool:
     """Tell whether LightLLM has a profiler of its own (since June 2026)."""
     start = json.loads(os.environ.get("LIGHTLLM_START_ARGS") or "{}")
     return bool(start.get("enable_profiling"))
-
-
-def _record_functions() -> tuple[ranges.Push, ranges.Pop]:
-    import torch
-
-    entered: list[Any] = []
-
-    def push(label: str) -> None:
-        entered.append(torch.profiler.record_function(range_name(label)))
-        entered[-1].__enter__()
-
-    def pop() -> None:
-        entered.pop().__exit__(None, None, None)
-
-    return push, pop
 
 
 def range_name(label: str) -> str:

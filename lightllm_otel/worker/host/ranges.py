@@ -7,27 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from lightllm_otel.contracts.patch_set import Ledger
-from lightllm_otel.guard import Guard, log
+from lightllm_otel.guard import Guard
 from lightllm_otel.records.vocabulary import Stage
+from lightllm_otel.worker.gpu.profiler import Pop, Push
 from lightllm_otel.worker.host.layers import layers_of
-
-Push = Callable[[str], Any]
-Pop = Callable[[], Any]
-
-
-def nvtx() -> tuple[Push, Pop] | None:
-    """Torch's, tried out once; None, and one log line, where it has none."""
-    import torch
-
-    push: Push = torch.cuda.nvtx.range_push
-    pop: Pop = torch.cuda.nvtx.range_pop
-    try:
-        push("lightllm-otel")
-        pop()
-    except Exception as error:  # noqa: BLE001 - whatever is missing, there are no ranges then
-        log.error("LIGHTLLM_OTEL_NVTX=1 has no effect: torch has no NVTX here (%s)", error)
-        return None
-    return push, pop
 
 
 def install(model: Any, ledger: Ledger, guard: Guard, push: Push, pop: Pop) -> int:

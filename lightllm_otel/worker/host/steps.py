@@ -17,7 +17,7 @@ from lightllm_otel.worker.host.fast_path import fast_path
 from lightllm_otel.worker.host.step_notes import StepNotes
 
 if TYPE_CHECKING:
-    from lightllm_otel.inject.hooks import Session
+    from lightllm_otel.worker.host.process import Session
 
 Host = Callable[..., Any]
 
