@@ -215,12 +215,12 @@ def link_targets() -> list[tuple[str, str, str, bool]]:
         ]
     right = min(each["slow_rank"]["eager_seen"]["right_percent"] for each in links)
     shifts = {LINKS[name]: each["slow_rank"]["eager"]["transfer_shift_percent"] for name, each in found.items()}
-    told = {words: moved for words, moved in shifts.items() if moved is not None}
+    has_transfer = {words: moved for words, moved in shifts.items() if moved is not None}
     rows += [
         ("the same, bound by the CPUs: the rank that CUPTI saw come last is named, steps of the worst pass, %, at least", "95",
          f"{right:.0f}", right >= 95),
         *((f"what a delay moves transfer by, bound by the CPUs, {words} (of others too few calls tell), %", "5", f"{moved:.1f}",
-           moved <= 5) for words, moved in told.items()),
+           moved <= 5) for words, moved in has_transfer.items()),
     ]  # fmt: skip
     quick = result("superseded/links-quick-hosts")["summary"]["slow_rank"]["eager"]["transfer_shift_percent"]
     rows.append(("the same in an earlier run, on faster CPUs, worst of three, %", "5", f"{quick:.1f}", quick <= 5))
@@ -254,7 +254,7 @@ def target_lines() -> list[Line]:
     first, later = ([run["resident_mib"][part]["total"] for run in overhead["again"]
                      if "cupy" in run["resident_mib"].get(part, ())]
                     for part in ("paired", "default"))  # fmt: skip
-    twin, twin_of_two = (overhead["twin_mib"][tp]["mib_each"] for tp in ("tp1", "tp2"))
+    graph_layout, graph_of_two = (overhead["twin_mib"][tp]["mib_each"] for tp in ("tp1", "tp2"))
 
     def added(tp: int) -> float:
         return float(overhead["startup"][f"tp{tp}"]["added_percent"])
@@ -286,8 +286,8 @@ def target_lines() -> list[Line]:
          exact["step_closure_percent"] >= 99.5),
         ("gap of a decode step, worst case, %", "2", f"{exact['gap_percent_max']:.1f}", exact["gap_percent_max"] <= 2),
         ("negative intervals", "0", f"{exact['negative_intervals']}", exact["negative_intervals"] == 0),
-        ("GPU memory of an instrumented graph, TP 1, MiB", "3", f"{twin:.2f}", twin <= 3),
-        ("the same, TP 2, with NCCL in it, MiB", "10", f"{twin_of_two:.2f}", twin_of_two <= 10),
+        ("GPU memory of an instrumented graph, TP 1, MiB", "3", f"{graph_layout:.2f}", graph_layout <= 3),
+        ("the same, TP 2, with NCCL in it, MiB", "10", f"{graph_of_two:.2f}", graph_of_two <= 10),
         *((f"start-up, TP {tp}, {starts(tp)}, %", f"+{most}", f"{added(tp):+.1f}", added(tp) <= most)
           for tp, most in ((1, 5), (2, 15))),
         *link_targets(),

@@ -23,7 +23,7 @@ class Sampler:
 
 
 @dataclasses.dataclass(frozen=True)
-class Standard:
+class OtelEnvironment:
     """``metrics``, ``traces``: names of exporters, as entry points of the SDK have them; empty: nothing is exported.
 
     Times in seconds. ``propagate``: whether ``traceparent`` is read. ``delta``: counters since the last export, not since
@@ -44,7 +44,7 @@ class Standard:
     problems: tuple[str, ...] = ()
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> Standard:
+    def from_env(cls, environ: Mapping[str, str]) -> OtelEnvironment:
         """A value that cannot be used is reported and its default taken: it is about export, not about the server."""
         reader = _Reader(environ)
         if reader.text("OTEL_SDK_DISABLED").lower() == "true":

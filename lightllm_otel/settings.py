@@ -26,7 +26,7 @@ SHOWN_CHARACTERS = 80
 
 
 class GraphPolicy(str, enum.Enum):
-    """Whether CUDA graphs get instrumented twins."""
+    """Whether CUDA graphs get instrumented graphs."""
 
     OFF = "off"
     AUTO = "auto"

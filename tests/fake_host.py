@@ -509,7 +509,7 @@ def serve(host, kvargs, steps, started=lambda: None):
 
 
 def make_old(now, layers=LAYERS):
-    """OLD: one forward with many arguments, no graphs, no seam before the first forward."""
+    """OLD: one forward with many arguments, no graphs, no hook before the first forward."""
     host = make(now, layers=layers)
     new_model = host.basemodel.TpPartBaseModel
 

@@ -7,12 +7,11 @@ import numpy as np
 from fake_host import Tensor
 
 from lightllm_otel.contracts.fits import Fits
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 from lightllm_otel.contracts.table import HOOKS
 from lightllm_otel.guard import Guard
-from lightllm_otel.otel_environment import Standard
-from lightllm_otel.records import layout
-from lightllm_otel.records import progress as reached
+from lightllm_otel.otel_environment import OtelEnvironment
+from lightllm_otel.records import layout, progress
 from lightllm_otel.records.control import Listener
 from lightllm_otel.records.vocabulary import Level, Operator, Phase, Stage
 from lightllm_otel.settings import Settings
@@ -23,8 +22,8 @@ from lightllm_otel.worker.gpu.graphs import tensors_in
 from lightllm_otel.worker.gpu.timer import Timer
 from lightllm_otel.worker.gpu.timestamp_kernels import KEPT, Overwritten
 from lightllm_otel.worker.host import operators
-from lightllm_otel.worker.host.fast_path import Lane
-from lightllm_otel.worker.host.instrumented_graphs import Twins
+from lightllm_otel.worker.host.fast_path import FastPath
+from lightllm_otel.worker.host.instrumented_graphs import InstrumentedGraphs
 from lightllm_otel.worker.host.slots import GROUP_LEAVES, TORCH_LEAVES
 from lightllm_otel.worker.sampling import Sampling
 
@@ -95,7 +94,7 @@ class Kept:
         self.whole: list[int] = []
         self.oldest_unread = 0.0
         self.in_flight = None
-        self.reached = [0] * reached.WORDS
+        self.progress = [0] * progress.WORDS
 
     def write(self, step, intervals):
         self.steps.append((np.frombuffer(step, layout.STEP)[0], intervals))
@@ -120,10 +119,10 @@ class Kept:
         return [Phase.of(int(step["phase"])).value for step, _ in self.steps]
 
 
-class FakeStamps:
-    """Stamps on the fake GPU: cells, a rotating slot for each replay, a counter that the graph advances.
+class FakeTimestamps:
+    """Timestamps on the fake GPU: cells, a rotating slot for each replay, a counter that the graph advances.
 
-    ``chained``: of the graph that was captured last, which of its stamps are on the chain.
+    ``chained``: of the graph that was captured last, which of its timestamps are on the chain.
     """
 
     source, detail, branches = "fake", "fake", True
@@ -137,7 +136,7 @@ class FakeStamps:
         self.joined = 0
         self.chained = []
 
-    def stamp(self, at, chained=False):
+    def timestamp(self, at, chained=False):
         if self.fails:
             raise RuntimeError("cudaErrorStreamCaptureUnsupported")
         self.chained = [*self.chained, chained] if at else [chained]
@@ -167,7 +166,7 @@ class FakeStamps:
         if filled > replay + 1:
             raise Overwritten(replay)
         if filled < replay + 1:
-            raise RuntimeError(f"replay {replay} left no stamps")
+            raise RuntimeError(f"replay {replay} left no timestamps")
         return np.diff(np.array(times[:count]))
 
 
@@ -232,16 +231,16 @@ class FakeSession:
     """Patches one fake host, with a timer of its own; ``serve`` makes its steps count."""
 
     def __init__(self, host, every=1, strict=True, clock=None, operators_too=True, boundaries=512, environ=None,
-                 ballot=None, stamp_cost=0.0, rows=HOOKS):  # fmt: skip
+                 ballot=None, timestamp_cost=0.0, rows=HOOKS):  # fmt: skip
         self.clock = clock or ManualClock(host.now)
         self.clock.gpu = host.gpu
         self.kept = Kept()
         self.guard = Guard(strict=strict)
-        self.ledger, self.live = Ledger(), Ledger()
-        self.lane = Lane()
+        self.patch_set, self.live = PatchSet(), PatchSet()
+        self.fast_path = FastPath()
         self.group_class = None
         self.notes = self.watches = None
-        self.standard = Standard.from_env({})
+        self.otel_environment = OtelEnvironment.from_env({})
         self.fits = Fits(rows)
         self.sees_replays = True
         self.timer = self.forwards = None
@@ -256,13 +255,15 @@ class FakeSession:
             self.clock, self.kept, operators=operators_too, boundaries=boundaries,
             wall_clock=lambda: 1e9 + host.now[0], cpu_clock=lambda: 0.0,
         )  # fmt: skip
-        self.stamps = FakeStamps(host.gpu, boundaries, stamp_cost)
+        self.timestamps = FakeTimestamps(host.gpu, boundaries, timestamp_cost)
         self.graphs = FakeGraphs(host.gpu)
         self.settings = settings = Settings.from_env(
             {"LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_SAMPLE_EVERY": str(every), **(environ or {})}
         )
-        self.twins = Twins(self._timer, self.guard, settings, self.graphs, lambda capacity: self.stamps,
-                           ballot or (lambda: Ballot(None, 0, 1)), environ or {})  # fmt: skip
+        self.instrumented_graphs = InstrumentedGraphs(
+            self._timer, self.guard, settings, self.graphs, lambda capacity: self.timestamps,
+            ballot or (lambda: Ballot(None, 0, 1)), environ or {},
+        )  # fmt: skip
         self.guard.on_error = self._failed
 
     def _failed(self, stage):
@@ -274,15 +275,15 @@ class FakeSession:
         return self
 
     def undo(self):
-        for ledger in (self.live, self.ledger):
-            ledger.undo()
+        for patch_set in (self.live, self.patch_set):
+            patch_set.undo()
 
     def attach(self, model):
         if self.model is None:
             self.model = model
-            self.slots = operators.install(model, self._timer, self.ledger, self.guard)
+            self.slots = operators.install(model, self._timer, self.patch_set, self.guard)
             transport = operators.Transport(lambda: "nccl")
-            arguments = (self._timer, self.ledger, self.guard, transport)
+            arguments = (self._timer, self.patch_set, self.guard, transport)
             operators.install_collectives(self._host.dist, TORCH_LEAVES, *arguments)
             operators.install_collectives(self.group_class, GROUP_LEAVES, *arguments)
 
@@ -290,7 +291,7 @@ class FakeSession:
         if self.owns(model):
             self.forwards = Forwards(*self._rule)
             with self.guard(Stage.PATCH):
-                self.twins.arm()
+                self.instrumented_graphs.arm()
             self.sees_replays = self.fits.fits("graph_replay") or getattr(model, "graph", None) is None
             self.timer = self._timer
 

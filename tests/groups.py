@@ -32,14 +32,14 @@ def full_group(ranks=8, nodes=1):
     """Everything that can occur, on every rank. With ``nodes`` > 1 of that many hosts, this is one."""
     group = Group()
     for rank in range(ranks):
-        group.know(rank, {**records.FACTS, "tp": ranks * nodes, "nodes": nodes, "gpu_uuid": f"GPU-{rank}"})
+        group.set_facts(rank, {**records.FACTS, "tp": ranks * nodes, "nodes": nodes, "gpu_uuid": f"GPU-{rank}"})
     calls = [(operator, 1e-4, layout.STARVED) for operator in Operator]
-    twin = records.step(Phase.DECODE, Mode.GRAPH, 0.011, calls)
+    graph_layout = records.step(Phase.DECODE, Mode.GRAPH, 0.011, calls)
     plain = records.step(Phase.DECODE, Mode.GRAPH, 0.010)
     for rank in range(ranks):  # before the first sample
         group.consume(rank, records.cells(*(records.step(phase, mode, 0.02) for phase, mode in COMBINATIONS[:2])))
     for rank in range(ranks):
-        group.consume(rank, records.cells(plain, twin, plain))
+        group.consume(rank, records.cells(plain, graph_layout, plain))
         steps = [
             records.step(phase, mode, 0.01, calls, idle_reason=reason, idle_seconds=0.1)
             for phase, mode in COMBINATIONS

@@ -21,7 +21,7 @@ from fake_host_2026.turns import Stuck
 from host_changes import Change, changes_of, functions_of
 from hypothesis import strategies
 
-from lightllm_otel.otel_environment import Sampler, Standard
+from lightllm_otel.otel_environment import OtelEnvironment, Sampler
 from lightllm_otel.settings import Settings
 
 HERE = Path(__file__).parent
@@ -309,7 +309,7 @@ def _outcome_http(variant, session):
 def _traced(host, session, folder):
     """Our session in an HTTP process whose requests are traced."""
     made = _session(host, session)
-    made.standard = Standard(traces=("otlp_proto_http",), sampler=Sampler(1.0))
+    made.otel_environment = OtelEnvironment(traces=("otlp_proto_http",), sampler=Sampler(1.0))
     made.settings = dataclasses.replace(Settings.from_env({}), directory=folder)
     return made.patch()
 

@@ -124,8 +124,8 @@ class Server:
         rpc.waiting.append((ModelInput(batch, context, False, value=value), [InferReq(8)] * batch))
         return rpc.decode()
 
-    def twins_replayed(self, rank):
-        """For each replay since the last call, whether it was a twin."""
+    def instrumented_replays(self, rank):
+        """For each replay since the last call, whether it was an instrumented graph."""
         plain = {id(entry[0]) for entry in self.rpcs[rank].model.graph.graph.values()}
         replayed = [id(graph) not in plain for graph in self.hosts[rank].gpu.replayed]
         self.hosts[rank].gpu.replayed.clear()

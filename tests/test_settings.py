@@ -7,7 +7,7 @@ import pytest
 from opentelemetry.sdk import environment_variables
 
 from lightllm_otel.inject import _lightllm_otel_boot as boot
-from lightllm_otel.otel_environment import Standard
+from lightllm_otel.otel_environment import OtelEnvironment
 from lightllm_otel.records.vocabulary import Level
 from lightllm_otel.settings import OFF_WORDS, SETTINGS, GraphPolicy, Settings, switch
 
@@ -155,9 +155,9 @@ def test_what_a_pod_says_itself_comes_before_its_services():
 
 @pytest.mark.parametrize("service", [*OPENTELEMETRYS, *OURS])
 def test_a_kubernetes_service_turns_no_export_on_and_is_no_problem(service):
-    assert Standard.from_env(service_links(service)) == Standard()
+    assert OtelEnvironment.from_env(service_links(service)) == OtelEnvironment()
     exporting = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
-    assert Standard.from_env({**exporting, **service_links(service)}) == Standard.from_env(exporting)
+    assert OtelEnvironment.from_env({**exporting, **service_links(service)}) == OtelEnvironment.from_env(exporting)
 
 
 def test_no_variable_that_the_sdk_reads_is_one_that_kubernetes_makes():

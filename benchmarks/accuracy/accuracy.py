@@ -5,12 +5,12 @@
 
 Needs a GPU, lightllm-otel in this Python, LightLLM's packages and a checkout of the current LightLLM. Every shape runs in
 a process of its own. In it each batch size is run twice from the same prompts: first, before CUPTI is loaded, with the
-plugin alone, then under torch.profiler. In both, decode steps that replay the plugin's instrumented graph (the twin)
-alternate with steps that replay LightLLM's own (plain), followed by decode steps without graphs.
+plugin alone, then under torch.profiler. In both, decode steps that replay the plugin's instrumented graph (the instrumented
+graph) alternate with steps that replay LightLLM's own (plain), followed by decode steps without graphs.
 
-What CUPTI saw becomes time per operator like this. In a twin the plugin's stamps lie between the operators' kernels.
-Without the stamps its kernels must be those of the plain graph, by name and position; so they tell which kernel of the
-plain graph is which operator. Without graphs, a last pass with an annotation around every slot tells that, and again
+What CUPTI saw becomes time per operator like this. In an instrumented graph the plugin's timestamps lie between the operators'
+kernels. Without the timestamps its kernels must be those of the plain graph, by name and position; so they tell which kernel of
+the plain graph is which operator. Without graphs, a last pass with an annotation around every slot tells that, and again
 names and positions must be equal. An operator lasts from the end of the previous operator's last kernel to the end of
 its own. Where names differ nothing is compared, and the row says so.
 
@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 import _paths
 import outcome
 from comparison import Calls, eager_rows, graph_rows, reduce_calls, summarise, transfer_row
-from kernels import Mismatch, kernels_in, kernels_of_twins, read_trace, steps_between_markers
+from kernels import Mismatch, kernels_in, kernels_of_graphs, read_trace, steps_between_markers
 from observed import EAGER_STEPS, INPUT_TOKENS, Plugin, Runner, annotated_kernels, markers
 from passes import DROPPED_STEPS, EAGER, PREFILL, TWIN, Pass
 from profiler import profiled
@@ -90,8 +90,12 @@ def measure_shape(arguments: argparse.Namespace, folder: Path, rows: list[dict[s
     )  # fmt: skip
     if arguments.rank == 0:  # no rank has a whole graph before all have their weights
         shutil.rmtree(weights)
-    twins = plugin.session.twins.facts()
-    _say(arguments.shape, f"model built, {time.perf_counter() - began:.1f} s; twins {twins['state']} {twins['reason']}")
+    instrumented_graphs = plugin.session.instrumented_graphs.facts()
+    _say(
+        arguments.shape,
+        f"model built, {time.perf_counter() - began:.1f} s; instrumented graphs "
+        f"{instrumented_graphs['state']} {instrumented_graphs['reason']}",
+    )
     with model:
         runner = Runner(model, plugin, arguments.steps)
         case = {"shape": arguments.shape, "layers": layers, "host": arguments.host}
@@ -151,7 +155,7 @@ def compare(runner: Runner, case: dict[str, Any], alone: Pass, trace: Path, rows
         operators = plugin.operators(batch)
         rows += graph_rows(case, alone, under, operators, plugin.boundary_cost())
         rows[-1]["distortion_percent_live"] = plugin.live_distortion(alone.ring)
-        graph = kernels_of_twins(under.kernels_of(TWIN), operators)
+        graph = kernels_of_graphs(under.kernels_of(TWIN), operators)
     expected = annotated_kernels(runner, batch, trace)
     with _reported(rows, {**case, "mode": "decode eager"}):
         rows += eager_rows(case, EAGER, alone, under, expected[EAGER], graph)
@@ -246,7 +250,7 @@ def main() -> None:
     parser.add_argument("--merge", nargs="+", type=Path, default=[], help="only put these results together")
     parser.add_argument("--shapes", nargs="+", default=SHAPES)
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
-    parser.add_argument("--steps", type=int, default=24, help="decode steps with a twin that count")
+    parser.add_argument("--steps", type=int, default=24, help="decode steps with an instrumented graph that count")
     parser.add_argument("--layers", type=int, help=f"default: all of {', '.join(ALL_LAYERS)}, {CUT_LAYERS} of others")
     parser.add_argument("--out", type=Path, default=outcome.RESULTS)
     parser.add_argument("--work", type=Path, default=Path("/dev/shm/accuracy"), help="checkpoints, one at a time")

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from kernels import Mismatch, Times, calls_of, end_to_end, find, kernels_of_twins, launched, mean, stamp_to_stamp
+from kernels import (
+    Mismatch,
+    Times,
+    calls_of,
+    end_to_end,
+    find,
+    kernels_of_graphs,
+    launched,
+    mean,
+    timestamp_to_timestamp,
+)
 from passes import GAP, PLAIN, PREFILL, SAMPLING, TWIN, Ours, Pass, Step, ours
 
 from lightllm_otel.records.vocabulary import Operator
@@ -15,12 +25,13 @@ from lightllm_otel.records.vocabulary import Operator
 def graph_rows(
     case: dict[str, Any], alone: Pass, under: Pass, operators: Sequence[str], boundary_cost: float
 ) -> list[dict[str, Any]]:
-    """``alone``: without CUPTI. ``operators``: of each interval of the twin. A row per operator, and one for the case."""
-    twins, plains = under.kernels_of(TWIN), under.kernels_of(PLAIN)
-    expected = kernels_of_twins(twins, operators)
+    """``alone``: without CUPTI. ``operators``: of each interval of the instrumented graph. A row per operator, and one for the
+    case."""
+    instrumented_graphs, plains = under.kernels_of(TWIN), under.kernels_of(PLAIN)
+    expected = kernels_of_graphs(instrumented_graphs, operators)
     names, owners = [name for name, _ in expected], [operator for _, operator in expected]
     cupti = mean([end_to_end(find(names, plain), owners) for plain in plains])
-    raw_cupti = mean([stamp_to_stamp(twin, operators) for twin in twins])
+    raw_cupti = mean([timestamp_to_timestamp(graph_layout, operators) for graph_layout in instrumented_graphs])
     mine, mine_alone = ours(under.steps(TWIN)), ours(alone.steps(TWIN))
     compared = [operator for operator in cupti if operator != GAP and operator in mine]
     rows = []
@@ -60,7 +71,7 @@ Calls = dict[str, list[list[float]]]
 
 def reduce_calls(alone: Pass, under: Pass, operators: Sequence[str]) -> Calls:
     """Seconds of every all_reduce of the layers on this rank, by step: ours without CUPTI and under it, and CUPTI's."""
-    expected = kernels_of_twins(under.kernels_of(TWIN), operators)
+    expected = kernels_of_graphs(under.kernels_of(TWIN), operators)
     names, owners = [name for name, _ in expected], [operator for _, operator in expected]
     found = {"ours": [own["seconds"] for own in _reduces(alone)], "under": [own["seconds"] for own in _reduces(under)]}
     layers = _reduces(under)[0]["layer"]
@@ -102,7 +113,7 @@ def eager_rows(
 ) -> list[dict[str, Any]]:
     """The same for steps without graphs. ``expected``: ``(kernel, operator)`` in order, from the annotated pass.
 
-    ``graph``: the same of the twin, a second witness, for which the stamps decide and not the host's launches.
+    ``graph``: the same of the instrumented graph, a second witness, for which the timestamps decide and not the host's launches.
     """
     mode = "prefill eager" if label == PREFILL else "decode eager"
     # From the first operator to the last: what is around them waits for the host on both sides, each in its own way.
@@ -182,9 +193,12 @@ def bookkeeping(steps: Sequence[Step]) -> dict[str, Any]:
 
 
 def _distortion(run: Pass) -> float:
-    """How much longer a step takes on the GPU when it replays the twin; both by the plugin's own whole-step events."""
-    twin, plain = (np.median([float(step["seconds"]) for step, _ in run.steps(label)]) for label in (TWIN, PLAIN))
-    return round(100 * (float(twin) / float(plain) - 1), 4)
+    """How much longer a step takes on the GPU when it replays the instrumented graph; both by the plugin's own whole-step
+    events."""
+    graph_layout, plain = (
+        np.median([float(step["seconds"]) for step, _ in run.steps(label)]) for label in (TWIN, PLAIN)
+    )
+    return round(100 * (float(graph_layout) / float(plain) - 1), 4)
 
 
 def as_us(seconds: float) -> float:
@@ -200,7 +214,7 @@ def as_percent(part: float, whole: float) -> float | None:
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The figures that are claimed: decode in CUDA graphs, our twin beside CUPTI's plain graph."""
+    """The figures that are claimed: decode in CUDA graphs, our instrumented graph beside CUPTI's plain graph."""
     graph = [row for row in rows if row.get("mode") == "decode graph"]
     operators = [row for row in graph if "operator" in row]
     cases = [row for row in graph if "operator" not in row and not row["problem"]]

@@ -65,15 +65,19 @@ class Plugin:
         return layout.steps_in(self._reader.read())
 
     def operators(self, batch: int) -> list[str]:
-        """Of each interval of the twin for this batch size; the first mark only begins."""
-        marks = self.session.timer.marks._marks
-        twins = self.session.twins
-        if batch not in twins.by_size:
-            raise Mismatch(f"no twin for batch size {batch}: {twins.state}, {twins.reason}")
-        return [marks[code].operator.value for code in twins.by_size[batch].twin.codes[1:]]
+        """Of each interval of the instrumented graph for this batch size; the first mark only begins."""
+        boundary_codes = self.session.timer.boundary_codes._boundary_codes
+        instrumented_graphs = self.session.instrumented_graphs
+        if batch not in instrumented_graphs.by_size:
+            raise Mismatch(
+                f"no instrumented graph for batch size {batch}: {instrumented_graphs.state}, {instrumented_graphs.reason}"
+            )
+        return [
+            boundary_codes[code].operator.value for code in instrumented_graphs.by_size[batch].graph_layout.codes[1:]
+        ]
 
     def boundary_cost(self) -> float:
-        """Seconds that are subtracted for every boundary in a twin."""
+        """Seconds that are subtracted for every boundary in an instrumented graph."""
         return float(self._reader.header["stamp_cost"])
 
     def live_distortion(self, steps: Sequence[Step]) -> float | None:
@@ -105,13 +109,14 @@ class Runner:
         self.labels: list[str] = []
 
     def run(self, batch: int, prefills: int, pairs: int, eager: int) -> list[list[int]]:
-        """Prefill, then twin and plain steps in turn, then steps without graphs. Returns the tokens."""
+        """Prefill, then instrumented graph and plain steps in turn, then steps without graphs. Returns the tokens."""
         self.labels = []
         for number in range(prefills):
             if number:
                 self.model.release()
             self._step(PREFILL, functools.partial(self.model.prefill, batch, INPUT_TOKENS, batch))
-        # Plain first and last, so that both kinds see the same context on average, and every twin has plain neighbours.
+        # Plain first and last, so that both kinds see the same context on average, and every instrumented graph has plain
+        # neighbours.
         for label in [PLAIN, *[TWIN, PLAIN] * pairs] if self.graphs else []:
             self._step(label, self.model.decode)
         with without_graphs(self.model.model):
@@ -137,7 +142,7 @@ def markers(model: Any) -> Iterator[None]:
     import torch
     from lightllm.server.router.model_infer.mode_backend import generic_post_process
 
-    from lightllm_otel.contracts.patch_set import Ledger
+    from lightllm_otel.contracts.patch_set import PatchSet
 
     mark: Any = functools.partial(torch.cuda._sleep, 1) if torch.cuda.is_available() else (lambda: None)
 
@@ -156,13 +161,13 @@ def markers(model: Any) -> Iterator[None]:
 
         return marked
 
-    ledger = Ledger()
-    ledger.replace(model, "forward", before)
-    ledger.replace(generic_post_process, "sample", after)
+    patch_set = PatchSet()
+    patch_set.replace(model, "forward", before)
+    patch_set.replace(generic_post_process, "sample", after)
     try:
         yield
     finally:
-        ledger.undo()
+        patch_set.undo()
 
 
 @contextlib.contextmanager
@@ -171,7 +176,7 @@ def annotations(model: Any) -> Iterator[None]:
     import torch
     from lightllm.server.router.model_infer.mode_backend import generic_post_process
 
-    from lightllm_otel.contracts.patch_set import Ledger
+    from lightllm_otel.contracts.patch_set import PatchSet
     from lightllm_otel.worker.host.layers import layers_of
 
     def wrap(operator: str, lead: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -184,17 +189,17 @@ def annotations(model: Any) -> Iterator[None]:
 
         return around
 
-    ledger = Ledger()
+    patch_set = PatchSet()
     for layer in list(layers_of(model)):
         for place in layer.places.values():
-            ledger.replace(
+            patch_set.replace(
                 place.owner, place.name, wrap(place.slot.operator.value, place.lead.value if place.lead else "")
             )
-    ledger.replace(generic_post_process, "sample", wrap(SAMPLING, GAP))
+    patch_set.replace(generic_post_process, "sample", wrap(SAMPLING, GAP))
     try:
         yield
     finally:
-        ledger.undo()
+        patch_set.undo()
 
 
 def annotated_kernels(runner: Runner, batch: int, path: Path) -> dict[str, list[tuple[str, str]]]:

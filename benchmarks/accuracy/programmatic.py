@@ -26,7 +26,7 @@ import outcome
 from kernels import Kernel, kernels_in, read_trace
 
 from lightllm_otel.worker.gpu.graphs import TorchGraphs
-from lightllm_otel.worker.gpu.timestamp_kernels import CupyKernels, KernelStamps
+from lightllm_otel.worker.gpu.timestamp_kernels import CupyKernels, KernelTimestamps
 
 LINKS, WIDTH = 48, 4096
 KINDS = (("additions", 1), ("products", 1), ("products", 20))
@@ -37,10 +37,10 @@ REPLAYS, WARM_UP, TRACED = 150, 20, 40
 class Links:
     """The kernels of one chain. ``replay``: of the graph that was captured in the way of that name."""
 
-    def __init__(self, kind: str, rows: int, stamps: KernelStamps) -> None:
+    def __init__(self, kind: str, rows: int, timestamps: KernelTimestamps) -> None:
         import torch
 
-        self.kind, self.rows, self._stamps, self._graphs = kind, rows, stamps, TorchGraphs()
+        self.kind, self.rows, self._timestamps, self._graphs = kind, rows, timestamps, TorchGraphs()
         self._first = torch.randn(rows, WIDTH, device="cuda", dtype=torch.float16)
         self._weights = [
             torch.randn(WIDTH, WIDTH, device="cuda", dtype=torch.float16) * 0.01
@@ -64,19 +64,19 @@ class Links:
         self._kept = value
 
     def _capture(self, way: str) -> Any:
-        marks = 0
+        boundary_codes = 0
 
         def mark() -> None:
-            nonlocal marks
+            nonlocal boundary_codes
             self.edges[way] = self._graphs.programmatic_edges()
             if way != PLAIN:
-                self._stamps.stamp(marks, chained=way == CHAIN and marks > 0)
-            marks += 1
+                self._timestamps.timestamp(boundary_codes, chained=way == CHAIN and boundary_codes > 0)
+            boundary_codes += 1
 
         def body() -> None:
             self._run(mark)
             if way != PLAIN:
-                self._stamps.publish(marks)
+                self._timestamps.publish(boundary_codes)
 
         return self._graphs.capture(None, body)
 
@@ -129,8 +129,8 @@ def main() -> None:
     out = parser.parse_args().out
     from torch.profiler import ProfilerActivity, profile
 
-    stamps = KernelStamps(CupyKernels(), 2 * LINKS + 1)
-    chains = [Links(kind, rows, stamps) for kind, rows in KINDS]
+    timestamps = KernelTimestamps(CupyKernels(), 2 * LINKS + 1)
+    chains = [Links(kind, rows, timestamps) for kind, rows in KINDS]
     rows: list[dict[str, Any]] = []
 
     def keep(links: Links, when: str, **more: Any) -> None:

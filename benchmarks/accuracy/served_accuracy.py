@@ -180,7 +180,7 @@ def full_batch(steps: Sequence[Step], batch: int, *more: Sequence[Any]) -> tuple
 
 def compare(
     case: dict[str, Any], alone: tuple[list[Step], Any], under: tuple[list[Step], Any], kernels: Sequence[Traced],
-    expected: dict[str, Owned], stamp_cost: float,
+    expected: dict[str, Owned], timestamp_cost: float,
 ) -> Rows:  # fmt: skip
     """Rows of one batch: a row per operator, and one for the case; in decode graphs, and of prefills where there were some."""
     batch = case["batch"]
@@ -193,31 +193,36 @@ def compare(
             f"no instrumented step between two others among {len(steps)}; the plugin has no graph of this size?"
         )
     seen = {at: seen_of(seen_kernels[at], expected[PLAIN]) for _, at, _ in pairs}
-    twins = list(dict.fromkeys(at for at, _, _ in pairs))
+    instrumented_graphs = list(dict.fromkeys(at for at, _, _ in pairs))
     weights = {at: sum(weight for _, own, weight in pairs if own == at) for at in seen}
     order = sorted(seen)
     cupti = weighted_mean([seen[at].operators for at in order], [weights[at] for at in order])
     labels_alone = [label_of(step) for step, _ in steps_alone]
     pairs_alone = beside(labels_alone)
-    twins_alone = list(dict.fromkeys(at for at, _, _ in pairs_alone))
+    graphs_alone = list(dict.fromkeys(at for at, _, _ in pairs_alone))
     if not pairs_alone:
         raise Mismatch(f"without CUPTI: no instrumented step between two others among {len(steps_alone)}")
-    mine, mine_alone = ours([steps[at] for at in twins]), ours([steps_alone[at] for at in twins_alone])
+    mine, mine_alone = ours([steps[at] for at in instrumented_graphs]), ours([steps_alone[at] for at in graphs_alone])
     compared = [name for name in cupti if name not in (GAP, SAMPLING, TAIL) and name in mine and name in mine_alone]
     rows = operator_rows({**case, "mode": "decode graph"}, compared, mine, mine_alone, cupti)
     total, total_cupti = (sum(times[name].seconds for name in compared) for times in (mine, cupti))
-    waits = [seen_of(seen_kernels[at].without_stamps(), expected[PLAIN]) for at in twins]
+    waits = [seen_of(seen_kernels[at].without_timestamps(), expected[PLAIN]) for at in instrumented_graphs]
     parts = parts_of(
-        [steps[at] for at in twins], mine, [seen[at] for at in order], [weights[at] for at in order], waits
+        [steps[at] for at in instrumented_graphs],
+        mine,
+        [seen[at] for at in order],
+        [weights[at] for at in order],
+        waits,
     )
     rows.append({
-        **case, "mode": "decode graph", "problem": "", "kernels": len(expected[PLAIN]), "steps_compared": len(twins),
+        **case, "mode": "decode graph", "problem": "", "kernels": len(expected[PLAIN]),
+        "steps_compared": len(instrumented_graphs),
         "not_compared": sorted({*mine, *cupti} - {*compared}), "tokens_identical": alone[1] == under[1],
         "operators_ours_ms": as_ms(total), "operators_cupti_ms": as_ms(total_cupti),
         "operators_error_percent": as_percent(total - total_cupti, total_cupti), **parts,
-        **bookkeeping([steps[at] for at in twins]),
-        **{f"{name}_without_cupti": value for name, value in bookkeeping([steps_alone[at] for at in twins_alone]).items()},
-        "boundary_cost_us": as_us(stamp_cost), "distortion_percent": distortion(steps_alone, pairs_alone),
+        **bookkeeping([steps[at] for at in instrumented_graphs]),
+        **{f"{name}_without_cupti": value for name, value in bookkeeping([steps_alone[at] for at in graphs_alone]).items()},
+        "boundary_cost_us": as_us(timestamp_cost), "distortion_percent": distortion(steps_alone, pairs_alone),
         "distortion_percent_under_cupti": distortion(steps, pairs),
         "step_by_operator_us": {name: as_us(own.seconds) for name, own in mine_alone.items()},
     })  # fmt: skip

@@ -31,7 +31,7 @@ class Traced:
     sampling_entry: int | None = None
     late: frozenset[Kernel] = frozenset()
 
-    def without_stamps(self) -> Traced:
+    def without_timestamps(self) -> Traced:
         return dataclasses.replace(self, kernels=[kernel for kernel in self.kernels if not kernel.ours])
 
 
@@ -58,11 +58,11 @@ def steps_behind_markers(kernels: Sequence[Kernel]) -> list[list[Kernel]]:
     The first marker of a trace lies on the default stream, on which the host asks for new requests meanwhile. What else runs
     there, and NCCL's kernels on a stream of their own, belong to no step of a single rank.
     """
-    marks = [kernel for kernel in kernels if MARKER in kernel.name]
-    if len(marks) < 2:
-        raise Mismatch(f"{len(marks)} markers in the trace")
-    default = marks[0].stream
-    stream = marks[1].stream
+    boundary_codes = [kernel for kernel in kernels if MARKER in kernel.name]
+    if len(boundary_codes) < 2:
+        raise Mismatch(f"{len(boundary_codes)} markers in the trace")
+    default = boundary_codes[0].stream
+    stream = boundary_codes[1].stream
     if default == stream:
         raise Mismatch("the model's forwards run on the default stream")
     inside = [
@@ -79,9 +79,9 @@ def owned_steps(kernels: Sequence[Kernel], calls: Sequence[Sequence[str]]) -> li
     Copies from and to the host are left out.
     """
     found: list[Owned] = []
-    marks = sum(MARKER in kernel.name for kernel in kernels) - 1  # without the one on the default stream
-    if marks != len(calls):
-        raise Mismatch(f"CUPTI saw {marks} markers of {len(calls)}")
+    boundary_codes = sum(MARKER in kernel.name for kernel in kernels) - 1  # without the one on the default stream
+    if boundary_codes != len(calls):
+        raise Mismatch(f"CUPTI saw {boundary_codes} markers of {len(calls)}")
     inside = [kernel for step in steps_behind_markers(kernels) for kernel in step]
     at, open_, last = -1, [], GAP
     for kernel in inside:
@@ -183,21 +183,21 @@ def _entered(entry: int | None, earliest: int, first_kernel: int) -> int:
 
 def waiting_seconds(traced: Traced, since: float, until: float) -> float:
     """How long the GPU waited between two times for late launches of the host."""
-    total, reached = 0.0, since
+    total, progress = 0.0, since
     for kernel in traced.kernels[1:]:
         if kernel in traced.late:
-            total += max(min(kernel.start, until) - reached, 0)
+            total += max(min(kernel.start, until) - progress, 0)
         if kernel.start >= until:
             break
-        reached = max(reached, kernel.end)
+        progress = max(progress, kernel.end)
     return total * 1e-9
 
 
 def busy_seconds(kernels: Sequence[Kernel], since: float = 0, until: float = math.inf) -> float:
     """How long at least one of the kernels was running, between two times of theirs."""
-    total, reached = 0.0, since
+    total, progress = 0.0, since
     for kernel in kernels:
         end = min(kernel.end, until)
-        total += max(end - max(kernel.start, reached), 0)
-        reached = max(reached, end)
+        total += max(end - max(kernel.start, progress), 0)
+        progress = max(progress, end)
     return total * 1e-9

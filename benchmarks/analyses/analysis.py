@@ -448,12 +448,12 @@ def machine_row(found: dict[str, Any]) -> dict[str, Any]:
         sheet = gpus.find(found["name"].removesuffix(" (measured)"))
     except gpus.UnknownGpu:
         sheet = None
-    reached = {"flops": found["flops"], "memory_bytes_per_second": found["memory_bytes_per_second"]}
-    peaks = {name: None if sheet is None else getattr(sheet, name) for name in reached}
+    progress = {"flops": found["flops"], "memory_bytes_per_second": found["memory_bytes_per_second"]}
+    peaks = {name: None if sheet is None else getattr(sheet, name) for name in progress}
     return {
-        "kind": "machine", "name": found["name"], **reached, "sheet": None if sheet is None else sheet.name,
+        "kind": "machine", "name": found["name"], **progress, "sheet": None if sheet is None else sheet.name,
         **{f"{name}_of_sheet_percent": None if peaks[name] is None else _percent(value / peaks[name])
-           for name, value in reached.items()},
+           for name, value in progress.items()},
     }  # fmt: skip
 
 

@@ -44,7 +44,7 @@ from rank import AHEAD, DECODES, GRAPH, PREFILL, SEEN
 
 from lightllm_otel.records import layout
 from lightllm_otel.records.vocabulary import Operator, Site, Unmatched
-from lightllm_otel.reduce.collectives import Collectives, last_arrival, noise_seconds, split, sure, told
+from lightllm_otel.reduce.collectives import Collectives, has_transfer, last_arrival, noise_seconds, split, sure
 from lightllm_otel.reduce.matching import Matched, Matching
 
 SHAPE = "llama-70b-6-layers"
@@ -69,7 +69,7 @@ class Run:
         self.matched: dict[int, Matched] = {}
         matching = Matching(self._keep)
         for rank, each in enumerate(left):
-            matching.know(rank, each["facts"])
+            matching.set_facts(rank, each["facts"])
         # By passes: the exporter would read as often, and hardly keeps more steps waiting than one has.
         for each in left[0]["passes"]:
             for rank, steps in enumerate(self.steps):
@@ -166,7 +166,7 @@ def pass_row(run: Run, each: dict[str, Any]) -> dict[str, Any]:
         layers = matched.only(compared(matched, each["mode"]))
         calls += len(layers.calls)
         transfer, wait = split(layers.seconds, layers.at_least)
-        moves = told(layers)
+        moves = has_transfer(layers)
         if len(moved := transfer[moves]):
             transfers.append(float(moved.mean()))
             known += len(moved)
@@ -216,7 +216,9 @@ def bandwidth_row(run: Run, each: dict[str, Any], own: Sequence[Sequence[dict[st
     layers = [at for at in found.transfer if at[0] in (Site.ATTENTION.code, Site.FFN.code)]
     moved = sum(found.bus_bytes[at] for at in layers)
     exported = moved / sum(found.transfer[at].total for at in layers) if layers else None
-    kept = [(in_layers(step) & told(step))[step.calls["operator"] == Operator.ALL_REDUCE.code] for step in matched]
+    kept = [
+        (in_layers(step) & has_transfer(step))[step.calls["operator"] == Operator.ALL_REDUCE.code] for step in matched
+    ]
     chosen = np.concatenate(kept) if kept else np.zeros(0, bool)
     problem = "" if all(len(calls) == len(chosen) for calls in own) else "own calls are not those of the plugin"
     if problem or exported is None:

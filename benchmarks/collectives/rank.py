@@ -155,7 +155,7 @@ class Rank:
         self._cells: list[np.ndarray] = []
         self._seen: dict[int, list[float]] = {}
         self.model = self._build(arguments, model_dir)
-        say(f"rank {self.rank} of {self.tp} is there; twins {self.session.twins.facts()}")
+        say(f"rank {self.rank} of {self.tp} is there; instrumented graphs {self.session.instrumented_graphs.facts()}")
 
     def _build(self, arguments: argparse.Namespace, model_dir: Path) -> Any:
         from static_model import SPARE, StaticModel

@@ -29,7 +29,7 @@ from pairing import Schedule
 from plugin_cost import Keep, Rows, Sizes, passes, rows_of, stock_tokens
 from workers import build, checkpoint_of, environment, say, stay_on_one_core
 
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 from lightllm_otel.worker.host.layers import layers_of
 
 PROFILER_BLOCK, PROFILER_DROPPED = 64, 4
@@ -47,20 +47,20 @@ class EventPairs:
         self._now: list[Events] = []
         self._earlier: list[Events] = []
         self._spare: list[tuple[Any, Any]] = []
-        self._ledger = Ledger()
+        self._patch_set = PatchSet()
         for layer in list(layers_of(model)):
             for place in layer.places.values():
-                self._ledger.replace(place.owner, place.name, self._around(place.slot.operator.value))
-        self._ledger.replace(generic_post_process, "sample", self._sampling)
-        self._ledger.suspend()
+                self._patch_set.replace(place.owner, place.name, self._around(place.slot.operator.value))
+        self._patch_set.replace(generic_post_process, "sample", self._sampling)
+        self._patch_set.suspend()
 
     def switch(self, on: bool) -> None:
-        (self._ledger.resume if on else self._ledger.suspend)()
+        (self._patch_set.resume if on else self._patch_set.suspend)()
         self._spare += [(first, last) for _, first, last in (*self._now, *self._earlier)]
         self._now, self._earlier = [], []
 
     def close(self) -> None:
-        self._ledger.undo()
+        self._patch_set.undo()
 
     def _pair(self) -> tuple[Any, Any]:
         import torch

@@ -12,7 +12,7 @@ part runs in processes of its own:
 - moe: the same with a mixture of experts.
 - alternatives: events around operators, CUDA_LAUNCH_BLOCKING and torch.profiler, compared in the same way.
 - servers: a stock and an instrumented server under the same load in turn; start-up and GPU memory.
-- tp2: start-up, twins and tokens with two ranks.
+- tp2: start-up, instrumented graphs and tokens with two ranks.
 
 A LightLLM with two infer threads (since v1.1.0) is measured by served.py, in its servers' own threads. Its rows are taken in
 with --merge, and stand apart by host.
@@ -101,7 +101,7 @@ def summarise(rows: Rows) -> dict[str, Any]:
         },
         "resident_mib": _resident(rows),
         "startup": {f"tp{tp}": _startup(tp, rows) for tp in (1, 2)},
-        "twin_mib": {f"tp{tp}": _twin_mib(tp, rows) for tp in (1, 2)},
+        "twin_mib": {f"tp{tp}": _graph_mib(tp, rows) for tp in (1, 2)},
         "errors": sum(sum(row["errors"]) for row in (*_of("plugin", everything), *_of("ring", everything))),
         "dropped": sum(
             count
@@ -271,22 +271,22 @@ def _startup(tp: int, rows: Rows) -> dict[str, Any]:
     if set(seconds) != {"stock", "instrumented"}:
         return {}
     stock, instrumented = min(seconds["stock"]), min(seconds["instrumented"])
-    twins = [row["twins"] for row in _of("ring", rows) if row["tp"] == tp]
+    instrumented_graphs = [row["twins"] for row in _of("ring", rows) if row["tp"] == tp]
     return {
         "starts_of_each": min(map(len, seconds.values())),
         "stock_seconds": stock, "instrumented_seconds": instrumented,
         "added_seconds": round(instrumented - stock, 3),
         "added_percent": round(100 * (instrumented / stock - 1), 2),
-        "twins_seconds": max((each.get("seconds", 0.0) for each in twins), default=None),
+        "twins_seconds": max((each.get("seconds", 0.0) for each in instrumented_graphs), default=None),
     }  # fmt: skip
 
 
-def _twin_mib(tp: int, rows: Rows) -> Any:
+def _graph_mib(tp: int, rows: Rows) -> Any:
     """Of one GPU: the largest rank's."""
-    twins = [row["twins"] for row in _of("ring", rows) if row["tp"] == tp]
-    if not twins:
+    instrumented_graphs = [row["twins"] for row in _of("ring", rows) if row["tp"] == tp]
+    if not instrumented_graphs:
         return None
-    largest = max(twins, key=lambda each: int(each.get("bytes", 0)))
+    largest = max(instrumented_graphs, key=lambda each: int(each.get("bytes", 0)))
     return {
         "mib": round(largest.get("bytes", 0) / 2**20, 1), "graphs": len(largest.get("sizes", ())),
         "mib_each": round(largest.get("bytes", 0) / 2**20 / max(len(largest.get("sizes", ())), 1), 2),

@@ -34,7 +34,7 @@ READ_SECONDS = 1.5  # the plugin hands its steps over on the idle tick, and the 
 LAUNCHER = [sys.executable, "-m", "lightllm_otel", "run", "--"]
 WANTED_METRICS = (
     "lightllm_otel_distortion_ratio", "lightllm_otel_records_dropped_total", "lightllm_otel_errors_total",
-    "lightllm_otel_steps_sampled_total", "lightllm_otel_graph_twins", "lightllm_otel_hook_seconds_total",
+    "lightllm_otel_steps_sampled_total", "lightllm_otel_instrumented_graphs", "lightllm_otel_hook_seconds_total",
 )  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def gpu_mib() -> int | None:
 
 
 def facts_of(folder: Path) -> Rows:
-    """What every rank's ring says of twins, errors and drops."""
+    """What every rank's ring says of instrumented graphs, errors and drops."""
     found = []
     for path in sorted(folder.glob("*/rank-*.ring")):
         ring = RingReader(path)
@@ -225,7 +225,8 @@ def measure(arguments: argparse.Namespace, work: Path, keep: Any) -> None:
 
 def measure_tp2(arguments: argparse.Namespace, work: Path, keep: Any) -> None:
     """Two "nodes" of one group on one GPU, which share it by time slices: one after the other, and only for start-up,
-    twins, and the same tokens; the third server, stock once more, has found all kernels compiled, as the second had.
+    instrumented graphs, and the same tokens; the third server, stock once more, has found all kernels compiled, as the second
+    had.
     """
     model = checkpoint_of(arguments.work, "tiny" if arguments.cpu else "llama-8-layers", arguments.cpu)
     say("checkpoint is there")

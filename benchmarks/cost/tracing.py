@@ -397,7 +397,7 @@ def check_links(arguments: argparse.Namespace, model: Path, work: Path, keep: Ca
 
 
 def together(merged: Iterable[Mapping[str, Any]]) -> Rows:
-    """Rows of earlier files; the last that has a part of a lane counts for it."""
+    """Rows of earlier files; the last that has a part of a fast path counts for it."""
     found: dict[Any, Rows] = {}
     for earlier in merged:
         own: dict[Any, Rows] = defaultdict(list)
@@ -438,7 +438,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     def keep(row: dict[str, Any]) -> None:
-        rows.append({"lane": arguments.lane, **row})
+        rows.append({"lane": arguments.fast_path, **row})
         outcome.write("tracing", summarise(rows), rows, arguments.out, merged)
 
     if arguments.nothing:

@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-STAMP, PUBLISH = "lightllm_otel_stamp", "lightllm_otel_publish"  # the plugin's own kernels in a twin
+STAMP, PUBLISH = "lightllm_otel_stamp", "lightllm_otel_publish"  # the plugin's own kernels in an instrumented graph
 MARKER = "spin_kernel"  # torch.cuda._sleep: launched before and after every step, to tell steps apart
 ANNOTATION = "operator"  # annotations are named operator:OPERATOR:WHAT LEADS TO IT
 COPIES = ("HtoD", "DtoH")  # of inputs and results, from and to the host; in no operator
@@ -98,22 +98,22 @@ def steps_between_markers(kernels: Sequence[Kernel]) -> list[list[Kernel]]:
     return [list(kernels[begin + 1 : end]) for begin, end in zip(markers[::2], markers[1::2])]
 
 
-def between_stamps(step: Sequence[Kernel]) -> list[list[Kernel]]:
-    """The kernels of each interval of a step that replayed a twin; neither what was before it nor after.
+def between_timestamps(step: Sequence[Kernel]) -> list[list[Kernel]]:
+    """The kernels of each interval of a step that replayed an instrumented graph; neither what was before it nor after.
 
-    A stamp waits for the last kernel of its operator, and the next kernel need not wait for the stamp: both may run at the
-    same time. So a kernel belongs to the first stamp that starts when it has ended.
+    A timestamp waits for the last kernel of its operator, and the next kernel need not wait for the timestamp: both may run at
+    the same time. So a kernel belongs to the first timestamp that starts when it has ended.
     """
-    stamps = [kernel.start for kernel in step if STAMP in kernel.name]
-    intervals: list[list[Kernel]] = [[] for _ in range(len(stamps) + 1)]
+    timestamps = [kernel.start for kernel in step if STAMP in kernel.name]
+    intervals: list[list[Kernel]] = [[] for _ in range(len(timestamps) + 1)]
     for kernel in step:
         if not kernel.ours:
-            intervals[bisect.bisect_left(stamps, kernel.end)].append(kernel)
+            intervals[bisect.bisect_left(timestamps, kernel.end)].append(kernel)
     return intervals[1:-1]
 
 
-def stamp_to_stamp(step: Sequence[Kernel], operators: Sequence[str]) -> Times:
-    """Return the very intervals that the plugin times, as CUPTI saw them: from the end of a stamp to the end of the next."""
+def timestamp_to_timestamp(step: Sequence[Kernel], operators: Sequence[str]) -> Times:
+    """Return the very intervals that the plugin times, as CUPTI saw them: from the end of a timestamp to the end of the next."""
     ends = [kernel.end for kernel in step if STAMP in kernel.name]
     _check_intervals(max(len(ends) - 1, 0), operators)
     times: Times = {}
@@ -122,25 +122,28 @@ def stamp_to_stamp(step: Sequence[Kernel], operators: Sequence[str]) -> Times:
     return times
 
 
-def kernels_of_twin(step: Sequence[Kernel], operators: Sequence[str]) -> list[tuple[str, str]]:
+def kernels_of_graph(step: Sequence[Kernel], operators: Sequence[str]) -> list[tuple[str, str]]:
     """``(kernel, operator)`` in order, from the intervals' operators: what the plain graph must consist of."""
-    intervals = between_stamps(step)
+    intervals = between_timestamps(step)
     _check_intervals(len(intervals), operators)
     return [(kernel.name, operator) for operator, kernels in zip(operators, intervals) for kernel in kernels]
 
 
-def kernels_of_twins(steps: Sequence[Sequence[Kernel]], operators: Sequence[str]) -> list[tuple[str, str]]:
-    """Return what most replays of a twin agree on: a stamp can come late once in a while, after the next kernel's end."""
-    seen = Counter(tuple(kernels_of_twin(step, operators)) for step in steps)
+def kernels_of_graphs(steps: Sequence[Sequence[Kernel]], operators: Sequence[str]) -> list[tuple[str, str]]:
+    """Return what most replays of an instrumented graph agree on: a timestamp can come late once in a while, after the next
+    kernel's end."""
+    seen = Counter(tuple(kernels_of_graph(step, operators)) for step in steps)
     agreed, times = seen.most_common(1)[0]
     if 2 * times <= len(steps):
-        raise Mismatch(f"{len(steps)} replays of the same twin put kernels between stamps in {len(seen)} ways")
+        raise Mismatch(
+            f"{len(steps)} replays of the same instrumented graph put kernels between timestamps in {len(seen)} ways"
+        )
     return list(agreed)
 
 
 def _check_intervals(seen: int, operators: Sequence[str]) -> None:
     if seen != len(operators):
-        raise Mismatch(f"CUPTI saw {seen} intervals between stamps, the twin has {len(operators)}")
+        raise Mismatch(f"CUPTI saw {seen} intervals between timestamps, the instrumented graph has {len(operators)}")
 
 
 def find(names: Sequence[str], step: Sequence[Kernel]) -> list[Kernel]:

@@ -1,5 +1,5 @@
 """The plugin in one model process, switched on and off between steps as live control does it: the parts of overhead.py
-that say what a step, a call of an operator's hook, the reading of a step and the graphs' twins cost.
+that say what a step, a call of an operator's hook, the reading of a step and the graphs' instrumented graphs cost.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ class Plugin:
         with self._weighing("modules"):
             from lightllm_otel.inject import bootstrap
             from lightllm_otel.worker import session
-            from lightllm_otel.worker.host.instrumented_graphs import Twins
+            from lightllm_otel.worker.host.instrumented_graphs import InstrumentedGraphs
 
-        for owner, names in ((session.ServerSession, ("attach", "serve")), (Twins, ("plan", "capture"))):
+        for owner, names in ((session.ServerSession, ("attach", "serve")), (InstrumentedGraphs, ("plan", "capture"))):
             for name in names:
                 setattr(owner, name, self._weighed(getattr(owner, name), name))
         self._hooks: Any = bootstrap.activate()
@@ -186,7 +186,7 @@ class Plugin:
             "errors": [int(count) for count in header["errors"]], "whole_only": [int(each) for each in header["whole"]],
             "steps": int(header["steps"]), "sampled_steps": int(header["sampled_steps"]),
             "hook_seconds": round(float(header["hook_seconds"]), 4),
-            "twins": self.session.twins.facts(),
+            "twins": self.session.instrumented_graphs.facts(),
             **{f"{field.name}_mib": {name: round(getattr(grown, field.name), 2) for name, grown in self.grown.items()}
                for field in dataclasses.fields(Grown)},
         }  # fmt: skip
@@ -205,7 +205,7 @@ def measure(
     plugin = Plugin(work, graph_batches)
     model = build(arguments, shape, sizes.total_tokens, graph_batches)
     with model:
-        say(f"{shape} built; twins {plugin.session.twins.facts()}")
+        say(f"{shape} built; instrumented graphs {plugin.session.instrumented_graphs.facts()}")
         warm_up(model, plugin, sizes, cases)
         stay_on_one_core()
         keep([{"kind": "cores", "cores": sorted(os.sched_getaffinity(0)), "of": os.cpu_count()}])
@@ -213,7 +213,7 @@ def measure(
         say("tokens compared")
         if details:
             keep(critical_path(model, plugin, sizes))
-            keep(harvest(model, plugin, sizes))
+            keep(step_reader(model, plugin, sizes))
             keep(hook_calls(plugin, sizes.hook_calls))
             say("what a step's cost consists of")
         for case in cases:
@@ -373,7 +373,7 @@ def hook_calls(plugin: Plugin, calls: int) -> Rows:
     }]  # fmt: skip
 
 
-def harvest(model: Any, plugin: Plugin, sizes: Sizes) -> Rows:
+def step_reader(model: Any, plugin: Plugin, sizes: Sizes) -> Rows:
     """How long the CPU needs to read a step, and whether memory grows over many of them."""
     rows: Rows = []
     batch = Batch(model, sizes.batch, sizes.input_tokens)
@@ -412,7 +412,7 @@ def _timed_reading(plugin: Plugin) -> Iterator[dict[str, list[float]]]:
     seconds: dict[str, list[float]] = {"sampled": [], "unsampled": []}
 
     def timed_finish(step: Any) -> None:
-        kind = "sampled" if step.marking is not None else "unsampled"
+        kind = "sampled" if step.recorder is not None else "unsampled"
         began = time.perf_counter()
         finish(step)
         seconds[kind].append(time.perf_counter() - began)

@@ -36,7 +36,7 @@ PLUGIN = Board(
                   (Query(f"sum by ({TARGET}) (rate(lightllm_otel_hook_seconds_total{{$SERVER}}[RATE]))"
                          f" / count by ({TARGET}) (lightllm_gpu_step_number{{$SERVER}})", "{{instance}}"),)),
             Panel("A sampled graph step against its neighbours", LINES, "suffix:×",
-                  "Time of a decode step with the instrumented twin by its plain neighbours of the same batch"
+                  "Time of a decode step with the instrumented graph by its plain neighbours of the same batch"
                   " (lightllm_otel_distortion_ratio). 1.01 at one step in 64 costs 1 % of 1/64.",
                   (Query("max by (instance) (lightllm_otel_distortion_ratio{$SERVER})", "{{instance}}"),),
                   empty="No graph step was sampled"),
@@ -45,8 +45,8 @@ PLUGIN = Board(
             Panel("Sampled steps", LINES, "cps", "Steps a second whose operators were timed (lightllm_otel_steps_sampled_total).",
                   (Query("sum by (instance) (rate(lightllm_otel_steps_sampled_total{$SERVER}[RATE]))", "{{instance}}"),), 8),
             Panel("Whole time only", LINES, "cps",
-                  "Steps a second that were due but have no operators (lightllm_otel_steps_whole_only_total): no_twin is a graph without a"
-                  " twin, overlap microbatches, draft a draft model.",
+                  "Steps a second that were due but have no operators (lightllm_otel_steps_whole_only_total): not_instrumented means that"
+                  " the batch size has no instrumented graph, overlap microbatches, draft a draft model.",
                   (Query(by("reason", "lightllm_otel_steps_whole_only_total"), "{{instance}} {{reason}}"),), 8),
             Panel("Lost", LINES, "cps", "Steps a second that were lost, by reason (lightllm_otel_records_dropped_total).",
                   (Query(by("reason", "lightllm_otel_records_dropped_total"), "{{instance}} {{reason}}"),), 8),
@@ -54,10 +54,10 @@ PLUGIN = Board(
                   "Sampled steps whose collectives were not compared (lightllm_otel_steps_unmatched_total): a rank lacked the step, was"
                   " late, had restarted, or computed something different.",
                   (Query(by("reason", "lightllm_otel_steps_unmatched_total"), "{{instance}} {{reason}}"),), 8),
-            Panel("Batch sizes with a twin", LINES, "short",
-                  "CUDA graphs that have an instrumented twin on every rank (lightllm_otel_graph_twins). 0 with graphs on: whole steps"
-                  " only; doctor says why.",
-                  (Query("max by (instance) (lightllm_otel_graph_twins{$SERVER})", "{{instance}}"),), 8),
+            Panel("Batch sizes with an instrumented graph", LINES, "short",
+                  "Batch sizes with an instrumented graph on every rank (lightllm_otel_instrumented_graphs). 0 with graphs on: only the"
+                  " total time of steps is known; doctor says why.",
+                  (Query("max by (instance) (lightllm_otel_instrumented_graphs{$SERVER})", "{{instance}}"),), 8),
             Panel("Errors by stage", LINES, "cps", "Failures of the plugin a second (lightllm_otel_errors_total).",
                   (Query(by("stage", "lightllm_otel_errors_total"), "{{instance}} {{stage}}"),), 8),
             Panel("Not taken by a receiver", LINES, "cps",

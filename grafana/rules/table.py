@@ -209,7 +209,7 @@ ALERTS = (
         summary="Steps run, but their operators are not seen",
         what="steps are executed and none is sampled, or what was sampled is a minute old and more.",
         effect="none for users; the alerts on operators of this server are blind.",
-        action="`lightllm-otel doctor` on its host: a graph without a twin, live control, or an exporter that is held up.",
+        action="`lightllm-otel doctor` on its host: a graph that is not instrumented, live control, or an exporter that is late.",
     ),
     Alert(
         name="LightLLMPluginDrops", severity=WARNING, lasts="15m",

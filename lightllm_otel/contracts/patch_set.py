@@ -24,7 +24,7 @@ class _Change:
     suspended: bool = False
 
 
-class Ledger:
+class PatchSet:
     """Replaces attributes of instances, classes and modules.
 
     :meth:`suspend` puts back exactly what was there, :meth:`resume` puts ours in again, :meth:`undo` forgets it all.
@@ -41,7 +41,7 @@ class Ledger:
         return 0 if self.suspended else len(self._changes)
 
     def replace(self, owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
-        """Set ``owner.name`` to ``wrap(owner.name)``; a suspended ledger is resumed first.
+        """Set ``owner.name`` to ``wrap(owner.name)``; a suspended patch set is resumed first.
 
         Raises TypeError for static- and classmethods, which ``setattr`` would not put back as they were, and
         AttributeError when there is no such attribute.

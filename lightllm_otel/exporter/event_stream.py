@@ -21,7 +21,7 @@ class Shown(NamedTuple):
     text: bytes | None
 
 
-class Feed:
+class EventStream:
     """The newest text, handed to a bounded number of listeners. Nothing is queued: who is slow misses some."""
 
     def __init__(self) -> None:

@@ -14,8 +14,7 @@ from typing import Optional
 
 from prometheus_client import CollectorRegistry
 
-from lightllm_otel.exporter import discovery, nvml
-from lightllm_otel.exporter import otlp as outward
+from lightllm_otel.exporter import discovery, nvml, otlp
 from lightllm_otel.exporter.background import Aside
 from lightllm_otel.exporter.baseline import Baseline
 from lightllm_otel.exporter.control import Controller, ControlServer
@@ -29,7 +28,7 @@ from lightllm_otel.exporter.process import let_go_of_stderr
 from lightllm_otel.exporter.prometheus import GroupCollector
 from lightllm_otel.exporter.start_line import start_line
 from lightllm_otel.guard import log, log_to_stderr
-from lightllm_otel.otel_environment import Standard
+from lightllm_otel.otel_environment import OtelEnvironment
 from lightllm_otel.records import notes, private
 from lightllm_otel.records.folder import (
     LOCK_NAME,
@@ -70,7 +69,7 @@ class Exporter:
         now: Callable[[], float] = time.monotonic,
         detached: bool = False,
         load_nvml: Callable[[], Optional[nvml.Nvml]] = nvml.load,
-        standard: Standard = Standard(),  # noqa: B008 - it is frozen
+        otel_environment: OtelEnvironment = OtelEnvironment(),  # noqa: B008 - it is frozen
     ) -> None:
         self.group = Group(now)
         self.server: MetricsServer | None = None
@@ -87,7 +86,7 @@ class Exporter:
         )
         self._hardware = Hardware(now)
         self._nvml = NvmlThread(load_nvml, self._hardware, self._parts, settings.nvml, now)
-        self._pretended: tuple[GroupLink, Mapping[int, State]] | None = None
+        self._simulated: tuple[GroupLink, Mapping[int, State]] | None = None
         self._live = Live(self.group)
         self._collector = GroupCollector(self.group, self._hardware, server=server_name(folder, settings))
         self._registry = CollectorRegistry(auto_describe=False)
@@ -95,7 +94,9 @@ class Exporter:
         self._record: RecordingWriter | None = None
         self._notes = NotesFolder(folder, self._parts)
         self._announcement = discovery.Announcement(folder, settings.targets, now, self._parts)
-        self._pushes, self._book = outward.pushes(standard, self.group, self._collector, folder.name, self._parts, now)
+        self._pushes, self._book = otlp.pushes(
+            otel_environment, self.group, self._collector, folder.name, self._parts, now
+        )
         self._last_alive = now()
         self._had_rank = False
         self._next_liveness = 0.0
@@ -143,13 +144,13 @@ class Exporter:
         if self._book is not None:  # after the rings: who ran in a step is noted before, or at once
             with part(ExporterStage.NOTES):
                 self._book.notes(self._notes.read(), now)
-                self._collector.outbound.dropped[SpanDrop.OVERWRITTEN] = self._notes.lost
+                self._collector.otlp_sender.dropped[SpanDrop.OVERWRITTEN] = self._notes.lost
         with part(ExporterStage.NVML):
             self._look_at_gpus()
         with part(ExporterStage.AGGREGATE):
             self.group.settle()
         with part(ExporterStage.BASELINE):
-            if self.group.complete and (self._pretended is not None or self._nvml.settled):
+            if self.group.complete and (self._simulated is not None or self._nvml.settled):
                 self._baseline.begin(self.group.facts(), self._collector.link.name)
             self._baseline.save(now)
         with part(ExporterStage.POSITIONS):
@@ -184,7 +185,7 @@ class Exporter:
         if reader is None:
             return
         cells = reader.read()
-        self._know(rank, reader)
+        self._set_facts(rank, reader)
         if not len(cells):
             return
         self.group.consume(rank, cells)
@@ -231,7 +232,7 @@ class Exporter:
             if self._record is not None:
                 self._record.close()
         with part(ExporterStage.HTTP, "end"):
-            self._live.feed.close()
+            self._live.event_stream.close()
             if self.server is not None:
                 self.server.close()
 
@@ -242,14 +243,14 @@ class Exporter:
             remove_if_dead(path)
         (self._folder / POSITIONS).unlink(missing_ok=True)
 
-    def pretend(self, link: GroupLink, states: Mapping[int, State]) -> None:
+    def simulate(self, link: GroupLink, states: Mapping[int, State]) -> None:
         """For a replay: the link and the state of GPUs that are not here, as they were or are supposed to be."""
-        self._pretended = link, dict(states)
+        self._simulated = link, dict(states)
         self._look_at_gpus()
 
     def _look_at_gpus(self) -> None:
-        if self._pretended is not None:
-            self._collector.link, states = self._pretended
+        if self._simulated is not None:
+            self._collector.link, states = self._simulated
             self._hardware.keep(states, self._now())
             return
         self._nvml.check()
@@ -282,13 +283,13 @@ class Exporter:
         self._readers[rank] = successor
         return successor
 
-    def _know(self, rank: int, reader: RingReader) -> None:
+    def _set_facts(self, rank: int, reader: RingReader) -> None:
         known = self.group.ranks[rank]
         known.header, known.ring = reader.header, reader
         known.overwrites = reader.overwrites
         if known.facts or not (facts := reader.facts()):
             return
-        self.group.know(rank, facts)
+        self.group.set_facts(rank, facts)
         everyone = {number: each.facts for number, each in self.group.ranks.items() if each.facts}
         with self._parts(ExporterStage.NVML, "link"):
             self._nvml.ask(everyone)
@@ -323,7 +324,7 @@ class Exporter:
         self._next_port = self._now() + PORT_RETRY_SECONDS
         try:
             self.server = MetricsServer(
-                self._registry, self._settings.host, self._settings.port, self._live.feed, self._parts
+                self._registry, self._settings.host, self._settings.port, self._live.event_stream, self._parts
             )
         except NoFreePort as error:
             self._parts.failed(
@@ -369,7 +370,7 @@ def main(folder: Path, settings: Settings, detached: bool) -> int:
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         os.nice(5)
-    exporter = Exporter(folder, settings, detached=detached, standard=Standard.from_env(os.environ))
+    exporter = Exporter(folder, settings, detached=detached, otel_environment=OtelEnvironment.from_env(os.environ))
     try:
         exporter.run()
     except (SystemExit, KeyboardInterrupt):

@@ -20,7 +20,7 @@ from prometheus_client.exposition import choose_encoder
 
 from lightllm_otel import page
 from lightllm_otel.exporter.connections import ANSWER_SECONDS, ANSWERED, WATCHING, Connections
-from lightllm_otel.exporter.event_stream import Feed, Full
+from lightllm_otel.exporter.event_stream import EventStream, Full
 from lightllm_otel.parts import Parts
 from lightllm_otel.records.vocabulary import ExporterStage
 
@@ -51,8 +51,10 @@ class _Server(HTTPServer):
     allow_reuse_port = False
     request_queue_size = 128
 
-    def __init__(self, address: tuple[str, int], registry: CollectorRegistry, feed: Feed, parts: Parts) -> None:
-        self.registry, self.feed, self.parts = registry, feed, parts
+    def __init__(
+        self, address: tuple[str, int], registry: CollectorRegistry, event_stream: EventStream, parts: Parts
+    ) -> None:
+        self.registry, self.event_stream, self.parts = registry, event_stream, parts
         self.guarded = _is_loopback(address[0])
         self.connections = Connections()
         self.scrapes = threading.BoundedSemaphore(MOST_SCRAPES)
@@ -189,14 +191,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, "text/event-stream" if path == "/events" else JSON, b"", SAFE)
             return
         try:
-            with self.server.feed.listening() as serial:
+            with self.server.event_stream.listening() as serial:
                 self.server.connections.now_is(self.connection, WATCHING)
                 self._stream(serial) if path == "/events" else self._once(path, serial)
         except Full:
             self._text(503, "as many are watching as may; close a page\n")
 
     def _once(self, path: str, serial: int) -> None:
-        text = self.server.feed.after(serial, SILENCE_SECONDS).text
+        text = self.server.event_stream.after(serial, SILENCE_SECONDS).text
         if text is None:
             self._text(503, "the exporter has not read anything for a while; lightllm-otel doctor\n")
         elif path == "/live.json":
@@ -208,8 +210,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _stream(self, serial: int) -> None:
         self._head(200, "text/event-stream", SAFE)
         self.wfile.write(b"retry: %d\n\n" % RETRY_MILLISECONDS)
-        while not self.server.feed.closed:
-            shown = self.server.feed.after(serial, SILENCE_SECONDS)
+        while not self.server.event_stream.closed:
+            shown = self.server.event_stream.after(serial, SILENCE_SECONDS)
             serial = shown.serial
             self.wfile.write(b": nothing new\n\n" if shown.text is None else b"data: " + shown.text + b"\n\n")
         self.wfile.write(b"event: ended\ndata: {}\n\n")
@@ -259,10 +261,10 @@ class MetricsServer:
         registry: CollectorRegistry,
         host: str,
         port: int | None,
-        feed: Feed | None = None,
+        event_stream: EventStream | None = None,
         parts: Parts | None = None,
     ) -> None:
-        self._feed = feed or Feed()
+        self._event_stream = event_stream or EventStream()
         self._parts = parts or Parts()
         self._registry = registry
         self._closed = False
@@ -283,7 +285,7 @@ class MetricsServer:
         last: Exception | None = None
         for number in ports:
             try:
-                return _Server((host, number), self._registry, self._feed, self._parts)
+                return _Server((host, number), self._registry, self._event_stream, self._parts)
             except (OSError, OverflowError) as error:  # the latter: not between 0 and 65535
                 last = error
         raise NoFreePort(
@@ -299,6 +301,6 @@ class MetricsServer:
 
     def close(self) -> None:
         self._closed = True
-        self._feed.close()
+        self._event_stream.close()
         self._server.shutdown()
         self._server.server_close()

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lightllm_otel.exporter.event_stream import Feed
+from lightllm_otel.exporter.event_stream import EventStream
 from lightllm_otel.exporter.prometheus import group_level
 from lightllm_otel.records.vocabulary import COLLECTIVES, IdleReason, Mode, Operator, Phase, Scope, Site
 from lightllm_otel.reduce.collectives import noise_seconds
@@ -35,7 +35,7 @@ class Live:
     """Keeps the last hour of ``group``, and feeds whoever watches. ``wall``: Unix time."""
 
     def __init__(self, group: Group, wall: Callable[[], float] = time.time) -> None:
-        self.feed = Feed()
+        self.event_stream = EventStream()
         self._group = group
         self._wall = wall
         self._next = 0.0
@@ -46,10 +46,10 @@ class Live:
         if recent.due(now):
             self._copy()
             recent.keep(now)
-        if self.feed.listeners and now >= self._next:
+        if self.event_stream.listeners and now >= self._next:
             self._next = now + EVERY_SECONDS
             self._copy()
-            self.feed.publish(json.dumps(self.data(now), separators=(",", ":"), allow_nan=False).encode())
+            self.event_stream.publish(json.dumps(self.data(now), separators=(",", ":"), allow_nan=False).encode())
 
     def data(self, now: float) -> dict[str, Any]:
         """The page's JSON."""
@@ -188,7 +188,7 @@ class Live:
             "named_share": _rounded(float(named) / whole) if whole else None,
             "slots": len(slots),
             "missing": [operator for operator, found in slots.items() if not found],
-            "twins": group.twins(),
+            "instrumented_graphs": group.instrumented_graphs(),
             "graphs": str((group.facts().get("graphs") or {}).get("reason") or ""),
             "whole_only": {str(reason): int(n) for reason, n in group.whole().items() if n},
             "unmatched": {str(reason): int(n) for reason, n in group.matching.unmatched.items() if n},
@@ -221,7 +221,7 @@ class Live:
             "memory_bytes": resident_bytes(),
             "distortion": None if ratio is None else _rounded(ratio),
             "gpu": None if extra is None else _rounded(extra),
-            "listeners": self.feed.listeners,
+            "listeners": self.event_stream.listeners,
             "dropped": {str(reason): int(n) for reason, n in group.dropped().items() if n},
             "errors": {str(stage): int(n) for stage, n in group.errors().items() if n},
         }

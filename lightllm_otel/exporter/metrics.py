@@ -130,11 +130,12 @@ METRICS = (
     Metric("lightllm_otel_steps_sampled_total", COUNTER, (), "Steps whose operators were timed, over all ranks."),
     Metric("lightllm_otel_records_dropped_total", COUNTER, ("reason",), "Steps or their operators that were lost."),
     Metric("lightllm_otel_steps_whole_only_total", COUNTER, ("reason",),
-           "Steps that were to be sampled but have their whole time only: a graph without a twin, overlapping microbatches; "
-           "draft: forwards of draft models, which are not measured."),
-    Metric("lightllm_otel_graph_twins", GAUGE, (), "Batch sizes whose CUDA graph has an instrumented twin on every rank."),
+           "Sampled steps for which only the total step time could be measured: the graph is not instrumented, "
+           "microbatches overlap, or (draft) the step is a draft model's."),
+    Metric("lightllm_otel_instrumented_graphs", GAUGE, (), "Batch sizes whose CUDA graph has an instrumented graph on every rank."),
     Metric("lightllm_otel_distortion_ratio", GAUGE, (),
-           "Time of a graph decode step with the twin against its plain neighbours of the same batch, over all of them."),
+           "Mean time of decode steps in instrumented graphs, divided by that of their neighbours of the same batch "
+           "in plain graphs."),
     Metric("lightllm_otel_steps_unmatched_total", COUNTER, ("reason",),
            "Sampled steps whose collectives were not compared over the ranks, because they did not belong together: a rank "
            "lacked the step, was late, had restarted, or computed something different."),

@@ -9,7 +9,7 @@ from lightllm_otel.exporter.otlp_sender import loaded
 from lightllm_otel.exporter.prometheus import GroupCollector
 from lightllm_otel.exporter.traces import TraceBook
 from lightllm_otel.guard import log
-from lightllm_otel.otel_environment import Standard
+from lightllm_otel.otel_environment import OtelEnvironment
 from lightllm_otel.parts import Parts
 from lightllm_otel.records.vocabulary import ExporterStage, Signal
 from lightllm_otel.reduce.group import Group
@@ -24,27 +24,32 @@ class Push(Protocol):
 
 
 def pushes(
-    standard: Standard, group: Group, collector: GroupCollector, name: str, parts: Parts, now: Callable[[], float]
+    otel_environment: OtelEnvironment,
+    group: Group,
+    collector: GroupCollector,
+    name: str,
+    parts: Parts,
+    now: Callable[[], float],
 ) -> tuple[list[Push], Optional[TraceBook]]:
     """Return what the standard variables ask for, and the book of spans if spans are sent. ``name``: of the group's folder."""
-    for problem in standard.problems:
+    for problem in otel_environment.problems:
         log.error(problem)
     made: list[Push] = []
     book: Optional[TraceBook] = None
     try:
-        if receivers := loaded(Signal.METRICS, standard.metrics):
-            from lightllm_otel.exporter.otlp_metrics import MetricsPush
+        if receivers := loaded(Signal.METRICS, otel_environment.metrics):
+            from lightllm_otel.exporter.otlp_metrics import OtlpMetrics
 
-            made.append(MetricsPush([each for (each,) in receivers], standard, group, collector, name, now))
+            made.append(OtlpMetrics([each for (each,) in receivers], otel_environment, group, collector, name, now))
     except Exception as error:  # noqa: BLE001 - an SDK of another time must not end the rest
         _off(parts, Signal.METRICS, error)
     try:
-        if receivers := loaded(Signal.TRACES, standard.traces, copies=2):
-            from lightllm_otel.exporter.otlp_spans import SpanPush
+        if receivers := loaded(Signal.TRACES, otel_environment.traces, copies=2):
+            from lightllm_otel.exporter.otlp_spans import OtlpSpans
 
-            known = TraceBook(standard, group, collector.outbound)
+            known = TraceBook(otel_environment, group, collector.otlp_sender)
             pairs = [(requests, steps) for requests, steps in receivers]
-            made.append(SpanPush(pairs, standard, group, known, collector.outbound, name, now))
+            made.append(OtlpSpans(pairs, otel_environment, group, known, collector.otlp_sender, name, now))
             book = known
     except Exception as error:  # noqa: BLE001 - as above
         _off(parts, Signal.TRACES, error)

@@ -11,8 +11,8 @@ from opentelemetry.sdk.metrics.export import MetricExportResult
 
 from lightllm_otel.exporter.metric_rows import Row
 from lightllm_otel.exporter.otlp_data import Deltas, metrics_data, resource
-from lightllm_otel.exporter.otlp_sender import Interval, Outbound, Sender, wall_nanoseconds
-from lightllm_otel.otel_environment import Standard
+from lightllm_otel.exporter.otlp_sender import Interval, OtlpSender, Sender, wall_nanoseconds
+from lightllm_otel.otel_environment import OtelEnvironment
 from lightllm_otel.records.vocabulary import Signal
 from lightllm_otel.reduce.group import Group
 
@@ -22,34 +22,34 @@ LAST_SECONDS = 2.0  # for what is on its way when the exporter ends
 class Collected(Protocol):
     """What the metrics are read from: the collector behind ``/metrics``."""
 
-    outbound: Outbound
+    otlp_sender: OtlpSender
 
     def rows(self) -> dict[str, list[Row]]: ...
 
 
-class MetricsPush:
+class OtlpMetrics:
     """Hands the metrics of ``group`` to ``receivers`` (the SDK's exporters) every ``standard.metric_interval``."""
 
     def __init__(
         self,
         receivers: Iterable[Any],
-        standard: Standard,
+        otel_environment: OtelEnvironment,
         group: Group,
         collector: Collected,
         name: str,
         now: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        milliseconds = standard.metric_timeout * 1e3
+        milliseconds = otel_environment.metric_timeout * 1e3
         self._receivers = list(receivers)
         self._senders = [
-            Sender(Signal.METRICS, functools.partial(_export, receiver, milliseconds), collector.outbound)
+            Sender(Signal.METRICS, functools.partial(_export, receiver, milliseconds), collector.otlp_sender)
             for receiver in self._receivers
         ]
         self._group, self._collector, self._name = group, collector, name
-        self._deltas = Deltas() if standard.delta else None
+        self._deltas = Deltas() if otel_environment.delta else None
         self._now, self._wall = now, wall
-        self._interval = Interval(standard.metric_interval, now())
+        self._interval = Interval(otel_environment.metric_interval, now())
         self._start = wall_nanoseconds(wall)
 
     def poll(self) -> None:

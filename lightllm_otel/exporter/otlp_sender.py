@@ -20,7 +20,7 @@ LAST_WORDS = 300  # characters of what the SDK's exporter says of a failure
 
 
 @dataclasses.dataclass
-class Outbound:
+class OtlpSender:
     """Counters of batches that failed and of spans that were dropped. Several threads add to them."""
 
     errors: dict[Signal, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(Signal, 0))
@@ -42,13 +42,13 @@ class Outcomes:
     ``what``: how the log names what is sent.
     """
 
-    def __init__(self, signal: Signal, what: str, outbound: Outbound) -> None:
-        self._signal, self._what, self._outbound = signal, what, outbound
+    def __init__(self, signal: Signal, what: str, otlp_sender: OtlpSender) -> None:
+        self._signal, self._what, self._otlp_sender = signal, what, otlp_sender
         self._failing = False
 
     def add(self, taken: bool, said: str) -> None:
         if not taken:
-            self._outbound.failed(self._signal)
+            self._otlp_sender.failed(self._signal)
         if taken is self._failing:
             self._failing = not taken
             if taken:
@@ -93,9 +93,9 @@ class Sender:
     A batch that comes while another is on its way and one more waits is refused.
     """
 
-    def __init__(self, signal: Signal, send: Callable[[Any], bool], outbound: Outbound) -> None:
+    def __init__(self, signal: Signal, send: Callable[[Any], bool], otlp_sender: OtlpSender) -> None:
         self._send = send
-        self._outcomes = Outcomes(signal, str(signal), outbound)
+        self._outcomes = Outcomes(signal, str(signal), otlp_sender)
         self._waiting: queue.Queue[Any] = queue.Queue(1)
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"otlp {signal.value}")
         self._thread.start()

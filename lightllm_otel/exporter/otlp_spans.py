@@ -14,9 +14,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from lightllm_otel.exporter.otlp_data import SCOPE, resource
-from lightllm_otel.exporter.otlp_sender import Outbound, Outcomes, last_words
+from lightllm_otel.exporter.otlp_sender import OtlpSender, Outcomes, last_words
 from lightllm_otel.exporter.traces import Context, SpanData, TraceBook
-from lightllm_otel.otel_environment import Standard
+from lightllm_otel.otel_environment import OtelEnvironment
 from lightllm_otel.records.vocabulary import Signal, SpanDrop
 from lightllm_otel.reduce.group import Group
 
@@ -51,7 +51,7 @@ def _known(context: Context, remote: bool = False) -> SpanContext:
     return SpanContext(context.trace_id, context.span_id, remote, TraceFlags(TraceFlags.SAMPLED), state)
 
 
-class SpanPush:
+class OtlpSpans:
     """Hands whole spans of ``book`` to ``receivers``: of each receiver one SDK exporter for requests and one for steps.
 
     So neither a flood of steps nor a slow batch of steps can displace or delay the spans of requests.
@@ -60,18 +60,18 @@ class SpanPush:
     def __init__(
         self,
         receivers: Iterable[tuple[Any, Any]],
-        standard: Standard,
+        otel_environment: OtelEnvironment,
         group: Group,
         book: TraceBook,
-        outbound: Outbound,
+        otlp_sender: OtlpSender,
         name: str,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         last_words.listen()
         self._book, self._group, self._name, self._now = book, group, name, now
         pairs = list(receivers)
-        self.requests = [SpanQueue(one, standard, outbound, "traces of requests") for one, _ in pairs]
-        self.steps = [SpanQueue(other, standard, outbound, "traces of steps") for _, other in pairs]
+        self.requests = [SpanQueue(one, otel_environment, otlp_sender, "traces of requests") for one, _ in pairs]
+        self.steps = [SpanQueue(other, otel_environment, otlp_sender, "traces of steps") for _, other in pairs]
 
     def poll(self) -> None:
         self._put(self._book.settle(self._now()))
@@ -102,16 +102,16 @@ class SpanQueue:
     what went in less what came out is at least what it holds. The spans that come last are refused.
     """
 
-    def __init__(self, receiver: Any, standard: Standard, outbound: Outbound, what: str) -> None:
-        self._outbound, self._size = outbound, standard.span_queue
+    def __init__(self, receiver: Any, otel_environment: OtelEnvironment, otlp_sender: OtlpSender, what: str) -> None:
+        self._otlp_sender, self._size = otlp_sender, otel_environment.span_queue
         self.entered = 0  # written by the thread that polls
-        self.exporter = CountingExporter(receiver, outbound, what)
+        self.exporter = CountingExporter(receiver, otlp_sender, what)
         self._processor = BatchSpanProcessor(
             self.exporter,
             max_queue_size=self._size,
-            schedule_delay_millis=standard.span_delay * 1e3,
-            max_export_batch_size=min(standard.span_batch, self._size),
-            export_timeout_millis=standard.span_timeout * 1e3,
+            schedule_delay_millis=otel_environment.span_delay * 1e3,
+            max_export_batch_size=min(otel_environment.span_batch, self._size),
+            export_timeout_millis=otel_environment.span_timeout * 1e3,
         )
 
     @property
@@ -123,7 +123,7 @@ class SpanQueue:
         """Whether one more span can be put. If not, that span is counted as dropped."""
         if self.waiting < self._size:
             return True
-        self._outbound.drop(SpanDrop.QUEUE, 1)
+        self._otlp_sender.drop(SpanDrop.QUEUE, 1)
         return False
 
     def put(self, span: ReadableSpan) -> None:
@@ -140,9 +140,9 @@ class SpanQueue:
 class CountingExporter(SpanExporter):
     """An SDK exporter that counts what it was given and what its receiver took; one thread, the processor's, calls it."""
 
-    def __init__(self, receiver: Any, outbound: Outbound, what: str) -> None:
-        self._receiver, self._outbound = receiver, outbound
-        self._outcomes = Outcomes(Signal.TRACES, what, outbound)
+    def __init__(self, receiver: Any, otlp_sender: OtlpSender, what: str) -> None:
+        self._receiver, self._otlp_sender = receiver, otlp_sender
+        self._outcomes = Outcomes(Signal.TRACES, what, otlp_sender)
         self.received = 0
         self.exported = 0
 
@@ -159,7 +159,7 @@ class CountingExporter(SpanExporter):
         if result is SpanExportResult.SUCCESS:
             self.exported += len(spans)
         else:
-            self._outbound.drop(SpanDrop.RECEIVER, len(spans))
+            self._otlp_sender.drop(SpanDrop.RECEIVER, len(spans))
         self._outcomes.add(result is SpanExportResult.SUCCESS, said)
         return result
 

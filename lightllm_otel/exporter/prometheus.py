@@ -23,7 +23,7 @@ from lightllm_otel.exporter import metrics
 from lightllm_otel.exporter.hardware import Hardware
 from lightllm_otel.exporter.link import UNKNOWN, GroupLink, Ports
 from lightllm_otel.exporter.metric_rows import Row, of_collectives, of_hardware
-from lightllm_otel.exporter.otlp_sender import Outbound
+from lightllm_otel.exporter.otlp_sender import OtlpSender
 from lightllm_otel.records.vocabulary import (
     UNATTRIBUTED,
     ExporterStage,
@@ -50,7 +50,7 @@ class GroupCollector(Collector):
     ) -> None:
         self._hardware = hardware or Hardware()
         self.link = GroupLink(UNKNOWN, UNKNOWN)
-        self.outbound = Outbound()
+        self.otlp_sender = OtlpSender()
         self._group = group
         self._server = server
         self._now = now
@@ -204,10 +204,10 @@ class GroupCollector(Collector):
             "lightllm_otel_collective_noise_seconds": [
                 ((mode.value,), noise_seconds(*group.clock(mode.code))) for mode in Mode if group.collectives.wait
             ],
-            "lightllm_otel_graph_twins": [((), group.twins())],
+            "lightllm_otel_instrumented_graphs": [((), group.instrumented_graphs())],
             "lightllm_otel_distortion_ratio": [((), ratio)] if (ratio := group.distortion.ratio) is not None else [],
-            "lightllm_otel_export_errors_total": [((), sum(self.outbound.errors.values()))],
-            "lightllm_otel_spans_dropped_total": [((r.value,), n) for r, n in self.outbound.dropped.items() if n],
+            "lightllm_otel_export_errors_total": [((), sum(self.otlp_sender.errors.values()))],
+            "lightllm_otel_spans_dropped_total": [((r.value,), n) for r, n in self.otlp_sender.dropped.items() if n],
             "lightllm_otel_data_age_seconds": [((), group.data_age(self._now()))],
         }
 

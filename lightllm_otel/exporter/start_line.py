@@ -22,9 +22,9 @@ def start_line(group: Group, address: str) -> str:
 
 
 def graphs_line(graphs: dict[str, Any]) -> str:
-    """What became of the instrumented twins, for a person."""
+    """What became of the instrumented graphs, for a person."""
     if graphs.get("state") == "armed":
         return (
-            f"{len(graphs['sizes'])} instrumented twins ({graphs['bytes'] / 2**20:.0f} MiB, {graphs['seconds']:.1f} s)"
+            f"{len(graphs['sizes'])} instrumented graphs ({graphs['bytes'] / 2**20:.0f} MiB, {graphs['seconds']:.1f} s)"
         )
     return f"whole steps only ({graphs.get('reason') or 'no graphs'})"

@@ -14,8 +14,8 @@ from typing import Any, Optional
 
 import numpy as np
 
-from lightllm_otel.exporter.otlp_sender import Outbound
-from lightllm_otel.otel_environment import Standard
+from lightllm_otel.exporter.otlp_sender import OtlpSender
+from lightllm_otel.otel_environment import OtelEnvironment
 from lightllm_otel.records import layout
 from lightllm_otel.records.vocabulary import IdleReason, Mode, Operator, Phase, SpanDrop
 from lightllm_otel.reduce.group import Group
@@ -129,30 +129,37 @@ def request_parts(
     Without a first token the last part that was reached goes on to the end.
     """
     began, tokenised, first, last, ended = times
-    marks: list[tuple[str, int, dict[str, Any]]] = [("tokenise", began, {})]
+    boundary_codes: list[tuple[str, int, dict[str, Any]]] = [("tokenise", began, {})]
     if tokenised:
-        marks.append(("queue", tokenised, {}))
+        boundary_codes.append(("queue", tokenised, {}))
     for chunk in chunks:
         about: dict[str, Any] = {"lightllm.step.number": chunk.number, "lightllm.prefill.tokens": chunk.tokens}
         if chunk.number in gpu_seconds:
             about["lightllm.gpu.duration"] = gpu_seconds[chunk.number]
-        marks.append(("prefill", chunk.entered, about))
+        boundary_codes.append(("prefill", chunk.entered, about))
     if first:
         if last > first:
-            marks.append(("decode", first, {}))
-        marks.append(("tail", last, {}))
+            boundary_codes.append(("decode", first, {}))
+        boundary_codes.append(("tail", last, {}))
     limits = [began]
-    for _, at, _ in marks[1:]:  # clocks of several processes are one, but nothing may go backwards
+    for _, at, _ in boundary_codes[1:]:  # clocks of several processes are one, but nothing may go backwards
         limits.append(min(max(at, limits[-1]), ended))
     limits.append(ended)
-    return [(name, limits[at], limits[at + 1], about) for at, (name, _, about) in enumerate(marks)]
+    return [(name, limits[at], limits[at + 1], about) for at, (name, _, about) in enumerate(boundary_codes)]
 
 
 class TraceBook:
     """Collects what rings and notes say, and hands out whole spans. ``now`` is given as monotonic seconds."""
 
-    def __init__(self, standard: Standard, group: Group, outbound: Outbound, new_id: NewId = random_id) -> None:
-        self._standard, self._group, self._outbound, self._new_id = standard, group, outbound, new_id
+    def __init__(
+        self, otel_environment: OtelEnvironment, group: Group, otlp_sender: OtlpSender, new_id: NewId = random_id
+    ) -> None:
+        self._otel_environment, self._group, self._otlp_sender, self._new_id = (
+            otel_environment,
+            group,
+            otlp_sender,
+            new_id,
+        )
         self._clock = WallClock()
         self._requests: collections.OrderedDict[Any, Request] = collections.OrderedDict()
         self._ran: collections.OrderedDict[int, list[Any]] = collections.OrderedDict()
@@ -239,14 +246,14 @@ class TraceBook:
     def _step(self, step: Any, intervals: np.ndarray, start: Start, ran: Sequence[Any]) -> list[SpanData]:
         traced = [self._requests[number].context for number in ran if number in self._requests]
         own = Context(self._new_id(16), self._new_id(8))
-        if not traced and (own.trace_id & (2**64 - 1)) >= round(self._standard.sampler.root * 2**64):
+        if not traced and (own.trace_id & (2**64 - 1)) >= round(self._otel_environment.sampler.root * 2**64):
             return []
         operators = operator_spans(step, intervals, start, own, self._new_id) if traced else []
         if not self._may(1 + len(operators)):
-            self._outbound.drop(SpanDrop.RATE, len(operators))
+            self._otlp_sender.drop(SpanDrop.RATE, len(operators))
             operators = []
             if not self._may(1):
-                self._outbound.drop(SpanDrop.RATE, 1)
+                self._otlp_sender.drop(SpanDrop.RATE, 1)
                 return []
         whole = step_span(step, intervals, start, own, tuple(traced))
         self._show(step, intervals, start, own)

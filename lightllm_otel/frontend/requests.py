@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Optional, Protocol
 
 from lightllm_otel.contracts.binding import Arguments
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 from lightllm_otel.contracts.start_arguments import UNNAMED, meeting_place
 from lightllm_otel.contracts.table import Hook
 from lightllm_otel.frontend.trace_context import TraceContext, continued
 from lightllm_otel.guard import Guard, log
-from lightllm_otel.otel_environment import Standard
+from lightllm_otel.otel_environment import OtelEnvironment
 from lightllm_otel.records.folder import group_folder, group_key
 from lightllm_otel.records.notes import NotesWriter
 from lightllm_otel.records.vocabulary import Stage
@@ -40,11 +40,11 @@ PARAMETERS = {
 
 
 class Session(Protocol):
-    """What this seam asks of a process's session."""
+    """What this hook asks of a process's session."""
 
     guard: Guard
-    ledger: Ledger
-    standard: Standard
+    patch_set: PatchSet
+    otel_environment: OtelEnvironment
     watches: Optional[Watches]
 
     @property
@@ -135,7 +135,7 @@ class Watches:
         request, number = given.get("request"), given.get("group_request_id")
         if given.get("is_health_req") or (isinstance(number, int) and number < 0):
             return None
-        context = continued(request.headers if request is not None else {}, self._session.standard)
+        context = continued(request.headers if request is not None else {}, self._session.otel_environment)
         if context is None or not (writers := self.writers(manager.args)):
             return None
         key = number if number is not None else id(given["sampling_params"])

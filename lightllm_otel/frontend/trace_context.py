@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 
-from lightllm_otel.otel_environment import Standard
+from lightllm_otel.otel_environment import OtelEnvironment
 
 # version-trace id-parent id-flags; a later version may have more behind it.
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
@@ -25,13 +25,13 @@ class TraceContext:
 
 
 def continued(
-    headers: Mapping[str, str], standard: Standard, random: Callable[[int], bytes] = os.urandom
+    headers: Mapping[str, str], otel_environment: OtelEnvironment, random: Callable[[int], bytes] = os.urandom
 ) -> TraceContext | None:
     """The context of a request with these headers; None when it is not traced. Not Python's ``random``: it is the host's."""
-    parsed = parse(headers.get("traceparent", "")) if standard.propagate else None
+    parsed = parse(headers.get("traceparent", "")) if otel_environment.propagate else None
     trace_id = parsed[0] if parsed is not None else random(16).hex()
-    follows = parsed is not None and standard.sampler.follow
-    sampled = parsed[2] if parsed is not None and follows else chosen(trace_id, standard.sampler.root)
+    follows = parsed is not None and otel_environment.sampler.follow
+    sampled = parsed[2] if parsed is not None and follows else chosen(trace_id, otel_environment.sampler.root)
     if not sampled:
         return None
     state = headers.get("tracestate", "") if parsed is not None else ""

@@ -54,10 +54,10 @@ class Hooks:
     def session(self) -> ServerSession:
         """The one of this process, made when the first module turns up."""
         if self._session is None:
-            from lightllm_otel.contracts.patch_set import Ledger
+            from lightllm_otel.contracts.patch_set import PatchSet
             from lightllm_otel.worker.session import ServerSession
 
-            self._session = ServerSession(self._settings, self._guard, Ledger(), live=Ledger())
+            self._session = ServerSession(self._settings, self._guard, PatchSet(), live=PatchSet())
         return self._session
 
 

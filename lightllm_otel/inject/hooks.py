@@ -55,15 +55,15 @@ def _install(hook: Hook, module: ModuleType, session: Session) -> str:
     if hook.maker == "grouped":  # its methods are wrapped once there is a model to measure
         session.group_class = host
         return FITS
-    if hook.maker in _OF_REQUESTS and not session.standard.traces:
+    if hook.maker in _OF_REQUESTS and not session.otel_environment.traces:
         return FITS  # nobody asks for spans: there is nothing to wrap
     arguments = Arguments(host)
     own = getattr(owner, "__dict__", {}).get(name)
     problem = _problem(hook, own, arguments, session.settings.graphs)
     if problem:
         return problem
-    ledger = session.live if hook.live else session.ledger
-    ledger.replace(owner, name, lambda host: MAKERS[hook.maker](host, session, arguments, hook))
+    patch_set = session.live if hook.live else session.patch_set
+    patch_set.replace(owner, name, lambda host: MAKERS[hook.maker](host, session, arguments, hook))
     return FITS
 
 

@@ -108,8 +108,8 @@ function drawDecodeOf(data, phase) {
   const head = element("h3", { class: "kind" }, kindName(phase), element("small", {}, `${window} · ${asOf(data)}`));
   if (!phase.operators.length) {
     const reason = data.coverage.graphs ? ` (${data.coverage.graphs})` : "";
-    return [head, cards, element("p", { class: "empty" }, t(phase.mode === "graph" && !data.coverage.twins
-      ? "Whole steps only: the CUDA graphs have no instrumented twins{reason}." : "No sampled step in the last hour: whole steps only.", { reason }))];
+    return [head, cards, element("p", { class: "empty" }, t(phase.mode === "graph" && !data.coverage.instrumented_graphs
+      ? "Whole steps only: the CUDA graphs have no instrumented graphs{reason}." : "No sampled step in the last hour: whole steps only.", { reason }))];
   }
   const whole = phase.operators.reduce((sum, each) => sum + Math.max(each.seconds_per_step, 0), 0);
   const parts = phase.operators.map((each) => ({ name: each.operator, value: each.seconds_per_step / whole, text: `${seconds(each.seconds_per_step)}, ${percent(each.share)}`, fill: colour(each.operator) }));
@@ -199,7 +199,7 @@ function drawHealth(data) {
       ["of them with operators", `${plain(coverage.sampled)} (${percent(coverage.steps ? coverage.sampled / coverage.steps : null)})`],
       ["of their time in named operators", percent(coverage.named_share)],
       ["operators found", `${coverage.slots - coverage.missing.length} / ${coverage.slots}${coverage.missing.length ? `; ${t("missing")}: ${coverage.missing.join(", ")}` : ""}`],
-      ["instrumented CUDA graphs", `${coverage.twins}${coverage.twins || !coverage.graphs ? "" : ` (${coverage.graphs})`}`],
+      ["instrumented CUDA graphs", `${coverage.instrumented_graphs}${coverage.instrumented_graphs || !coverage.graphs ? "" : ` (${coverage.graphs})`}`],
       ["whole time only, since the start", counts(coverage.whole_only)], ["not compared over ranks, since the start", counts(coverage.unmatched)]]),
     list("Freshness", asOf(data), [
       ["last step", freshness.last_step === null ? "–" : ago(freshness.last_step)],

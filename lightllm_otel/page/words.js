@@ -17,7 +17,7 @@ const CHINESE = {
   "No sampled step in the last hour: whole steps only.": "最近一小时没有采样的步：只有整步时间。",
   "The decode step": "decode 步", "No decode step in the last hour.": "最近一小时没有decode 步。", "a step, all steps": "每步（所有步）", "tokens/s, whole time": "token/s（全部时间）", "requests × context": "请求数 × 上下文",
   "steps of all ranks": "步（所有 rank）", "of them sampled": "其中已采样", "An average sampled step": "采样步的平均",
-  "Whole steps only: the CUDA graphs have no instrumented twins{reason}.": "只有整步时间：CUDA graph没有带测量点的副本（twin）{reason}。",
+  "Whole steps only: the CUDA graphs have no instrumented graphs{reason}.": "只有整步时间：CUDA graph没有带测量点的副本（instrumented graph）{reason}。",
   "operator": "算子", "share": "占比", "step": "每步", "call": "每次调用", "calls": "调用次数", "by expected": "相对预期",
   "all_reduce, rank by rank": "各 rank 的 all_reduce", "TP 1: one GPU has the whole model, so there is no all_reduce.": "TP 1：整个模型在一块 GPU 上，没有 all_reduce。",
   "The group spans hosts; this exporter sees its own ranks only, and cannot tell transfer from wait.": "该组跨多台主机；本exporter只看得到自己的 rank，无法区分传输与等待。",

@@ -47,7 +47,7 @@ STEP = np.dtype(
         ("reserved", "<u2"),
         ("wall_time", "<f8"),  # Unix time when the step was entered
         ("seconds", "<f8"),  # first to last event of the step
-        ("closure_seconds", "<f4"),  # what boundaries cover, before subtraction; inside a graph by its own stamps
+        ("closure_seconds", "<f4"),  # what boundaries cover, before subtraction; inside a graph by its own timestamps
         ("overhead_seconds", "<f4"),  # what was subtracted from the intervals for the boundaries themselves
         ("idle_seconds", "<f4"),  # from the end of the previous step to the start of this one
         ("batch", "<u4"),  # requests in the step
@@ -79,7 +79,7 @@ HEADER = np.dtype(
         ("heartbeat", "<f8"),  # Unix time of the last sign of life of the model thread
         ("oldest_unread", "<f8"),  # Unix time of the oldest step that ended but is not in the ring yet; 0: none
         ("sampled_steps", "<u8"),
-        ("hook_seconds", "<f8"),  # time spent in our code on sampled steps and harvests
+        ("hook_seconds", "<f8"),  # time spent in our code on sampled steps and reads
         ("clock_quantum", "<f8"),  # seconds
         ("boundary_cost", "<f8"),  # seconds
         ("errors", "<u4", (8,)),  # by Stage
@@ -138,12 +138,14 @@ def starts_in(cells: np.ndarray) -> tuple[np.ndarray, int]:
     Without an array per step: a recording of a million steps takes a fraction of a second.
     """
     words = np.ascontiguousarray(cells[:, :8]).view("<u4")
-    marks = np.flatnonzero(steps_begin(cells))
-    ends = marks + STEP_CELLS + (words[marks, 1] & 0xFFFF).astype(np.int64)
-    if len(marks) and marks[0] == 0 and (marks[1:] == ends[:-1]).all():  # no interval looks like a step: the rule
+    boundary_codes = np.flatnonzero(steps_begin(cells))
+    ends = boundary_codes + STEP_CELLS + (words[boundary_codes, 1] & 0xFFFF).astype(np.int64)
+    if (
+        len(boundary_codes) and boundary_codes[0] == 0 and (boundary_codes[1:] == ends[:-1]).all()
+    ):  # no interval looks like a step: the rule
         whole = int(ends[-1]) <= len(cells)
-        return (marks, int(ends[-1])) if whole else (marks[:-1], int(marks[-1]))
-    follows = dict(zip(marks.tolist(), ends.tolist()))
+        return (boundary_codes, int(ends[-1])) if whole else (boundary_codes[:-1], int(boundary_codes[-1]))
+    follows = dict(zip(boundary_codes.tolist(), ends.tolist()))
     starts, at = [], 0
     while (end := follows.get(at, len(cells) + 1)) <= len(cells):
         starts.append(at)

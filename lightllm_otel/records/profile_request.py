@@ -17,10 +17,10 @@ ASKED, DONE = "errand.json", "errand-done.json"
 MOST_BYTES = 64 << 20  # an answer names the operators of every graph
 
 
-def ask(folder: Path, errand: dict[str, Any]) -> None:
+def ask(folder: Path, profile_request: dict[str, Any]) -> None:
     """Raises OSError."""
     (folder / DONE).unlink(missing_ok=True)
-    _write(folder / ASKED, errand)
+    _write(folder / ASKED, profile_request)
 
 
 def withdraw(folder: Path) -> None:
@@ -32,10 +32,10 @@ def take(folder: Path) -> dict[str, Any] | None:
     try:
         text = private.read(folder / ASKED, MOST_BYTES)
         (folder / ASKED).unlink()
-        errand = json.loads(text)
+        profile_request = json.loads(text)
     except (OSError, ValueError):
         return None
-    return errand if isinstance(errand, dict) else None
+    return profile_request if isinstance(profile_request, dict) else None
 
 
 def answer(folder: Path, answered: dict[str, Any]) -> None:

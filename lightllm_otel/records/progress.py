@@ -18,7 +18,7 @@ class Words(Protocol):
     def __setitem__(self, at: int, word: int, /) -> None: ...
 
 
-STEP, MARKS, PLACE = range(3)
+STEP, BOUNDARIES, PLACE = range(3)
 WORDS = 3
 _SET = 1 << 31  # beside the step's number: there is something to read
 _ALL = (1 << 32) - 1  # marks: everything is launched
@@ -27,13 +27,13 @@ _LAYER_AT = 8
 
 def begin(words: Words, number: int) -> None:
     """A step that takes marks is entered."""
-    words[MARKS] = words[PLACE] = 0
+    words[BOUNDARIES] = words[PLACE] = 0
     words[STEP] = _SET | number & _SET - 1
 
 
 def launched(words: Words) -> None:
     """Everything of that step."""
-    words[MARKS] = _ALL
+    words[BOUNDARIES] = _ALL
 
 
 def forget(words: Words) -> None:
@@ -51,14 +51,15 @@ def place(operator: Operator, layer: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reached:
-    """``marks``: so far. ``operator``: the last one that is launched, empty where there is none; ``layer``: -1 outside layers,
-    -2 where what is launched is no operator.
+class Progress:
+    """How far a host is with launching a step. ``boundaries``: how many so far. ``operator``: the last one, or empty.
+
+    ``layer``: -1 outside layers, -2 where what is launched is no operator.
 
     ``everything``: the whole step is launched, and the host waits for the GPU or has gone on.
     """
 
-    marks: int
+    boundaries: int
     operator: str = ""
     layer: int = -1
     everything: bool = False
@@ -71,14 +72,14 @@ class Reached:
         return f"launched up to {self.operator}" + (f" of layer {self.layer}" if self.layer >= 0 else "")
 
 
-def read(header: Any) -> Optional[Reached]:
-    """Of the step that is in flight; None where it takes no marks."""
+def read(header: Any) -> Optional[Progress]:
+    """Of the step that is in flight; None where it takes no boundaries."""
     words = [int(word) for word in header["reached"]]
     if not header["in_flight"] or words[STEP] != _SET | int(header["in_flight_number"]) & _SET - 1:
         return None
-    if words[MARKS] == _ALL:
-        return Reached(0, everything=True)
+    if words[BOUNDARIES] == _ALL:
+        return Progress(0, everything=True)
     layer, code = (words[PLACE] >> _LAYER_AT) - 2, words[PLACE] & (1 << _LAYER_AT) - 1
     if layer < -1 or code >= len(Operator):
-        return Reached(words[MARKS], layer=-2 if words[PLACE] else -1)
-    return Reached(words[MARKS], Operator.of(code).value, layer)
+        return Progress(words[BOUNDARIES], layer=-2 if words[PLACE] else -1)
+    return Progress(words[BOUNDARIES], Operator.of(code).value, layer)

@@ -140,10 +140,10 @@ class RingReader:
 
 
 def _from_next_step(cells: np.ndarray) -> np.ndarray:
-    """Drop cells up to the next step header; a mark alone could be data, so the chain behind it must hold."""
-    marks = np.flatnonzero(np.ascontiguousarray(cells[:, :4]).view("<u4")[:, 0] == layout.STEP_MAGIC)
-    for mark in marks:
-        rest = cells[mark:]
+    """Drop cells up to the next step header; a boundary alone could be data, so the chain behind it must hold."""
+    boundary_codes = np.flatnonzero(np.ascontiguousarray(cells[:, :4]).view("<u4")[:, 0] == layout.STEP_MAGIC)
+    for boundary in boundary_codes:
+        rest = cells[boundary:]
         steps = layout.steps_in(rest)
         if sum(layout.STEP_CELLS + len(intervals) for _, intervals in steps) == len(rest):
             return rest

@@ -197,14 +197,14 @@ class DropReason(Label):
     CONTROL = "control"
 
 
-class Whole(Label):
+class StepOnlyReason(Label):
     """Why a step that was due has its whole time only, or (drafts) none.
 
     ``overlap``: two microbatches, or the forwards of two threads, interleave. ``prefill_graph``: Python does not see the
     operators in one.
     """
 
-    NO_TWIN = "no_twin"
+    NOT_INSTRUMENTED = "not_instrumented"
     OVERLAP = "overlap"
     DRAFT = "draft"
     PREFILL_GRAPH = "prefill_graph"

@@ -56,8 +56,8 @@ class RingWriter:
             raise
         self._capacity = capacity
         self._written = self._steps = 0
-        self.reached = memoryview(self._map)[_REACHED_OFFSET : _REACHED_OFFSET + 4 * WORDS].cast("I")
-        """Words that the marks of a step set: :mod:`lightllm_otel.records.progress`."""
+        self.progress = memoryview(self._map)[_REACHED_OFFSET : _REACHED_OFFSET + 4 * WORDS].cast("I")
+        """Words that the boundaries of a step set: :mod:`lightllm_otel.records.progress`."""
         self._dropped: list[int] = []
         self._whole: list[int] = []
 
@@ -123,6 +123,6 @@ class RingWriter:
     def close(self) -> None:
         """For tests and replays; a model process never closes its ring."""
         del self.header, self._cells
-        self.reached.release()
+        self.progress.release()
         self._map.close()
         os.close(self._descriptor)

@@ -29,7 +29,7 @@ class Analytic:
         self._ranks = 1
         self._element = 2.0
 
-    def know(self, facts: Mapping[str, Any]) -> None:
+    def set_facts(self, facts: Mapping[str, Any]) -> None:
         """Of any rank. A model or a GPU that is not known leaves its part out."""
         self._ranks = int(facts.get("tp", 1))
         self._element = shape.DTYPE_BYTES.get(str(facts.get("dtype", "")), 2)

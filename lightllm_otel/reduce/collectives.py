@@ -52,7 +52,7 @@ def sure(matched: Matched) -> np.ndarray:
     return np.asarray(matched.seconds.min(axis=0) <= others.min(axis=0))
 
 
-def told(matched: Matched) -> np.ndarray:
+def has_transfer(matched: Matched) -> np.ndarray:
     """Which of its calls say what moving the data took, shape (calls,): the last rank's GPU had nothing else to wait for."""
     launching = np.take_along_axis(matched.launching, _first(matched)[None], axis=0)[0]
     return np.asarray(sure(matched) & (launching == 0))
@@ -127,7 +127,7 @@ class Collectives:
         """The collectives of one step, by a clock with this quantum, whose boundaries cost so much."""
         phase = int(matched.step["phase"])
         coarse = quantum >= COARSE_QUANTUM_SECONDS
-        moved = matched.only(told(matched))
+        moved = matched.only(has_transfer(matched))
         self._count_payloads(moved, phase)
         self._count_transfers(moved, phase, coarse)
         if matched.scope is Scope.NODE:

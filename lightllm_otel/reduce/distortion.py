@@ -1,4 +1,4 @@
-"""What a twin costs, live: each sampled graph step against its plain neighbours."""
+"""What an instrumented graph costs, live: each sampled graph step against its plain neighbours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Distortion:
     """
 
     def __init__(self) -> None:
-        self._twin = 0.0
+        self._graph_layout = 0.0
         self._plain = 0.0
 
     def add(self, steps: np.ndarray) -> None:
@@ -28,10 +28,10 @@ class Distortion:
             fits &= (each["phase"] == Phase.DECODE.code) & (each["mode"] == Mode.GRAPH.code)
         for each in (before, after):
             fits &= ((each["flags"] & layout.SAMPLED) == 0) & (each["batch"] == middle["batch"])
-        self._twin += float(middle["seconds"][fits].sum())
+        self._graph_layout += float(middle["seconds"][fits].sum())
         self._plain += float((before["seconds"][fits] + after["seconds"][fits]).sum()) / 2
 
     @property
     def ratio(self) -> float | None:
-        """Twin against plain; None before there is anything to compare."""
-        return self._twin / self._plain if self._plain else None
+        """Instrumented graph against plain; None before there is anything to compare."""
+        return self._graph_layout / self._plain if self._plain else None

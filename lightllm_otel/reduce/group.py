@@ -14,7 +14,7 @@ import numpy as np
 
 from lightllm_otel.parts import Parts
 from lightllm_otel.records import layout
-from lightllm_otel.records.vocabulary import DropReason, ExporterStage, Mode, Operator, Stage, Whole
+from lightllm_otel.records.vocabulary import DropReason, ExporterStage, Mode, Operator, Stage, StepOnlyReason
 from lightllm_otel.reduce.analytic import Analytic
 from lightllm_otel.reduce.collectives import Collectives
 from lightllm_otel.reduce.distortion import Distortion
@@ -106,14 +106,14 @@ class Group:
         self.recent = Recent()
         self.matching = Matching(self._matched)
 
-    def know(self, rank: int, facts: dict[str, Any]) -> None:
+    def set_facts(self, rank: int, facts: dict[str, Any]) -> None:
         """What a rank says of itself, once it has."""
         with self.lock:
             self.ranks[rank].facts = facts
             with self._apart("analytic"):
-                self.analytic.know(facts)
+                self.analytic.set_facts(facts)
             with self._apart("matching"):
-                self.matching.know(rank, facts)
+                self.matching.set_facts(rank, facts)
 
     @property
     def complete(self) -> bool:
@@ -245,11 +245,11 @@ class Group:
         errors: dict[Union[Stage, ExporterStage], int] = dict(self.parts.errors.items())
         return {**{stage: self._by_code("errors", stage.code) for stage in Stage}, **errors}
 
-    def whole(self) -> dict[Whole, int]:
-        return {reason: self._by_code("whole", reason.code) for reason in Whole}
+    def whole(self) -> dict[StepOnlyReason, int]:
+        return {reason: self._by_code("whole", reason.code) for reason in StepOnlyReason}
 
-    def twins(self) -> int:
-        """Batch sizes that have an instrumented twin on every rank that has said so."""
+    def instrumented_graphs(self) -> int:
+        """Batch sizes that have an instrumented graph on every rank that has said so."""
         sizes = [set((rank.facts.get("graphs") or {}).get("sizes", ())) for rank in self.ranks.values() if rank.facts]
         return len(set.intersection(*sizes)) if sizes else 0
 

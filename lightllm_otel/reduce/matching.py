@@ -74,7 +74,7 @@ class Matching:
         self._size = 0
         self._nodes = 1
         self._began = 0.0
-        self._reached: dict[int, int] = {}
+        self._progress: dict[int, int] = {}
         self._waiting: dict[int, dict[int, tuple[np.void, np.ndarray]]] = defaultdict(dict)
 
     @property
@@ -87,7 +87,7 @@ class Matching:
         """Whether all ranks that can be seen here have shown up."""
         return bool(self._expected())
 
-    def know(self, rank: int, facts: Mapping[str, Any]) -> None:
+    def set_facts(self, rank: int, facts: Mapping[str, Any]) -> None:
         """What a rank says of itself when it has started: no step from before belongs to the group as it is now."""
         self._ranks.add(rank)
         self._size = int(facts.get("tp", 1))
@@ -95,7 +95,7 @@ class Matching:
         began = float(facts.get("started", 0.0))
         if began > self._began:
             self._began = began
-            self._reached.clear()
+            self._progress.clear()
             for number, of_rank in list(self._waiting.items()):
                 for each in [each for each, (step, _) in of_rank.items() if step["wall_time"] < began]:
                     del of_rank[each]
@@ -104,7 +104,7 @@ class Matching:
 
     def restarted(self, rank: int) -> None:
         """The rank's process is a new one, which counts from zero."""
-        self._reached.pop(rank, None)
+        self._progress.pop(rank, None)
         for number in [number for number, of_rank in self._waiting.items() if rank in of_rank]:
             self._give_up(number, Unmatched.RESTARTED)
 
@@ -115,9 +115,9 @@ class Matching:
             if step["wall_time"] < self._began:
                 self.unmatched[Unmatched.RESTARTED] += bool(step["flags"] & layout.SAMPLED)
                 continue
-            if number <= self._reached.get(rank, -1):
+            if number <= self._progress.get(rank, -1):
                 self.restarted(rank)  # seen before its facts
-            self._reached[rank] = number
+            self._progress[rank] = number
             if not step["flags"] & layout.SAMPLED:
                 continue
             calls = intervals[np.isin(intervals["operator"], _CODES)]
@@ -131,7 +131,7 @@ class Matching:
             absent = expected - self._waiting[number].keys()
             if not absent:
                 self._match(number, tuple(sorted(expected)))
-            elif any(self._reached.get(rank, -1) >= number for rank in absent):
+            elif any(self._progress.get(rank, -1) >= number for rank in absent):
                 self._give_up(number, Unmatched.MISSING)
         for number in sorted(self._waiting)[: max(len(self._waiting) - MOST_WAITING, 0)]:
             self._give_up(number, Unmatched.LATE)

@@ -19,7 +19,7 @@ from lightllm_otel.contracts.table import FIELDS, HOOKS, Field, Hook
 from lightllm_otel.installation import install_command
 from lightllm_otel.records.folder import LOCK_NAME, RING_PATTERN, is_locked
 from lightllm_otel.records.reader import RingReader, rings_in
-from lightllm_otel.records.vocabulary import ExporterStage, Level, Whole
+from lightllm_otel.records.vocabulary import ExporterStage, Level, StepOnlyReason
 from lightllm_otel.settings import PREFIX, SETTINGS, Settings, shown
 from lightllm_otel.tools import layers
 from lightllm_otel.tools.finding import NOTE, OK, WRONG, Finding
@@ -41,11 +41,11 @@ PACKAGES = (
 
 
 _WHOLE = {
-    Whole.NO_TWIN: "decode steps were due and have their whole time only: their batch size has no instrumented graph "
-                   "(LIGHTLLM_OTEL_GRAPH_MIB, LIGHTLLM_OTEL_GRAPH_SECONDS)",
-    Whole.OVERLAP: "steps of two overlapping microbatches were due and have their whole time only",
-    Whole.DRAFT: "forwards of draft models: their time is `other` in the step of the model that they draft for",
-    Whole.PREFILL_GRAPH: "prefill steps were due and have their whole time only: of a prefill graph Python sees attention alone",
+    StepOnlyReason.NOT_INSTRUMENTED: "decode steps were due and have their whole time only: their batch size has no "
+                   "instrumented graph (LIGHTLLM_OTEL_GRAPH_MIB, LIGHTLLM_OTEL_GRAPH_SECONDS)",
+    StepOnlyReason.OVERLAP: "steps of two overlapping microbatches were due and have their whole time only",
+    StepOnlyReason.DRAFT: "forwards of draft models: their time is `other` in the step of the model that they draft for",
+    StepOnlyReason.PREFILL_GRAPH: "prefill steps were due and have their whole time only: Python sees attention alone in them",
 }  # fmt: skip
 
 
@@ -239,7 +239,7 @@ def graphs(name: str, found: dict[str, Any], header: Any) -> list[Finding]:
         what = (
             f"CUDA graphs: {len(found['sizes'])} of {found.get('host_sizes') or len(found['sizes'])} batch sizes have an "
             f"instrumented one beside them, {found['bytes'] / 2**20:.0f} MiB, captured and checked in "
-            f"{found['seconds']:.1f} s; {found['stamps']}: quantum {1e9 * float(header['stamp_quantum']):.0f} ns, "
+            f"{found['seconds']:.1f} s; {found['timestamps']}: quantum {1e9 * float(header['stamp_quantum']):.0f} ns, "
             f"a boundary costs {1e6 * float(header['stamp_cost']):.2f} µs"
         )
         findings.append(Finding(OK, name, what))
@@ -248,7 +248,7 @@ def graphs(name: str, found: dict[str, Any], header: Any) -> list[Finding]:
         findings.append(Finding(WRONG, name, f"CUDA graphs: whole steps only: {reason}", remedy))
     elif state:
         findings.append(Finding(NOTE, name, f"CUDA graphs: whole steps only: {reason}"))
-    counts = {why: int(header["whole"][why.code]) for why in Whole}
+    counts = {why: int(header["whole"][why.code]) for why in StepOnlyReason}
     findings += [Finding(NOTE, name, f"{count} {_WHOLE[why]}") for why, count in counts.items() if count]
     return findings
 

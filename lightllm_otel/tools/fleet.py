@@ -134,7 +134,7 @@ class Server:
             "NODE",
             {_bus(rank): Ports(18, 4, (9, 0), 5, 16) for rank in range(RANKS)},
         )
-        self.exporter.pretend(link, {rank: self._state(rank) for rank in range(RANKS)})
+        self.exporter.simulate(link, {rank: self._state(rank) for rank in range(RANKS)})
 
     def _state(self, rank: int) -> State:
         late = rank == self._fault.rank

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from lightllm_otel.exporter.control import Refused
-from lightllm_otel.records import profile_request as errand
+from lightllm_otel.records import profile_request
 from lightllm_otel.tools.analysis.kernels import OUTSIDE, Kernel
 from lightllm_otel.tools.analysis.kernels import kernels as kernels_of
-from lightllm_otel.tools.analysis.stamped import from_its_start, ranges_in_graphs
+from lightllm_otel.tools.analysis.timestamped import from_its_start, ranges_in_graphs
 from lightllm_otel.tools.benchmark.served import sampling
 from lightllm_otel.tools.ctl import find
 from lightllm_otel.tools.table import table
@@ -41,9 +41,9 @@ def kernels(given: argparse.Namespace, out: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = find(given.group)
-        with _stamps_in_every_graph(folder):
-            twins = capture(folder, path, seconds, PATIENCE_SECONDS)
-        trace = with_operators(path, twins)
+        with _timestamps_in_every_graph(folder):
+            instrumented_graphs = capture(folder, path, seconds, PATIENCE_SECONDS)
+        trace = with_operators(path, instrumented_graphs)
     except (NoTrace, Refused) as problem:
         print(f"lightllm-otel capture: {problem}", file=sys.stderr)
         return 1
@@ -57,14 +57,14 @@ def kernels(given: argparse.Namespace, out: Path) -> int:
 
 
 @contextlib.contextmanager
-def _stamps_in_every_graph(folder: Path) -> Iterator[None]:
+def _timestamps_in_every_graph(folder: Path) -> Iterator[None]:
     """While the block runs, if the exporter takes the order: without one there still are the kernels outside graphs."""
     order = sampling(folder, 1)
     try:
         order.__enter__()
     except (OSError, Refused, IndexError) as problem:
         print(
-            f"lightllm-otel capture: the exporter does not take orders ({problem}), so most graphs are without stamps",
+            f"lightllm-otel capture: the exporter does not take orders ({problem}), so most graphs are without timestamps",
             file=sys.stderr,
         )
         yield
@@ -82,30 +82,32 @@ def _stamps_in_every_graph(folder: Path) -> Iterator[None]:
 
 
 def capture(folder: Path, path: Path, seconds: float, patience: float) -> list[list[str]]:
-    """Ask the first rank, and wait for its trace at ``path``. Of each twin, what its intervals are. Raises NoTrace, OSError."""
-    errand.ask(folder, {"path": str(path), "seconds": seconds})
+    """Ask the first rank, and wait for its trace at ``path``. Of each instrumented graph, what its intervals are. Raises
+    NoTrace, OSError."""
+    profile_request.ask(folder, {"path": str(path), "seconds": seconds})
     end = time.monotonic() + seconds + patience
-    while (answered := errand.answered(folder)) is None:
+    while (answered := profile_request.answered(folder)) is None:
         if time.monotonic() > end:
-            errand.withdraw(folder)
+            profile_request.withdraw(folder)
             raise NoTrace(
                 "the server did not answer; it looks for errands between steps, so send it requests meanwhile"
             )
         time.sleep(0.1)
     if not answered.get("ok"):
         raise NoTrace(f"the server could not: {answered.get('text')}")
-    twins: list[list[str]] = answered.get("twins", [])
-    return twins
+    instrumented_graphs: list[list[str]] = answered.get("instrumented_graphs", [])
+    return instrumented_graphs
 
 
-def with_operators(path: Path, twins: list[list[str]]) -> dict[str, Any]:
-    """The trace, where there are twins with the operators inside graphs, which it then has in its file too. Raises NoTrace."""
+def with_operators(path: Path, instrumented_graphs: list[list[str]]) -> dict[str, Any]:
+    """The trace, where there are instrumented graphs with the operators inside graphs, which it then has in its file too.
+    Raises NoTrace."""
     try:
-        if not twins:
+        if not instrumented_graphs:
             plain: dict[str, Any] = json.loads(path.read_text())
             return plain
         trace = from_its_start(json.loads(path.read_text(), parse_float=Decimal))
-        if ranges := ranges_in_graphs(trace, twins):
+        if ranges := ranges_in_graphs(trace, instrumented_graphs):
             trace["traceEvents"] += ranges
             new = path.with_suffix(".new")
             new.write_text(json.dumps(trace))
@@ -135,6 +137,6 @@ def render(rows: list[Kernel], path: Path) -> str:
     if OUTSIDE in operators:
         lines += [
             "",
-            f"{OUTSIDE}: what no operator of ours launched; also what ran in CUDA graphs without stamps",
+            f"{OUTSIDE}: what no operator of ours launched; also what ran in CUDA graphs without timestamps",
         ]
     return "\n".join([*lines, "", f"the trace, for ui.perfetto.dev: {path}"])

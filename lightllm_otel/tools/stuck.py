@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from lightllm_otel.records import progress as reached
+from lightllm_otel.records import progress
 from lightllm_otel.records.folder import is_locked, lock_owner
-from lightllm_otel.records.progress import Reached
+from lightllm_otel.records.progress import Progress
 from lightllm_otel.records.reader import RingReader, rings_in
 from lightllm_otel.records.vocabulary import Phase
 from lightllm_otel.tools.scrape import folders, looked_in
@@ -29,7 +29,7 @@ STOPPED = ("T", "t")
 class Position:
     """``number``: of the step that the rank entered last; ``on_gpu``: for how many seconds that step has been in flight, None
     when it has ended; ``state``: the kernel's letter for the process, empty where it cannot be seen; ``reached``: how far its
-    host is with launching that step, None where no marks are taken of it.
+    host is with launching that step, None where no boundaries are taken of it.
     """
 
     rank: int
@@ -39,16 +39,16 @@ class Position:
     phase: str
     on_gpu: Optional[float]
     last_sign: float
-    reached: Optional[Reached] = None
+    progress: Optional[Progress] = None
     pid: int = 0
 
     @property
-    def progress(self) -> tuple[int, bool]:
+    def place(self) -> tuple[int, bool]:
         return self.number, self.on_gpu is None
 
     @property
     def way(self) -> str:
-        return "" if self.reached is None else f", {self.reached}"
+        return "" if self.progress is None else f", {self.progress}"
 
     def __str__(self) -> str:
         if not self.alive:
@@ -113,7 +113,7 @@ def positions_in(folder: Path, now: float) -> tuple[list[Position], list[str]]:
         found.append(Position(
             rank, is_locked(path), state_of(pid), int(header["in_flight_number"]),
             Phase.of(min(int(header["in_flight_phase"]), len(Phase) - 1)).value, seconds if header["in_flight"] else None,
-            max(0.0, now - float(header["heartbeat"])), reached.read(header), pid,
+            max(0.0, now - float(header["heartbeat"])), progress.read(header), pid,
         ))  # fmt: skip
     return found, unread
 
@@ -139,8 +139,8 @@ def judge(positions: Sequence[Position], patience: float) -> Verdict:
     longest = max((each.on_gpu for each in positions if each.on_gpu is not None), default=0.0)
     if longest < patience:
         return Verdict(False, (), f"nothing is stuck: no step has been in flight for {patience:g} s")
-    least = min(each.progress for each in positions)
-    behind = tuple(each.rank for each in positions if each.progress == least)
+    least = min(each.place for each in positions)
+    behind = tuple(each.rank for each in positions if each.place == least)
     if len(behind) < len(positions):
         return Verdict(
             True, behind, f"{_ranks(behind)} behind: the others wait for it in a later step, or have ended this one"
@@ -158,8 +158,8 @@ def _in_one_step(positions: Sequence[Position], longest: float) -> Verdict:
     """All are in the same step. How far they have launched it says where to look first, not who is to blame: where a GPU is
     stuck, its full queue, or an allocation, holds up hosts that have done nothing wrong.
     """
-    known = [each for each in positions if each.reached is not None]
-    launching = [each for each in known if each.reached is not None and not each.reached.everything]
+    known = [each for each in positions if each.progress is not None]
+    launching = [each for each in known if each.progress is not None and not each.progress.everything]
     hint = ""
     if len(known) == len(positions) and launching:
         if len(launching) < len(positions):
@@ -170,8 +170,8 @@ def _in_one_step(positions: Sequence[Position], longest: float) -> Verdict:
                 "Look there first: a host that is held up (compiling, loading, waiting for a lock: py-spy dump shows where) "
                 "or waits for a GPU",
             )
-        least = min(launching, key=lambda each: each.reached.marks if each.reached is not None else 0)
-        if any(each.reached != least.reached for each in launching):
+        least = min(launching, key=lambda each: each.progress.boundaries if each.progress is not None else 0)
+        if any(each.progress != least.progress for each in launching):
             hint = f"; rank {least.rank} has launched the least of it, so look there first"
     return Verdict(
         True,

@@ -1,7 +1,7 @@
 """The count of a model's completed forwards, and which of them are sampled: the one thing that all ranks must agree on.
 
 Nothing but the count and the rule goes into the decision, and no failure of ours stops the counting: a rank on which
-reading has ended still replays a twin when the others do.
+reading has ended still replays an instrumented graph when the others do.
 """
 
 from __future__ import annotations

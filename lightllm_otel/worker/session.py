@@ -10,9 +10,9 @@ from typing import Any
 
 from lightllm_otel import __version__
 from lightllm_otel.contracts.fits import Fits
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 from lightllm_otel.guard import Guard, log
-from lightllm_otel.otel_environment import Standard
+from lightllm_otel.otel_environment import OtelEnvironment
 from lightllm_otel.records import control
 from lightllm_otel.records.folder import group_folder, group_key, ring_path
 from lightllm_otel.records.notes import NotesWriter
@@ -28,11 +28,11 @@ from lightllm_otel.worker.gpu.events import choose_clock
 from lightllm_otel.worker.gpu.graphs import TorchGraphs
 from lightllm_otel.worker.gpu.profiler import nvtx
 from lightllm_otel.worker.gpu.timer import Timer
-from lightllm_otel.worker.gpu.timestamp_kernels import choose_stamps
+from lightllm_otel.worker.gpu.timestamp_kernels import choose_timestamps
 from lightllm_otel.worker.host import implementations, operators, ranges
-from lightllm_otel.worker.host.fast_path import Lane
+from lightllm_otel.worker.host.fast_path import FastPath
 from lightllm_otel.worker.host.identity import Identity, describe_host, describe_model, identify
-from lightllm_otel.worker.host.instrumented_graphs import Twins
+from lightllm_otel.worker.host.instrumented_graphs import InstrumentedGraphs
 from lightllm_otel.worker.host.profiling import Kernels
 from lightllm_otel.worker.host.step_notes import StepNotes
 from lightllm_otel.worker.sampling import Sampling
@@ -51,17 +51,17 @@ class ServerSession:
     The first model that is built is the one that is measured; drafts of speculative decoding are counted.
     """
 
-    def __init__(self, settings: Settings, guard: Guard, ledger: Ledger, live: Ledger) -> None:
+    def __init__(self, settings: Settings, guard: Guard, patch_set: PatchSet, live: PatchSet) -> None:
         self.timer: Timer | None = None
         self.forwards: Forwards | None = None
-        self.twins: Twins | None = None
+        self.instrumented_graphs: InstrumentedGraphs | None = None
         self.guard = guard
-        self.ledger = ledger
+        self.patch_set = patch_set
         self.live = live
-        self.lane = Lane()
-        self.slots_ledger = Ledger()
+        self.fast_path = FastPath()
+        self.operator_patches = PatchSet()
         self.group_class: Any = None
-        self.standard = Standard.from_env(os.environ)
+        self.otel_environment = OtelEnvironment.from_env(os.environ)
         self.fits = Fits()
         self.watches: Any = None
         self.sees_replays = True
@@ -103,18 +103,20 @@ class ServerSession:
         self._prepared = (clock, ring, timer, identity)
         if operators_too:
             self._install(model, timer)
-            self.twins = Twins(timer, self.guard, self._settings, TorchGraphs(), choose_stamps, ballot_of_process_group)
+            self.instrumented_graphs = InstrumentedGraphs(
+                timer, self.guard, self._settings, TorchGraphs(), choose_timestamps, ballot_of_process_group
+            )
 
     def _install(self, model: Any, timer: Timer) -> None:
         with self.guard(Stage.PATCH):
             self._implementations = implementations.names(model)
-        slots = operators.install(model, timer, self.slots_ledger, self.guard)
+        slots = operators.install(model, timer, self.operator_patches, self.guard)
         self._slots, self._layers = slots, slots.layers
         with self.guard(Stage.PATCH):
-            operators.install_all_collectives(self.group_class, timer, self.slots_ledger, self.guard)
+            operators.install_all_collectives(self.group_class, timer, self.operator_patches, self.guard)
         self._slots[Operator.SAMPLING.value] = operators.INSTALLED
         if self._settings.nvtx and (found := nvtx()) is not None:
-            ranges.install(model, self.slots_ledger, self.guard, *found)
+            ranges.install(model, self.operator_patches, self.guard, *found)
 
     def _make_ring(self, identity: Identity) -> RingWriter | None:
         """The ring, in the first folder that has room for it; None, and one log line, when there is none."""
@@ -145,11 +147,11 @@ class ServerSession:
         clock, ring, timer, identity = self._prepared
         # First, and whatever becomes of the rest: a rank that does not count does not replay what the others replay.
         forwards = self.forwards = Forwards(self._settings.level, Sampling(self._settings.sample_every))
-        if self.twins is not None:
+        if self.instrumented_graphs is not None:
             with self.guard(Stage.PATCH):
-                self.twins.arm()
+                self.instrumented_graphs.arm()
         with self.guard(Stage.MEASURE):
-            timer.harvest.calibration = calibrate(clock)
+            timer.step_reader.calibration = calibrate(clock)
         with self.guard(Stage.RING):
             self._describe(ring, timer)
             ring.describe(self.facts(model, clock, identity))
@@ -160,8 +162,8 @@ class ServerSession:
         self._say_what_is_lost(identity.rank)
         self.timer = timer
         if identity.rank == 0 and self._folder is not None:
-            self._kernels = Kernels(self._folder, self.guard, twins=self._operators_of_twins)
-            if self.standard.traces:
+            self._kernels = Kernels(self._folder, self.guard, instrumented_graphs=self._operators_of_graphs)
+            if self.otel_environment.traces:
                 with self.guard(Stage.RING):  # without them there are steps without requests
                     self.notes = StepNotes(NotesWriter(self._folder / f"rank-{os.getpid()}.notes"))
         self.housekeep()
@@ -174,17 +176,22 @@ class ServerSession:
                 describe_host()["lightllm"], "; ".join(sentence for each in lost.values() for sentence in each),
             )  # fmt: skip
 
-    def _operators_of_twins(self) -> list[list[str]]:
-        return self.twins.operators() if self.twins is not None else []
+    def _operators_of_graphs(self) -> list[list[str]]:
+        return self.instrumented_graphs.operators() if self.instrumented_graphs is not None else []
 
     def _describe(self, ring: RingWriter, timer: Timer) -> None:
-        calibration, stamps, header = timer.harvest.calibration, timer.harvest.stamp_calibration, ring.header
+        calibration, timestamps, header = (
+            timer.step_reader.calibration,
+            timer.step_reader.timestamp_calibration,
+            ring.header,
+        )
         header["clock_quantum"], header["boundary_cost"] = calibration.quantum, calibration.boundary_cost
-        header["stamp_quantum"], header["stamp_cost"] = stamps.quantum, stamps.most_cost
+        header["stamp_quantum"], header["stamp_cost"] = timestamps.quantum, timestamps.most_cost
         header["level"], header["sample_every"] = self._settings.level.code, self._settings.sample_every
 
     def facts(self, model: Any, clock: Clock, identity: Identity) -> dict[str, Any]:
-        """The ring's JSON page: what this rank is, and what was found."""
+        """Return the ring's JSON page: what this rank is, and what was found."""
+        graphs = self.instrumented_graphs
         return {
             "plugin": __version__,
             "started": time.time(),
@@ -196,12 +203,12 @@ class ServerSession:
             "slots": self._slots, "layer_classes": self._layers, "implementations": self._implementations, "drafts": self._drafts,
             "contracts": self.fits.facts(),
             "problems": self._settings.problems, "notes": self._settings.notes,
-            "graphs": self.twins.facts() if self.twins is not None else {"state": "off", "reason": "level steps"},
+            "graphs": graphs.facts() if graphs is not None else {"state": "off", "reason": "level steps"},
             **describe_model(model, os.environ), **describe_host(),
         }  # fmt: skip
 
     def _start_latency(self) -> float:
-        return self._prepared[2].harvest.calibration.start_latency if self._prepared is not None else 0.0
+        return self._prepared[2].step_reader.calibration.start_latency if self._prepared is not None else 0.0
 
     # In a step -------------------------------------------------------------------------------------------------------
 
@@ -233,13 +240,13 @@ class ServerSession:
         _, ring, timer, _ = self._prepared
         # The rule first: it is what the ranks share, and nothing below can keep it from being followed.
         self.forwards.follow(order.level, Sampling(order.every))
-        self.lane.close()
+        self.fast_path.close()
         ring.header["level"], ring.header["sample_every"] = order.level.code, order.every
         ring.header["control_at"], ring.header["control_seq"] = self.forwards.completed & 0xFFFFFFFF, order.seq
         if order.level is Level.OPERATORS:
             self._resume_operators(timer)
         else:
-            self.slots_ledger.suspend()
+            self.operator_patches.suspend()
         if order.level is Level.OFF:
             timer.pause()
             self.live.suspend()
@@ -252,7 +259,7 @@ class ServerSession:
         model = self._model() if self._model is not None else None
         if not self._slots and model is not None:  # the server started at level steps
             self._install(model, timer)
-        self.slots_ledger.resume()
+        self.operator_patches.resume()
 
     def housekeep(self) -> None:
         now = time.monotonic()
@@ -276,5 +283,5 @@ class ServerSession:
         _, ring, timer, _ = self._prepared
         ring.header["errors"][0, : len(self.guard.errors)] = self.guard.errors
         if stage is Stage.MEASURE:
-            self.lane.close()
+            self.fast_path.close()
             timer.fail()

@@ -88,15 +88,15 @@ class TestAnEndByASignal:
     """A server that was left sampling every step would be slow until somebody noticed."""
 
     @pytest.fixture(autouse=True)
-    def told(self, tmp_path, monkeypatch):
+    def has_transfer(self, tmp_path, monkeypatch):
         """What the server was told."""
-        told = []
+        has_transfer = []
         for command in ("bench", "capture"):
             monkeypatch.setattr(f"lightllm_otel.tools.{command}.find", lambda group: tmp_path)
         monkeypatch.setattr("lightllm_otel.tools.bench.prompts.tokenizer", lambda folder: (Words(), 5000))
         monkeypatch.setattr(served, "_state", lambda folder: BEFORE)
-        monkeypatch.setattr(served, "ask", lambda folder, asked: told.append(asked))
-        return told
+        monkeypatch.setattr(served, "ask", lambda folder, asked: has_transfer.append(asked))
+        return has_transfer
 
     @pytest.fixture(autouse=True)
     def _signals(self):
@@ -119,15 +119,15 @@ class TestAnEndByASignal:
         return Ended
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-    def test_capture_leaves_the_servers_sampling_as_it_was(self, told, tmp_path, monkeypatch, number):
+    def test_capture_leaves_the_servers_sampling_as_it_was(self, has_transfer, tmp_path, monkeypatch, number):
         monkeypatch.setattr("lightllm_otel.tools.capture.Tap", self.ended(number))
         with pytest.raises(SystemExit) as end:
             cli.main(["capture", "--out", str(tmp_path)])
         assert end.value.code == 128 + number
-        assert told == [{"level": "operators", "every": 1}, BEFORE]
+        assert has_transfer == [{"level": "operators", "every": 1}, BEFORE]
         assert signal.getsignal(number) is signal.SIG_DFL
 
-    def test_bench_does_so_before_the_batch_is_answered(self, told, tmp_path, monkeypatch):
+    def test_bench_does_so_before_the_batch_is_answered(self, has_transfer, tmp_path, monkeypatch):
         answered, restored = threading.Event(), threading.Event()
 
         def generate(self, prompt, new_tokens):
@@ -137,7 +137,7 @@ class TestAnEndByASignal:
         monkeypatch.setattr(served.Server, "generate", generate)
         monkeypatch.setattr(served, "Tap", self.ended(signal.SIGTERM))
         monkeypatch.setattr(served, "ask", lambda folder, asked: asked == BEFORE and restored.set())
-        watch = threading.Thread(target=lambda: (told.append(restored.wait(10)), answered.set()))
+        watch = threading.Thread(target=lambda: (has_transfer.append(restored.wait(10)), answered.set()))
         watch.start()
         words = [
             "--url",
@@ -154,9 +154,9 @@ class TestAnEndByASignal:
         with pytest.raises(SystemExit):
             cli.main(["bench", *words, "--model-dir", str(tmp_path), "--out", str(tmp_path / "out")])
         watch.join()
-        assert told == [True]
+        assert has_transfer == [True]
 
-    def test_whoever_is_to_outlive_its_terminal_does(self, told, tmp_path, monkeypatch, capsys):
+    def test_whoever_is_to_outlive_its_terminal_does(self, has_transfer, tmp_path, monkeypatch, capsys):
         """As nohup starts it."""
         monkeypatch.setattr("lightllm_otel.tools.capture.Tap", self.ended(signal.SIGHUP))
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -166,7 +166,7 @@ class TestAnEndByASignal:
         finally:
             signal.signal(signal.SIGHUP, before)
         assert "no step within" in capsys.readouterr().err
-        assert told[-1] == BEFORE
+        assert has_transfer[-1] == BEFORE
 
 
 PLAN = Plan(batch_size=80, input_len=1024, output_len=4, repeats=1, warmup=0, every=None)

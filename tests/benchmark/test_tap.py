@@ -23,13 +23,13 @@ def step(number):
     return records.step(number=number, operators=[(Operator.FFN, 1e-3)], seconds=1e-3)
 
 
-def _model_process(folder, told, wrote):
+def _model_process(folder, has_transfer, wrote):
     """Two ranks that write a step of each number they are told; another process, because a lock does not hold for its own."""
     rings = [RingWriter(ring_path(folder, rank), 1) for rank in range(2)]
     for rank, ring in enumerate(rings):
         ring.describe({**records.FACTS, "rank": rank, "tp": 2})
     wrote.put("ready")
-    while (number := told.get()) is not None:
+    while (number := has_transfer.get()) is not None:
         for ring in rings:
             ring.write(*step(number))
         wrote.put(number)
@@ -40,17 +40,17 @@ def group(tmp_path):
     """``(folder, write)``: a running group and a way to make it take a step."""
     folder = group_folder(tmp_path / "dir", "127.0.0.1-28765-dp0")
     context = multiprocessing.get_context("spawn")
-    told, wrote = context.Queue(), context.Queue()
-    process = context.Process(target=_model_process, args=(folder, told, wrote))
+    has_transfer, wrote = context.Queue(), context.Queue()
+    process = context.Process(target=_model_process, args=(folder, has_transfer, wrote))
     process.start()
     assert wrote.get(timeout=60) == "ready"
 
     def write(number):
-        told.put(number)
+        has_transfer.put(number)
         assert wrote.get(timeout=60) == number
 
     yield folder, write
-    told.put(None)
+    has_transfer.put(None)
     process.join(30)
 
 

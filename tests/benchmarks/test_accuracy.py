@@ -17,7 +17,7 @@ from lightllm_otel.records import layout
 from lightllm_otel.records.vocabulary import Mode, Operator, Phase
 
 STAMP, PUBLISH = "lightllm_otel_stamp", "lightllm_otel_publish"
-COST = 1e-6  # of a boundary, in the made-up twin below
+COST = 1e-6  # of a boundary, in the made-up instrumented graph below
 
 
 def line(*entries, start=0, gap=0):
@@ -29,7 +29,7 @@ def line(*entries, start=0, gap=0):
     return made
 
 
-# norm 3 µs, qkv of two kernels 10 + 5 µs, norm again 4 µs; a stamp takes 1 µs with its launch.
+# norm 3 µs, qkv of two kernels 10 + 5 µs, norm again 4 µs; a timestamp takes 1 µs with its launch.
 PLAIN = line(("copy_inputs", 700), ("rms", 3000), ("gemm", 10000), ("rotary", 5000), ("rms", 4000), ("softmax", 900))
 TWIN = line(
     ("copy_inputs", 700), (STAMP, 1000), ("rms", 3000), (STAMP, 1000), ("gemm", 10000), ("rotary", 5000), (STAMP, 1000),
@@ -53,12 +53,12 @@ def ring_step(label, seconds=25e-6, operators=()):
 RIGHT = (("attn_norm", 3e-6), ("qkv_proj", 15e-6), ("ffn_norm", 4e-6), ("gap", 2e-6))
 
 
-def run(operators=RIGHT, twin=TWIN, plain=PLAIN, with_kernels=True):
+def run(operators=RIGHT, graph_layout=TWIN, plain=PLAIN, with_kernels=True):
     """A pass of one plain and three pairs, of which the first two of each kind do not count."""
     labels = ["plain", *["twin", "plain"] * 3]
     ring = [ring_step(label, 26e-6 if label == "twin" else 25e-6, RIGHT if label == "plain" else operators)
             for label in labels]  # fmt: skip
-    seen = [list(twin if label == "twin" else plain) for label in labels] if with_kernels else None
+    seen = [list(graph_layout if label == "twin" else plain) for label in labels] if with_kernels else None
     return passes.Pass(labels, ring, [[7, 8]], seen)
 
 
@@ -129,7 +129,7 @@ class TestSeconds:
         assert times == {"ffn": Time(pytest.approx(14e-9), pytest.approx(14e-9)), "residual": Time()}
 
     def test_stamp_to_stamp_is_what_the_plugin_itself_times(self):
-        times = kernels.stamp_to_stamp(TWIN, INTERVALS)
+        times = kernels.timestamp_to_timestamp(TWIN, INTERVALS)
         assert {operator: round(1e6 * time.seconds, 6) for operator, time in times.items()} == {
             "attn_norm": 4.0, "qkv_proj": 16.0, "ffn_norm": 5.0,
         }  # fmt: skip
@@ -140,23 +140,23 @@ class TestSeconds:
 
 class TestAttribution:
     def test_the_twin_says_which_kernel_is_which_operator(self):
-        assert kernels.kernels_of_twin(TWIN, INTERVALS) == [
+        assert kernels.kernels_of_graph(TWIN, INTERVALS) == [
             ("rms", "attn_norm"), ("gemm", "qkv_proj"), ("rotary", "qkv_proj"), ("rms", "ffn_norm"),
         ]  # fmt: skip
 
     def test_a_lost_stamp_is_noticed(self):
-        with pytest.raises(Mismatch, match="2 intervals between stamps, the twin has 3"):
-            kernels.kernels_of_twin([*TWIN[:3], *TWIN[4:]], INTERVALS)
+        with pytest.raises(Mismatch, match="2 intervals between timestamps, the instrumented graph has 3"):
+            kernels.kernels_of_graph([*TWIN[:3], *TWIN[4:]], INTERVALS)
 
     def test_a_plain_graph_with_another_kernel_is_noticed(self):
-        names = [name for name, _ in kernels.kernels_of_twin(TWIN, INTERVALS)]
+        names = [name for name, _ in kernels.kernels_of_graph(TWIN, INTERVALS)]
         assert [kernel.name for kernel in kernels.find(names, PLAIN)] == names
         fused = line(("copy_inputs", 700), ("rms", 3000), ("gemm_rotary", 15000), ("rms", 4000))
         with pytest.raises(Mismatch, match="the first 1 are in the step, then not gemm"):
             kernels.find(names, fused)
 
     def test_kernels_in_another_order_are_noticed(self):
-        names = [name for name, _ in kernels.kernels_of_twin(TWIN, INTERVALS)]
+        names = [name for name, _ in kernels.kernels_of_graph(TWIN, INTERVALS)]
         swapped = [PLAIN[0], PLAIN[1], PLAIN[3], PLAIN[2], *PLAIN[4:]]
         with pytest.raises(Mismatch):
             kernels.find(names, swapped)
@@ -233,9 +233,11 @@ class TestEagerRows:
 def reducing(seconds, cupti, layers=(-1, 0, 0)):
     """A rank's pass: one all_reduce of the embedding and two of a layer, ``seconds`` by the ring, ``cupti`` nanoseconds."""
 
-    def kernels_of(*stamps):
-        stamp = [(STAMP, 10)] if stamps else []
-        return line(*stamp, *(each for took in cupti for each in (("gemm", 5000), *stamp, ("nccl", took), *stamp)))
+    def kernels_of(*timestamps):
+        timestamp = [(STAMP, 10)] if timestamps else []
+        return line(
+            *timestamp, *(each for took in cupti for each in (("gemm", 5000), *timestamp, ("nccl", took), *timestamp))
+        )
 
     made = run([(operator, took) for took in seconds for operator, took in (("o_proj", 5e-6), ("all_reduce", took))],
                kernels_of(True), kernels_of())  # fmt: skip

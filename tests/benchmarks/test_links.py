@@ -289,9 +289,8 @@ def test_one_rank_alone_has_a_theory_too_though_it_moves_nothing():
 def test_a_plugin_that_was_there_already_says_what_it_knows():
     header = np.zeros(1, layout.HEADER)
     header["steps"] = 7
-    session = types.SimpleNamespace(
-        _prepared=(None, types.SimpleNamespace(header=header)), twins=types.SimpleNamespace(facts=lambda: {"state": "armed"})
-    )  # fmt: skip
+    graphs = types.SimpleNamespace(facts=lambda: {"state": "armed"})
+    session = types.SimpleNamespace(_prepared=(None, types.SimpleNamespace(header=header)), instrumented_graphs=graphs)
     facts = variants.Attached(types.SimpleNamespace(session=lambda: session)).facts()
     assert (facts["steps"], facts["twins"]) == (7, {"state": "armed"})
 

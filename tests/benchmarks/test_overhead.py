@@ -195,8 +195,8 @@ def case_rows(name, loss):
 
 
 def ring(tp, **changes):
-    twins = {"state": "armed", "sizes": [1, 2], "bytes": 4 << 20, "seconds": 0.5}
-    return {"part": "any", "kind": "ring", "tp": tp, "rank": 0, "errors": [0, 0], "twins": twins,
+    instrumented_graphs = {"state": "armed", "sizes": [1, 2], "bytes": 4 << 20, "seconds": 0.5}
+    return {"part": "any", "kind": "ring", "tp": tp, "rank": 0, "errors": [0, 0], "twins": instrumented_graphs,
             "dropped": {"overwritten": 0, "control": 9}, **changes}  # fmt: skip
 
 

@@ -266,12 +266,12 @@ class TestSeen:
         ]  # fmt: skip
 
 
-def run(error=0.0, distortion=1.0, growing=0, steps=40, twin=TWIN, batch=8, seed=0):
+def run(error=0.0, distortion=1.0, growing=0, steps=40, graph_layout=TWIN, batch=8, seed=0):
     """A batch of which a random half of the steps is instrumented; attention grows by ``growing`` µs each step."""
     random = np.random.default_rng(seed)
     ring, seen = [], []
     for number in range(steps):
-        label = twin if random.random() < 0.5 else PLAIN
+        label = graph_layout if random.random() < 0.5 else PLAIN
         kernels = line(STEP, slower=growing * number)
         seconds = (kernels[-1].end - kernels[0].end) * 1e-9 * (distortion if label == TWIN else 1.0)
         operators = intervals_of(STEP, error, growing * number) if label == TWIN else {}
@@ -329,7 +329,7 @@ class TestComparison:
 
     def test_a_graph_that_is_not_instrumented_is_said_so(self):
         with pytest.raises(Mismatch, match="no graph of this size"):
-            rows_of(twin=PLAIN)
+            rows_of(graph_layout=PLAIN)
 
     def test_time_that_the_plugin_gives_to_a_neighbour_shows_in_the_points(self):
         """A residual that is counted as ffn: the sum is right, and the parts are not."""
@@ -349,9 +349,9 @@ class TestComparison:
         intervals["seconds"][intervals["operator"] == Operator("gap").code] += 3e-3
         step["seconds"] += 3e-3
         first, *rest = seen[at].kernels
-        stamp = Kernel("lightllm_otel_stamp", first.end + 3_000_000, first.end + 3_000_100)
+        timestamp = Kernel("lightllm_otel_stamp", first.end + 3_000_000, first.end + 3_000_100)
         late = [dataclasses.replace(each, start=each.start + 3_000_000, end=each.end + 3_000_000) for each in rest]
-        seen[at] = traced([first, stamp, *late])
+        seen[at] = traced([first, timestamp, *late])
         rows = served_accuracy.compare(CASE, (ring, [1]), (ring, [1]), seen, {PLAIN: owned(STEP)}, 0.0)
         assert rows[-1]["gap_ours_percent"] > 10
         assert rows[-1]["gap_error_points"] == pytest.approx(0, abs=1e-3)

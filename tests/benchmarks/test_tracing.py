@@ -83,11 +83,11 @@ def test_without_rounds_nothing_is_claimed():
 
 def test_lanes_are_added_up_and_their_blocks_kept_apart():
     rows = [
-        {"kind": "round", "lane": lane, "block": 0, "share_percent": share, "tokens_per_second": speed, "cpu_seconds": cpu}
-        for lane in (0, 1) for share, speed, cpu in ((-1, 100.0, 8.0), (0, 100.0, 8.0), (10, 99.0 + lane, 8.2))
+        {"kind": "round", "lane": fast_path, "block": 0, "share_percent": share, "tokens_per_second": speed, "cpu_seconds": cpu}
+        for fast_path in (0, 1) for share, speed, cpu in ((-1, 100.0, 8.0), (0, 100.0, 8.0), (10, 99.0 + fast_path, 8.2))
     ]  # fmt: skip
     counts = {"traced": 5, "found": 5, "complete": 4, "foreign": 0, "errors": 0.0, "spans_dropped": 3.0}
-    rows += [{"kind": "traces", "lane": lane, **counts} for lane in (0, 1)]
+    rows += [{"kind": "traces", "lane": fast_path, **counts} for fast_path in (0, 1)]
     summary = tracing.summarise(rows)
     assert tracing.loss(rows, 10)["blocks"] == 2
     assert summary["throughput_loss_percent"]["10"] == 0.5

@@ -13,7 +13,7 @@ from lightllm_source.forward import models
 from lightllm_source.objects import Objects
 
 from lightllm_otel.records.vocabulary import Operator
-from lightllm_otel.worker.gpu.boundaries import DIRECTLY, Marks
+from lightllm_otel.worker.gpu.boundaries import DIRECTLY, BoundaryCodes
 from lightllm_otel.worker.host import between, layers
 from lightllm_otel.worker.host.slots import LAYER_SLOTS, OF_A_LAYER, POST_SLOTS, PRE_SLOTS
 
@@ -81,7 +81,7 @@ def test_a_plugin_that_does_not_see_what_lies_between_is_found_wrong(monkeypatch
 def test_a_plugin_whose_collectives_begin_at_the_last_boundary_is_found_wrong(monkeypatch):
     body = "def attend(self, x, s, w):\n        return w.rotate.mm(self._get_qkv(x, s, w))"
     assert wrong(f"class NewLayer(Template):\n    {body}") == []
-    monkeypatch.setattr(Marks, "before_collective", lambda self, last: DIRECTLY)
+    monkeypatch.setattr(BoundaryCodes, "before_collective", lambda self, last: DIRECTLY)
     assert wrong(f"class NewLayer(Template):\n    {body}") == ["NewLayer.attend: w.rotate.mm as all_reduce"]
 
 

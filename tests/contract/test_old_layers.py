@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightllm", reason="LightLLM 0.0.1 is not installed here")
 dist = importlib.import_module("torch.distributed")
 
-from lightllm_otel.contracts.patch_set import Ledger  # noqa: E402
+from lightllm_otel.contracts.patch_set import PatchSet  # noqa: E402
 from lightllm_otel.guard import Guard  # noqa: E402
 from lightllm_otel.records.vocabulary import Phase  # noqa: E402
 from lightllm_otel.worker.gpu.clock import HostClock  # noqa: E402
@@ -94,16 +94,16 @@ def run(model, prefill):
 @pytest.mark.parametrize("prefill", [True, False], ids=["prefill", "decode"])
 def test_a_real_step_is_the_same_with_our_wrappers_and_every_operator_is_seen(model, prefill):
     stock = run(model, prefill)
-    ledger, kept = Ledger(), fakes.Kept()
+    patch_set, kept = PatchSet(), fakes.Kept()
     timer = Timer(HostClock(), kept)
-    found = operators.install(model, timer, ledger, Guard(strict=True))
+    found = operators.install(model, timer, patch_set, Guard(strict=True))
     assert set(found.values()) == {operators.INSTALLED}
     phase = Phase.PREFILL if prefill else Phase.DECODE
     step = timer.enter(Work(phase, 1, TOKENS, TOKENS, pairs=prefill), number=0, due=True)
     result = run(model, prefill)
     timer.leave(step)
     timer.tick()
-    ledger.undo()
+    patch_set.undo()
     assert torch.equal(result, stock)
     calls = {operator: len(seconds) for operator, seconds in kept.seconds().items()}
     layers = dict.fromkeys(("attn_norm", "qkv_proj", "attention", "o_proj", "ffn_norm", "ffn"), 2)
@@ -114,11 +114,11 @@ def test_a_real_step_is_the_same_with_our_wrappers_and_every_operator_is_seen(mo
 
 def test_a_wrapped_layer_without_a_step_is_the_same(model):
     stock = run(model, False)
-    ledger = Ledger()
+    patch_set = PatchSet()
     timer = Timer(HostClock(), fakes.Kept())
-    operators.install(model, timer, ledger, Guard(strict=True))
+    operators.install(model, timer, patch_set, Guard(strict=True))
     assert torch.equal(run(model, False), stock)
-    ledger.undo()
+    patch_set.undo()
     assert torch.equal(run(model, False), stock)
 
 
@@ -131,9 +131,9 @@ def test_other_families_of_the_template_have_every_slot(real, family):
     (name,) = [name for name in vars(module) if name.lower() == f"{family}transformerlayerinfer"]
     config = {**CONFIG, "num_hidden_layers": 1, "sliding_window": 8, "norm_epsilon": 1e-5, "layer_norm_epsilon": 1e-5}
     layer = getattr(module, name)(0, 0, 1, config, [])
-    ledger = Ledger()
+    patch_set = PatchSet()
     model = types.SimpleNamespace(pre_infer=None, post_infer=None, layers_infer=[layer])
-    found = operators.install(model, Timer(HostClock(), fakes.Kept()), ledger, Guard(strict=True))
-    ledger.undo()
+    found = operators.install(model, Timer(HostClock(), fakes.Kept()), patch_set, Guard(strict=True))
+    patch_set.undo()
     missing = {operator for operator, state in found.items() if state == operators.MISSING}
     assert missing == {"embedding", "lm_head"}  # this model has layers only

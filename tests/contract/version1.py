@@ -147,8 +147,8 @@ class Fixed:
             return "all_reduce"
         return self._before.get((at.role, at.name), "gap")
 
-    def lacking(self, reached):
-        return [operator for operator, _, _ in LAYER_SLOTS if operator not in reached]
+    def lacking(self, progress):
+        return [operator for operator, _, _ in LAYER_SLOTS if operator not in progress]
 
 
 VERSION1 = contract.Contract(

@@ -47,10 +47,10 @@ def test_numbers_and_tensors_of_python_are_those_of_the_capture(cuda: Any) -> No
     graph = cuda.CUDAGraph()
     with cuda.graph(graph):
         y = state.x * state.factor
-    captured, state.x, state.factor = state.x, torch.full((2,), 7.0), 5.0
+    instrumented, state.x, state.factor = state.x, torch.full((2,), 7.0), 5.0
     graph.replay()
     assert y.tolist() == [2.0, 2.0]
-    captured.fill_(3.0)
+    instrumented.fill_(3.0)
     graph.replay()
     assert y.tolist() == [6.0, 6.0]
 

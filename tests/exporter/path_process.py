@@ -20,7 +20,7 @@ import fake_host
 import hooks
 from fake_host import HttpRequest, ModelInput, SamplingParams
 
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 from lightllm_otel.guard import Guard
 from lightllm_otel.settings import Settings
 from lightllm_otel.worker import session as session_module
@@ -32,7 +32,7 @@ NEW_TOKENS = 4
 
 
 def session_of_this_process():
-    return ServerSession(Settings.from_env(os.environ), Guard(strict=True), Ledger(), live=Ledger())
+    return ServerSession(Settings.from_env(os.environ), Guard(strict=True), PatchSet(), live=PatchSet())
 
 
 class Req:

@@ -27,7 +27,7 @@ from lightllm_otel.exporter.connections import (
     Connections,
 )
 from lightllm_otel.exporter.discovery import targets
-from lightllm_otel.exporter.event_stream import Feed
+from lightllm_otel.exporter.event_stream import EventStream
 from lightllm_otel.exporter.http_server import MOST_HEAD_BYTES, MetricsServer
 from lightllm_otel.parts import Parts
 from lightllm_otel.records.folder import group_folder, ring_path
@@ -144,7 +144,7 @@ def parts():
 @pytest.fixture
 def server(parts, monkeypatch):
     monkeypatch.setattr("lightllm_otel.exporter.http_server.LOOK_SECONDS", 0.02)  # else each end takes half a second
-    started = MetricsServer(CollectorRegistry(), "127.0.0.1", None, Feed(), parts)
+    started = MetricsServer(CollectorRegistry(), "127.0.0.1", None, EventStream(), parts)
     yield started
     started.close()
 
@@ -382,5 +382,5 @@ def test_watchers_may_stay_while_others_are_turned_away(server):
         for _ in range(3 * MOST_CONNECTIONS):
             stack.enter_context(connect(server))
         assert until(lambda: len(server._server.connections) <= MOST_CONNECTIONS)
-        server._feed.publish(b'{"n":1}')
+        server._event_stream.publish(b'{"n":1}')
         assert b"n" in b"".join(answer.readline() for _ in range(4))

@@ -114,7 +114,7 @@ def test_lanes_by_generation_add_up_to_what_data_sheets_say(name):
 
 def test_every_link_has_a_source():
     table = [*lanes.NVLINK.values(), lanes.NARROW_NVLINK, *lanes.PCIE.values()]
-    assert all(lane.source.startswith("https://") for lane in table)
+    assert all(fast_path.source.startswith("https://") for fast_path in table)
     assert set(lanes.NVLINK_GENERATION.values()) == set(lanes.NVLINK)
 
 

@@ -17,7 +17,7 @@ WALL = 1000.0
 def group_of(ranks, **facts):
     group = Group()
     for rank in range(ranks):
-        group.know(rank, {**records.FACTS, "tp": ranks, "rank": rank, **facts})
+        group.set_facts(rank, {**records.FACTS, "tp": ranks, "rank": rank, **facts})
     return group
 
 
@@ -41,10 +41,10 @@ def test_nothing_is_made_while_nobody_watches():
 
 def test_whoever_watches_gets_a_text_a_second_and_not_more():
     live = live_of(group_of(1))
-    with live.feed.listening() as serial:
+    with live.event_stream.listening() as serial:
         for now in np.arange(20.0, 25.0, 0.2):
             live.poll(float(now))
-        assert live.feed.after(serial, 0).serial - serial == 5
+        assert live.event_stream.after(serial, 0).serial - serial == 5
 
 
 def test_a_group_without_steps_says_so_and_is_finite():
@@ -87,7 +87,7 @@ def test_graphs_without_twins_have_their_whole_time_and_the_reason():
     data = live.data(10.0)
     assert data["phases"][0]["operators"] == []
     assert data["phases"][0]["step"]["mean"] == 0.5
-    assert (data["coverage"]["twins"], data["coverage"]["graphs"]) == (0, "outputs differed")
+    assert (data["coverage"]["instrumented_graphs"], data["coverage"]["graphs"]) == (0, "outputs differed")
 
 
 def test_eager_and_graph_are_never_mixed():

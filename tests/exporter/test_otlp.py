@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry
 
 from lightllm_otel.exporter.exporter import Exporter
 from lightllm_otel.exporter.metrics import COUNTER, GAUGE, HISTOGRAM, INFO, METRICS
-from lightllm_otel.exporter.otlp_sender import Outbound, Sender, last_words, loaded
+from lightllm_otel.exporter.otlp_sender import OtlpSender, Sender, last_words, loaded
 from lightllm_otel.exporter.prometheus import GroupCollector
-from lightllm_otel.otel_environment import Sampler, Standard
+from lightllm_otel.otel_environment import OtelEnvironment, Sampler
 from lightllm_otel.records.folder import group_folder, ring_path
 from lightllm_otel.records.vocabulary import ExporterStage, Operator, Signal
 from lightllm_otel.records.writer import RingWriter
@@ -28,7 +28,7 @@ from receiver import Receiver, attributes_of, closed_port, points_of
 
 from lightllm_otel.exporter import otlp_metrics as push_module
 from lightllm_otel.exporter.otlp_data import SdkExemplar
-from lightllm_otel.exporter.otlp_metrics import MetricsPush
+from lightllm_otel.exporter.otlp_metrics import OtlpMetrics
 
 PROTOCOLS = ("http/protobuf", "grpc")
 # What a receiver makes of units when it translates to Prometheus' names.
@@ -57,7 +57,7 @@ def environ(monkeypatch):
     def put(**variables):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        return Standard.from_env(dict(variables))
+        return OtelEnvironment.from_env(dict(variables))
 
     return put
 
@@ -73,10 +73,11 @@ def pushing(now, environ):
     pushes = []
 
     def make(group, receiver, **variables):
-        standard = environ(**receiver.environ, **variables)
+        otel_environment = environ(**receiver.environ, **variables)
         collector = GroupCollector(group, now=lambda: 100.0)
-        made = MetricsPush(
-            [each for (each,) in loaded(Signal.METRICS, standard.metrics)], standard, group, collector, "127.0.0.1-1-dp0",
+        made = OtlpMetrics(
+            [each for (each,) in loaded(Signal.METRICS, otel_environment.metrics)], otel_environment, group, collector,
+            "127.0.0.1-1-dp0",
             now=lambda: now[0], wall=lambda: 1e9 + now[0],
         )  # fmt: skip
         pushes.append(made)
@@ -258,7 +259,7 @@ class TestAReceiverThat:
         now[0] = 60.0
         push.poll()
         assert push._senders[0].drain(20)
-        assert collector.outbound.errors[Signal.METRICS] == 1
+        assert collector.otlp_sender.errors[Signal.METRICS] == 1
         again = Receiver("http/protobuf", receiver.port)
         now[0] = 120.0
         push.poll()
@@ -279,7 +280,7 @@ class TestAReceiverThat:
 
         threading.Thread(target=polls, daemon=True).start()
         assert done.wait(5)
-        assert collector.outbound.errors[Signal.METRICS] >= 2  # those that would have had to wait behind it
+        assert collector.otlp_sender.errors[Signal.METRICS] >= 2  # those that would have had to wait behind it
 
 
 def test_an_exporter_pushes_what_its_ranks_wrote(tmp_path, receiver, environ, now):
@@ -287,9 +288,12 @@ def test_an_exporter_pushes_what_its_ranks_wrote(tmp_path, receiver, environ, no
     ring = RingWriter(ring_path(folder, 0), 1)
     ring.describe(records.FACTS)
     ring.write(*records.step(operators=[(Operator.FFN, 0.5)]))
-    standard = environ(**receiver.environ, OTEL_METRIC_EXPORT_INTERVAL="1000", OTEL_TRACES_EXPORTER="none")
+    otel_environment = environ(**receiver.environ, OTEL_METRIC_EXPORT_INTERVAL="1000", OTEL_TRACES_EXPORTER="none")
     exporter = Exporter(
-        folder, Settings.from_env({"LIGHTLLM_OTEL_PORT": str(closed_port())}), lambda: now[0], standard=standard
+        folder,
+        Settings.from_env({"LIGHTLLM_OTEL_PORT": str(closed_port())}),
+        lambda: now[0],
+        otel_environment=otel_environment,
     )
     exporter.poll()
     assert not receiver.metrics
@@ -303,20 +307,20 @@ def test_an_exporter_pushes_what_its_ranks_wrote(tmp_path, receiver, environ, no
 
 
 def test_a_sender_goes_on_when_sending_fails():
-    sent, outbound = [], Outbound()
-    sender = Sender(Signal.METRICS, lambda batch: sent.append(batch) or 1 / 0, outbound)
+    sent, otlp_sender = [], OtlpSender()
+    sender = Sender(Signal.METRICS, lambda batch: sent.append(batch) or 1 / 0, otlp_sender)
     for batch in range(3):
         assert sender.offer(batch)
         assert sender.drain(5)
-    assert (sent, outbound.errors[Signal.METRICS]) == ([0, 1, 2], 3)
+    assert (sent, otlp_sender.errors[Signal.METRICS]) == ([0, 1, 2], 3)
 
 
 def test_an_sdk_that_lacks_something_turns_otlp_off_and_nothing_else(tmp_path, receiver, environ, monkeypatch, caplog):
     monkeypatch.setitem(
         sys.modules, "lightllm_otel.exporter.otlp_metrics", None
     )  # importing it fails, as with an SDK of 2021
-    standard = environ(**receiver.environ, OTEL_TRACES_EXPORTER="none")
-    exporter = Exporter(group_folder(tmp_path, "group"), Settings.from_env({}), standard=standard)
+    otel_environment = environ(**receiver.environ, OTEL_TRACES_EXPORTER="none")
+    exporter = Exporter(group_folder(tmp_path, "group"), Settings.from_env({}), otel_environment=otel_environment)
     assert exporter.group.errors()[ExporterStage.OTLP] == 1
     assert ["metrics over OTLP are off" in record.message for record in caplog.records] == [True]
     exporter.poll()
@@ -343,8 +347,8 @@ def test_nothing_is_imported_that_nobody_asked_for(tmp_path):
 
 class TestTheStandardVariables:
     def test_nothing_is_exported_unless_something_asks_for_it(self):
-        assert Standard.from_env({"LIGHTLLM_OTEL": "1"}) == Standard()
-        assert (Standard().metrics, Standard().traces) == ((), ())
+        assert OtelEnvironment.from_env({"LIGHTLLM_OTEL": "1"}) == OtelEnvironment()
+        assert (OtelEnvironment().metrics, OtelEnvironment().traces) == ((), ())
 
     @pytest.mark.parametrize(
         ("environ", "metrics", "traces"),
@@ -361,7 +365,7 @@ class TestTheStandardVariables:
         ],
     )  # fmt: skip
     def test_name_exporters(self, environ, metrics, traces):
-        found = Standard.from_env(environ)
+        found = OtelEnvironment.from_env(environ)
         assert (found.metrics, found.traces) == (metrics, traces)
 
     @pytest.mark.parametrize(
@@ -375,10 +379,10 @@ class TestTheStandardVariables:
         ],
     )
     def test_name_a_sampler(self, environ, sampler):
-        assert Standard.from_env(environ).sampler == sampler
+        assert OtelEnvironment.from_env(environ).sampler == sampler
 
     def test_a_queue_and_a_batch_hold_at_least_one_span(self):
-        found = Standard.from_env({"OTEL_BSP_MAX_QUEUE_SIZE": "0.5", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "0.1"})
+        found = OtelEnvironment.from_env({"OTEL_BSP_MAX_QUEUE_SIZE": "0.5", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "0.1"})
         assert (found.span_queue, found.span_batch) == (1, 1)
 
     @pytest.mark.parametrize(
@@ -393,7 +397,7 @@ class TestTheStandardVariables:
         ids=str,
     )
     def test_that_cannot_be_used_are_said_and_their_default_taken(self, environ):
-        found = Standard.from_env(environ)
+        found = OtelEnvironment.from_env(environ)
         (problem,) = found.problems
         assert next(iter(environ.values())) in problem or "OTEL_" in problem
         assert (found.metric_interval, found.metric_timeout, found.sampler.root) == (60.0, 30.0, 1.0)

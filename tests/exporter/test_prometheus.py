@@ -32,7 +32,7 @@ def registry_of(group, lost=0):
     hardware.poll(Nvml(machine), {rank: machine.bus(rank) for rank in range(8)}, 0.0)
     collector = GroupCollector(group, hardware, now=lambda: 100.0)
     collector.link = link(machine.facts(), Nvml(machine))
-    collector.outbound.dropped[SpanDrop.QUEUE] = lost
+    collector.otlp_sender.dropped[SpanDrop.QUEUE] = lost
     registry.register(collector)
     return registry
 

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from lightllm_otel.exporter import http_server as server_module
-from lightllm_otel.exporter.event_stream import MOST_LISTENERS, Feed
+from lightllm_otel.exporter.event_stream import MOST_LISTENERS, EventStream
 from lightllm_otel.exporter.http_server import MetricsServer
 
 
@@ -22,13 +22,13 @@ def free_port():
 
 
 @pytest.fixture
-def feed():
-    return Feed()
+def event_stream():
+    return EventStream()
 
 
 @pytest.fixture
-def server(feed):
-    started = MetricsServer(CollectorRegistry(), "127.0.0.1", free_port(), feed)
+def server(event_stream):
+    started = MetricsServer(CollectorRegistry(), "127.0.0.1", free_port(), event_stream)
     yield started
     started.close()
 
@@ -93,8 +93,8 @@ def test_whatever_name_this_machine_gives_itself_is_served(server, host):
     assert ask(server, Host=host).status == 200
 
 
-def test_an_exporter_that_is_made_reachable_answers_to_any_name(feed):
-    server = MetricsServer(CollectorRegistry(), "0.0.0.0", free_port(), feed)
+def test_an_exporter_that_is_made_reachable_answers_to_any_name(event_stream):
+    server = MetricsServer(CollectorRegistry(), "0.0.0.0", free_port(), event_stream)
     try:
         assert ask(server, "/metrics", Host="gpu-7.cluster.example:9464").status == 200
     finally:
@@ -106,50 +106,50 @@ def test_pages_of_other_sites_cannot_take_a_place(server):
     assert ask(server, "/", Sec_Fetch_Site="cross-site").status == 200  # a link may lead here
 
 
-def test_a_listener_gets_each_text_when_it_comes(server, feed):
+def test_a_listener_gets_each_text_when_it_comes(server, event_stream):
     with listener(server) as answer:
         assert answer.headers["Content-Type"] == "text/event-stream"
-        assert until(lambda: feed.listeners == 1)
-        feed.publish(b'{"number":1}')
+        assert until(lambda: event_stream.listeners == 1)
+        event_stream.publish(b'{"number":1}')
         lines = [answer.readline() for _ in range(4)]
     assert b'data: {"number":1}\n' in lines
 
 
-def test_there_are_so_many_listeners_and_no_more(server, feed):
+def test_there_are_so_many_listeners_and_no_more(server, event_stream):
     with contextlib.ExitStack() as stack:
         for _ in range(MOST_LISTENERS):
             stack.enter_context(listener(server))
-        assert until(lambda: feed.listeners == MOST_LISTENERS)
+        assert until(lambda: event_stream.listeners == MOST_LISTENERS)
         assert ask(server, "/events").status == 503
         assert ask(server, "/metrics").status == 200
-    feed.publish(b"{}")  # writing is what shows that they are gone
-    feed.publish(b"{}")
+    event_stream.publish(b"{}")  # writing is what shows that they are gone
+    event_stream.publish(b"{}")
 
     def gone():
-        feed.publish(b"{}")
-        return feed.listeners == 0
+        event_stream.publish(b"{}")
+        return event_stream.listeners == 0
 
     assert until(gone)
 
 
-def test_a_listener_that_takes_nothing_is_let_go(server, feed, monkeypatch):
+def test_a_listener_that_takes_nothing_is_let_go(server, event_stream, monkeypatch):
     monkeypatch.setattr(server_module._Handler, "timeout", 0.3)
     with socket.create_connection(("127.0.0.1", server.port)) as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         peer.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert until(lambda: feed.listeners == 1)
+        assert until(lambda: event_stream.listeners == 1)
 
         def gone():
-            feed.publish(b"x" * (1 << 20))
-            return feed.listeners == 0
+            event_stream.publish(b"x" * (1 << 20))
+            return event_stream.listeners == 0
 
         assert until(gone)
 
 
-def test_listeners_are_told_when_the_server_has_ended(server, feed):
+def test_listeners_are_told_when_the_server_has_ended(server, event_stream):
     with listener(server) as answer:
-        assert until(lambda: feed.listeners == 1)
-        feed.close()
+        assert until(lambda: event_stream.listeners == 1)
+        event_stream.close()
         assert b"event: ended" in answer.read()
 
 
@@ -160,10 +160,10 @@ def test_an_exporter_that_reads_nothing_any_more_says_so(server, monkeypatch):
     assert "doctor" in answer.text
 
 
-def test_the_frozen_page_has_the_data_in_it_and_asks_for_nothing(server, feed):
+def test_the_frozen_page_has_the_data_in_it_and_asks_for_nothing(server, event_stream):
     def publish():
-        assert until(lambda: feed.listeners == 1)
-        feed.publish(b'{"kind":"live","name":"</script>"}')
+        assert until(lambda: event_stream.listeners == 1)
+        event_stream.publish(b'{"kind":"live","name":"</script>"}')
 
     poll = threading.Thread(target=publish)
     poll.start()

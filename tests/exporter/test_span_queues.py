@@ -16,10 +16,10 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from receiver import Receiver, closed_port
 
 from lightllm_otel.exporter import otlp_spans as spans_module
-from lightllm_otel.exporter.otlp_sender import Outbound, loaded
-from lightllm_otel.exporter.otlp_spans import SpanPush
+from lightllm_otel.exporter.otlp_sender import OtlpSender, loaded
+from lightllm_otel.exporter.otlp_spans import OtlpSpans
 from lightllm_otel.exporter.traces import Context, SpanData
-from lightllm_otel.otel_environment import Standard
+from lightllm_otel.otel_environment import OtelEnvironment
 from lightllm_otel.records.vocabulary import Signal, SpanDrop
 from lightllm_otel.reduce.group import Group
 
@@ -65,11 +65,13 @@ class Gate(SpanExporter):
 class Sending:
     """A SpanPush between a book and receivers."""
 
-    def __init__(self, receivers, **standard):
-        self.group, self.book, self.outbound = Group(), Book(), Outbound()
-        self.group.know(0, records.FACTS)
-        settings = Standard(traces=("x",), **{"span_delay": 0.02, "span_queue": 8, "span_batch": 4, **standard})
-        self.push = SpanPush(receivers, settings, self.group, self.book, self.outbound, "group")
+    def __init__(self, receivers, **otel_environment):
+        self.group, self.book, self.otlp_sender = Group(), Book(), OtlpSender()
+        self.group.set_facts(0, records.FACTS)
+        settings = OtelEnvironment(
+            traces=("x",), **{"span_delay": 0.02, "span_queue": 8, "span_batch": 4, **otel_environment}
+        )
+        self.push = OtlpSpans(receivers, settings, self.group, self.book, self.otlp_sender, "group")
         self.made = 0
 
     def put(self, *names):
@@ -87,12 +89,12 @@ class Sending:
         until(lambda: not any(queue.waiting for queue in self.queues))
         until(lambda: self.counted() == self.made)
         exported = sum(queue.exporter.exported for queue in self.queues)
-        return exported, self.outbound.dropped[SpanDrop.RECEIVER], self.outbound.dropped[SpanDrop.QUEUE]
+        return exported, self.otlp_sender.dropped[SpanDrop.RECEIVER], self.otlp_sender.dropped[SpanDrop.QUEUE]
 
     def counted(self):
         """Spans that were exported, failed or were dropped, or still wait."""
         exported = sum(queue.exporter.exported for queue in self.queues)
-        lost = self.outbound.dropped
+        lost = self.otlp_sender.dropped
         return exported + lost[SpanDrop.RECEIVER] + lost[SpanDrop.QUEUE] + sum(queue.waiting for queue in self.queues)
 
 
@@ -108,9 +110,9 @@ def sending():
     """``sending(requests, steps, …)`` → a Sending whose receivers are let go at the end."""
     made, gates = [], []
 
-    def make(*pair, **standard):
+    def make(*pair, **otel_environment):
         gates.extend(pair)
-        made.append(Sending([pair], **standard))
+        made.append(Sending([pair], **otel_environment))
         return made[-1]
 
     yield make
@@ -124,10 +126,10 @@ def test_a_flood_of_steps_displaces_no_request(sending):
     requests, steps = Gate(is_open=False), Gate(is_open=False)
     sent = sending(requests, steps)
     sent.put(*[STEP] * 100)
-    assert sent.outbound.dropped[SpanDrop.QUEUE] >= 100 - 8 - 4  # the queue's, and a batch that is on its way
-    before = sent.outbound.dropped[SpanDrop.QUEUE]
+    assert sent.otlp_sender.dropped[SpanDrop.QUEUE] >= 100 - 8 - 4  # the queue's, and a batch that is on its way
+    before = sent.otlp_sender.dropped[SpanDrop.QUEUE]
     sent.put(*[REQUEST] * 8)
-    assert sent.outbound.dropped[SpanDrop.QUEUE] == before
+    assert sent.otlp_sender.dropped[SpanDrop.QUEUE] == before
     requests.open.set()
     until(lambda: len(requests.taken) == 8)  # while steps hang
     assert set(requests.taken) == {REQUEST}
@@ -140,7 +142,7 @@ def test_a_full_queue_keeps_what_came_first(sending):
     sent.put(*map(str, range(4)))
     assert gate.entered.wait(SECONDS)  # a batch is on its way, the queue is empty
     sent.put(*map(str, range(4, 20)))
-    assert sent.outbound.dropped[SpanDrop.QUEUE] == 8
+    assert sent.otlp_sender.dropped[SpanDrop.QUEUE] == 8
     gate.open.set()
     assert sent.settled() == (12, 0, 8)
     assert gate.taken == [str(number) for number in range(12)]
@@ -155,7 +157,7 @@ def test_every_span_is_exported_or_counted_as_lost(sending, answer):
     assert exported + failed + dropped == 150
     assert exported <= 50
     assert failed > 0
-    assert sent.outbound.errors[Signal.TRACES] >= failed / 4
+    assert sent.otlp_sender.errors[Signal.TRACES] >= failed / 4
 
 
 def test_spans_that_cannot_be_made_take_no_room(sending, monkeypatch):
@@ -233,9 +235,9 @@ from pathlib import Path
 from lightllm_otel.exporter.exporter import Exporter
 from lightllm_otel.exporter.traces import Context, SpanData
 from lightllm_otel.settings import Settings
-from lightllm_otel.otel_environment import Standard
+from lightllm_otel.otel_environment import OtelEnvironment
 import os
-exporter = Exporter(Path(sys.argv[1]), Settings.from_env({}), standard=Standard.from_env(os.environ))
+exporter = Exporter(Path(sys.argv[1]), Settings.from_env({}), otel_environment=OtelEnvironment.from_env(os.environ))
 (push,) = exporter._pushes
 push._put([SpanData(name, Context(1, n), None, 0, 1, {}) for n in range(1, 900) for name in ("chat m", "lightllm.step x")])
 time.sleep(0.5)

@@ -9,9 +9,9 @@ import records
 
 from lightllm_otel.exporter import notes_folder, traces
 from lightllm_otel.exporter.exporter import Exporter
-from lightllm_otel.exporter.otlp_sender import Outbound
+from lightllm_otel.exporter.otlp_sender import OtlpSender
 from lightllm_otel.exporter.traces import END_PATIENCE, SPANS_PER_SECOND, STEP_PATIENCE, Chunk, TraceBook, request_parts
-from lightllm_otel.otel_environment import Sampler, Standard
+from lightllm_otel.otel_environment import OtelEnvironment, Sampler
 from lightllm_otel.records import layout
 from lightllm_otel.records.folder import group_folder, ring_path
 from lightllm_otel.records.notes import NotesWriter
@@ -63,10 +63,12 @@ def book():
 
     def make(sampler=UNTRACED):
         group = Group()
-        group.know(0, {**records.FACTS, "start_latency": 5e-6})
+        group.set_facts(0, {**records.FACTS, "start_latency": 5e-6})
         numbers = itertools.count(1)
-        made = TraceBook(Standard(traces=("x",), sampler=sampler), group, Outbound(), lambda size: next(numbers))
-        made.group, made.outbound = group, made._outbound
+        made = TraceBook(
+            OtelEnvironment(traces=("x",), sampler=sampler), group, OtlpSender(), lambda size: next(numbers)
+        )
+        made.group, made.otlp_sender = group, made._otlp_sender
         made.take = types.MethodType(take, made)
         return made
 
@@ -225,7 +227,7 @@ class TestAStep:
             made.notes([ran(number, (8,))], 0.0)
         spans = made.settle(0.0)
         assert len(spans) == 3 * 301 + 2
-        assert made.outbound.dropped[SpanDrop.RATE] == 2 * 300
+        assert made.otlp_sender.dropped[SpanDrop.RATE] == 2 * 300
         assert len(spans) <= SPANS_PER_SECOND
         made.take(step(9, *calls), 1.0)
         made.notes([ran(9, (8,))], 1.0)
@@ -296,7 +298,7 @@ def exporting(tmp_path, monkeypatch, now):
         ring, notes = RingWriter(ring_path(folder, 0), 1), NotesWriter(folder / "http-1.notes")
         ring.describe({**records.FACTS, "start_latency": 5e-6})
         settings = Settings.from_env({"LIGHTLLM_OTEL_PORT": str(closed_port())})
-        exporter = Exporter(folder, settings, lambda: now[0], standard=Standard.from_env(environ))
+        exporter = Exporter(folder, settings, lambda: now[0], otel_environment=OtelEnvironment.from_env(environ))
         return exporter, ring, notes
 
     return make
@@ -361,7 +363,7 @@ def test_notes_that_were_overwritten_are_counted(exporting, receiver, now):
         notes.write("x" * (200 << 10))
         notes.write("x" * (200 << 10))
     exporter.poll()
-    assert exporter._collector.outbound.dropped[SpanDrop.OVERWRITTEN] == 1
+    assert exporter._collector.otlp_sender.dropped[SpanDrop.OVERWRITTEN] == 1
 
 
 def test_files_of_processes_that_are_gone_are_read_and_removed(exporting, receiver, now, monkeypatch):

@@ -7,9 +7,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lightllm_otel.contracts.patch_set import Ledger  # noqa: E402
+from lightllm_otel.contracts.patch_set import PatchSet  # noqa: E402
 from lightllm_otel.guard import Guard  # noqa: E402
-from lightllm_otel.records import profile_request as errand  # noqa: E402
+from lightllm_otel.records import profile_request  # noqa: E402
 from lightllm_otel.tools.analysis.kernels import OUTSIDE, kernels  # noqa: E402
 from lightllm_otel.worker.gpu.profiler import nvtx  # noqa: E402
 from lightllm_otel.worker.host import ranges  # noqa: E402
@@ -46,19 +46,19 @@ def test_nvtx_ranges_of_a_step_are_closed_again(model):
     found = nvtx()
     assert found is not None
     push, pop = found
-    guard, ledger, said = Guard(strict=True), Ledger(), []
+    guard, patch_set, said = Guard(strict=True), PatchSet(), []
 
     def counted(label):
         said.append(label)
         return push(label)
 
-    assert ranges.install(model, ledger, guard, counted, pop) == 2 * LAYERS
+    assert ranges.install(model, patch_set, guard, counted, pop) == 2 * LAYERS
     before = torch.cuda.nvtx.range_push("outside")
     pop()
     step(model)
     after = torch.cuda.nvtx.range_push("outside")  # the depth, or without a tool that listens always the same
     pop()
-    ledger.undo()
+    patch_set.undo()
     assert said == ["qkv_proj 0", "ffn 0", "qkv_proj 1", "ffn 1"]
     assert before == after
 
@@ -66,11 +66,15 @@ def test_nvtx_ranges_of_a_step_are_closed_again(model):
 def test_kernels_of_a_step_are_inside_their_operators(model, tmp_path):
     capturing = Kernels(tmp_path, Guard(strict=True))
     path = tmp_path / "trace.json"
-    errand.ask(tmp_path, {"path": str(path), "seconds": 1})
+    profile_request.ask(tmp_path, {"path": str(path), "seconds": 1})
     capturing.tick(model, 0.0)
     step(model)
     capturing.tick(model, 2.0)
-    assert errand.answered(tmp_path) == {"ok": True, "text": str(path), "twins": []}  # no graphs here
+    assert profile_request.answered(tmp_path) == {
+        "ok": True,
+        "text": str(path),
+        "instrumented_graphs": [],
+    }  # no graphs here
     trace = json.loads(path.read_text())
     assert any(event.get("cat") == "kernel" for event in trace["traceEvents"])
     calls = dict.fromkeys(("qkv_proj", "ffn", OUTSIDE), 0)

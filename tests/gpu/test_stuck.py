@@ -14,7 +14,7 @@ from lightllm_otel.records.reader import RingReader  # noqa: E402
 from lightllm_otel.records.vocabulary import Operator, Phase  # noqa: E402
 from lightllm_otel.records.writer import RingWriter  # noqa: E402
 from lightllm_otel.worker.gpu import events as cuda  # noqa: E402
-from lightllm_otel.worker.gpu.boundaries import Mark  # noqa: E402
+from lightllm_otel.worker.gpu.boundaries import Boundary  # noqa: E402
 from lightllm_otel.worker.gpu.step import Work  # noqa: E402
 from lightllm_otel.worker.gpu.timer import Timer  # noqa: E402
 
@@ -50,7 +50,7 @@ def run(timer, clock, number, seconds, due):
     step = timer.enter(WORK, number, due)
     clock.occupy(seconds)
     if timer.armed is not None:
-        timer.armed.mark(timer.marks.code(Mark(Operator.FFN, 0)))
+        timer.armed.record(timer.boundary_codes.code(Boundary(Operator.FFN, 0)))
     timer.leave(step)
     end = torch.cuda.Event()
     end.record()
@@ -94,7 +94,7 @@ SPINNING = """
 import pathlib, sys, time
 import torch
 from lightllm_otel.worker.gpu.events import TorchEvents
-from lightllm_otel.worker.gpu.boundaries import Mark
+from lightllm_otel.worker.gpu.boundaries import Boundary
 from lightllm_otel.worker.gpu.step import Work
 from lightllm_otel.worker.gpu.timer import Timer
 from lightllm_otel.records.writer import RingWriter
@@ -114,7 +114,7 @@ step = timer.enter(Work(Phase.PREFILL, 1, 512, 512), 7, True)
 clock.record(first, clock.stream())
 clock.occupy(float(sys.argv[2]) * factor)
 clock.record(last, clock.stream())
-timer.armed.mark(timer.marks.code(Mark(Operator.FFN, 0)))
+timer.armed.record(timer.boundary_codes.code(Boundary(Operator.FFN, 0)))
 timer.leave(step)
 print("launched", flush=True)
 torch.cuda.synchronize()

@@ -38,7 +38,7 @@ class Steps:
     def __init__(self, clock):
         self.clock, self._kept = clock, fakes.Kept()
         self._timer = Timer(clock, self._kept)
-        self._timer.harvest.calibration = calibrate(clock)
+        self._timer.step_reader.calibration = calibrate(clock)
         self._number = 0
         for _ in range(3):  # the first launches of a process load what they launch
             self.run()
@@ -60,7 +60,7 @@ class Steps:
         """Of the steps since the last call: ``(start, end, stated error)``, in seconds."""
         torch.cuda.synchronize()
         self._timer.tick()
-        clock = WallClock(self._timer.harvest.calibration.start_latency)
+        clock = WallClock(self._timer.step_reader.calibration.start_latency)
         found = []
         for step, intervals in self._kept.steps:
             start = clock.start(step)

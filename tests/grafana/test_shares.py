@@ -4,7 +4,7 @@ import json
 import subprocess
 
 from dashboards import PATHS, VALUES, load, panels
-from serving import SCRAPE_SECONDS, Serving
+from simulated_serving import SCRAPE_SECONDS, Serving
 
 LABELS = 'job="lightllm-otel",instance="node-1:9464"'
 ESTIMATED = "lightllm_gpu_operator_estimated_seconds_total"

@@ -9,7 +9,7 @@ import pytest
 from fake_host import InferReq, ModelInput, answer, make
 from other_user import ATTACKER, VICTIM, needs_root
 
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 from lightllm_otel.guard import Guard
 from lightllm_otel.records import control, layout
 from lightllm_otel.records.control import ControlPage
@@ -34,7 +34,7 @@ def build(monkeypatch, tmp_path):
         settings = Settings.from_env({"LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_DIR": str(tmp_path / "dir"),
                                       "LIGHTLLM_OTEL_RING_MIB": "1", "LIGHTLLM_OTEL_SAMPLE_EVERY": "1", **environ})  # fmt: skip
         host = make(now)
-        session = ServerSession(settings, Guard(), Ledger(), live=Ledger())
+        session = ServerSession(settings, Guard(), PatchSet(), live=PatchSet())
         hooks.hook(
             session,
             basemodel__basemodel=host.basemodel,
@@ -46,8 +46,8 @@ def build(monkeypatch, tmp_path):
 
     yield start
     for session in sessions:
-        for ledger in (session.slots_ledger, session.live, session.ledger):
-            ledger.undo()
+        for patch_set in (session.operator_patches, session.live, session.patch_set):
+            patch_set.undo()
 
 
 def test_steps_of_a_server_arrive_in_its_ring(build, tmp_path):

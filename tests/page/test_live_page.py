@@ -16,7 +16,7 @@ import pytest
 import records
 from prometheus_client import CollectorRegistry
 
-from lightllm_otel.exporter.event_stream import Feed
+from lightllm_otel.exporter.event_stream import EventStream
 from lightllm_otel.exporter.http_server import MetricsServer
 from lightllm_otel.exporter.live import Live
 from lightllm_otel.records import layout
@@ -174,23 +174,23 @@ class TestEmptyStates:
     """What there is to see before there is anything, and where something cannot be."""
 
     @pytest.fixture
-    def told(self, page):
+    def has_transfer(self, page):
         """A page, and a way to tell it what it is to show."""
-        feed = Feed()
-        server = MetricsServer(CollectorRegistry(), "127.0.0.1", free_port(), feed)
+        event_stream = EventStream()
+        server = MetricsServer(CollectorRegistry(), "127.0.0.1", free_port(), event_stream)
         page.go(f"http://{server.address}/")
         assert "Waiting for the exporter" in page.evaluate("document.querySelector('main').innerText")
         page.wait("document.body.dataset.state === 'connecting'")
 
         def tell(*steps, header=None, **facts):
             group = Group()
-            group.know(0, {**records.FACTS, **facts})
+            group.set_facts(0, {**records.FACTS, **facts})
             group.ranks[0].header = header
             live = Live(group)
             live.poll(0.0)
             if steps:
                 group.consume(0, records.cells(*steps))
-            feed.publish(json.dumps(live.data(5.0)).encode())
+            event_stream.publish(json.dumps(live.data(5.0)).encode())
             page.wait("document.body.dataset.state === 'live'")
             return page.evaluate("document.querySelector('main').innerText")
 
@@ -198,28 +198,28 @@ class TestEmptyStates:
         assert page.problems == []
         server.close()
 
-    def test_a_server_without_requests_yet(self, told):
-        assert "No steps yet. Send the server a request" in told()
+    def test_a_server_without_requests_yet(self, has_transfer):
+        assert "No steps yet. Send the server a request" in has_transfer()
 
-    def test_graphs_without_twins_have_whole_steps_and_the_reason(self, told):
-        said = told(records.step(mode=Mode.GRAPH), graphs={"state": "off", "reason": "outputs differed"})
-        assert "no instrumented twins (outputs differed)" in said
+    def test_graphs_without_twins_have_whole_steps_and_the_reason(self, has_transfer):
+        said = has_transfer(records.step(mode=Mode.GRAPH), graphs={"state": "off", "reason": "outputs differed"})
+        assert "no instrumented graphs (outputs differed)" in said
         assert "1 s\na step, all steps" in said
 
-    def test_two_ranks_of_which_no_step_was_compared(self, told):
-        assert "No step has been compared over the ranks yet" in told(records.step(), tp=2)
+    def test_two_ranks_of_which_no_step_was_compared(self, has_transfer):
+        assert "No step has been compared over the ranks yet" in has_transfer(records.step(), tp=2)
 
-    def test_ranks_on_other_hosts(self, told):
-        assert "The group spans hosts" in told(records.step(), tp=2, nodes=2)
+    def test_ranks_on_other_hosts(self, has_transfer):
+        assert "The group spans hosts" in has_transfer(records.step(), tp=2, nodes=2)
 
-    def test_prefill_alone(self, told):
-        assert "No decode step in the last hour" in told(records.step(phase=Phase.PREFILL))
+    def test_prefill_alone(self, has_transfer):
+        assert "No decode step in the last hour" in has_transfer(records.step(phase=Phase.PREFILL))
 
-    def test_a_rank_that_is_stuck_is_named_at_the_top(self, told):
+    def test_a_rank_that_is_stuck_is_named_at_the_top(self, has_transfer):
         header = np.zeros(1, layout.HEADER)[0]
         header["in_flight"], header["in_flight_since"], header["in_flight_number"] = 1, time.time() - 42, 7
-        assert "Rank 0 has been in step 7 for 42" in told(records.step(), header=header)
-        assert "Rank 0 has been in step 7 for 42" in told(header=header)
+        assert "Rank 0 has been in step 7 for 42" in has_transfer(records.step(), header=header)
+        assert "Rank 0 has been in step 7 for 42" in has_transfer(header=header)
 
 
 def test_all_of_it_can_be_had_with_the_keyboard(page, two_ranks):

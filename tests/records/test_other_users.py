@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from other_user import ATTACKER, VICTIM, as_user, needs_root
 
-from lightllm_otel.records import profile_request as errand
+from lightllm_otel.records import profile_request
 from lightllm_otel.records.control import ControlPage
 from lightllm_otel.records.folder import FileLock, group_folder, is_locked, ring_path
 from lightllm_otel.records.notes import NotesReader, NotesWriter
@@ -173,12 +173,12 @@ class TestPlantedFiles:
     def test_an_errand_of_another_user_is_not_done(self, group, kind):
         """Found: a planted errand.json made the profiler of the server write to any path."""
         wanted = b'{"path": "/etc/passwd", "seconds": 1}'
-        self.plant(group, errand.ASKED, kind)
-        (group / errand.ASKED).write_bytes(wanted)
-        assert as_user(VICTIM, errand.take, group) is None
-        (group / errand.ASKED).unlink()
-        as_user(VICTIM, errand.ask, group, {"path": "/tmp/own", "seconds": 1})
-        assert as_user(VICTIM, errand.take, group) == {"path": "/tmp/own", "seconds": 1}
+        self.plant(group, profile_request.ASKED, kind)
+        (group / profile_request.ASKED).write_bytes(wanted)
+        assert as_user(VICTIM, profile_request.take, group) is None
+        (group / profile_request.ASKED).unlink()
+        as_user(VICTIM, profile_request.ask, group, {"path": "/tmp/own", "seconds": 1})
+        assert as_user(VICTIM, profile_request.take, group) == {"path": "/tmp/own", "seconds": 1}
 
 
 class TestOwnFolders:

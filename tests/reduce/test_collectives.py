@@ -9,7 +9,7 @@ import records
 from lightllm_otel.records import layout
 from lightllm_otel.records.recording import read_recording
 from lightllm_otel.records.vocabulary import Implementation, Mode, Operator, Phase, Scope, Site
-from lightllm_otel.reduce.collectives import Collectives, Kinds, last_arrival, noise_seconds, split, sure, told
+from lightllm_otel.reduce.collectives import Collectives, Kinds, has_transfer, last_arrival, noise_seconds, split, sure
 from lightllm_otel.reduce.group import Group
 from lightllm_otel.reduce.matching import MOST_WAITING, Matched
 from lightllm_otel.tools.demo import find
@@ -22,7 +22,7 @@ LAYERS = 2
 def group_of(ranks=2, **facts):
     group = Group()
     for rank in range(ranks):
-        group.know(rank, {**records.FACTS, "tp": ranks, "rank": rank, **facts})
+        group.set_facts(rank, {**records.FACTS, "tp": ranks, "rank": rank, **facts})
     return group
 
 
@@ -219,14 +219,14 @@ def test_who_was_last_is_known_where_one_took_no_longer_than_each_other_did_at_l
     for order in itertools.permutations(range(len(seconds))):  # the order of the ranks is no reason
         matched = calls_of([[seconds[rank]] for rank in order], [[launching[rank]] for rank in order])
         assert sure(matched).tolist() == [is_sure]
-        assert told(matched).tolist() == [is_told]
+        assert has_transfer(matched).tolist() == [is_told]
 
 
 @pytest.mark.parametrize("launching", [(0, 60), (60, 0)])
 def test_of_two_equal_times_the_one_that_was_launching_may_be_the_shorter(launching):
     """It came last, or both came at once."""
     matched = calls_of([[50], [50]], [[each] for each in launching])
-    assert (sure(matched).tolist(), told(matched).tolist()) == ([True], [False])
+    assert (sure(matched).tolist(), has_transfer(matched).tolist()) == ([True], [False])
 
 
 def counted(matched, quantum=0.0):
@@ -308,10 +308,10 @@ def test_steps_of_a_rank_without_the_others_are_bounded_and_counted_as_late():
 
 def test_a_rank_that_has_not_shown_up_is_waited_for():
     group = Group()
-    group.know(0, {**records.FACTS, "tp": 2})
+    group.set_facts(0, {**records.FACTS, "tp": 2})
     deliver(group, 0, 1)
     group.settle()
-    group.know(1, {**records.FACTS, "tp": 2})
+    group.set_facts(1, {**records.FACTS, "tp": 2})
     deliver(group, 1, 1)
     group.settle()
     assert (matched(group), unmatched(group)) == (2 * LAYERS, {})
@@ -321,13 +321,13 @@ def test_steps_from_before_a_restart_are_not_compared_with_those_after_it():
     group = group_of(started=100.0)
     deliver(group, 0, 5, wall_time=150.0)
     group.restarted(1)
-    group.know(1, {**records.FACTS, "tp": 2, "started": 200.0})
+    group.set_facts(1, {**records.FACTS, "tp": 2, "started": 200.0})
     deliver(group, 1, 5, wall_time=250.0)
     deliver(group, 0, 6, wall_time=151.0)  # written by the old process, read late
     group.settle()
     assert (matched(group), unmatched(group)) == (0, {"restarted": 2})
     group.restarted(0)
-    group.know(0, {**records.FACTS, "tp": 2, "started": 201.0})
+    group.set_facts(0, {**records.FACTS, "tp": 2, "started": 201.0})
     deliver(group, 0, 5, wall_time=251.0)
     group.settle()
     assert matched(group) == 2 * LAYERS
@@ -364,7 +364,7 @@ def test_calls_that_differ_are_not_compared(field):
 def test_where_a_group_spans_hosts_the_local_minimum_is_no_transfer():
     group = Group()
     for rank in (2, 3):
-        group.know(rank, {**records.FACTS, "tp": 4, "nodes": 2})
+        group.set_facts(rank, {**records.FACTS, "tp": 4, "nodes": 2})
         deliver(group, rank, 0, seconds=0.25 * rank)
     group.settle()
     assert group.matching.scope is Scope.NODE
@@ -386,7 +386,7 @@ def test_two_real_ranks_match_in_every_step():
     recording = read_recording(find("h200-llama-tp2"))
     group = Group()
     for rank, facts in recording.facts.items():
-        group.know(rank, facts)
+        group.set_facts(rank, facts)
     for rank, cells in recording.cells.items():
         group.consume(rank, cells)
     group.settle()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import records
-from serving import Serving
+from simulated_serving import Serving
 
 from lightllm_otel.records.vocabulary import UNATTRIBUTED, Mode, Operator, Phase
 from lightllm_otel.reduce.estimate import FRESH_SECONDS

@@ -146,7 +146,7 @@ def test_an_operator_that_one_rank_lacks_is_missing():
 
 
 def graph_steps(*kinds):
-    """``t`` is a sampled step (with the twin) of 11 s, ``p`` a plain one of 10 s, ``b`` one of another batch."""
+    """``t`` is a sampled step (with the instrumented graph) of 11 s, ``p`` a plain one of 10 s, ``b`` one of another batch."""
     made = {
         "t": lambda: records.step(Phase.DECODE, Mode.GRAPH, 11.0, [(Operator.FFN, 1.0)]),
         "p": lambda: records.step(Phase.DECODE, Mode.GRAPH, 10.0),
@@ -172,13 +172,13 @@ def test_twins_are_those_that_every_rank_has():
     group = Group()
     for rank, sizes in ((0, [1, 2, 4]), (1, [1, 4])):
         group.ranks[rank].facts = {**records.FACTS, "graphs": {"state": "armed", "sizes": sizes}}
-    assert group.twins() == 2
+    assert group.instrumented_graphs() == 2
 
 
 def test_what_steps_had_to_do_is_added_up_over_all_of_them_and_all_ranks():
     group = Group()
     group.ranks[0], group.ranks[1] = group.ranks[0], group.ranks[1]
-    group.analytic.know({**records.FACTS, "tp": 2})
+    group.analytic.set_facts({**records.FACTS, "tp": 2})
     steps = [
         records.step(Phase.DECODE, Mode.GRAPH, batch=20, tokens=20, context=20 * context) for context in (500, 700)
     ]
@@ -196,7 +196,7 @@ def test_what_steps_had_to_do_is_added_up_over_all_of_them_and_all_ranks():
 
 def test_a_model_or_gpu_that_is_not_known_leaves_its_part_out():
     group = Group()
-    group.analytic.know({**records.FACTS, "gpu_name": "CPU", "config": {"model_type": "riddle"}})
+    group.analytic.set_facts({**records.FACTS, "gpu_name": "CPU", "config": {"model_type": "riddle"}})
     group.consume(0, records.cells(records.step(batch=1, tokens=1, context=9)))
     assert (dict(group.analytic.flops), group.analytic.gpu) == ({}, None)
 

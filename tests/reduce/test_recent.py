@@ -14,8 +14,8 @@ DECODE = Phase.DECODE.code * len(Mode) + Mode.EAGER.code
 @pytest.fixture
 def group():
     group = Group()
-    group.know(0, {**records.FACTS, "tp": 2})
-    group.know(1, {**records.FACTS, "tp": 2})
+    group.set_facts(0, {**records.FACTS, "tp": 2})
+    group.set_facts(1, {**records.FACTS, "tp": 2})
     return group
 
 

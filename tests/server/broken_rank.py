@@ -1,7 +1,8 @@
 """A rank whose plugin is not there, or fails, beside one that is well. Started by a .pth file where BROKEN_RANK says which.
 
-``absent``: rank 1 has none of our hooks in its model. ``capture``: it fails there when its first twin has been captured; not
-before, because what stands for a graph on the CPU runs the collectives that it captures, and the other rank would wait for them.
+``absent``: rank 1 has none of our hooks in its model. ``capture``: it fails there when its first instrumented graph has been
+captured; not before, because what stands for a graph on the CPU runs the collectives that it captures, and the other rank would
+wait for them.
 """
 
 import os
@@ -25,7 +26,7 @@ def without_plugin(module: Any) -> None:
     def attached(self: Any, model: Any) -> Any:
         if not is_broken():
             return attach(self, model)
-        self.ledger.undo()
+        self.patch_set.undo()
         self.live.undo()
         return None
 
@@ -33,15 +34,15 @@ def without_plugin(module: Any) -> None:
 
 
 def failing_capture(module: Any) -> None:
-    draw = module.Twins._draw
+    draw = module.InstrumentedGraphs._draw
 
     def drawn(self: Any, *args: Any) -> Any:
-        captured = draw(self, *args)
+        instrumented = draw(self, *args)
         if is_broken():
             raise RuntimeError("the capture fails on this rank alone")
-        return captured
+        return instrumented
 
-    module.Twins._draw = drawn
+    module.InstrumentedGraphs._draw = drawn
 
 
 if HOW == "absent":

@@ -370,7 +370,7 @@ def free_port() -> int:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test takes the server of every kind, unless it says which one it needs."""
-    chosen: pytest.Mark | None = metafunc.definition.get_closest_marker("parametrize")
+    chosen: pytest.Boundary | None = metafunc.definition.get_closest_marker("parametrize")
     if "observed" in metafunc.fixturenames and not (chosen and chosen.args[0] == "observed"):
         ids = [f"{version}-tp{tp}" for version, tp in HOSTS]
         metafunc.parametrize("observed", HOSTS, indirect=True, ids=ids, scope="session")

@@ -18,7 +18,7 @@ class HostKernels:
 
     detail = "test"
 
-    def stamp(self, cells: Any, at: int) -> None:
+    def timestamp(self, cells: Any, at: int) -> None:
         times = cells.numpy()
 
         def timestamp() -> None:
@@ -40,7 +40,7 @@ class HostKernels:
 
 
 def host_kernels(module: Any) -> None:
-    module._WAYS = (("host", lambda capacity: module.KernelStamps(HostKernels(), capacity)),)
+    module._WAYS = (("host", lambda capacity: module.KernelTimestamps(HostKernels(), capacity)),)
 
 
 def replay_the_same_on_all_ranks() -> None:

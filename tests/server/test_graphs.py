@@ -1,4 +1,5 @@
-"""The current LightLLM with its graphs on, on the CPU: its own warm-up, padding and replay, with our twins beside them."""
+"""The current LightLLM with its graphs on, on the CPU: its own warm-up, padding and replay, with our instrumented graphs beside
+them."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ def test_twins_are_armed_on_all_ranks_replayed_by_the_host_and_answer_as_its_own
     observed = observe(("new", tp), env=environment, graphs=True, set_nccl_port=True)
     assert observed.ask_all() == expected
     metrics = observed.settled()
-    assert metrics.total("lightllm_otel_graph_twins") == 2, observed.server.log_tail()
+    assert metrics.total("lightllm_otel_instrumented_graphs") == 2, observed.server.log_tail()
 
     observed.server.generate("some more steps", 12)
     metrics = observed.settled(lambda metrics: metrics.steps("decode") >= 20 * tp)
@@ -57,7 +58,7 @@ def test_where_one_rank_alone_fails_no_rank_replays_a_twin_and_the_answers_stay(
     observed = observe(("new", 2), env={**ENVIRONMENT, "BROKEN_RANK": how}, graphs=True)
     assert observed.ask_all() == expected
     metrics = observed.settled()
-    assert metrics.total("lightllm_otel_graph_twins") == 0
+    assert metrics.total("lightllm_otel_instrumented_graphs") == 0
     log = observed.server.log.read_text(errors="replace")
     assert said in log
     assert "ranks replay different graphs" not in log

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lightllm_otel.records import profile_request as errand
+from lightllm_otel.records import profile_request
 from lightllm_otel.tools import bench, cli
 from lightllm_otel.tools.benchmark.manifest import Manifest, Outcome, Plan
 from lightllm_otel.tools.kernels import NoTrace, capture
@@ -56,22 +56,22 @@ def test_capture_without_a_server_says_so(capsys, tmp_path, words):
 def test_a_rank_that_does_not_answer_is_given_up_and_the_errand_withdrawn(tmp_path):
     with pytest.raises(NoTrace, match="send it requests meanwhile"):
         capture(tmp_path, tmp_path / "trace.json", 0.1, 0.2)
-    assert not (tmp_path / errand.ASKED).exists()
+    assert not (tmp_path / profile_request.ASKED).exists()
 
 
 def test_what_the_rank_says_of_its_failure_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "lightllm_otel.tools.kernels.errand.ask",
-        lambda folder, asked: errand.answer(folder, {"ok": False, "text": "no room"}),
+        "lightllm_otel.tools.kernels.profile_request.ask",
+        lambda folder, asked: profile_request.answer(folder, {"ok": False, "text": "no room"}),
     )
     with pytest.raises(NoTrace, match="the server could not: no room"):
         capture(tmp_path, tmp_path / "trace.json", 0.1, 1.0)
 
 
 def test_an_errand_is_taken_once(tmp_path):
-    errand.ask(tmp_path, {"path": "/x", "seconds": 1})
-    assert errand.take(tmp_path) == {"path": "/x", "seconds": 1}
-    assert errand.take(tmp_path) is None
+    profile_request.ask(tmp_path, {"path": "/x", "seconds": 1})
+    assert profile_request.take(tmp_path) == {"path": "/x", "seconds": 1}
+    assert profile_request.take(tmp_path) is None
 
 
 class TestProgress:

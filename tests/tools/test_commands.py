@@ -320,7 +320,7 @@ def test_doctor_says_that_a_receiver_takes_nothing(serving, hooked, monkeypatch,
     exporter, ring = serving
     ring.describe(records.FACTS)
     monkeypatch.setattr(doctor_module, "is_locked", lambda path: True)
-    exporter._collector.outbound.errors[Signal.METRICS] = 3
+    exporter._collector.otlp_sender.errors[Signal.METRICS] = 3
     assert cli.main(["doctor", "--json"]) == 1
     (what,) = [what for _, about, what in findings(capsys) if about == "otlp"]
     assert what.startswith("3 batches did not arrive")

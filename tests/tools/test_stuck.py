@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from lightllm_otel.records import progress as reached
-from lightllm_otel.records.progress import Reached
+from lightllm_otel.records import progress
+from lightllm_otel.records.progress import Progress
 from lightllm_otel.records.vocabulary import Operator
 from lightllm_otel.records.writer import RingWriter
 from lightllm_otel.tools import cli
@@ -21,26 +21,26 @@ from lightllm_otel.tools.stuck import Position, judge
 PATIENCE = 10.0
 
 
-LAUNCHED = Reached(0, everything=True)
+LAUNCHED = Progress(0, everything=True)
 
 
-def position(rank, number=7, on_gpu=60.0, alive=True, state="S", reached=None):
-    return Position(rank, alive, state, number, "decode", on_gpu, 1.0, reached)
+def position(rank, number=7, on_gpu=60.0, alive=True, state="S", progress=None):
+    return Position(rank, alive, state, number, "decode", on_gpu, 1.0, progress)
 
 
-def words(number, marks, operator=Operator.GAP, layer=-1):
+def words(number, boundaries, operator=Operator.GAP, layer=-1):
     """What is in the header; ``marks``: None is everything."""
-    found = [0] * reached.WORDS
-    reached.begin(found, number)
-    if marks is None:
-        reached.launched(found)
+    found = [0] * progress.WORDS
+    progress.begin(found, number)
+    if boundaries is None:
+        progress.launched(found)
     else:
-        found[reached.MARKS], found[reached.PLACE] = marks, reached.place(operator, layer)
+        found[progress.BOUNDARIES], found[progress.PLACE] = boundaries, progress.place(operator, layer)
     return found
 
 
-def at(marks):
-    return Reached(marks, "ffn", 3)
+def at(boundaries):
+    return Progress(boundaries, "ffn", 3)
 
 
 @pytest.mark.parametrize(
@@ -56,11 +56,11 @@ def at(marks):
         ([position(0), position(1, alive=False)], True, (1,), "rank 1 is gone"),
         ([position(0), position(1)], True, (), "cannot tell"),
         ([position(0)], True, (0,), "does not go on"),
-        ([position(0, reached=LAUNCHED), position(1, reached=at(9))], True, (), "rank 1 is still launching"),
-        ([position(0, reached=LAUNCHED), position(1, reached=LAUNCHED)], True, (), "or a link that is down"),
-        ([position(0, reached=LAUNCHED), position(1)], True, (), "cannot tell"),
-        ([position(0, reached=at(9)), position(1, reached=at(8))], True, (), "rank 1 has launched the least"),
-        ([position(0, reached=at(9)), position(1, reached=at(9))], True, (), "dmesg a lost one)"),
+        ([position(0, progress=LAUNCHED), position(1, progress=at(9))], True, (), "rank 1 is still launching"),
+        ([position(0, progress=LAUNCHED), position(1, progress=LAUNCHED)], True, (), "or a link that is down"),
+        ([position(0, progress=LAUNCHED), position(1)], True, (), "cannot tell"),
+        ([position(0, progress=at(9)), position(1, progress=at(8))], True, (), "rank 1 has launched the least"),
+        ([position(0, progress=at(9)), position(1, progress=at(9))], True, (), "dmesg a lost one)"),
     ],
 )
 def test_who_is_behind(positions, stuck, ranks, word):
@@ -75,7 +75,7 @@ from lightllm_otel.records.writer import RingWriter
 ring = RingWriter(pathlib.Path(sys.argv[1]), 1)
 ring.enter(int(sys.argv[2]), 1, time.time() - 60)
 for at, word in enumerate(sys.argv[3:]):
-    ring.reached[at] = int(word)
+    ring.progress[at] = int(word)
 print("there", flush=True)
 time.sleep(120)
 """
@@ -138,13 +138,18 @@ def test_the_operator_that_a_host_has_launched_last_is_shown(start, capsys):
     assert re.search(r"rank 1: in decode step 7 for 6\d\.\d s, launched up to o_proj of layer 3; last sign", out)
     assert "→ rank 1 is still launching the step" in out
     (server,) = json.loads(asked(capsys, "--json")[1])
-    assert server["positions"][1]["reached"] == {"marks": 31, "operator": "o_proj", "layer": 3, "everything": False}
+    assert server["positions"][1]["progress"] == {
+        "boundaries": 31,
+        "operator": "o_proj",
+        "layer": 3,
+        "everything": False,
+    }
 
 
 def test_what_an_earlier_step_has_reached_is_not_taken_for_this_ones(start, capsys):
     start(7, 7, words=(words(6, None), words(6, 0)))
     (server,) = json.loads(asked(capsys, "--json")[1])
-    assert [each["reached"] for each in server["positions"]] == [None, None]
+    assert [each["progress"] for each in server["positions"]] == [None, None]
 
 
 def test_how_long_is_too_long_can_be_said(start, capsys):

@@ -4,7 +4,7 @@ import ctypes
 
 import pytest
 
-from lightllm_otel.worker.gpu.boundary_recorder import CaptureMarking
+from lightllm_otel.worker.gpu.boundary_recorder import CaptureRecorder
 from lightllm_otel.worker.gpu.programmatic_edges import ProgrammaticEdges
 
 STREAM, GRAPH = 0x51, 0xABCDEF0123
@@ -53,25 +53,25 @@ def test_a_driver_before_cuda_12_3_is_refused_once():
         ProgrammaticEdges(object())
 
 
-class Stamps:
+class Timestamps:
     capacity = 8
 
-    def stamp(self, at, chained):
+    def timestamp(self, at, chained):
         pass
 
 
 def test_each_interval_of_a_capture_knows_its_own():
     counts = iter([0, 2, 2, 3])
-    marking = CaptureMarking(Stamps(), True, lambda: next(counts))
+    recorder = CaptureRecorder(Timestamps(), True, lambda: next(counts))
     for code in range(4):
-        marking.mark(code)
-    assert marking.programmatic() == (2, 0, 1)
+        recorder.record(code)
+    assert recorder.programmatic() == (2, 0, 1)
 
 
 def test_one_count_that_failed_leaves_all_intervals_unknown():
     counts = iter([0, -1, 2])
-    marking = CaptureMarking(Stamps(), True, lambda: next(counts))
+    recorder = CaptureRecorder(Timestamps(), True, lambda: next(counts))
     for code in range(3):
-        marking.mark(code)
-    assert marking.programmatic() == ()
-    assert CaptureMarking(Stamps()).programmatic() == ()
+        recorder.record(code)
+    assert recorder.programmatic() == ()
+    assert CaptureRecorder(Timestamps()).programmatic() == ()

@@ -8,13 +8,13 @@ from fake_gpu import Gpu, Tensor
 from lightllm_otel.records import layout
 from lightllm_otel.records.vocabulary import Operator, Phase, Site
 from lightllm_otel.records.writer import RingWriter
-from lightllm_otel.worker.gpu.boundaries import Mark, Marks
-from lightllm_otel.worker.gpu.boundary_recorder import EagerMarking
+from lightllm_otel.worker.gpu.boundaries import Boundary, BoundaryCodes
+from lightllm_otel.worker.gpu.boundary_recorder import EagerRecorder
 from lightllm_otel.worker.gpu.calibration import (
     PAIRS,
     Calibration,
     calibrate,
-    cost_of_stamps,
+    cost_of_timestamps,
     cost_on_branches,
     quantum_of,
     saving_of_edges,
@@ -22,7 +22,7 @@ from lightllm_otel.worker.gpu.calibration import (
 from lightllm_otel.worker.gpu.clock import HostClock
 from lightllm_otel.worker.gpu.handles import Pool
 from lightllm_otel.worker.gpu.step import Step, Work
-from lightllm_otel.worker.gpu.step_reader import Harvest, without_cost
+from lightllm_otel.worker.gpu.step_reader import StepReader, without_cost
 from lightllm_otel.worker.gpu.timer import Timer
 from lightllm_otel.worker.gpu.timestamp_kernels import KEPT, Overwritten, slot_intervals
 from lightllm_otel.worker.sampling import Sampling
@@ -58,10 +58,10 @@ def test_all_ranks_decide_alike():
 
 
 def test_pieces_of_an_operator_are_one_row_and_gaps_are_one_row():
-    marks = Marks()
-    gap, head = marks.code(Mark(Operator.GAP)), marks.code(Mark(Operator.LM_HEAD))
-    gather = marks.collective(Operator.ALL_GATHER, head)
-    shape = marks.shape([gap, marks.part(head), gather, head, gap])
+    boundary_codes = BoundaryCodes()
+    gap, head = boundary_codes.code(Boundary(Operator.GAP)), boundary_codes.code(Boundary(Operator.LM_HEAD))
+    gather = boundary_codes.collective(Operator.ALL_GATHER, head)
+    shape = boundary_codes.shape([gap, boundary_codes.part(head), gather, head, gap])
     assert shape.template["operator"].tolist() == [
         op.code for op in (Operator.GAP, Operator.ALL_GATHER, Operator.LM_HEAD)
     ]
@@ -70,30 +70,30 @@ def test_pieces_of_an_operator_are_one_row_and_gaps_are_one_row():
 
 
 def test_a_step_that_ends_inside_an_operator_keeps_what_it_had():
-    marks = Marks()
-    head = marks.code(Mark(Operator.LM_HEAD))
-    shape = marks.shape([marks.part(head)])
+    boundary_codes = BoundaryCodes()
+    head = boundary_codes.code(Boundary(Operator.LM_HEAD))
+    shape = boundary_codes.shape([boundary_codes.part(head)])
     assert shape.template["operator"].tolist() == [Operator.LM_HEAD.code]
 
 
 def test_shapes_are_kept_but_not_without_bound():
-    marks = Marks()
-    codes = [marks.code(Mark(Operator.FFN, layer)) for layer in range(200)]
-    first = marks.shape(codes[:2])
-    assert marks.shape(codes[:2]) is first
+    boundary_codes = BoundaryCodes()
+    codes = [boundary_codes.code(Boundary(Operator.FFN, layer)) for layer in range(200)]
+    first = boundary_codes.shape(codes[:2])
+    assert boundary_codes.shape(codes[:2]) is first
     for length in range(3, 180):
-        marks.shape(codes[:length])
-    assert len(marks._shapes) <= Marks._KEPT
+        boundary_codes.shape(codes[:length])
+    assert len(boundary_codes._shapes) <= BoundaryCodes._KEPT
 
 
 def sampled_step(clock, now, durations, starved):
     """A step of consecutive calls of ffn, one in each layer, and its harvest."""
     step = Step(7, Work(Phase.DECODE, 2, 2, 100), clock.handles(2), None, 5.0)
-    marks = Marks()
-    gap = marks.code(Mark(Operator.GAP))
+    boundary_codes = BoundaryCodes()
+    gap = boundary_codes.code(Boundary(Operator.GAP))
     clock.record(step.ends[0], None)
     step.closed = True
-    step.marking = EagerMarking(
+    step.recorder = EagerRecorder(
         clock,
         step.ends[0],
         gap,
@@ -102,19 +102,19 @@ def sampled_step(clock, now, durations, starved):
         False,
         lambda: now[0],
         [0, 0, 0],
-        marks.reaches,
+        boundary_codes.reaches,
         0,
     )
     for at, duration in enumerate(durations, 1):
         now[0] += duration
-        code = marks.code(Mark(Operator.FFN, at))
+        code = boundary_codes.code(Boundary(Operator.FFN, at))
         if at == len(durations):
-            step.marking.end(code, step.ends[1])
+            step.recorder.end(code, step.ends[1])
             clock.record(step.ends[1], None)
         else:
-            step.marking.mark(code)
-    step.marking.before[1:] = starved
-    return step, Harvest(clock, marks, marks.code(Mark(Operator.GAP, -2)), gap)
+            step.recorder.record(code)
+    step.recorder.before[1:] = starved
+    return step, StepReader(clock, boundary_codes, boundary_codes.code(Boundary(Operator.GAP, -2)), gap)
 
 
 def unpacked(step):
@@ -123,9 +123,9 @@ def unpacked(step):
 
 def test_the_cost_of_boundaries_is_subtracted_and_accounted_for():
     now = [0.0]
-    step, harvest = sampled_step(fakes.ManualClock(now), now, [8.0, 4.0, 2.0], [False, False, False])
-    harvest.calibration = Calibration(boundary_cost=0.5)
-    packed, intervals = harvest(step, None, True)
+    step, step_reader = sampled_step(fakes.ManualClock(now), now, [8.0, 4.0, 2.0], [False, False, False])
+    step_reader.calibration = Calibration(boundary_cost=0.5)
+    packed, intervals = step_reader(step, None, True)
     record = unpacked(packed)
     assert intervals["seconds"].tolist() == [7.5, 3.5, 1.5]
     assert record["overhead_seconds"] == 1.5
@@ -144,7 +144,7 @@ def test_a_stamp_on_the_chain_has_a_cost_of_its_own_from_where_they_begin():
 
 
 def pairs_of(cost, spread, count=100):
-    """Replays of 10 ms without and with ``count`` stamps that cost ``cost`` seconds each, give or take ``spread``."""
+    """Replays of 10 ms without and with ``count`` timestamps that cost ``cost`` seconds each, give or take ``spread``."""
     about = np.linspace(-spread, spread, PAIRS - 1)
     return np.array([(0.0, 1.0), *((0.01, 0.01 + count * (cost + off)) for off in about)])
 
@@ -155,13 +155,15 @@ def pairs_of(cost, spread, count=100):
      (0.1e-6, 0.5e-6, None), (6e-6, 0.1e-6, None), (-1e-6, 0.1e-6, 0.0)],
 )  # fmt: skip
 def test_what_a_stamp_costs_is_learned_where_pairs_agree_on_it(cost, spread, learned):
-    assert cost_of_stamps(pairs_of(cost, spread), 100) == (pytest.approx(learned, abs=1e-12) if learned else learned)
+    assert cost_of_timestamps(pairs_of(cost, spread), 100) == (
+        pytest.approx(learned, abs=1e-12) if learned else learned
+    )
 
 
 def test_a_pair_that_could_not_be_timed_leaves_the_cost_unknown():
     pairs = pairs_of(1.2e-6, 0.1e-6)
     pairs[3, 1] = np.nan
-    assert cost_of_stamps(pairs, 100) is None
+    assert cost_of_timestamps(pairs, 100) is None
 
 
 def test_what_kernels_save_behind_programmatic_dependencies_is_given_back_to_their_intervals():
@@ -187,33 +189,33 @@ def test_what_a_programmatic_dependency_saves_is_what_the_cost_of_stamps_does_no
 
 def test_a_stamp_on_a_branch_is_timed_between_kernels_without_dependencies():
     gpu = Gpu()
-    stamps, graphs = fakes.FakeStamps(gpu, cost=2**-20), fakes.FakeGraphs(gpu)
-    assert cost_on_branches(stamps, graphs, Tensor(4, 8)) == 2**-20
-    assert stamps.joined == 2  # a capture that ends with a loose branch fails
+    timestamps, graphs = fakes.FakeTimestamps(gpu, cost=2**-20), fakes.FakeGraphs(gpu)
+    assert cost_on_branches(timestamps, graphs, Tensor(4, 8)) == 2**-20
+    assert timestamps.joined == 2  # a capture that ends with a loose branch fails
 
 
 def test_a_stamp_on_a_branch_has_no_known_cost_while_another_process_uses_the_gpu(monkeypatch):
     gpu = Gpu()
-    stamps, graphs = fakes.FakeStamps(gpu, cost=2**-20), fakes.FakeGraphs(gpu)
+    timestamps, graphs = fakes.FakeTimestamps(gpu, cost=2**-20), fakes.FakeGraphs(gpu)
     undisturbed = graphs.seconds
     slow = iter(np.tile([0.0, 0.0, 0.0, 20e-6], PAIRS))
     monkeypatch.setattr(graphs, "seconds", lambda graph: undisturbed(graph) + next(slow))
-    assert cost_on_branches(stamps, graphs, Tensor(4, 8)) is None
+    assert cost_on_branches(timestamps, graphs, Tensor(4, 8)) is None
 
 
 def test_nothing_is_subtracted_where_the_gpu_waited_for_the_host():
     now = [0.0]
-    step, harvest = sampled_step(fakes.ManualClock(now), now, [8.0, 4.0], [True, False])
-    harvest.calibration = Calibration(boundary_cost=0.5)
-    _record, intervals = harvest(step, None, True)
+    step, step_reader = sampled_step(fakes.ManualClock(now), now, [8.0, 4.0], [True, False])
+    step_reader.calibration = Calibration(boundary_cost=0.5)
+    _record, intervals = step_reader(step, None, True)
     assert intervals["seconds"].tolist() == [8.0, 3.5]
     assert (intervals["flags"] & layout.STARVED).tolist() == [layout.STARVED, 0]
 
 
 def test_where_the_gpu_waited_for_the_host_the_record_says_how_long_that_was_launching():
     now = [0.0]
-    step, harvest = sampled_step(fakes.ManualClock(now), now, [40e-6, 20e-6, 500e-6], [True, False, True])
-    _record, intervals = harvest(step, None, True)
+    step, step_reader = sampled_step(fakes.ManualClock(now), now, [40e-6, 20e-6, 500e-6], [True, False, True])
+    _record, intervals = step_reader(step, None, True)
     first, second, third = layout.launching_seconds(intervals["flags"], np.nan)
     assert 40e-6 <= first < 40e-6 * 1.1
     assert second == 0.0
@@ -231,8 +233,8 @@ def test_launching_ends_before_the_boundary_is_recorded():
         now[0] += 1e-3
 
     clock.record = slow
-    step, harvest = sampled_step(clock, now, [40e-6, 20e-6], [True, True])
-    _record, intervals = harvest(step, None, True)
+    step, step_reader = sampled_step(clock, now, [40e-6, 20e-6], [True, True])
+    _record, intervals = step_reader(step, None, True)
     first, second = layout.launching_seconds(intervals["flags"], np.nan)
     assert 40e-6 <= first < 50e-6
     assert 1.02e-3 <= second < 1.2e-3
@@ -240,19 +242,25 @@ def test_launching_ends_before_the_boundary_is_recorded():
 
 def test_pieces_of_an_operator_add_up_what_launching_took():
     now = [0.0]
-    clock, marks = fakes.ManualClock(now), Marks()
-    gap, part = marks.code(Mark(Operator.GAP)), marks.code(Mark(Operator.FFN, 0))
+    clock, boundary_codes = fakes.ManualClock(now), BoundaryCodes()
+    gap, part = boundary_codes.code(Boundary(Operator.GAP)), boundary_codes.code(Boundary(Operator.FFN, 0))
     step = Step(7, Work(Phase.DECODE, 2, 2, 100), clock.handles(2), None, 5.0)
     clock.record(step.ends[0], None)
     step.closed = True
-    step.marking = EagerMarking(
-        clock, step.ends[0], gap, clock.handles(4), None, False, lambda: now[0], [0, 0, 0], marks.reaches, 0
+    step.recorder = EagerRecorder(
+        clock, step.ends[0], gap, clock.handles(4), None, False, lambda: now[0], [0, 0, 0], boundary_codes.reaches, 0
     )
-    for seconds, code in ((30e-6, marks.part(part)), (8e-6, marks.code(Mark(Operator.ALL_REDUCE, 0))), (34e-6, part)):
+    for seconds, code in (
+        (30e-6, boundary_codes.part(part)),
+        (8e-6, boundary_codes.code(Boundary(Operator.ALL_REDUCE, 0))),
+        (34e-6, part),
+    ):
         now[0] += seconds
-        step.marking.mark(code)
-    step.marking.before[1:] = [True, False, True]
-    _record, intervals = Harvest(clock, marks, marks.code(Mark(Operator.GAP, -2)), gap)(step, None, True)
+        step.recorder.record(code)
+    step.recorder.before[1:] = [True, False, True]
+    _record, intervals = StepReader(clock, boundary_codes, boundary_codes.code(Boundary(Operator.GAP, -2)), gap)(
+        step, None, True
+    )
     launching = dict(zip(intervals["operator"].tolist(), layout.launching_seconds(intervals["flags"], np.nan)))
     assert 64e-6 <= launching[Operator.FFN.code] < 64e-6 * 1.1
     assert launching[Operator.ALL_REDUCE.code] == 0.0
@@ -273,9 +281,9 @@ def test_a_launching_time_beyond_what_the_bits_hold_is_no_bound_and_none_is_unkn
 
 def test_no_interval_is_negative_and_the_operator_is_right_all_the_same():
     now = [0.0]
-    step, harvest = sampled_step(fakes.ManualClock(now), now, [0.25, 4.25], [False, False])
-    harvest.calibration = Calibration(boundary_cost=0.5)
-    packed, intervals = harvest(step, None, True)
+    step, step_reader = sampled_step(fakes.ManualClock(now), now, [0.25, 4.25], [False, False])
+    step_reader.calibration = Calibration(boundary_cost=0.5)
+    packed, intervals = step_reader(step, None, True)
     assert intervals["seconds"].tolist() == [0.0, 3.5]  # together 4.5 less two boundaries
     assert unpacked(packed)["overhead_seconds"] == 1.0
 
@@ -284,9 +292,9 @@ def test_the_subtraction_is_unbiased_whatever_the_timers_quantum_is():
     """True durations of some microseconds, a boundary's cost of 0.7, a timer that steps by 1.024 (as on the A40)."""
     random = np.random.default_rng(1)
     true, cost, quantum = random.uniform(0.1e-6, 9e-6, 4000), 0.7e-6, 1.024e-6
-    marks = Marks()
-    codes = [marks.code(Mark(Operator.FFN, layer)) for layer in range(32)]
-    shape = marks.shape(codes)
+    boundary_codes = BoundaryCodes()
+    codes = [boundary_codes.code(Boundary(Operator.FFN, layer)) for layer in range(32)]
+    shape = boundary_codes.shape(codes)
     for step in (32e-9, quantum):
         ends = np.concatenate(([0.0], np.cumsum(true + cost))) + random.uniform(0, step)
         read = np.diff(ends - ends % step)
@@ -297,9 +305,9 @@ def test_the_subtraction_is_unbiased_whatever_the_timers_quantum_is():
 
 def test_a_large_payload_does_not_overflow():
     now = [0.0]
-    step, harvest = sampled_step(fakes.ManualClock(now), now, [1.0], [False])
-    step.marking.payloads.append((1, 2**40))
-    _, intervals = harvest(step, None, True)
+    step, step_reader = sampled_step(fakes.ManualClock(now), now, [1.0], [False])
+    step.recorder.payloads.append((1, 2**40))
+    _, intervals = step_reader(step, None, True)
     assert intervals["payload_bytes"].tolist() == [2**32 - 1]
 
 
@@ -308,7 +316,7 @@ def test_a_slot_that_a_later_replay_took_is_not_read_as_the_earlier_one():
     assert slot_intervals(slot, 11, 3).tolist() == pytest.approx([2e-6, 5e-7])
     with pytest.raises(Overwritten):
         slot_intervals(slot, 11 - KEPT, 3)
-    with pytest.raises(RuntimeError, match="left no stamps"):
+    with pytest.raises(RuntimeError, match="left no timestamps"):
         slot_intervals(slot, 11 + KEPT, 3)
 
 

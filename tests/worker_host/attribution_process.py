@@ -24,11 +24,11 @@ warnings.simplefilter("ignore")
 import torch  # noqa: E402
 from layer_stubs import LOG, InferState, Memory, Tensor, Weights, allocated, config, kernel  # noqa: E402
 
-from lightllm_otel.contracts.patch_set import Ledger  # noqa: E402
+from lightllm_otel.contracts.patch_set import PatchSet  # noqa: E402
 from lightllm_otel.guard import Guard  # noqa: E402
 from lightllm_otel.records.vocabulary import Implementation, Site  # noqa: E402
 from lightllm_otel.worker.gpu.boundaries import unpack  # noqa: E402
-from lightllm_otel.worker.gpu.boundary_recorder import Marking  # noqa: E402
+from lightllm_otel.worker.gpu.boundary_recorder import BoundaryRecorder  # noqa: E402
 from lightllm_otel.worker.gpu.clock import HostClock  # noqa: E402
 from lightllm_otel.worker.gpu.timer import Timer  # noqa: E402
 from lightllm_otel.worker.host import operators  # noqa: E402
@@ -86,14 +86,14 @@ class Arguments(types.SimpleNamespace):
         return False
 
 
-class Recorder(Marking):
+class Recorder(BoundaryRecorder):
     """Boundaries as the hooks take them, without a clock."""
 
     def __init__(self, timer, pairs=False):
         super().__init__(4096, pairs)
         self.codes.append(timer.gap)
 
-    def mark(self, code):
+    def record(self, code):
         self.codes.append(code)
 
 
@@ -260,13 +260,13 @@ def attribution(model, group_class, group):
     """operator → names of what was called in it, in prefill and decode of this model, and what doctor would say."""
     from lightllm.common.basemodel.basemodel import TpPartBaseModel
 
-    timer, ledger, guard = Timer(HostClock(), types.SimpleNamespace(fits=4096)), Ledger(), Guard(strict=True)
-    found = operators.install(model, timer, ledger, guard)
+    timer, patch_set, guard = Timer(HostClock(), types.SimpleNamespace(fits=4096)), PatchSet(), Guard(strict=True)
+    found = operators.install(model, timer, patch_set, guard)
     transport = operators.Transport(lambda: "nccl")
-    operators.install_collectives(torch.distributed, TORCH_LEAVES, timer, ledger, guard, transport)
+    operators.install_collectives(torch.distributed, TORCH_LEAVES, timer, patch_set, guard, transport)
     if group_class is not None:
-        operators.install_collectives(group_class, GROUP_LEAVES, timer, ledger, guard, transport)
-        operators.install_providers(group, timer, ledger, guard, transport)
+        operators.install_collectives(group_class, GROUP_LEAVES, timer, patch_set, guard, transport)
+        operators.install_providers(group, timer, patch_set, guard, transport)
     fell, boundaries, moved = {}, {}, set()
     for forward in ("_context_forward", "_token_forward"):
         host = getattr(TpPartBaseModel, forward)
@@ -275,22 +275,22 @@ def attribution(model, group_class, group):
         given = [model, Tensor(), state] if len(inspect.signature(host).parameters) > 2 else [model, state]
         # 0.0.1 synchronises between the operators of a prefill.
         pairs = forward == "_context_forward" and not hasattr(model.layers_infer[0], "tp_world_size_")
-        marking = Recorder(timer, pairs)
-        LOG.calls, LOG.boundaries = [], lambda marking=marking: len(marking.codes)
-        timer.armed = marking
+        recorder = Recorder(timer, pairs)
+        LOG.calls, LOG.boundaries = [], lambda recorder=recorder: len(recorder.codes)
+        timer.armed = recorder
         try:
             host(*given)
         finally:
             timer.armed = None
-        marking.mark(timer.gap)
-        boundaries[forward] = len(marking.codes)
-        for at, packed in marking.payloads:
+        recorder.record(timer.gap)
+        boundaries[forward] = len(recorder.codes)
+        for at, packed in recorder.payloads:
             payload, how = unpack(packed)
             assert payload > 0
-            moved.add(f"{named(timer, marking.codes[at])} {Implementation.of(how)}")
+            moved.add(f"{named(timer, recorder.codes[at])} {Implementation.of(how)}")
         for name, at in LOG.calls:
-            fell.setdefault(named(timer, marking.codes[at]), set()).add(name)
-    ledger.undo()
+            fell.setdefault(named(timer, recorder.codes[at]), set()).add(name)
+    patch_set.undo()
     return {
         "operators": {operator: sorted(names) for operator, names in fell.items()},
         "layers": found.layers, "boundaries": boundaries, "moved": sorted(moved),
@@ -299,8 +299,12 @@ def attribution(model, group_class, group):
 
 
 def named(timer, code):
-    mark = timer.marks.mark(code)
-    return f"{mark.operator.value} {mark.site.value}" if mark.site is not Site.NONE else mark.operator.value
+    boundary = timer.boundary_codes.boundary(code)
+    return (
+        f"{boundary.operator.value} {boundary.site.value}"
+        if boundary.site is not Site.NONE
+        else boundary.operator.value
+    )
 
 
 def main():

@@ -3,7 +3,8 @@
     python process_rank.py RANK RANKS PORT EVERY FAILURE
 
 Its custom all_reduce asks all peers, over gloo, which collective of which graph they are in. Prints what it answered,
-which steps replayed twins, and the state of its twins, as JSON; a difference between ranks ends it with an exception.
+which steps replayed instrumented graphs, and the state of its instrumented graphs, as JSON; a difference between ranks ends it
+with an exception.
 """
 
 from __future__ import annotations
@@ -59,9 +60,13 @@ def main():
             except RuntimeError:
                 model.broken = False
         answers.append(step(rpc, value) == fake_host.answer(ModelInput(1, 8, False, value=value)))
-    twins = [id(graph) not in plain for graph in host.gpu.replayed]
+    instrumented_graphs = [id(graph) not in plain for graph in host.gpu.replayed]
     dist.barrier()
-    report = {"right": all(answers), "twins": twins, "state": session.twins.state if session else "absent"}
+    report = {
+        "right": all(answers),
+        "twins": instrumented_graphs,
+        "state": session.instrumented_graphs.state if session else "absent",
+    }
     print(json.dumps(report), flush=True)
     os._exit(0)  # gloo's threads do not always end well
 

@@ -1,4 +1,5 @@
-"""All ranks replay the same graph, or none has a twin: each rank fails alone, at each point, and the others must follow."""
+"""All ranks replay the same graph, or none has an instrumented graph: each rank fails alone, at each point, and the others must
+follow."""
 
 import itertools
 import threading
@@ -38,12 +39,12 @@ def right(value=0, batch=1):
 
 
 def assert_serves(server, steps=12):
-    """Every rank answers, and no all_reduce met another one; returns which steps replayed twins."""
+    """Every rank answers, and no all_reduce met another one; returns which steps replayed instrumented graphs."""
     chosen = []
     for value in range(steps):
         answers = server.ask(value=value)
         assert answers == dict.fromkeys(range(server.ranks), right(value))
-        replayed = {rank: server.twins_replayed(rank) for rank in range(server.ranks)}
+        replayed = {rank: server.instrumented_replays(rank) for rank in range(server.ranks)}
         assert len(set(map(tuple, replayed.values()))) == 1, replayed
         chosen += replayed[0]
     return chosen
@@ -54,7 +55,7 @@ def test_ranks_that_agree_replay_twins_on_the_same_steps(serve, count):
     server = serve(ranks=count, every=3)
     chosen = assert_serves(server, 30)
     assert 3 < sum(chosen) < 20
-    assert {session.twins.state for session in server.sessions.values()} == {"armed"}
+    assert {session.instrumented_graphs.state for session in server.sessions.values()} == {"armed"}
 
 
 def test_the_fake_all_reduce_breaks_when_one_rank_replays_a_twin_alone(serve):
@@ -68,16 +69,16 @@ def raises(*args, **kwargs):
     raise RuntimeError("of our own")
 
 
-def no_stamps(session):
-    session.twins._choose_stamps = lambda capacity: None
+def no_timestamps(session):
+    session.instrumented_graphs._choose_timestamps = lambda capacity: None
 
 
-def stamps_raise(session):
-    session.twins._choose_stamps = raises
+def timestamps_raise(session):
+    session.instrumented_graphs._choose_timestamps = raises
 
 
 def no_ballot(session):
-    session.twins._make_ballot = raises
+    session.instrumented_graphs._make_ballot = raises
 
 
 def little_memory(session):
@@ -101,8 +102,8 @@ def second_capture_fails(session):
     session.graphs.capture = sometimes
 
 
-def stamp_fails(session):
-    session.stamps.stamp = raises
+def timestamp_fails(session):
+    session.timestamps.timestamp = raises
 
 
 def outputs_differ(session):
@@ -121,16 +122,16 @@ def calibrating_fails(session):
     session.graphs.wait = raises
 
 
-def stamps_cannot_be_read(session):
-    intervals, seen = session.stamps.intervals, []
+def timestamps_cannot_be_read(session):
+    intervals, seen = session.timestamps.intervals, []
 
     def only_those_of_the_calibration(replay, count):
         seen.append(replay)
         if len(seen) > 6:
-            raise RuntimeError("no stamps in the slot")
+            raise RuntimeError("no timestamps in the slot")
         return intervals(replay, count)
 
-    session.stamps.intervals = only_those_of_the_calibration
+    session.timestamps.intervals = only_those_of_the_calibration
 
 
 def nth(name, which):
@@ -152,8 +153,9 @@ def nth(name, which):
 
 BEFORE_ARMING = [
     *(nth(name, which) for name in ("spoil", "copy_of") for which in (1, 2, 3, 4, 6)),
-    stamps_cannot_be_read,
-    no_stamps, stamps_raise, no_ballot, little_memory, capture_fails, second_capture_fails, stamp_fails, outputs_differ,
+    timestamps_cannot_be_read,
+    no_timestamps, timestamps_raise, no_ballot, little_memory, capture_fails, second_capture_fails,
+    timestamp_fails, outputs_differ,
     comparing_fails, copying_fails, calibrating_fails,
 ]  # fmt: skip
 
@@ -166,7 +168,7 @@ def test_a_rank_that_fails_alone_while_starting_takes_twins_from_all(serve, fail
             failure(session)
 
     server = serve(every=1, prepare=prepare)
-    assert {session.twins.state for session in server.sessions.values()} == {"refused"}
+    assert {session.instrumented_graphs.state for session in server.sessions.values()} == {"refused"}
     assert not any(assert_serves(server))
 
 
@@ -178,7 +180,7 @@ def test_a_rank_that_cannot_time_a_replay_replays_as_often_as_the_others(serve, 
             nth("seconds", which)(session)
 
     server = serve(every=1, prepare=prepare)
-    assert len({session.twins.state for session in server.sessions.values()}) == 1
+    assert len({session.instrumented_graphs.state for session in server.sessions.values()}) == 1
     assert len(set(assert_serves(server))) == 1
     assert server.sessions[rank].guard.errors[Stage.PATCH.code] >= 1
 
@@ -187,7 +189,7 @@ def test_a_rank_that_cannot_time_a_replay_replays_as_often_as_the_others(serve, 
 def test_a_rank_without_the_plugin_takes_twins_from_all(serve, rank):
     server = serve(every=1, absent=(rank,))
     (session,) = server.sessions.values()
-    assert session.twins.state == "refused"
+    assert session.instrumented_graphs.state == "refused"
     assert not any(assert_serves(server))
 
 
@@ -196,13 +198,13 @@ def test_a_rank_without_the_plugin_takes_twins_from_all(serve, rank):
                                        {"LIGHTLLM_OTEL_GRAPHS": "force"}])  # fmt: skip
 def test_ranks_with_different_settings_have_no_twins(serve, differing):
     server = serve(every=1, environ=lambda rank: differing if rank else {})
-    assert {session.twins.state for session in server.sessions.values()} == {"refused"}
+    assert {session.instrumented_graphs.state for session in server.sessions.values()} == {"refused"}
     assert not any(assert_serves(server))
 
 
 def test_a_rank_that_wants_none_takes_twins_from_all(serve):
     server = serve(every=1, environ=lambda rank: {"LIGHTLLM_OTEL_GRAPHS": "off"} if rank else {})
-    assert {session.twins.state for session in server.sessions.values()} == {"refused", "off"}
+    assert {session.instrumented_graphs.state for session in server.sessions.values()} == {"refused", "off"}
     assert not any(assert_serves(server))
 
 
@@ -211,7 +213,7 @@ def clock_fails(session):
 
 
 def reading_fails(session):
-    session.stamps.intervals = raises
+    session.timestamps.intervals = raises
 
 
 def ring_fails(session):

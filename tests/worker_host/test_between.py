@@ -388,33 +388,33 @@ class TestForwards:
         assert COPY in found.before["_ffn"]
 
     def test_what_a_prefill_does_while_it_is_captured_is_not_looked_at(self):
-        def captured(self, hidden, state, weight):
+        def instrumented(self, hidden, state, weight):
             o = self._get_o(hidden)
             if torch.cuda.is_current_stream_capturing():
                 cuda(o)
             self._ffn(o)
 
-        found = read(self.layer(captured, nothing), METHODS, frozenset(), ["context_forward"])
+        found = read(self.layer(instrumented, nothing), METHODS, frozenset(), ["context_forward"])
         assert found.before["_ffn"] == frozenset()
 
     def test_a_branch_may_ask_its_own_platform_whether_it_captures(self):
-        def captured(self, hidden, state, weight):
+        def instrumented(self, hidden, state, weight):
             o = self._get_o(hidden)
             if self.platform.graph.is_capturing():
                 cuda(o)
             self._ffn(o)
 
-        found = read(self.layer(captured, nothing), METHODS, frozenset(), ["context_forward"])
+        found = read(self.layer(instrumented, nothing), METHODS, frozenset(), ["context_forward"])
         assert found.before["_ffn"] == frozenset()
 
     def test_a_decode_that_is_captured_is(self):
-        def captured(self, hidden, state, weight):
+        def instrumented(self, hidden, state, weight):
             o = self._get_o(hidden)
             if torch.cuda.is_current_stream_capturing():
                 cuda(o)
             self._ffn(o)
 
-        found = read(self.layer(nothing, captured), METHODS, frozenset(), ["token_forward"])
+        found = read(self.layer(nothing, instrumented), METHODS, frozenset(), ["token_forward"])
         assert found.before["_ffn"] == {"cuda"}
 
     def test_forwards_that_a_layer_does_not_have_are_left_out(self):

@@ -7,11 +7,11 @@ import weakref
 
 import pytest
 
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 from lightllm_otel.guard import Guard
 from lightllm_otel.records.vocabulary import Implementation, Operator, Site
 from lightllm_otel.worker.gpu.boundaries import unpack
-from lightllm_otel.worker.gpu.boundary_recorder import Marking
+from lightllm_otel.worker.gpu.boundary_recorder import BoundaryRecorder
 from lightllm_otel.worker.gpu.clock import HostClock
 from lightllm_otel.worker.gpu.timer import Timer
 from lightllm_otel.worker.host import operators
@@ -31,13 +31,13 @@ class Tensor:
         return 2
 
 
-class Recorder(Marking):
+class Recorder(BoundaryRecorder):
     def __init__(self, timer):
         super().__init__(4096)
         self.codes.append(timer.gap)
         self.thread = threading.get_ident()
 
-    def mark(self, code):
+    def record(self, code):
         self.codes.append(code)
 
 
@@ -132,34 +132,34 @@ class Measured:
     """The hooks on a host, and a forward that is measured."""
 
     def __init__(self, host, strict=True):
-        self.host, self.ledger, self.guard = host, Ledger(), Guard(strict=strict)
+        self.host, self.patch_set, self.guard = host, PatchSet(), Guard(strict=strict)
         self.timer = Timer(HostClock(), types.SimpleNamespace(fits=4096))
         self.transport = operators.Transport(lambda: "nccl")
-        arguments = (self.timer, self.ledger, self.guard)
+        arguments = (self.timer, self.patch_set, self.guard)
         operators.install(host.model, *arguments)
         operators.install_collectives(host.dist, TORCH_LEAVES, *arguments, self.transport)
         operators.install_collectives(host.group_class, GROUP_LEAVES, *arguments, self.transport)
         self.providers = operators.install_providers(host.group, *arguments, self.transport)
-        self.marking = None
+        self.recorder = None
 
     def run(self, call=None):
-        """Returns the marks of a forward: operator, and the site of a collective."""
-        self.timer.armed = self.marking = Recorder(self.timer)
+        """Returns the boundaries of a forward: operator, and the site of a collective."""
+        self.timer.armed = self.recorder = Recorder(self.timer)
         try:
             (call or (lambda: self.host.layer.token_forward(Tensor(), Add(), None)))()
         finally:
             self.timer.armed = None
-        return [self.name(code) for code in self.marking.codes[1:]]
+        return [self.name(code) for code in self.recorder.codes[1:]]
 
     def name(self, code):
-        mark = self.timer.marks.mark(code)
-        return f"{mark.operator} {mark.site}" if mark.site is not Site.NONE else str(mark.operator)
+        boundary = self.timer.boundary_codes.boundary(code)
+        return f"{boundary.operator} {boundary.site}" if boundary.site is not Site.NONE else str(boundary.operator)
 
     @property
     def moved(self):
         return [
             (payload, str(Implementation.of(how)))
-            for payload, how in (unpack(packed) for _, packed in self.marking.payloads)
+            for payload, how in (unpack(packed) for _, packed in self.recorder.payloads)
         ]
 
 
@@ -177,7 +177,7 @@ def measured():
 
     yield measure
     for each in made:
-        each.ledger.undo()
+        each.patch_set.undo()
 
 
 def test_what_lies_before_a_collective_is_never_the_collectives(measured):
@@ -254,7 +254,7 @@ class TestLibraries:
         each = measured(host)
         each.run()
         assert host.calls == ["all_gather"]
-        assert len(each.marking.payloads) == 4
+        assert len(each.recorder.payloads) == 4
 
     def test_the_libraries_that_a_group_has_are_found(self, measured):
         assert [measured(Host(library)).providers for library in (None, "flashinfer", "symm_mem")] == [
@@ -263,7 +263,7 @@ class TestLibraries:
 
     def test_the_groups_of_lightllm_are_asked_for_theirs(self, measured, monkeypatch):
         torch_distributed = pytest.importorskip("torch.distributed")
-        host, made = Host("flashinfer"), Ledger()
+        host, made = Host("flashinfer"), PatchSet()
         module = types.ModuleType("lightllm_fake_communication_op")
         module.dist_group_manager = types.SimpleNamespace(groups=[host.group])
         monkeypatch.setitem(operators.sys.modules, module.__name__, module)
@@ -308,12 +308,12 @@ class TestThreads:
         each = measured(host)
 
         def with_another_thread():
-            each.marking.context, each.marking.in_collective = -1, True
+            each.recorder.context, each.recorder.in_collective = -1, True
             other = threading.Thread(target=lambda: (host.dist.all_reduce(Tensor()), host.group.all_reduce(Tensor())))
             each.transport.how = Implementation.CUSTOM
             other.start()
             other.join()
-            each.marking.in_collective = False
+            each.recorder.in_collective = False
 
         assert each.run(with_another_thread) == []
         assert each.transport.how is Implementation.CUSTOM
@@ -333,14 +333,14 @@ class TestFailures:
             host.group.all_reduce(Tensor())
 
         assert each.run(twice) == ["gap", "all_reduce", "other", "all_reduce"]
-        assert not each.marking.in_collective
+        assert not each.recorder.in_collective
 
     def test_an_error_of_ours_does_not_reach_the_host(self, measured):
         host = Host()
         each = measured(host, strict=False)
 
         def failing():
-            each.marking.mark = lambda code: 1 / 0
+            each.recorder.record = lambda code: 1 / 0
             host.group.all_reduce(Tensor())
 
         each.run(failing)
@@ -356,7 +356,7 @@ class TestFailures:
         each = measured(host, strict=False)
         each.run(lambda: host.group.all_reduce(Lazy()))
         assert host.calls == ["all_reduce"]
-        assert not each.marking.in_collective
+        assert not each.recorder.in_collective
 
 
 def test_all_to_all_is_a_collective():

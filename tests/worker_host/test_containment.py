@@ -7,7 +7,7 @@ import fakes
 import pytest
 from fake_host import InferReq, ModelInput, answer
 
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 from lightllm_otel.guard import Guard
 from lightllm_otel.records.vocabulary import Feature, Operator, Stage
 from lightllm_otel.worker.host import operators, slots
@@ -113,9 +113,9 @@ def test_undo_leaves_no_copy_of_an_inherited_method():
     class Derived(Base):
         pass
 
-    ledger = Ledger()
-    ledger.replace(Derived, "call", lambda host: functools.partial(host, None))
-    ledger.undo()
+    patch_set = PatchSet()
+    patch_set.replace(Derived, "call", lambda host: functools.partial(host, None))
+    patch_set.undo()
     assert "call" not in vars(Derived)
 
 
@@ -123,7 +123,7 @@ def test_undo_puts_instance_partials_back(serve):
     _host, session, rpc = serve()
     layer = rpc.model.layers_infer[0]
     wrapped = layer._att_norm
-    session.ledger.undo()
+    session.patch_set.undo()
     assert isinstance(layer._att_norm, functools.partial)
     assert layer._att_norm is not wrapped
     assert "_get_qkv" not in vars(layer)
@@ -136,7 +136,7 @@ def test_static_methods_are_refused():
             return 1
 
     with pytest.raises(TypeError):
-        Ledger().replace(Host, "call", lambda host: host)
+        PatchSet().replace(Host, "call", lambda host: host)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_missing_slot_is_reported_and_the_others_are_timed(serve, now):
     _host, session, rpc = serve()
     model = rpc.model
     model.layers_infer = [NoFfn()]
-    found = operators.install(model, session.timer, session.ledger, Guard())
+    found = operators.install(model, session.timer, session.patch_set, Guard())
     assert found["ffn"] == operators.MISSING
     assert found["embedding"] == operators.INSTALLED
 

@@ -11,12 +11,12 @@ from fake_gpu import COST
 
 from lightllm_otel.contracts.binding import Arguments
 from lightllm_otel.contracts.fits import Fits
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 from lightllm_otel.contracts.table import FIELDS, HOOKS
 from lightllm_otel.guard import Guard
 from lightllm_otel.inject.hooks import MAKERS
-from lightllm_otel.otel_environment import Sampler, Standard
-from lightllm_otel.records.vocabulary import Feature, IdleReason, Mode, Operator, Phase, Whole
+from lightllm_otel.otel_environment import OtelEnvironment, Sampler
+from lightllm_otel.records.vocabulary import Feature, IdleReason, Mode, Operator, Phase, StepOnlyReason
 from lightllm_otel.settings import Settings
 from lightllm_otel.worker.host import layers
 
@@ -54,7 +54,7 @@ def features(session):
     found = {Feature.STEPS} if steps else set()
     if any(step["phase"] == Phase.PREFILL.code and step["mode"] == Mode.GRAPH.code for step, _ in steps):
         found.add(Feature.PREFILL_GRAPHS)
-    if session.twins.state == "armed" and any(
+    if session.instrumented_graphs.state == "armed" and any(
         step["phase"] == Phase.DECODE.code and (each["operator"] == Operator.FFN.code).any() for step, each in steps
     ):
         found.add(Feature.DECODE_GRAPHS)
@@ -120,7 +120,7 @@ def test_rows_of_microbatches(now, name, seen):
     assert bool(decodes) is seen
     if decodes and name is None:
         assert {Mode.of(int(step["mode"])) for step in decodes} >= {Mode.GRAPH}
-        assert session.kept.whole[Whole.OVERLAP.code] > 0
+        assert session.kept.whole[StepOnlyReason.OVERLAP.code] > 0
     session.undo()
 
 
@@ -135,7 +135,7 @@ def test_without_the_memory_check_instrumented_graphs_are_not_given_up(now):
             assert fails
         else:
             assert not fails
-            assert session.twins.by_size == {}
+            assert session.instrumented_graphs.by_size == {}
         session.undo()
 
 
@@ -173,12 +173,12 @@ def test_the_idle_row_of_july_2025(now, name):
 def test_rows_of_requests(tmp_path, row, old):
     """Without one that this version has, its function is left alone, and the others are wrapped."""
     module = fake_host.make_http(old, None)
-    standard = Standard(traces=("otlp_proto_http",), sampler=Sampler(0.0))
+    otel_environment = OtelEnvironment(traces=("otlp_proto_http",), sampler=Sampler(0.0))
     session = types.SimpleNamespace(
         guard=Guard(),
-        ledger=Ledger(),
-        live=Ledger(),
-        standard=standard,
+        patch_set=PatchSet(),
+        live=PatchSet(),
+        otel_environment=otel_environment,
         settings=Settings.from_env({}),
         fits=Fits(),
         watches=None,
@@ -191,7 +191,7 @@ def test_rows_of_requests(tmp_path, row, old):
             assert hasattr(host, "__wrapped__") is (
                 host is not None and each.name != row.name and session.fits.fits(each.name)
             )
-    session.ledger.undo()
+    session.patch_set.undo()
 
 
 def test_every_row_has_a_name_of_its_own_a_maker_and_a_sentence():

@@ -172,11 +172,11 @@ def test_a_rank_without_requests_runs_a_forward_and_samples_nothing(host):
 
 def test_decode_requests_ride_in_a_prefill_and_are_marked_on_the_cpu(host):
     running = host(mixed=True)
-    model, marks = running.backend.model, []
+    model, boundary_codes = running.backend.model, []
 
     def noting(model_input, forward=model.forward):
         if model_input.is_prefill:
-            marks.append((model_input.b_is_decode_req.is_cuda, model_input.b_is_decode_req.tolist()))
+            boundary_codes.append((model_input.b_is_decode_req.is_cuda, model_input.b_is_decode_req.tolist()))
         return forward(model_input)
 
     model.forward = noting
@@ -185,7 +185,7 @@ def test_decode_requests_ride_in_a_prefill_and_are_marked_on_the_cpu(host):
         running.step()
     running.submit(PROMPTS[1], 2)
     running.run()
-    assert (False, [False, True]) in marks
+    assert (False, [False, True]) in boundary_codes
 
 
 def test_before_it_serves_a_model_warms_up_pads_captures_and_checks_in_this_order(host):

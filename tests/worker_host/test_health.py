@@ -11,10 +11,10 @@ import hooks
 import pytest
 
 from lightllm_otel.contracts.fits import Fits
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 from lightllm_otel.frontend.health import is_exporter
 from lightllm_otel.guard import Guard
-from lightllm_otel.otel_environment import Standard
+from lightllm_otel.otel_environment import OtelEnvironment
 from lightllm_otel.settings import Settings
 
 
@@ -46,28 +46,28 @@ def test_an_exporter_is_told_from_other_processes(living_exporter, ended_exporte
     assert not is_exporter(2**30)
 
 
-def session_with_a_ledger():
+def session_with_a_patch_set():
     return types.SimpleNamespace(
-        ledger=Ledger(),
+        patch_set=PatchSet(),
         guard=Guard(strict=True),
         fits=Fits(),
         settings=Settings.from_env({}),
-        standard=Standard.from_env({}),
+        otel_environment=OtelEnvironment.from_env({}),
     )
 
 
 def test_the_monitors_list_has_everything_but_exporters(ended_exporter):
     module = types.SimpleNamespace(get_all_cared_pids=lambda: [1, os.getpid(), ended_exporter])
-    session = session_with_a_ledger()
+    session = session_with_a_patch_set()
     hooks.hook(session, health_monitor__manager=module)
     assert module.get_all_cared_pids() == [1, os.getpid()]
-    session.ledger.undo()
+    session.patch_set.undo()
     assert ended_exporter in module.get_all_cared_pids()
 
 
 def test_a_version_without_such_a_list_is_left_alone():
     module = types.SimpleNamespace()
-    session = session_with_a_ledger()
+    session = session_with_a_patch_set()
     hooks.hook(session, health_monitor__manager=module)
     assert vars(module) == {}
     assert session.fits.lost() == {}

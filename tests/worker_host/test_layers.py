@@ -6,21 +6,21 @@ import types
 
 import pytest
 
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 from lightllm_otel.guard import Guard
-from lightllm_otel.worker.gpu.boundary_recorder import Marking
+from lightllm_otel.worker.gpu.boundary_recorder import BoundaryRecorder
 from lightllm_otel.worker.gpu.clock import HostClock
 from lightllm_otel.worker.gpu.timer import Timer
 from lightllm_otel.worker.host import operators
 from lightllm_otel.worker.host.layers import layers_of, replaceable
 
 
-class Recorder(Marking):
+class Recorder(BoundaryRecorder):
     def __init__(self, timer):
         super().__init__(4096)
         self.codes.append(timer.gap)
 
-    def mark(self, code):
+    def record(self, code):
         self.codes.append(code)
 
 
@@ -74,25 +74,25 @@ def timer():
 @pytest.fixture
 def install():
     """``install(model)`` → (what was found, names of the operators of a forward through all its layers)."""
-    ledgers = []
+    patch_sets = []
 
     def installed(model, guard=None):
-        made, ledger = timer(), Ledger()
-        ledgers.append(ledger)
-        found = operators.install(model, made, ledger, guard or Guard(strict=True))
+        made, patch_set = timer(), PatchSet()
+        patch_sets.append(patch_set)
+        found = operators.install(model, made, patch_set, guard or Guard(strict=True))
 
         def run():
-            made.armed = marking = Recorder(made)
+            made.armed = recorder = Recorder(made)
             for layer in model.layers_infer:
                 layer.token_forward(Hidden(), None, getattr(model, "weights", None))
             made.armed = None
-            return [made.marks.name(code) for code in marking.codes[1:]]
+            return [made.boundary_codes.name(code) for code in recorder.codes[1:]]
 
         return found, run
 
     yield installed
-    for ledger in ledgers:
-        ledger.undo()
+    for patch_set in patch_sets:
+        patch_set.undo()
 
 
 DENSE = ["attn_norm", "qkv_proj", "kv_write", "attention", "o_proj", "residual", "ffn_norm", "ffn"]
@@ -413,10 +413,10 @@ class TestObjectsThatAreNotLikeOthers:
 def test_every_wrapper_is_gone_when_it_is_undone(install):
     layer = Layer()
     before = dict(vars(layer))
-    made, ledger = timer(), Ledger()
-    operators.install(model_of(layer), made, ledger, Guard(strict=True))
+    made, patch_set = timer(), PatchSet()
+    operators.install(model_of(layer), made, patch_set, Guard(strict=True))
     assert dict(vars(layer)) != before
-    ledger.undo()
+    patch_set.undo()
     assert dict(vars(layer)) == before
 
 

@@ -5,7 +5,7 @@ import fakes
 import pytest
 from fake_gpu import COST
 
-from lightllm_otel.records.vocabulary import IdleReason, Mode, Operator, Phase, Whole
+from lightllm_otel.records.vocabulary import IdleReason, Mode, Operator, Phase, StepOnlyReason
 
 PROMPTS = ((5, 6, 7), tuple(range(40)), (9,))
 
@@ -99,7 +99,7 @@ def test_answers_are_the_hosts_own_eager_and_in_graphs(serve):
         host, session = serve(graphs=graphs)
         assert answers(host) == answers(stock)
         assert session.guard.errors == [0] * len(session.guard.errors)
-        assert session.twins.state == ("armed" if graphs else "waiting")
+        assert session.instrumented_graphs.state == ("armed" if graphs else "waiting")
 
 
 def test_a_sampled_step_in_a_graph_has_its_operators(serve):
@@ -112,7 +112,7 @@ def test_a_sampled_step_in_a_graph_has_its_operators(serve):
     for _, intervals in decode:
         for operator in (Operator.QKV_PROJ, Operator.ATTENTION, Operator.O_PROJ, Operator.FFN):
             assert (intervals["operator"] == operator.code).sum() == layers
-    assert session.kept.whole == [0] * len(Whole)
+    assert session.kept.whole == [0] * len(StepOnlyReason)
 
 
 def test_drafts_belong_to_the_step_of_the_model_that_they_draft_for(serve):
@@ -121,7 +121,7 @@ def test_drafts_belong_to_the_step_of_the_model_that_they_draft_for(serve):
     idle(host)
     forwards = sum(function.endswith("forward") for _, function in host.calls if "TpPartBaseModel.forward" in function)
     assert len(session.kept.steps) < forwards
-    assert session._timer.whole[Whole.DRAFT.code] > 0
+    assert session._timer.whole[StepOnlyReason.DRAFT.code] > 0
     _, intervals = next(each for each in reversed(session.kept.steps) if each[0]["phase"] == Phase.DECODE.code)
     drafts = float(intervals["seconds"][intervals["operator"] == Operator.OTHER.code].sum())
     assert drafts > COST["ffn"]
@@ -199,7 +199,7 @@ def test_a_prefill_graph_has_its_whole_time_in_mode_graph_and_no_operators(serve
     in_graphs = [step["tokens"] <= largest for step, _ in prefills]
     assert [Mode.of(int(step["mode"])) is Mode.GRAPH for step, _ in prefills] == in_graphs
     assert [len(found) == 0 for _, found in prefills] == in_graphs
-    assert session.kept.whole[Whole.PREFILL_GRAPH.code] == sum(in_graphs) > 0
+    assert session.kept.whole[StepOnlyReason.PREFILL_GRAPH.code] == sum(in_graphs) > 0
 
 
 def test_graphs_off_touches_nothing_of_the_graph_classes(serve):
@@ -219,7 +219,7 @@ def test_modes_whose_graphs_are_not_safe_to_capture_again_have_whole_steps(serve
     host, session = serve(graphs=True, **options)
     answers(host)
     idle(host)
-    assert session.twins.by_size == {}
+    assert session.instrumented_graphs.by_size == {}
     assert session.kept.steps
     assert session.guard.errors == [0] * len(session.guard.errors)
 

@@ -6,7 +6,7 @@ import types
 import fake_host
 import pytest
 
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 from lightllm_otel.guard import Guard
 from lightllm_otel.worker.host import implementations, ranges
 
@@ -18,12 +18,12 @@ def model():
 
 class TestRanges:
     def test_every_operator_of_a_layer_is_in_a_range_of_its_name(self, model):
-        said, ledger = [], Ledger()
-        ranges.install(model, ledger, Guard(), said.append, lambda: said.append("end"))
+        said, patch_set = [], PatchSet()
+        ranges.install(model, patch_set, Guard(), said.append, lambda: said.append("end"))
         layer = model.layers_infer[1]
         layer._att_norm(fake_host.Tensor(1, 8), None, None)
         assert said == ["attn_norm 1", "end"]
-        ledger.undo()
+        patch_set.undo()
 
     def test_the_host_is_called_once_with_its_result_and_its_exception(self):
         calls = []
@@ -50,9 +50,9 @@ class TestRanges:
 
     def test_undo_leaves_nothing(self, model):
         before = {name: value for name, value in vars(model.layers_infer[0]).items() if callable(value)}
-        ledger = Ledger()
-        assert ranges.install(model, ledger, Guard(), print, print) > 10
-        ledger.undo()
+        patch_set = PatchSet()
+        assert ranges.install(model, patch_set, Guard(), print, print) > 10
+        patch_set.undo()
         assert {name: value for name, value in vars(model.layers_infer[0]).items() if callable(value)} == before
 
 
@@ -104,7 +104,7 @@ class TestImplementations:
         assert "of_the_middle" in implementations.names(model)["ffn"]
 
     def test_a_wrapped_model_is_named_like_the_plain_one(self, model):
-        plain, ledger = implementations.names(model), Ledger()
-        ranges.install(model, ledger, Guard(), print, print)
+        plain, patch_set = implementations.names(model), PatchSet()
+        ranges.install(model, patch_set, Guard(), print, print)
         assert implementations.names(model) == plain
-        ledger.undo()
+        patch_set.undo()

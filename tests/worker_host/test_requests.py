@@ -11,16 +11,16 @@ import pytest
 from fake_host import HttpRequest, SamplingParams
 
 from lightllm_otel.contracts.fits import Fits
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 from lightllm_otel.guard import Guard
-from lightllm_otel.otel_environment import Sampler, Standard
+from lightllm_otel.otel_environment import OtelEnvironment, Sampler
 from lightllm_otel.records.notes import PATTERN, NotesReader
 from lightllm_otel.records.vocabulary import Stage
 from lightllm_otel.settings import Settings
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACED = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
-ON = Standard(traces=("otlp_proto_http",), sampler=Sampler(0.0))  # only what a caller traces
+ON = OtelEnvironment(traces=("otlp_proto_http",), sampler=Sampler(0.0))  # only what a caller traces
 
 
 @pytest.fixture(params=["old", "new"])
@@ -28,13 +28,18 @@ def http(request, tmp_path, host_untouched):
     """``http(**options)`` → a patched HTTP side; ``.ask(…)`` returns what a request of it yields, ``.notes()`` what was noted."""
     made = []
 
-    def start(standard=ON, strict=True, submit=None):
+    def start(otel_environment=ON, strict=True, submit=None):
         module = fake_host.make_http(request.param == "old", submit)
         for owner in (module, module.HttpServerManager, module.ReqStatus):
             host_untouched(owner)
         settings = dataclasses.replace(Settings.from_env({}), directory=tmp_path)
         session = types.SimpleNamespace(
-            guard=Guard(strict), ledger=Ledger(), standard=standard, settings=settings, fits=Fits(), watches=None
+            guard=Guard(strict),
+            patch_set=PatchSet(),
+            otel_environment=otel_environment,
+            settings=settings,
+            fits=Fits(),
+            watches=None,
         )
         hooks.hook(session, httpserver__manager=module)
         side = Http(module, session, request.param == "old", tmp_path)
@@ -43,7 +48,7 @@ def http(request, tmp_path, host_untouched):
 
     yield start
     for side in made:
-        side.session.ledger.undo()
+        side.session.patch_set.undo()
 
 
 class Http:
@@ -239,8 +244,8 @@ def test_without_room_for_notes_requests_go_on_untraced(http, monkeypatch, caplo
 
 
 def test_nothing_is_patched_where_nobody_asks_for_traces(http):
-    side = http(Standard(metrics=("otlp_proto_http",)))
-    assert side.session.ledger.changes == 0
+    side = http(OtelEnvironment(metrics=("otlp_proto_http",)))
+    assert side.session.patch_set.changes == 0
 
 
 def test_each_tensor_parallel_group_learns_which_requests_are_traced(http, monkeypatch):

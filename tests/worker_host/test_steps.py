@@ -7,9 +7,8 @@ import fake_host
 import pytest
 from fake_host import COST, LAYER_SECONDS, LAYERS, InferReq, ModelInput
 
-from lightllm_otel.records import layout
-from lightllm_otel.records import progress as reached
-from lightllm_otel.records.vocabulary import IdleReason, Implementation, Mode, Operator, Site, Whole
+from lightllm_otel.records import layout, progress
+from lightllm_otel.records.vocabulary import IdleReason, Implementation, Mode, Operator, Site, StepOnlyReason
 from lightllm_otel.worker.host.operators import Transport
 from lightllm_otel.worker.host.slots import TORCH_LEAVES
 
@@ -59,8 +58,8 @@ def test_while_a_step_is_launched_the_ring_says_how_far_its_host_is(serve):
 
     def looked(method):
         def look(*args, **kwargs):
-            header = {"reached": session.kept.reached, "in_flight": 1, "in_flight_number": session.kept.in_flight}
-            seen.append(str(reached.read(header)))
+            header = {"reached": session.kept.progress, "in_flight": 1, "in_flight_number": session.kept.in_flight}
+            seen.append(str(progress.read(header)))
             return method(*args, **kwargs)
 
         return look
@@ -77,16 +76,16 @@ def test_when_a_step_is_launched_the_ring_says_so_until_the_next_one_with_marks(
     _, session, rpc = serve()
     number = session.forwards.completed
     request(rpc)
-    header = {"reached": session.kept.reached, "in_flight": 1, "in_flight_number": number}
-    assert reached.read(header).everything
+    header = {"reached": session.kept.progress, "in_flight": 1, "in_flight_number": number}
+    assert progress.read(header).everything
 
 
 def test_where_marks_do_not_suffice_the_ring_does_not_say_how_far_the_host_is(serve, now):
     _, session, rpc = serve(boundaries=4)
     session.clock.frontier = now[0]
     request(rpc)
-    header = {"reached": session.kept.reached, "in_flight": 1, "in_flight_number": session.kept.in_flight}
-    assert reached.read(header) is None
+    header = {"reached": session.kept.progress, "in_flight": 1, "in_flight_number": session.kept.in_flight}
+    assert progress.read(header) is None
 
 
 def test_what_is_nested_is_taken_out_of_its_operator_and_the_pieces_are_one_observation(serve):
@@ -282,7 +281,7 @@ def test_a_graph_without_a_twin_has_its_whole_time_its_padded_batch_and_is_count
     graph = COST["embedding"] + LAYERS * layer + COST["lm_head"]
     assert step["seconds"] == graph + COST["between"] + COST["sample"]
     assert len(intervals) == 0
-    assert session.kept.whole[Whole.NO_TWIN.code] == 1
+    assert session.kept.whole[StepOnlyReason.NOT_INSTRUMENTED.code] == 1
 
 
 def test_capturing_a_graph_while_serving_takes_no_marks(serve):
@@ -291,7 +290,7 @@ def test_capturing_a_graph_while_serving_takes_no_marks(serve):
     request(rpc)
     rpc.decode()
     assert len(session.kept.steps[-1][1]) == 0
-    assert session.kept.whole[Whole.NO_TWIN.code] == 1
+    assert session.kept.whole[StepOnlyReason.NOT_INSTRUMENTED.code] == 1
 
 
 def test_idle_time_says_what_the_gpu_waited_for(serve, now):
@@ -379,7 +378,7 @@ def test_a_second_model_is_not_measured(serve):
     assert session.kept.steps == []
     request(rpc)
     assert len(session.kept.steps) == 1
-    assert session.kept.whole[Whole.DRAFT.code] == 3  # two of its own start, and the one above
+    assert session.kept.whole[StepOnlyReason.DRAFT.code] == 3  # two of its own start, and the one above
 
 
 def test_two_threads_that_take_turns_and_read_late_keep_their_steps_apart(serve, now):

@@ -8,9 +8,9 @@ import types
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 from lightllm_otel.guard import Guard
-from lightllm_otel.worker.gpu.boundary_recorder import Marking
+from lightllm_otel.worker.gpu.boundary_recorder import BoundaryRecorder
 from lightllm_otel.worker.gpu.clock import HostClock
 from lightllm_otel.worker.gpu.timer import Timer
 from lightllm_otel.worker.host import operators
@@ -128,7 +128,7 @@ class Run:
     """A forward of a model of two such layers, with everything it calls written down."""
 
     def __init__(self, module, seed):
-        self.random, self.calls, self.marking = random.Random(seed), [], None
+        self.random, self.calls, self.recorder = random.Random(seed), [], None
         dist = types.ModuleType("dist")
         for leaf in TORCH_LEAVES:
             setattr(dist, leaf.name, lambda *args, name=leaf.name: self.launch(name))
@@ -179,35 +179,35 @@ class Run:
         post = types.SimpleNamespace(token_forward=lambda hidden: self.launch("lm_head"))
         self.model = types.SimpleNamespace(pre_infer=pre, layers_infer=layers, post_infer=post)
         self.timer = Timer(HostClock(), types.SimpleNamespace(fits=4096))
-        self.ledger, guard = Ledger(), Guard(strict=True)
-        operators.install(self.model, self.timer, self.ledger, guard)
+        self.patch_set, guard = PatchSet(), Guard(strict=True)
+        operators.install(self.model, self.timer, self.patch_set, guard)
         transport = operators.Transport(lambda: "nccl")
-        operators.install_collectives(dist, TORCH_LEAVES, self.timer, self.ledger, guard, transport)
+        operators.install_collectives(dist, TORCH_LEAVES, self.timer, self.patch_set, guard, transport)
 
     def launch(self, name):
-        if self.marking is not None and name != "nothing":
-            self.calls.append((name, len(self.marking.codes)))
+        if self.recorder is not None and name != "nothing":
+            self.calls.append((name, len(self.recorder.codes)))
 
     def forward(self, entry):
         """Returns (what was launched, the operator that it was counted as)."""
-        self.calls, self.marking = [], Recorder(self.timer)
-        self.timer.armed = self.marking
+        self.calls, self.recorder = [], Recorder(self.timer)
+        self.timer.armed = self.recorder
         hidden = self.hidden
         self.model.pre_infer.token_forward(hidden)
         for layer in self.model.layers_infer:
             hidden = getattr(layer, entry)(hidden, self.state, None)
         self.model.post_infer.token_forward(hidden)
         self.timer.armed = None
-        assert self.marking.context == -1
-        return [(name, self.timer.marks.name(self.marking.codes[at])) for name, at in self.calls]
+        assert self.recorder.context == -1
+        return [(name, self.timer.boundary_codes.name(self.recorder.codes[at])) for name, at in self.calls]
 
 
-class Recorder(Marking):
+class Recorder(BoundaryRecorder):
     def __init__(self, timer):
         super().__init__(1 << 20)
         self.codes.append(timer.gap)
 
-    def mark(self, code):
+    def record(self, code):
         self.codes.append(code)
 
 
@@ -238,4 +238,4 @@ def test_no_work_is_counted_as_an_operator_that_it_is_not(tmp_path_factory, sour
             wrong = [(name, operator) for name, operator in run.forward(entry) if operator not in MAY_BE[name]]
             assert wrong == [], source
     finally:
-        run.ledger.undo()
+        run.patch_set.undo()

@@ -7,11 +7,11 @@ import types
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Optional, Protocol, Union
 
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 from lightllm_otel.guard import Guard
 from lightllm_otel.records.vocabulary import Operator
-from lightllm_otel.worker.gpu.boundaries import Mark, Marks
-from lightllm_otel.worker.gpu.boundary_recorder import Marking
+from lightllm_otel.worker.gpu.boundaries import Boundary, BoundaryCodes
+from lightllm_otel.worker.gpu.boundary_recorder import BoundaryRecorder
 from lightllm_otel.worker.host import layers, operators
 from lightllm_otel.worker.host.layers import Layer
 from lightllm_otel.worker.host.slots import ENTRIES, LAYER_SLOTS, TORCH_LEAVES, WEIGHTS
@@ -63,7 +63,7 @@ class Attribution(Protocol):
     def counted(self, before: Point, at: Point) -> Optional[str]:
         """Return the operator of work between two points; None where ``at`` does not end its interval."""
 
-    def lacking(self, reached: Collection[Operator]) -> list[Operator]:
+    def lacking(self, progress: Collection[Operator]) -> list[Operator]:
         """Return the operators that a layer lacks; ``reached``: those of the slots that its forwards call."""
 
 
@@ -112,7 +112,7 @@ class Plugin:
             self._counted[before, at] = model.operator(before, at)
         return self._counted[before, at]
 
-    def lacking(self, reached: Collection[Operator]) -> list[Operator]:
+    def lacking(self, progress: Collection[Operator]) -> list[Operator]:
         return [Operator(name) for name in self._missing]
 
 
@@ -128,16 +128,16 @@ class _Hooked:
     """A made-up model with the plugin's hooks in it."""
 
     def __init__(self, model: Any) -> None:
-        self._marks = Marks()
-        gap = self._marks.code(Mark(Operator.GAP))
-        self._timer: Any = types.SimpleNamespace(armed=None, failed=False, marks=self._marks, gap=gap)
+        self._boundary_codes = BoundaryCodes()
+        gap = self._boundary_codes.code(Boundary(Operator.GAP))
+        self._timer: Any = types.SimpleNamespace(armed=None, failed=False, boundary_codes=self._boundary_codes, gap=gap)
         roles = (PRE, *range(len(model.layers_infer)), POST)
         self._layers: dict[Union[str, int], Layer] = dict(zip(roles, layers.layers_of(model)))
-        ledger, guard = Ledger(), Guard(strict=True)
-        self.found = operators.install(model, self._timer, ledger, guard)
+        patch_set, guard = PatchSet(), Guard(strict=True)
+        self.found = operators.install(model, self._timer, patch_set, guard)
         self._torch = types.ModuleType("torch.distributed")
         vars(self._torch).update({leaf.name: lambda *args: None for leaf in TORCH_LEAVES})
-        operators.install_collectives(self._torch, TORCH_LEAVES, self._timer, ledger, guard, operators.Transport())
+        operators.install_collectives(self._torch, TORCH_LEAVES, self._timer, patch_set, guard, operators.Transport())
 
     def slots(self, role: Union[str, int]) -> Slots:
         """Return what is wrapped of a layer, by its number, or of what comes before or after all of them."""
@@ -148,9 +148,9 @@ class _Hooked:
 
     def operator(self, before: Point, at: Point) -> Optional[str]:
         """Return the operator of the interval that holds loose work between two calls."""
-        recorder = _Recorder(self._marks)
+        recorder = _Recorder(self._boundary_codes)
         self._timer.armed = recorder
-        recorder.mark(self._timer.gap)  # a step begins
+        recorder.record(self._timer.gap)  # a step begins
         self._call(before)
         recorder.loose = True
         self._call(at)
@@ -159,7 +159,7 @@ class _Hooked:
 
     def _call(self, point: Point) -> None:
         if point.role == END:
-            self._timer.armed.mark(self._timer.gap)
+            self._timer.armed.record(self._timer.gap)
         elif point.role == COLLECTIVE:
             getattr(self._torch, point.name, self._torch.all_reduce)()
         else:
@@ -167,16 +167,16 @@ class _Hooked:
             getattr(place.owner, place.name)()
 
 
-class _Recorder(Marking):
+class _Recorder(BoundaryRecorder):
     """``operator``: that of the first interval that ends after loose work was done."""
 
-    def __init__(self, marks: Marks) -> None:
+    def __init__(self, boundary_codes: BoundaryCodes) -> None:
         super().__init__(capacity=1 << 10)
-        self._marks = marks
+        self._boundary_codes = boundary_codes
         self.loose = False
         self.operator: Optional[str] = None
 
-    def mark(self, code: int) -> None:
+    def record(self, code: int) -> None:
         self.codes.append(code)
         if self.loose and self.operator is None:
-            self.operator = self._marks.name(code)
+            self.operator = self._boundary_codes.name(code)

@@ -124,7 +124,7 @@ def work_of_others(scan: Scan) -> Iterator[str]:
 
 def operators_without_slot(scan: Scan) -> Iterator[str]:
     """Operators of a transformer's layers that no forward of a class has: a loss, not an error."""
-    lacking = {model.layer: model.attribution.lacking(_reached(model)) for model in scan.layers if model.ways}
+    lacking = {model.layer: model.attribution.lacking(_progress(model)) for model in scan.layers if model.ways}
     for operator in dict.fromkeys(each for found in lacking.values() for each in found):
         names = [name for name, found in lacking.items() if operator in found]
         if len(names) == len(lacking):
@@ -145,7 +145,7 @@ def layers_not_read(scan: Scan) -> Iterator[str]:
         yield from (f"{model.layer}: {why}" for why in model.attribution.unread)
 
 
-def _reached(model: Model) -> set[Operator]:
+def _progress(model: Model) -> set[Operator]:
     return {
         model.attribution.variants[way.variant].slots.operators[item.name]
         for way in model.ways

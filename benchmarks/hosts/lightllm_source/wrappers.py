@@ -26,7 +26,9 @@ class Wrapper(NamedTuple):
 
 def of_plugin(plugin: Path = PLUGIN) -> dict[str, list[Wrapper]]:
     """Return the signatures of what each function of the plugin wraps its argument ``host`` in."""
-    return of_sources({str(path): path.read_text() for name in FOLDERS for path in sorted((plugin / name).glob("*.py"))})
+    return of_sources(
+        {str(path): path.read_text() for name in FOLDERS for path in sorted((plugin / name).glob("*.py"))}
+    )
 
 
 def of_sources(sources: Mapping[str, str]) -> dict[str, list[Wrapper]]:

@@ -64,8 +64,8 @@ class _Loader(importlib.abc.Loader):
 
 def install(torch: Any) -> None:
     _enter_mode_in_every_thread()
-    _pretend_tensors(torch)
-    _pretend_device(torch.cuda)
+    _simulate_tensors(torch)
+    _simulate_device(torch.cuda)
     recorded_graphs.install(torch.cuda)
     host_streams.install(torch.cuda)
     _use_gloo(torch.distributed)
@@ -100,7 +100,7 @@ def _enter_mode_in_every_thread() -> None:
     threading.Thread._bootstrap_inner = bootstrap_on_cpu  # type: ignore[attr-defined]
 
 
-def _pretend_tensors(torch: Any) -> None:
+def _simulate_tensors(torch: Any) -> None:
     """Copy where a GPU would copy: LightLLM writes into a tensor on the host while the GPU works with its copy."""
     torch.Tensor.cuda = torch.Tensor.cpu = torch.Tensor.pin_memory = lambda self, *args, **kwargs: self.clone()
 
@@ -123,7 +123,7 @@ class _Properties:
     shared_memory_per_multiprocessor = 228 << 10
 
 
-def _pretend_device(cuda: Any) -> None:
+def _simulate_device(cuda: Any) -> None:
     """torch.cuda.is_available() stays false: whoever asks is told the truth."""
     cuda.get_device_name = lambda *args: _Properties.name
     cuda.get_device_capability = lambda *args: (_Properties.major, _Properties.minor)

@@ -8,11 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lightllm_otel.tools.analysis.stamped import GPU_RANGE, KERNELS, is_ours
+from lightllm_otel.tools.analysis.timestamped import GPU_RANGE, KERNELS, is_ours
 
 PREFIX = "lightllm_otel: "
 OUTSIDE = "outside operators"
-STAMPS = "the plugin's stamps"
+STAMPS = "the plugin's timestamps"
 _CPU_RANGE = "user_annotation"
 
 

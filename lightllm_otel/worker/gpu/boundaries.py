@@ -38,7 +38,7 @@ def unpack(packed: int) -> tuple[int, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mark:
+class Boundary:
     """``part``: only a piece of the operator, which goes on after what is nested in it."""
 
     operator: Operator
@@ -49,7 +49,7 @@ class Mark:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """The intervals of a step that passed a certain sequence of marks.
+    """The intervals of a step that passed a certain sequence of boundaries.
 
     ``row``: for each interval (shape (marks,)) the row of ``template`` (``INTERVAL``, shape (rows,)) it adds to.
     """
@@ -58,44 +58,44 @@ class Shape:
     template: np.ndarray
 
 
-class Marks:
-    """Gives each mark its code, and each sequence of codes its :class:`Shape` (kept: steps repeat themselves)."""
+class BoundaryCodes:
+    """Gives each boundary its code, and each sequence of codes its :class:`Shape` (kept: steps repeat themselves)."""
 
     _KEPT = 64
 
     def __init__(self) -> None:
-        self._codes: dict[Mark, int] = {}
-        self._marks: list[Mark] = []
+        self._codes: dict[Boundary, int] = {}
+        self._boundary_codes: list[Boundary] = []
         self.reaches: list[int] = []
         """Of each code: where a host is that has taken this mark (:func:`lightllm_otel.records.progress.place`)."""
         self.approach: dict[int, int] = {}
-        """Of a boundary behind which a collective may come: the mark of the work between them, or DIRECTLY."""
+        """Of a boundary behind which a collective may come: the boundary of the work between them, or DIRECTLY."""
         self.residuals: set[int] = set()
         """The codes of adds."""
         self._collectives: dict[tuple[Operator, int], int] = {}
         self._sites: dict[int, Site] = {}
         self._shapes: dict[tuple[int, ...], Shape] = {}
 
-    def code(self, mark: Mark) -> int:
-        if mark not in self._codes:
-            self._codes[mark] = len(self._marks)
-            self._marks.append(mark)
-            self.reaches.append(place(mark.operator, mark.layer))
-            if mark.operator is Operator.RESIDUAL:
-                self.residuals.add(self._codes[mark])
-        return self._codes[mark]
+    def code(self, boundary: Boundary) -> int:
+        if boundary not in self._codes:
+            self._codes[boundary] = len(self._boundary_codes)
+            self._boundary_codes.append(boundary)
+            self.reaches.append(place(boundary.operator, boundary.layer))
+            if boundary.operator is Operator.RESIDUAL:
+                self.residuals.add(self._codes[boundary])
+        return self._codes[boundary]
 
-    def mark(self, code: int) -> Mark:
+    def boundary(self, code: int) -> Boundary:
         """The mark that this code stands for."""
-        return self._marks[code]
+        return self._boundary_codes[code]
 
     def name(self, code: int) -> str:
-        """Of the operator that the mark with this code stands for."""
-        return self._marks[code].operator.value
+        """Of the operator that the boundary with this code stands for."""
+        return self._boundary_codes[code].operator.value
 
     def part(self, code: int) -> int:
         """The code of a piece of that operator."""
-        return self.code(dataclasses.replace(self._marks[code], part=True))
+        return self.code(dataclasses.replace(self._boundary_codes[code], part=True))
 
     def locate(self, code: int, site: Site) -> None:
         """Collectives inside the operator with this code are at ``site``, which its name does not say."""
@@ -107,19 +107,19 @@ class Marks:
         Work that nothing is known of is ``other``; behind a gap, as when a step begins, the gap goes on.
         """
         if last not in self.approach:
-            mark = self._marks[last]
-            nobodys = Mark(Operator.OTHER, max(mark.layer, -1))
-            self.approach[last] = last if mark.operator is Operator.GAP else self.code(nobodys)
+            boundary = self._boundary_codes[last]
+            nobodys = Boundary(Operator.OTHER, max(boundary.layer, -1))
+            self.approach[last] = last if boundary.operator is Operator.GAP else self.code(nobodys)
         return self.approach[last]
 
     def collective(self, operator: Operator, context: int) -> int:
         """A collective called inside, or right after, the operator with the code ``context``."""
         key = (operator, context)
         if key not in self._collectives:
-            around = self._marks[context]
+            around = self._boundary_codes[context]
             site = around.site if around.site is not Site.NONE else _SITES.get(around.operator, Site.NONE)
             site = self._sites.get(context, site)
-            self._collectives[key] = self.code(Mark(operator, around.layer, site))
+            self._collectives[key] = self.code(Boundary(operator, around.layer, site))
         return self._collectives[key]
 
     def shape(self, codes: Sequence[int]) -> Shape:
@@ -132,34 +132,34 @@ class Marks:
         return shape
 
     def _build(self, codes: tuple[int, ...]) -> Shape:
-        rows: list[tuple[Mark, int]] = []
+        rows: list[tuple[Boundary, int]] = []
         row = np.empty(len(codes), np.intp)
-        unfinished: dict[Mark, list[int]] = {}
+        unfinished: dict[Boundary, list[int]] = {}
         seen: dict[tuple[Operator, int], int] = {}
         gap = -1
         for at, code in enumerate(codes):
-            mark = self._marks[code]
-            whole = dataclasses.replace(mark, part=False)
-            if mark.part:
+            boundary = self._boundary_codes[code]
+            whole = dataclasses.replace(boundary, part=False)
+            if boundary.part:
                 unfinished.setdefault(whole, []).append(at)
                 continue
-            if mark.operator is Operator.GAP and gap >= 0:
+            if boundary.operator is Operator.GAP and gap >= 0:
                 row[at] = gap  # all that is left of a step is one observation
                 continue
-            if mark.operator is Operator.GAP:
+            if boundary.operator is Operator.GAP:
                 gap = len(rows)
-            key = (mark.operator, mark.layer)
+            key = (boundary.operator, boundary.layer)
             row[[at, *unfinished.pop(whole, [])]] = len(rows)
-            rows.append((mark, seen.get(key, 0)))
+            rows.append((boundary, seen.get(key, 0)))
             seen[key] = seen.get(key, 0) + 1
         for whole, pieces in unfinished.items():
-            same = [at for at, (mark, _) in enumerate(rows) if mark == whole]
+            same = [at for at, (boundary, _) in enumerate(rows) if boundary == whole]
             row[pieces] = same[-1] if same else len(rows)
             if not same:  # a step that ended inside an operator
                 rows.append((whole, seen.get((whole.operator, whole.layer), 0)))
         template = np.zeros(len(rows), layout.INTERVAL)
-        template["operator"] = [mark.operator.code for mark, _ in rows]
-        template["site"] = [mark.site.code for mark, _ in rows]
-        template["layer"] = [mark.layer for mark, _ in rows]
+        template["operator"] = [boundary.operator.code for boundary, _ in rows]
+        template["site"] = [boundary.site.code for boundary, _ in rows]
+        template["layer"] = [boundary.layer for boundary, _ in rows]
         template["occurrence"] = [occurrence for _, occurrence in rows]
         return Shape(row, template)

@@ -6,18 +6,18 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lightllm_otel.records import progress as reached
-from lightllm_otel.records.progress import MARKS, PLACE
+from lightllm_otel.records import progress
+from lightllm_otel.records.progress import BOUNDARIES, PLACE
 from lightllm_otel.worker.gpu.clock import Clock, Handle
-from lightllm_otel.worker.gpu.timestamp_kernels import Stamps
+from lightllm_otel.worker.gpu.timestamp_kernels import Timestamps
 
 
-class Marking:
-    """What the hooks of operators talk to. ``codes``: the marks so far; the first one only begins.
+class BoundaryRecorder:
+    """What the hooks of operators talk to. ``codes``: the boundaries so far; the first one only begins.
 
     ``context`` is the operator that is running now, or -1; collectives inside it are cut out of it. ``pairs``: the
     host synchronises between its operators, so each is timed from its own start. ``payloads``: (position, bytes).
-    ``full``: there were more marks than places, so the operators cannot be told apart. ``thread``: the one whose operators
+    ``full``: there were more boundaries than places, so the operators cannot be told apart. ``thread``: the one whose operators
     these are; another thread's calls are none of them.
     """
 
@@ -33,16 +33,16 @@ class Marking:
         self.full = False
         self.thread = threading.get_ident()
 
-    def mark(self, code: int) -> None:
-        """A boundary: the interval since the previous one belongs to the mark with this code."""
+    def record(self, code: int) -> None:
+        """A boundary: the interval since the previous one belongs to the boundary with this code."""
         raise NotImplementedError
 
-    def mark_behind_nccl(self, code: int) -> None:
+    def record_behind_nccl(self, code: int) -> None:
         """The same, behind a kernel of NCCL's."""
-        self.mark(code)
+        self.record(code)
 
 
-class EagerMarking(Marking):
+class EagerRecorder(BoundaryRecorder):
     """Events on the step's stream.
 
     ``before[i]``: what the clock said of boundary i-1 when boundary i was recorded; where it was over already, the GPU
@@ -74,14 +74,14 @@ class EagerMarking(Marking):
         stream: Any,
         pairs: bool,
         now: Callable[[], float],
-        words: reached.Words,
+        words: progress.Words,
         reaches: Sequence[int],
         number: int,
     ) -> None:
         super().__init__(len(block), pairs)
         self._words = words
         self._reaches = reaches
-        reached.begin(words, number)
+        progress.begin(words, number)
         self.block = block
         self.places = [first, *block]
         self.codes.append(code)
@@ -93,16 +93,16 @@ class EagerMarking(Marking):
         self._capturing = clock.capturing
         self._stream = stream
 
-    def mark(self, code: int) -> None:
+    def record(self, code: int) -> None:
         codes = self.codes
         at = len(codes)
         if at >= self.capacity:
             self.full = True
-            reached.forget(self._words)
+            progress.forget(self._words)
             return
         if self._capturing():  # the host captures a graph in the middle of a step: an event now would end its capture
             self.full = True
-            reached.forget(self._words)
+            progress.forget(self._words)
             return
         places = self.places
         before = self._ask(places[at - 1])
@@ -112,15 +112,15 @@ class EagerMarking(Marking):
         self.before.append(before)
         self.at.append(now)
         words = self._words
-        words[MARKS] = at
+        words[BOUNDARIES] = at
         place = self._reaches[code]
         if place:
             words[PLACE] = place
 
     def launched(self) -> None:
         """All of the step is launched. What is marked from here on tells nothing of where the host is."""
-        reached.launched(self._words)
-        self._words = [0] * reached.WORDS
+        progress.launched(self._words)
+        self._words = [0] * progress.WORDS
 
     def end(self, code: int, last: Handle) -> None:
         """The last interval ends with the step's last event, which is recorded elsewhere."""
@@ -131,40 +131,42 @@ class EagerMarking(Marking):
         self.codes.append(code)
 
 
-class CaptureMarking(Marking):
-    """Stamps in the graph that the current stream captures. Nothing is asked of the GPU: that would end the capture.
+class CaptureRecorder(BoundaryRecorder):
+    """Timestamps in the graph that the current stream captures. Nothing is asked of the GPU: that would end the capture.
 
     ``chains``: NCCL leaves a node of its own behind each of its kernels, beside which branches come late. So from its first
-    kernel on stamps lie on the chain (docs/decisions/0014). ``chained_from``: the first that does, -1 where none does.
-    ``count_edges`` says how many programmatic dependencies there are so far; ``edges``: what it said at each mark.
+    kernel on timestamps lie on the chain (docs/decisions/0014). ``chained_from``: the first that does, -1 where none does.
+    ``count_edges`` says how many programmatic dependencies there are so far; ``edges``: what it said at each boundary.
     """
 
-    __slots__ = ("_chains", "_count_edges", "_stamp", "chained_from", "edges")
+    __slots__ = ("_chains", "_count_edges", "_timestamp", "chained_from", "edges")
 
-    def __init__(self, stamps: Stamps, chains: bool = True, count_edges: Callable[[], int] = lambda: -1) -> None:
-        super().__init__(stamps.capacity)
+    def __init__(
+        self, timestamps: Timestamps, chains: bool = True, count_edges: Callable[[], int] = lambda: -1
+    ) -> None:
+        super().__init__(timestamps.capacity)
         self.edges: list[int] = []
         self._count_edges = count_edges
         self.chained_from = -1
         self._chains = chains
-        self._stamp: Callable[[int, bool], None] = stamps.stamp
+        self._timestamp: Callable[[int, bool], None] = timestamps.timestamp
 
-    def mark(self, code: int) -> None:
+    def record(self, code: int) -> None:
         at = len(self.codes)
         if at >= self.capacity:
             self.full = True
             return
-        self.edges.append(self._count_edges())  # the stamp may come with edges of its own
-        self._stamp(at, self.chained_from >= 0)
+        self.edges.append(self._count_edges())  # the timestamp may come with edges of its own
+        self._timestamp(at, self.chained_from >= 0)
         self.codes.append(code)
 
     def programmatic(self) -> tuple[int, ...]:
-        """Return how many there are in each interval between two marks; empty where it could not be told."""
+        """Return how many there are in each interval between two boundaries; empty where it could not be told."""
         if min(self.edges, default=-1) < 0:
             return ()
         return tuple(after - before for before, after in zip(self.edges, self.edges[1:]))
 
-    def mark_behind_nccl(self, code: int) -> None:
+    def record_behind_nccl(self, code: int) -> None:
         if self._chains and self.chained_from < 0:
             self.chained_from = len(self.codes)
-        self.mark(code)
+        self.record(code)

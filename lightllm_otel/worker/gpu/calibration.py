@@ -12,7 +12,7 @@ import numpy as np
 
 from lightllm_otel.worker.gpu.clock import Clock
 from lightllm_otel.worker.gpu.graphs import Graphs
-from lightllm_otel.worker.gpu.timestamp_kernels import Stamps
+from lightllm_otel.worker.gpu.timestamp_kernels import Timestamps
 
 BOUNDARIES = 65
 STAMP_REPLAYS = 5
@@ -33,9 +33,9 @@ class Calibration:
     """Seconds. ``quantum``: the clock's step. ``boundary_cost``: an interval in which nothing happens, on the GPU.
 
     ``record_cost``: the CPU's time to record one boundary. ``start_latency``: the longest that a GPU with nothing to do took
-    to pass a boundary, as the host saw it: so far a step's start on the wall may be wrong. ``chained_cost``: what a stamp costs
-    that the host's kernels wait for; None while it is not known. ``edge_saving``: by how much sooner a kernel starts behind a
-    programmatic dependency where stamps lie on branches than in the host's own graph.
+    to pass a boundary, as the host saw it: so far a step's start on the wall may be wrong. ``chained_cost``: what a timestamp
+    costs that the host's kernels wait for; None while it is not known. ``edge_saving``: by how much sooner a kernel starts
+    behind a programmatic dependency where timestamps lie on branches than in the host's own graph.
     """
 
     quantum: float = 0.0
@@ -46,7 +46,7 @@ class Calibration:
     edge_saving: float = 0.0
 
     def learned(self, cost: float | None, chained: bool, edge_saving: float = 0.0) -> Calibration:
-        """With the seconds that a stamp costs, one that is waited for or one on a branch; None: it could not be found out."""
+        """With the seconds that a timestamp costs, one that is waited for or one on a branch; None: it could not be found out."""
         if chained:
             return dataclasses.replace(self, chained_cost=CHAINED_COST if cost is None else cost)
         return dataclasses.replace(self, boundary_cost=cost or 0.0, edge_saving=edge_saving)
@@ -57,7 +57,7 @@ class Calibration:
         return max(self.boundary_cost, self.chained_cost or 0.0)
 
     def costs(self, intervals: int, chained_from: int, programmatic: Sequence[int] = ()) -> np.ndarray:
-        """Of the stamp that begins each interval, seconds, shape (intervals,).
+        """Of the timestamp that begins each interval, seconds, shape (intervals,).
 
         Less what its kernels save there; so it can be below 0. ``programmatic``: dependencies in each interval, or empty.
         """
@@ -66,7 +66,7 @@ class Calibration:
             costs -= self.edge_saving * np.asarray(programmatic)
         if chained_from >= 0:
             costs[chained_from:] = CHAINED_COST if self.chained_cost is None else self.chained_cost
-            costs[0] = costs[-1]  # nothing of the graph may run before its first stamp
+            costs[0] = costs[-1]  # nothing of the graph may run before its first timestamp
         return costs
 
 
@@ -105,32 +105,32 @@ def latency_of(clock: Clock, deadline: float) -> float:
     return longest
 
 
-def quantum_of_stamps(stamps: Stamps, graphs: Graphs) -> float:
-    """Seconds; from a graph of its own in which stamps follow each other. The first replay uploads it and is left out."""
-    count = min(BOUNDARIES, stamps.capacity)
+def quantum_of_timestamps(timestamps: Timestamps, graphs: Graphs) -> float:
+    """Seconds; from a graph of its own in which timestamps follow each other. The first replay uploads it and is left out."""
+    count = min(BOUNDARIES, timestamps.capacity)
 
     def body() -> None:
         for at in range(count):
-            stamps.stamp(at)
-        stamps.publish(count)
+            timestamps.timestamp(at)
+        timestamps.publish(count)
 
     graph = graphs.capture(None, body)
     readings = []
     for _ in range(STAMP_REPLAYS + 1):
-        replay = stamps.launched()
+        replay = timestamps.launched()
         graph.replay()
         graphs.wait()
-        readings.append(stamps.intervals(replay, count))
+        readings.append(timestamps.intervals(replay, count))
     return quantum_of(np.concatenate(readings[1:]))
 
 
-def cost_of_stamps(pairs: np.ndarray, count: int, tail: float = 0.0) -> float | None:
-    """Seconds by which each of ``count`` stamps makes a twin slower than its like without them.
+def cost_of_timestamps(pairs: np.ndarray, count: int, tail: float = 0.0) -> float | None:
+    """Seconds by which each of ``count`` timestamps makes an instrumented graph slower than its like without them.
 
-    ``pairs``: seconds of a replay without and with stamps, shape (:data:`PAIRS`, 2); the first pair warms up. Of the host's own
-    graph: stamps that follow each other, or small kernels of one kind, say little about stamps between kernels that take
-    turns. ``tail``: what else the twin does, behind its last stamp. The median, at least 0; None where pairs differ more than
-    that is worth (see :data:`SURE`), as when processes share a GPU, or where one is NaN.
+    ``pairs``: seconds of a replay without and with timestamps, shape (:data:`PAIRS`, 2); the first pair warms up. Of the host's
+    own graph: timestamps that follow each other, or small kernels of one kind, say little about timestamps between kernels that
+    take turns. ``tail``: what else the instrumented graph does, behind its last timestamp. The median, at least 0; None where
+    pairs differ more than that is worth (see :data:`SURE`), as when processes share a GPU, or where one is NaN.
     """
     costs = (pairs[1:, 1] - pairs[1:, 0] - tail) / count
     low, cost, high = np.quantile(costs, (0.25, 0.5, 0.75))
@@ -138,31 +138,34 @@ def cost_of_stamps(pairs: np.ndarray, count: int, tail: float = 0.0) -> float | 
     return max(float(cost), 0.0) if cost < MOST_COST and high - low < most else None
 
 
-def cost_on_branches(stamps: Stamps, graphs: Graphs, output: Any) -> float | None:
+def cost_on_branches(timestamps: Timestamps, graphs: Graphs, output: Any) -> float | None:
     """Return what a timestamp kernel on a branch costs between kernels without programmatic dependencies, in seconds.
 
     It is measured in graphs of its own. None where pairs of replays differ, as when another process uses the GPU meanwhile.
     """
-    count = min(BOUNDARIES, stamps.capacity)
+    count = min(BOUNDARIES, timestamps.capacity)
     scratch = graphs.like(output)[:1]
 
-    def body(stamped: bool) -> None:
+    def body(timestamped: bool) -> None:
         try:
             for at in range(count):
                 graphs.spoil(scratch)
-                if stamped:
-                    stamps.stamp(at)
+                if timestamped:
+                    timestamps.timestamp(at)
         finally:
-            stamps.join()
+            timestamps.join()
 
-    without, stamped = (graphs.capture(None, functools.partial(body, with_stamps)) for with_stamps in (False, True))
-    pairs = np.array([(graphs.seconds(without), graphs.seconds(stamped)) for _ in range(PAIRS)])
+    without, timestamped = (
+        graphs.capture(None, functools.partial(body, with_timestamps)) for with_timestamps in (False, True)
+    )
+    pairs = np.array([(graphs.seconds(without), graphs.seconds(timestamped)) for _ in range(PAIRS)])
     low, cost, high = np.quantile((pairs[1:, 1] - pairs[1:, 0]) / count, (0.25, 0.5, 0.75))
     return max(float(cost), 0.0) if high - low < BRANCH_SPREAD else None
 
 
 def saving_of_edges(pairs: np.ndarray, count: int, tail: float, cost: float, edges: int) -> float | None:
-    """Seconds that each of ``edges`` programmatic dependencies saves in a twin, where each of ``count`` stamps costs ``cost``.
+    """Seconds that each of ``edges`` programmatic dependencies saves in an instrumented graph, where each of ``count``
+    timestamps costs ``cost``.
 
     The rest as for :func:`cost_of_stamps`. None where it cannot be told, or where nothing is saved.
     """
@@ -172,20 +175,21 @@ def saving_of_edges(pairs: np.ndarray, count: int, tail: float, cost: float, edg
     return float(saving) if 0 < saving < MOST_COST and high - low < most else None
 
 
-def tail_of_twin(stamps: Stamps, graphs: Graphs, count: int, output: Any, delivered: bool) -> float:
-    """Seconds of what a twin does behind its last stamp: the copies of its outputs, if there are any, and of its stamps."""
+def tail_of_graph(timestamps: Timestamps, graphs: Graphs, count: int, output: Any, delivered: bool) -> float:
+    """Seconds of what an instrumented graph does behind its last timestamp: the copies of its outputs, if there are any, and of
+    its timestamps."""
     made = graphs.like(output) if delivered else output
 
     def body(rest: bool) -> None:
-        stamps.stamp(0)
+        timestamps.timestamp(0)
         if rest:
             graphs.deliver(made, output)
-            stamps.publish(count)
+            timestamps.publish(count)
 
     def launch(graph: Any) -> float:
         seconds = []
         for _ in range(PAIRS):
-            stamps.launched()
+            timestamps.launched()
             seconds.append(graphs.seconds(graph))
         return float(np.median(seconds))
 

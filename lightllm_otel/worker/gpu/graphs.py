@@ -1,4 +1,4 @@
-"""CUDA graphs as torch makes them, behind the few calls that capturing and checking a twin needs."""
+"""CUDA graphs as torch makes them, behind the few calls that capturing and checking an instrumented graph needs."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, NamedTuple, Optional
 
 from lightllm_otel.records.vocabulary import IdleReason, Mode, Phase
-from lightllm_otel.worker.gpu.boundary_recorder import EagerMarking
+from lightllm_otel.worker.gpu.boundary_recorder import EagerRecorder
 from lightllm_otel.worker.gpu.clock import Handle
 
 
@@ -25,11 +25,11 @@ class Work(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Twin:
+class GraphLayout:
     """An instrumented graph beside the host's own one for ``batch`` requests.
 
-    ``codes``: the marks of its stamps, in order. ``payloads``: (position, bytes) of its collectives. ``chained_from``: the
-    first stamp that the host's kernels wait for, -1 where they wait for none. ``programmatic``: how many programmatic
+    ``codes``: the boundaries of its timestamps, in order. ``payloads``: (position, bytes) of its collectives. ``chained_from``:
+    the first timestamp that the host's kernels wait for, -1 where they wait for none. ``programmatic``: how many programmatic
     dependencies lie in each interval; empty where that is not known.
     """
 
@@ -41,15 +41,15 @@ class Twin:
 
     @property
     def chained(self) -> bool:
-        """Whether most of its stamps are waited for."""
+        """Whether most of its timestamps are waited for."""
         return 0 <= self.chained_from < len(self.codes) / 2
 
 
 class Step:
     """A step in flight. ``ends`` are the events before and after it; ``marking`` has those between, if it is sampled.
 
-    ``twin`` and ``replay``: the instrumented graph that was replayed, and the number of that replay. ``thread``: whose forward it
-    is. ``scheduling``: seconds that the host's scheduler took before it. ``lost``: its end was never recorded.
+    ``instrumented graph`` and ``replay``: the instrumented graph that was replayed, and the number of that replay. ``thread``:
+    whose forward it is. ``scheduling``: seconds that the host's scheduler took before it. ``lost``: its end was never recorded.
     """
 
     # Every step makes one: what most of them leave as it is costs nothing this way.
@@ -59,8 +59,8 @@ class Step:
     lost = False
     sampled = False
     scheduling = 0.0
-    marking: Optional[EagerMarking] = None
-    twin: Optional[Twin] = None
+    recorder: Optional[EagerRecorder] = None
+    graph_layout: Optional[GraphLayout] = None
     replay = -1
 
     def __init__(

@@ -8,11 +8,11 @@ import numpy as np
 
 from lightllm_otel.records import layout
 from lightllm_otel.records.vocabulary import IdleReason, Operator
-from lightllm_otel.worker.gpu.boundaries import Mark, Marks, Shape, unpack
+from lightllm_otel.worker.gpu.boundaries import Boundary, BoundaryCodes, Shape, unpack
 from lightllm_otel.worker.gpu.calibration import Calibration
 from lightllm_otel.worker.gpu.clock import Clock, Handle, HostClock
 from lightllm_otel.worker.gpu.step import Step
-from lightllm_otel.worker.gpu.timestamp_kernels import Stamps
+from lightllm_otel.worker.gpu.timestamp_kernels import Timestamps
 
 NO_INTERVALS = np.zeros(0, layout.INTERVAL)
 _MOST_PAYLOAD = 2**32 - 1
@@ -24,7 +24,7 @@ class Intervals:
     """Consecutive intervals: ``codes`` of their marks, ``seconds``, what of it is a boundary's ``cost``.
 
     ``launching``: seconds within which the host launched what the GPU waited for; 0 where it was not ``starved``.
-    ``closure``: seconds that boundaries cover; of a graph what its own stamps say, by another clock than the events.
+    ``closure``: seconds that boundaries cover; of a graph what its own timestamps say, by another clock than the events.
     """
 
     codes: tuple[int, ...]
@@ -39,29 +39,29 @@ class Intervals:
         return np.asarray(self.launching > 0)
 
 
-class Harvest:
-    """Knows the clocks and what they cost. ``graph``: the code of the mark that a whole graph replay gets."""
+class StepReader:
+    """Knows the clocks and what they cost. ``graph``: the code of the boundary that a whole graph replay gets."""
 
-    def __init__(self, clock: Clock, marks: Marks, graph: int, gap: int) -> None:
+    def __init__(self, clock: Clock, boundary_codes: BoundaryCodes, graph: int, gap: int) -> None:
         self.calibration = Calibration()
-        self.stamps: Stamps | None = None
-        self.stamp_calibration = Calibration()
+        self.timestamps: Timestamps | None = None
+        self.timestamp_calibration = Calibration()
         self._clock = clock
-        self._marks = marks
+        self._boundary_codes = boundary_codes
         self._graph = graph
         self._gap = gap
-        self._other = marks.code(Mark(Operator.OTHER))
+        self._other = boundary_codes.code(Boundary(Operator.OTHER))
         self._tells_waiting = clock.source != HostClock.source
 
     def __call__(self, step: Step, previous_end: list[Handle] | None, sampled: bool) -> tuple[bytes, np.ndarray]:
         """``(step, intervals)``: the bytes of a ``STEP``, and ``INTERVAL`` of shape (n,). All its events must be done.
 
-        Raises Overwritten when the stamps of its graph are gone; then it can still be asked with ``sampled`` false.
+        Raises Overwritten when the timestamps of its graph are gone; then it can still be asked with ``sampled`` false.
         """
-        if not sampled or step.marking is None or len(step.marking.codes) < 2:
+        if not sampled or step.recorder is None or len(step.recorder.codes) < 2:
             return self.record(step, previous_end), NO_INTERVALS
         parts = self._parts(step)
-        shape = self._marks.shape(parts.codes)
+        shape = self._boundary_codes.shape(parts.codes)
         seconds = without_cost(parts.seconds, parts.cost, shape)
         rows = len(shape.template)
         intervals = shape.template.copy()
@@ -101,35 +101,35 @@ class Harvest:
         )  # fmt: skip
 
     def _parts(self, step: Step) -> Intervals:
-        marking = step.marking
-        assert marking is not None
-        count = len(marking.codes)
-        seconds = self._clock.intervals(marking.places[:count])
-        starved = np.array(marking.before[1:count]) == self._clock.finished
-        launching = np.where(starved, np.maximum(np.diff(marking.at[:count]), _LEAST_LAUNCHING), 0.0)
+        recorder = step.recorder
+        assert recorder is not None
+        count = len(recorder.codes)
+        seconds = self._clock.intervals(recorder.places[:count])
+        starved = np.array(recorder.before[1:count]) == self._clock.finished
+        launching = np.where(starved, np.maximum(np.diff(recorder.at[:count]), _LEAST_LAUNCHING), 0.0)
         # Where the GPU waited for the host, the boundary was over before the next kernel came: nothing to subtract.
         cost = np.where(starved, 0.0, self.calibration.boundary_cost)
-        payloads = [(at - 1, payload) for at, payload in marking.payloads]
-        codes = tuple(marking.codes[1:])  # the first boundary only begins
+        payloads = [(at - 1, payload) for at, payload in recorder.payloads]
+        codes = tuple(recorder.codes[1:])  # the first boundary only begins
         if self._tells_waiting:  # a gap in which the GPU did not wait for the host is work that no operator claims
             codes = tuple(
                 self._other if code == self._gap and not waits else code for code, waits in zip(codes, starved)
             )
         parts = Intervals(codes, seconds, cost, launching, payloads, float(seconds.sum()))
-        return parts if step.twin is None else self._with_graph(step, parts)
+        return parts if step.graph_layout is None else self._with_graph(step, parts)
 
     def _with_graph(self, step: Step, around: Intervals) -> Intervals:
-        """The stamps of the replayed twin in the place of the one interval that its replay is in the events.
+        """The timestamps of the replayed instrumented graph in the place of the one interval that its replay is in the events.
 
-        What of that interval no stamp covers (the launch, the copy of the stamps) is gap.
+        What of that interval no timestamp covers (the launch, the copy of the timestamps) is gap.
         """
-        twin = step.twin
-        assert twin is not None
-        assert self.stamps is not None
+        graph_layout = step.graph_layout
+        assert graph_layout is not None
+        assert self.timestamps is not None
         at = around.codes.index(self._graph)
-        inside = self.stamps.intervals(step.replay, len(twin.codes))
-        replay, stamped = float(around.seconds[at]), float(inside.sum())
-        rest = max(replay - stamped, 0.0)
+        inside = self.timestamps.intervals(step.replay, len(graph_layout.codes))
+        replay, timestamped = float(around.seconds[at]), float(inside.sum())
+        rest = max(replay - timestamped, 0.0)
         many = len(inside)
 
         def spliced(outer: np.ndarray, inner: np.ndarray, last: float) -> np.ndarray:
@@ -137,12 +137,16 @@ class Harvest:
             return joined
 
         return Intervals(
-            (*around.codes[:at], *twin.codes[1:], self._gap, *around.codes[at + 1 :]),
+            (*around.codes[:at], *graph_layout.codes[1:], self._gap, *around.codes[at + 1 :]),
             spliced(around.seconds, inside, rest),
-            spliced(around.cost, self.stamp_calibration.costs(many, twin.chained_from, twin.programmatic), 0.0),
+            spliced(
+                around.cost,
+                self.timestamp_calibration.costs(many, graph_layout.chained_from, graph_layout.programmatic),
+                0.0,
+            ),
             spliced(around.launching, np.zeros(many), 0.0),
-            [*((at + place - 1, payload) for place, payload in twin.payloads), *around.payloads],
-            around.closure - replay + stamped,
+            [*((at + place - 1, payload) for place, payload in graph_layout.payloads), *around.payloads],
+            around.closure - replay + timestamped,
         )
 
 

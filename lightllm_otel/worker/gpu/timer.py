@@ -15,14 +15,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lightllm_otel.records import progress as reached
-from lightllm_otel.records.vocabulary import DropReason, IdleReason, Mode, Operator, Whole
-from lightllm_otel.worker.gpu.boundaries import Mark, Marks
-from lightllm_otel.worker.gpu.boundary_recorder import EagerMarking, Marking
+from lightllm_otel.records import progress
+from lightllm_otel.records.vocabulary import DropReason, IdleReason, Mode, Operator, StepOnlyReason
+from lightllm_otel.worker.gpu.boundaries import Boundary, BoundaryCodes
+from lightllm_otel.worker.gpu.boundary_recorder import BoundaryRecorder, EagerRecorder
 from lightllm_otel.worker.gpu.clock import Clock, Handle
 from lightllm_otel.worker.gpu.handles import Pool
-from lightllm_otel.worker.gpu.step import Step, Twin, Work
-from lightllm_otel.worker.gpu.step_reader import NO_INTERVALS, Harvest
+from lightllm_otel.worker.gpu.step import GraphLayout, Step, Work
+from lightllm_otel.worker.gpu.step_reader import NO_INTERVALS, StepReader
 from lightllm_otel.worker.gpu.timestamp_kernels import Overwritten
 
 PENDING_STEPS = 64
@@ -49,7 +49,7 @@ class Sink(Protocol):
     def leave(self) -> None: ...
 
     @property
-    def reached(self) -> reached.Words:
+    def progress(self) -> progress.Words:
         """The words that marks set: :mod:`lightllm_otel.records.progress`."""
 
     def count(
@@ -69,17 +69,17 @@ class Timer:
         wall_clock: Callable[[], float] = time.time,
         cpu_clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.armed: Marking | None = None
+        self.armed: BoundaryRecorder | None = None
         self.failed = False
-        self.marks = Marks()
-        self.gap = self.marks.code(Mark(Operator.GAP))
-        self.part_gap = self.marks.part(self.gap)
-        self._sampling_mark = self.marks.code(Mark(Operator.SAMPLING))
-        # Stands for a whole replay between two events; the harvest puts what the graph's own stamps say in its place.
-        self._graph_mark = self.marks.code(Mark(Operator.GAP, layer=-2))
-        self.harvest = Harvest(clock, self.marks, self._graph_mark, self.gap)
+        self.boundary_codes = BoundaryCodes()
+        self.gap = self.boundary_codes.code(Boundary(Operator.GAP))
+        self.part_gap = self.boundary_codes.part(self.gap)
+        self._sampling_boundary = self.boundary_codes.code(Boundary(Operator.SAMPLING))
+        # Stands for a whole replay between two events; the step reader puts what the graph's own timestamps say in its place.
+        self._graph_boundary = self.boundary_codes.code(Boundary(Operator.GAP, layer=-2))
+        self.step_reader = StepReader(clock, self.boundary_codes, self._graph_boundary, self.gap)
         self.boundaries = min(boundaries, sink.fits)
-        self.whole = [0] * len(Whole)
+        self.whole = [0] * len(StepOnlyReason)
         self._clock = clock
         self._sink = sink
         self._wall = wall_clock
@@ -89,7 +89,7 @@ class Timer:
         self._record = clock.record
         self._stream = clock.stream
         self._done = clock.done
-        self._other = self.marks.code(Mark(Operator.OTHER))
+        self._other = self.boundary_codes.code(Boundary(Operator.OTHER))
         self._pending: collections.deque[Step] = collections.deque()
         self._previous_end: list[Handle] | None = None
         self._no_requests = True
@@ -195,34 +195,34 @@ class Timer:
 
     def _arm(self, step: Step) -> None:
         if self.armed is not None:  # another thread's forward is in progress, and its boundaries would be ours as well
-            self.whole[Whole.OVERLAP.code] += 1
+            self.whole[StepOnlyReason.OVERLAP.code] += 1
             return
         block = self._boundaries.take()
         if block is None:
             self._drop(DropReason.PENDING_FULL)
             return
-        step.marking = self.armed = EagerMarking(
+        step.recorder = self.armed = EagerRecorder(
             self._clock, step.ends[0], self.gap, block, step.stream, step.work.pairs, self._cpu,
-            self._sink.reached, self.marks.reaches, step.number,
+            self._sink.progress, self.boundary_codes.reaches, step.number,
         )  # fmt: skip
 
-    def disarm(self, reason: Whole) -> None:
+    def disarm(self, reason: StepOnlyReason) -> None:
         """The operators of this thread's forward cannot be told apart; counted if they were due."""
         step = self._running.get(threading.get_ident())
-        if step is not None and step.marking is not None:
+        if step is not None and step.recorder is not None:
             self._disarm(step)
             self.whole[reason.code] += 1
-            self._forget_marks(step)
-            reached.forget(self._sink.reached)
+            self._forget_boundaries(step)
+            progress.forget(self._sink.progress)
 
     def _disarm(self, step: Step) -> None:
-        if self.armed is step.marking:
+        if self.armed is step.recorder:
             self.armed = None
 
-    def _forget_marks(self, step: Step) -> None:
-        if step.marking is not None:
-            self._boundaries.give(step.marking.block)
-            step.marking = None
+    def _forget_boundaries(self, step: Step) -> None:
+        if step.recorder is not None:
+            self._boundaries.give(step.recorder.block)
+            step.recorder = None
 
     def leave(self, step: Step | None, padded: int = 0) -> None:
         """The forward has returned: its kernels are launched. What comes next may be sampling, or nothing.
@@ -237,16 +237,16 @@ class Timer:
         self._running.pop(thread, None)
         if padded:
             step.mode, step.padded = Mode.GRAPH, padded
-        if step.marking is not None:
+        if step.recorder is not None:
             self._disarm(step)
-            step.marking.launched()
-            if step.marking.full:
+            step.recorder.launched()
+            if step.recorder.full:
                 self._drop(DropReason.TOO_LARGE)
-                self._forget_marks(step)
+                self._forget_boundaries(step)
         if thread not in self._ends_late:
             self._record(step.ends[1], step.stream)
         self._pending.append(step)
-        self._marked += step.marking is not None
+        self._marked += step.recorder is not None
         self.launched_steps[thread] = step
         self._hook_seconds += self._cpu() - began
         # A model without sampling never comes past the usual moment.
@@ -259,8 +259,8 @@ class Timer:
         if step is None:
             return
         self._disarm(step)
-        self._forget_marks(step)
-        reached.forget(self._sink.reached)
+        self._forget_boundaries(step)
+        progress.forget(self._sink.progress)
         self._ends.give(step.ends)
         self._landed(step)
         self._drop(DropReason.ERROR)
@@ -275,28 +275,28 @@ class Timer:
             return None
         step.mode, step.padded = Mode.GRAPH, padded
         if not instrumented:
-            self.disarm(Whole.NO_TWIN)
+            self.disarm(StepOnlyReason.NOT_INSTRUMENTED)
             return None
         self._disarm(step)
-        return step if step.marking is not None else None
+        return step if step.recorder is not None else None
 
     def prefill_graph(self) -> None:
         """This thread's forward will replay graphs of a prefill: Python sees little of its operators."""
         step = self._running.get(threading.get_ident())
         if step is not None:
             step.mode = Mode.GRAPH
-            self.disarm(Whole.PREFILL_GRAPH)
+            self.disarm(StepOnlyReason.PREFILL_GRAPH)
 
     def before_replay(self, step: Step) -> None:
         """What the host launches between the entry of the forward and the replay belongs to no operator."""
-        if step.marking is not None:
-            step.marking.mark(self.gap)
+        if step.recorder is not None:
+            step.recorder.record(self.gap)
 
-    def after_replay(self, step: Step, twin: Twin, replay: int) -> None:
+    def after_replay(self, step: Step, graph_layout: GraphLayout, replay: int) -> None:
         """The replay of that number has been launched."""
-        if step.marking is not None:
-            step.marking.mark(self._graph_mark)
-            step.twin, step.replay = twin, replay
+        if step.recorder is not None:
+            step.recorder.record(self._graph_boundary)
+            step.graph_layout, step.replay = graph_layout, replay
 
     def enter_sampling(self) -> Step | None:
         """Sampling begins for the step that this thread left last; None when there is none."""
@@ -304,24 +304,24 @@ class Timer:
         if step is None or step.sampled:
             return None
         step.sampled = True
-        if step.marking is not None:
-            step.marking.mark(self.gap)
+        if step.recorder is not None:
+            step.recorder.record(self.gap)
         return step
 
     def sampling_is_plain(self, step: Step) -> bool:
         """Tell whether nothing has to be recorded around the sampling of this step: its end comes later, and says enough."""
-        return step.marking is None and step.thread in self._ends_late
+        return step.recorder is None and step.thread in self._ends_late
 
     def leave_sampling(self, step: Step, ends: bool = True) -> None:
         """Sampling is launched. ``ends``: nothing else of the step follows, so the host is about to wait for it."""
         if not ends:
-            if step.marking is not None:
-                step.marking.mark(self._sampling_mark)
+            if step.recorder is not None:
+                step.recorder.record(self._sampling_boundary)
             if step.thread not in self._ends_late:
                 self._record(step.ends[1], step.stream)
             return
-        if step.marking is not None:
-            step.marking.end(self._sampling_mark, step.ends[1])
+        if step.recorder is not None:
+            step.recorder.end(self._sampling_boundary, step.ends[1])
         self._record(step.ends[1], step.stream)
         self.launched_steps.pop(step.thread, None)
         step.closed = True
@@ -336,8 +336,8 @@ class Timer:
         step = self.launched_steps.pop(thread, None)
         if step is None:
             return None
-        if step.marking is not None:
-            step.marking.end(self._other, step.ends[1])
+        if step.recorder is not None:
+            step.recorder.end(self._other, step.ends[1])
         self._record(step.ends[1], step.stream)
         self._ends_late.add(thread)
         step.closed = True
@@ -404,7 +404,7 @@ class Timer:
         self.launched_steps.clear()
         self.read()
         for step in self._pending:
-            self._forget_marks(step)
+            self._forget_boundaries(step)
             self._ends.give(step.ends)
             self._drop(DropReason.CONTROL)
         self._pending.clear()
@@ -455,7 +455,7 @@ class Timer:
                 pending.popleft()
                 if step.lost:
                     self._lose(step)
-                elif step.marking is None:
+                elif step.recorder is None:
                     self._finish_plain(step)
                 else:
                     self._finish(step)
@@ -465,8 +465,8 @@ class Timer:
             self._reading.release()
 
     def _lose(self, step: Step) -> None:
-        self._marked -= step.marking is not None
-        self._forget_marks(step)
+        self._marked -= step.recorder is not None
+        self._forget_boundaries(step)
         self._ends.give(step.ends)
         self._landed(step)
         self._drop(DropReason.ERROR)
@@ -474,7 +474,7 @@ class Timer:
     def _finish_plain(self, step: Step) -> None:
         """As :meth:`_finish`, of a step whose operators are not timed: nearly all of them."""
         previous = self._previous_end
-        self._sink.write(self.harvest.record(step, previous), NO_INTERVALS)
+        self._sink.write(self.step_reader.record(step, previous), NO_INTERVALS)
         if previous is not None:
             self._ends.give(previous)
         self._previous_end = step.ends
@@ -483,20 +483,20 @@ class Timer:
 
     def _finish(self, step: Step) -> None:
         try:
-            sampled = step.marking is not None
+            sampled = step.recorder is not None
             try:
-                self._sink.write(*self.harvest(step, self._previous_end, sampled))
+                self._sink.write(*self.step_reader(step, self._previous_end, sampled))
             except Overwritten:
                 self._drop(DropReason.OVERWRITTEN)
                 sampled = False
-                self._sink.write(*self.harvest(step, self._previous_end, sampled))
+                self._sink.write(*self.step_reader(step, self._previous_end, sampled))
             self._sampled_steps += sampled
-            if step.marking is not None:
-                # Of the marks only the recording itself is known without a clock call around each.
-                self._hook_seconds += self.harvest.calibration.record_cost * len(step.marking.codes)
+            if step.recorder is not None:
+                # Of the boundaries only the recording itself is known without a clock call around each.
+                self._hook_seconds += self.step_reader.calibration.record_cost * len(step.recorder.codes)
         finally:
-            self._marked -= step.marking is not None
-            self._forget_marks(step)
+            self._marked -= step.recorder is not None
+            self._forget_boundaries(step)
             if self._previous_end is not None:
                 self._ends.give(self._previous_end)
             self._previous_end = step.ends

@@ -1,8 +1,8 @@
 """Boundaries inside CUDA graphs: kernels that store the GPU's time, and where the host finds what they stored.
 
-A stamp is a one-thread kernel that writes ``%globaltimer`` to a cell of device memory. It lies on a branch beside the
-host's kernels: it waits for the one before it, and the one after it does not wait for the stamp, so that a graph with
-stamps is hardly slower than one without (docs/decisions/0006). In a graph with NCCL's kernels it lies on the chain of the
+A timestamp is a one-thread kernel that writes ``%globaltimer`` to a cell of device memory. It lies on a branch beside the
+host's kernels: it waits for the one before it, and the one after it does not wait for the timestamp, so that a graph with
+timestamps is hardly slower than one without (docs/decisions/0006). In a graph with NCCL's kernels it lies on the chain of the
 host's (0014). The last node of an instrumented graph copies its cells to pinned memory, into one of :data:`KEPT` slots
 that a counter in device memory chooses and the graph itself advances. So replays that follow each other at once do not
 mix, and each slot says which replay filled it. The host reads a slot only after the step's end event.
@@ -26,10 +26,10 @@ class Overwritten(LookupError):
     """A later replay has taken the slot before it was read."""
 
 
-class Stamps(Protocol):
+class Timestamps(Protocol):
     """``capacity``: the most boundaries that one graph can have. ``source`` and ``detail`` are exported.
 
-    ``branches``: stamps lie beside the host's kernels unless they are asked to be ``chained``.
+    ``branches``: timestamps lie beside the host's kernels unless they are asked to be ``chained``.
     """
 
     source: str
@@ -37,17 +37,17 @@ class Stamps(Protocol):
     capacity: int
     branches: bool
 
-    def stamp(self, at: int, chained: bool = False) -> None:
+    def timestamp(self, at: int, chained: bool = False) -> None:
         """Record boundary ``at`` on the current stream, which is capturing. ``chained``: what follows waits for it."""
 
     def join(self) -> None:
-        """No stamp comes after this: whatever they were recorded on is part of the current stream again."""
+        """No timestamp comes after this: whatever they were recorded on is part of the current stream again."""
 
     def publish(self, count: int) -> None:
         """The end of a graph of ``count`` boundaries."""
 
     def launched(self) -> int:
-        """A graph with stamps is launched now: the number of this replay, from 0."""
+        """A graph with timestamps is launched now: the number of this replay, from 0."""
 
     def intervals(self, replay: int, count: int) -> np.ndarray:
         """Seconds between the ``count`` boundaries of a replay that is over; float64, shape (count - 1,).
@@ -61,13 +61,13 @@ class Kernels(Protocol):
 
     detail: str
 
-    def stamp(self, cells: Any, at: int) -> None: ...
+    def timestamp(self, cells: Any, at: int) -> None: ...
 
     def publish(self, cells: Any, slots: Any, counter: Any, count: int, stride: int) -> None: ...
 
 
-class KernelStamps:
-    """Stamps by kernels. All memory is taken here, once: ``capacity`` cells on the GPU, 8 slots of them on the host."""
+class KernelTimestamps:
+    """Timestamps by kernels. All memory is taken here, once: ``capacity`` cells on the GPU, 8 slots of them on the host."""
 
     source = "globaltimer"
     branches = True
@@ -84,7 +84,7 @@ class KernelStamps:
         self._slots = torch.zeros(KEPT * self._stride, dtype=torch.int64).pin_memory()
         self._read: np.ndarray = self._slots.numpy().reshape(KEPT, self._stride)
         self._replays = 0
-        # Of high priority: where the next kernel fills the GPU, the stamp must not wait for one of its blocks to end.
+        # Of high priority: where the next kernel fills the GPU, the timestamp must not wait for one of its blocks to end.
         stream_class: Any = torch.cuda.Stream
         self._branch = stream_class(priority=-1)
         self._branched = False
@@ -96,25 +96,25 @@ class KernelStamps:
         import torch
 
         for at in range(2):
-            self.stamp(at)
+            self.timestamp(at)
         self.publish(2)
         torch.cuda.synchronize()  # the server is still starting
         seconds = self.intervals(self.launched(), 2)[0]
         if not 0 <= seconds < 1.0:
-            raise RuntimeError(f"two stamps in a row are {seconds} s apart")
+            raise RuntimeError(f"two timestamps in a row are {seconds} s apart")
 
-    def stamp(self, at: int, chained: bool = False) -> None:
+    def timestamp(self, at: int, chained: bool = False) -> None:
         if at == 0:
             # Not on the branch, where it would come before the first kernel can: the graph's start takes its time.
             self._branched = False
         if at == 0 or chained:
             self.join()
-            self._kernels.stamp(self._cells, at)
+            self._kernels.timestamp(self._cells, at)
             return
         self._branched = True
         self._branch.wait_stream(self._torch.cuda.current_stream())
         with self._torch.cuda.stream(self._branch):
-            self._kernels.stamp(self._cells, at)
+            self._kernels.timestamp(self._cells, at)
 
     def join(self) -> None:
         if self._branched:  # a capture must not wait for a stream that has no part in it
@@ -134,12 +134,12 @@ class KernelStamps:
 
 
 def slot_intervals(slot: np.ndarray, replay: int, count: int) -> np.ndarray:
-    """Seconds between the stamps in a slot (int64 nanoseconds behind the number of the replay that filled it)."""
+    """Seconds between the timestamps in a slot (int64 nanoseconds behind the number of the replay that filled it)."""
     filled = int(slot[0])
     if filled > replay + 1:
         raise Overwritten(replay)
     if filled < replay + 1:
-        raise RuntimeError(f"replay {replay} left no stamps: its slot holds replay {filled - 1}")
+        raise RuntimeError(f"replay {replay} left no timestamps: its slot holds replay {filled - 1}")
     times = slot[1 : count + 1].copy()
     if int(slot[0]) != filled:  # taken while it was read
         raise Overwritten(replay)
@@ -147,7 +147,7 @@ def slot_intervals(slot: np.ndarray, replay: int, count: int) -> np.ndarray:
     return seconds
 
 
-class EventStamps:
+class EventTimestamps:
     """Event-record nodes on the chain, where no kernel can be loaded: 3 µs each, and one set that every replay overwrites."""
 
     source = "event_node"
@@ -164,7 +164,7 @@ class EventStamps:
             event.record()  # torch makes the event with its first record; not during a capture, please
         self._replays = 0
 
-    def stamp(self, at: int, chained: bool = False) -> None:
+    def timestamp(self, at: int, chained: bool = False) -> None:
         self._events[at].record()
 
     def join(self) -> None:
@@ -210,12 +210,12 @@ class CupyKernels:
         else:
             self._stream = cupy.cuda.ExternalStream
         module = cupy.RawModule(path=str(PTX))
-        self._stamp = module.get_function("lightllm_otel_stamp")
+        self._timestamp = module.get_function("lightllm_otel_stamp")
         self._publish = module.get_function("lightllm_otel_publish")
 
-    def stamp(self, cells: Any, at: int) -> None:
+    def timestamp(self, cells: Any, at: int) -> None:
         with self._stream(self._torch.cuda.current_stream().cuda_stream):
-            self._stamp((1,), (1,), (np.uint64(cells.data_ptr() + 8 * at),))
+            self._timestamp((1,), (1,), (np.uint64(cells.data_ptr() + 8 * at),))
 
     def publish(self, cells: Any, slots: Any, counter: Any, count: int, stride: int) -> None:
         pointers = (tensor.data_ptr() for tensor in (cells, slots, counter))
@@ -224,12 +224,12 @@ class CupyKernels:
             self._publish((1,), (PUBLISH_THREADS,), arguments)
 
 
-def choose_stamps(capacity: int) -> Stamps | None:
-    """The best stamps of this process, or None and one log line. Call it on the thread and device of the model."""
+def choose_timestamps(capacity: int) -> Timestamps | None:
+    """The best timestamps of this process, or None and one log line. Call it on the thread and device of the model."""
     reasons = []
     for name, make in _WAYS:
         try:
-            chosen: Stamps = make(capacity)
+            chosen: Timestamps = make(capacity)
             return chosen
         except Exception as reason:  # noqa: BLE001 - whatever keeps one way from working, the next may
             reasons.append(f"{name}: {type(reason).__name__}: {reason}")
@@ -237,14 +237,14 @@ def choose_stamps(capacity: int) -> Stamps | None:
     return None
 
 
-def _triton(capacity: int) -> Stamps:
+def _triton(capacity: int) -> Timestamps:
     from lightllm_otel.worker.gpu.timestamp_triton import TritonKernels
 
-    return KernelStamps(TritonKernels(), capacity)
+    return KernelTimestamps(TritonKernels(), capacity)
 
 
 _WAYS: tuple[tuple[str, Any], ...] = (
-    ("PTX through CuPy", lambda capacity: KernelStamps(CupyKernels(), capacity)),
+    ("PTX through CuPy", lambda capacity: KernelTimestamps(CupyKernels(), capacity)),
     ("Triton", _triton),
-    ("event nodes", EventStamps),
+    ("event nodes", EventTimestamps),
 )

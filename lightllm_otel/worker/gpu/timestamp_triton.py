@@ -1,4 +1,4 @@
-"""The stamp kernels in Triton, which LightLLM always has: used where CuPy cannot load them."""
+"""The timestamp kernels in Triton, which LightLLM always has: used where CuPy cannot load them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TritonKernels:
 
     detail = "triton"
 
-    def stamp(self, cells: Any, at: int) -> None:
+    def timestamp(self, cells: Any, at: int) -> None:
         lightllm_otel_stamp[(1,)](cells, at, num_warps=1)
 
     def publish(self, cells: Any, slots: Any, counter: Any, count: int, stride: int) -> None:

@@ -13,16 +13,16 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import Any
 
-from lightllm_otel.worker.gpu.boundary_recorder import Marking
+from lightllm_otel.worker.gpu.boundary_recorder import BoundaryRecorder
 
 Host = Callable[..., Any]
 Caught = Callable[[Exception], bool]
 """Is told of an error of ours; says whether it ends here."""
 
 
-def foreign(marking: Marking) -> bool:
+def foreign(recorder: BoundaryRecorder) -> bool:
     """Tell whether another thread's forward is measured than the one that asks."""
-    thread = getattr(marking, "thread", None)
+    thread = getattr(recorder, "thread", None)
     return thread is not None and thread != get_ident()
 
 
@@ -44,28 +44,28 @@ def as_operator(
     """
 
     def slot(*args: Any, **kwargs: Any) -> Any:
-        marking = timer.armed
+        recorder = timer.armed
         # Nothing is measured, or an operator around this one counts it as its own, or another thread is measured.
-        if marking is None or marking.context >= 0 or foreign(marking):
+        if recorder is None or recorder.context >= 0 or foreign(recorder):
             return host(*args, **kwargs) if kwargs else host(*args)
         try:
-            if marking.pairs:
-                marking.mark(between)
-            elif lead is not None and not (begun and marking.codes[-1] in begun):
-                marking.mark(lead)
-            marking.context = own
+            if recorder.pairs:
+                recorder.record(between)
+            elif lead is not None and not (begun and recorder.codes[-1] in begun):
+                recorder.record(lead)
+            recorder.context = own
         except Exception as error:
             if not caught(error):
                 raise
-        result = marking  # no argument of the host's: a call that raises is marked
+        result = recorder  # no argument of the host's: a call that raises is marked
         try:
             result = host(*args, **kwargs)
             return result
         finally:
             try:
-                marking.context = -1
+                recorder.context = -1
                 if not (unless_returned and _is_among(result, args, kwargs)):
-                    marking.mark(own)
+                    recorder.record(own)
             except Exception as error:
                 if not caught(error):
                     raise
@@ -80,15 +80,15 @@ def as_inner_operator(host: Host, timer: Any, own: int, lead: int, caught: Caugh
     """
 
     def slot(*args: Any, **kwargs: Any) -> Any:
-        marking = timer.armed
-        if marking is None:
+        recorder = timer.armed
+        if recorder is None:
             return host(*args, **kwargs) if kwargs else host(*args)
-        outer = marking.context
-        if outer == own or marking.in_collective or foreign(marking):
+        outer = recorder.context
+        if outer == own or recorder.in_collective or foreign(recorder):
             return host(*args, **kwargs)
         try:
-            marking.mark(timer.marks.part(outer) if outer >= 0 else lead)
-            marking.context = own
+            recorder.record(timer.boundary_codes.part(outer) if outer >= 0 else lead)
+            recorder.context = own
         except Exception as error:
             if not caught(error):
                 raise
@@ -96,8 +96,8 @@ def as_inner_operator(host: Host, timer: Any, own: int, lead: int, caught: Caugh
             return host(*args, **kwargs)
         finally:
             try:
-                marking.context = outer
-                marking.mark(own)
+                recorder.context = outer
+                recorder.record(own)
             except Exception as error:
                 if not caught(error):
                     raise
@@ -106,15 +106,15 @@ def as_inner_operator(host: Host, timer: Any, own: int, lead: int, caught: Caugh
 
 
 def handing_on(
-    host: Host, timer: Any, measured: Callable[[Host, Marking, tuple[Any, ...], dict[str, Any]], Any]
+    host: Host, timer: Any, measured: Callable[[Host, BoundaryRecorder, tuple[Any, ...], dict[str, Any]], Any]
 ) -> Host:
     """Return ``host``, called through ``measured(host, marking, args, kwargs)`` while its thread's forward is measured."""
 
     def slot(*args: Any, **kwargs: Any) -> Any:
-        marking = timer.armed
-        if marking is None or foreign(marking):
+        recorder = timer.armed
+        if recorder is None or foreign(recorder):
             return host(*args, **kwargs) if kwargs else host(*args)
-        return measured(host, marking, args, kwargs)
+        return measured(host, recorder, args, kwargs)
 
     return _like(slot, host)
 

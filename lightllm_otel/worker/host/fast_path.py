@@ -22,7 +22,7 @@ Host = Callable[..., Any]
 
 
 class Ready(Protocol):
-    """What the lane asks of a session; see :class:`.process.Session`."""
+    """What the fast path asks of a session; see :class:`.process.Session`."""
 
     timer: Optional[Timer]
     forwards: Optional[Forwards]
@@ -34,7 +34,7 @@ class Ready(Protocol):
     def housekeep(self) -> None: ...
 
 
-class Lane:
+class FastPath:
     """``ready``: empty, or the events for the next forward, if it may take this path; None: it needs no events.
 
     ``model``: the ``id`` of the one that is measured; a draft model takes the long way. ``replayed``: what the graph that the
@@ -84,12 +84,12 @@ class Lane:
         return 0 if given is None else inputs.rows(given)
 
 
-def fast_path(host: Host, measured: Host, lane: Lane, session: Ready) -> Host:  # noqa: C901 - one frame on every step
+def fast_path(host: Host, measured: Host, fast_path: FastPath, session: Ready) -> Host:  # noqa: C901 - one frame on every step
     """``measured``, but for decode steps that may take the fast path.
 
     The model and its input are the first two arguments there; a call in any other form goes the long way.
     """
-    ready = lane.ready
+    ready = fast_path.ready
     measure = session.guard(Stage.MEASURE)
     caught = functools.partial(session.guard.caught, Stage.MEASURE)
 
@@ -101,7 +101,7 @@ def fast_path(host: Host, measured: Host, lane: Lane, session: Ready) -> Host:  
                 ready
                 and not kwargs
                 and len(args) == 2
-                and id(args[0]) == lane.model
+                and id(args[0]) == fast_path.model
                 and not args[1].is_prefill
                 and listener.both[BOTH] == listener.heard
             )
@@ -125,7 +125,7 @@ def fast_path(host: Host, measured: Host, lane: Lane, session: Ready) -> Host:  
             result = host(*args, **kwargs)
         except BaseException:
             with measure:
-                lane.padded()
+                fast_path.padded()
                 if begun is not None and timer is not None:
                     timer.forget(begun)
             raise
@@ -133,7 +133,7 @@ def fast_path(host: Host, measured: Host, lane: Lane, session: Ready) -> Host:  
         assert forwards is not None
         forwards.complete()
         try:
-            lane.launched(session, timer, begun, *args)
+            fast_path.launched(session, timer, begun, *args)
         except Exception as error:
             if not caught(error):
                 raise

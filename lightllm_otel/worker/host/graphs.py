@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightllm_otel.contracts.binding import Arguments
 from lightllm_otel.contracts.table import Hook
-from lightllm_otel.records.vocabulary import Stage, Whole
+from lightllm_otel.records.vocabulary import Stage, StepOnlyReason
 from lightllm_otel.worker.host import inputs
-from lightllm_otel.worker.host.instrumented_graphs import Captured, Drawing, Twins, module_of
+from lightllm_otel.worker.host.instrumented_graphs import Drawing, InstrumentedGraph, InstrumentedGraphs, module_of
 
 if TYPE_CHECKING:
     from lightllm_otel.worker.host.process import Session
@@ -23,15 +23,17 @@ def checking_memory(host: Host, session: Session, arguments: Arguments, hook: Ho
 
     @functools.wraps(host)
     def _check_max_len_infer(*args: Any, **kwargs: Any) -> Any:
-        twins = session.twins if session.owns(args[0] if args else None) else None
+        instrumented_graphs = session.instrumented_graphs if session.owns(args[0] if args else None) else None
         try:
             return host(*args, **kwargs)
         except Exception:
-            if twins is None or not twins.by_size:
+            if instrumented_graphs is None or not instrumented_graphs.by_size:
                 raise
             with session.guard(Stage.PATCH):
-                twins.give_up("the longest prefill did not fit into the memory beside them; a smaller --mem_fraction, or "
-                              "LIGHTLLM_OTEL_GRAPH_BATCH_SIZES, makes room")  # fmt: skip
+                instrumented_graphs.give_up(
+                    "the longest prefill did not fit into the memory beside them; a smaller --mem_fraction, or "
+                    "LIGHTLLM_OTEL_GRAPH_BATCH_SIZES, makes room"
+                )
         return host(*args, **kwargs)
 
     return _check_max_len_infer
@@ -44,18 +46,18 @@ def warming_up(host: Host, session: Session, arguments: Arguments, hook: Hook) -
     @functools.wraps(host)
     def warmup(*args: Any, **kwargs: Any) -> Any:
         model = arguments.get("model", args, kwargs)
-        twins = session.twins if session.owns(model) else None
-        if twins is not None:
+        instrumented_graphs = session.instrumented_graphs if session.owns(model) else None
+        if instrumented_graphs is not None:
             with session.guard(Stage.PATCH):
-                twins.plan(args[0], module, session.fits)
+                instrumented_graphs.plan(args[0], module, session.fits)
         try:
             result = host(*args, **kwargs)
         finally:
-            if twins is not None:
-                twins.collecting = False
-        if twins is not None:
+            if instrumented_graphs is not None:
+                instrumented_graphs.collecting = False
+        if instrumented_graphs is not None:
             with session.guard(Stage.PATCH):
-                twins.seal(args[0], model)
+                instrumented_graphs.seal(args[0], model)
         return result
 
     return warmup
@@ -66,34 +68,36 @@ def capturing(host: Host, session: Session, arguments: Arguments, hook: Hook) ->
 
     @functools.wraps(host)
     def _capture_decode(*args: Any, **kwargs: Any) -> Any:
-        _disarm(session, Whole.NO_TWIN)
-        twins = session.twins
+        _disarm(session, StepOnlyReason.NOT_INSTRUMENTED)
+        instrumented_graphs = session.instrumented_graphs
         drawing: Drawing | None = None
-        if twins is not None and twins.captures(args[0] if args else None):
+        if instrumented_graphs is not None and instrumented_graphs.captures(args[0] if args else None):
             with session.guard(Stage.PATCH):
-                drawing = _drawing(twins, arguments, args, kwargs)
+                drawing = _drawing(instrumented_graphs, arguments, args, kwargs)
         result = host(*args, **kwargs)
-        if drawing is not None and twins is not None:
+        if drawing is not None and instrumented_graphs is not None:
             done = False
             with session.guard(Stage.PATCH):
-                twins.capture(args[0], drawing)
+                instrumented_graphs.capture(args[0], drawing)
                 done = True
             if not done:
-                twins.refuse("our own part failed; the log says how")
+                instrumented_graphs.refuse("our own part failed; the log says how")
         return result
 
     return _capture_decode
 
 
-def _drawing(twins: Twins, arguments: Arguments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Drawing | None:
+def _drawing(
+    instrumented_graphs: InstrumentedGraphs, arguments: Arguments, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Drawing | None:
     """What is to be captured a second time, or None for a batch that is left out."""
     state = arguments.get("infer_state", args, kwargs)
     rows = _rows(arguments, args, kwargs)
-    if not twins.wants(args[0], rows):
+    if not instrumented_graphs.wants(args[0], rows):
         return None
     handed_on = list(arguments.given(args, kwargs).items())[1:]  # the host hands on all that it was given, but itself
     decode = dict(handed_on)["decode_func"]
-    return twins.drawing(rows, decode, [each for name, each in handed_on if name != "decode_func"], state)
+    return instrumented_graphs.drawing(rows, decode, [each for name, each in handed_on if name != "decode_func"], state)
 
 
 def capturing_whole(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
@@ -101,13 +105,13 @@ def capturing_whole(host: Host, session: Session, arguments: Arguments, hook: Ho
 
     @functools.wraps(host)
     def capture(*args: Any, **kwargs: Any) -> Any:
-        _disarm(session, Whole.NO_TWIN)
+        _disarm(session, StepOnlyReason.NOT_INSTRUMENTED)
         return host(*args, **kwargs)
 
     return capture
 
 
-def _disarm(session: Session, reason: Whole) -> None:
+def _disarm(session: Session, reason: StepOnlyReason) -> None:
     timer = session.timer
     if timer is not None and not timer.failed:
         with session.guard(Stage.MEASURE):
@@ -122,44 +126,46 @@ def _rows(arguments: Arguments, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 def replaying(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
     """On sampled steps the host's own code replays our graph: for that one call it lies where the host's graph lies."""
-    measure, lane = session.guard(Stage.MEASURE), session.lane
+    measure, fast_path = session.guard(Stage.MEASURE), session.fast_path
     holder = "input_ids" if "input_ids" in arguments.names else "infer_state"
     place = arguments.names.index(holder)
 
     @functools.wraps(host)
     def _replay(*args: Any, **kwargs: Any) -> Any:
-        forwards, twins = session.forwards, session.twins
+        forwards, instrumented_graphs = session.forwards, session.instrumented_graphs
         if forwards is None:
-            if twins is None or twins.trying is None:
+            if instrumented_graphs is None or instrumented_graphs.trying is None:
                 return host(*args, **kwargs)
-            return _swapped(host, twins.trying, session, args, kwargs)
+            return _swapped(host, instrumented_graphs.trying, session, args, kwargs)
         if not forwards.decode_due:
             # Of what size, that can wait until the GPU has its work.
-            lane.replayed = args[place] if len(args) > place else arguments.get(holder, args, kwargs)
+            fast_path.replayed = args[place] if len(args) > place else arguments.get(holder, args, kwargs)
             return host(*args, **kwargs)
-        rows, captured, timer = 0, None, session.timer
+        rows, instrumented, timer = 0, None, session.timer
         with session.guard(Stage.PATCH):
             rows = _rows(arguments, args, kwargs)
-            captured = twins.beside(args[0], rows) if twins is not None else None
+            instrumented = instrumented_graphs.beside(args[0], rows) if instrumented_graphs is not None else None
         if timer is not None and not timer.failed:
             with measure:
-                step = timer.graph(rows, instrumented=captured is not None)
-                if captured is not None:
-                    captured.step = step
-        if captured is None:
+                step = timer.graph(rows, instrumented=instrumented is not None)
+                if instrumented is not None:
+                    instrumented.step = step
+        if instrumented is None:
             return host(*args, **kwargs)
-        return _swapped(host, captured, session, args, kwargs)
+        return _swapped(host, instrumented, session, args, kwargs)
 
     return _replay
 
 
-def _swapped(host: Host, captured: Captured, session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _swapped(
+    host: Host, instrumented: InstrumentedGraph, session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     """The host's replay, with our graph in the place of its own."""
-    graphs, rows, entry = None, captured.twin.batch, None
+    graphs, rows, entry = None, instrumented.graph_layout.batch, None
     with session.guard(Stage.PATCH):
         graphs = args[0].graph
         own = graphs[rows]
-        graphs[rows] = (captured, *own[1:])
+        graphs[rows] = (instrumented, *own[1:])
         entry = own
     if entry is None or graphs is None:
         return host(*args, **kwargs)

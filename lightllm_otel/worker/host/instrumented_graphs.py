@@ -1,4 +1,5 @@
-"""Instrumented twins of LightLLM's decode graphs: captured while it starts, checked against the host's own, then armed.
+"""Instrumented instrumented graphs of LightLLM's decode graphs: captured while it starts, checked against the host's own, then
+armed.
 
 What is replayed in a step must be the same on every rank, or captured collectives would read foreign buffers. So the
 ranks vote before the first capture, after each one and after each check; a no anywhere ends it everywhere, once and
@@ -28,20 +29,20 @@ from lightllm_otel.guard import Guard, log
 from lightllm_otel.records.vocabulary import Stage
 from lightllm_otel.settings import GraphPolicy, Settings
 from lightllm_otel.worker.gpu.agreement import Ballot
-from lightllm_otel.worker.gpu.boundary_recorder import CaptureMarking
+from lightllm_otel.worker.gpu.boundary_recorder import CaptureRecorder
 from lightllm_otel.worker.gpu.calibration import (
     PAIRS,
     Calibration,
-    cost_of_stamps,
+    cost_of_timestamps,
     cost_on_branches,
-    quantum_of_stamps,
+    quantum_of_timestamps,
     saving_of_edges,
-    tail_of_twin,
+    tail_of_graph,
 )
 from lightllm_otel.worker.gpu.graphs import Graphs
-from lightllm_otel.worker.gpu.step import Step, Twin
+from lightllm_otel.worker.gpu.step import GraphLayout, Step
 from lightllm_otel.worker.gpu.timer import Timer
-from lightllm_otel.worker.gpu.timestamp_kernels import Stamps
+from lightllm_otel.worker.gpu.timestamp_kernels import Timestamps
 from lightllm_otel.worker.host.pristine import RefersBack, pristine_of, take_over_numbers
 from lightllm_otel.worker.host.sizes import spread
 
@@ -55,15 +56,17 @@ AGREED = "yes"
 GRAPH_MIXING = "NCCL_GRAPH_MIXING_SUPPORT"  # at 0 NCCL adds nothing to a graph but its kernels
 
 
-class Captured:
-    """A twin with its graph, and the host's own graph beside which it was captured.
+class InstrumentedGraph:
+    """An instrumented graph with its graph, and the host's own graph beside which it was captured.
 
     For one call it lies where the host's graph lies, so that the host's own code replays it. ``step`` is set before,
     if the step is read.
     """
 
-    def __init__(self, twin: Twin, graph: Any, plain: Any, timer: Timer, guard: Guard, stamps: Stamps) -> None:
-        self.twin = twin
+    def __init__(
+        self, graph_layout: GraphLayout, graph: Any, plain: Any, timer: Timer, guard: Guard, timestamps: Timestamps
+    ) -> None:
+        self.graph_layout = graph_layout
         self.plain = plain
         self.step: Step | None = None
         self.delivered = False  # its outputs are copied to where the host's own graph has them
@@ -71,18 +74,18 @@ class Captured:
         self._graph = graph
         self._timer = timer
         self._measure = guard(Stage.MEASURE)
-        self._stamps = stamps
+        self._timestamps = timestamps
 
     def replay(self) -> None:
         step, self.step = self.step, None
         if step is not None:
             with self._measure:
                 self._timer.before_replay(step)
-        self.last_replay = self._stamps.launched()
+        self.last_replay = self._timestamps.launched()
         self._graph.replay()
         if step is not None:
             with self._measure:
-                self._timer.after_replay(step, self.twin, self.last_replay)
+                self._timer.after_replay(step, self.graph_layout, self.last_replay)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Once:
             graph.replay()
 
 
-class Twins:
+class InstrumentedGraphs:
     """Of one model. ``state``: ``off``, ``waiting``, ``armed`` or ``refused``; ``reason`` says why, in a sentence."""
 
     def __init__(
@@ -121,20 +124,20 @@ class Twins:
         guard: Guard,
         settings: Settings,
         graphs: Graphs,
-        choose_stamps: Callable[[int], Stamps | None],
+        choose_timestamps: Callable[[int], Timestamps | None],
         ballot: Callable[[], Ballot],
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        self.by_size: dict[int, Captured] = {}
+        self.by_size: dict[int, InstrumentedGraph] = {}
         self.state, self.reason = "waiting", "no graphs were captured yet"
         self.bytes = 0
         self.seconds = 0.0
-        self.stamps: Stamps | None = None
+        self.timestamps: Timestamps | None = None
         self._timer = timer
         self._guard = guard
         self._settings = settings
         self._graphs = graphs
-        self._choose_stamps = choose_stamps
+        self._choose_timestamps = choose_timestamps
         self._make_ballot = ballot
         self._environ = os.environ if environ is None else environ
         self._ballot = Ballot(None, 0, 1)
@@ -145,7 +148,7 @@ class Twins:
         self._host_sizes = 0
         self.collecting = False
         """The host warms up: its inputs are kept, one for each batch size, until graphs were checked on others."""
-        self.trying: Captured | None = None
+        self.trying: InstrumentedGraph | None = None
         """The graph that the host's own replay shall take, while it is checked."""
         self._inputs: dict[int, Any] = {}
         if settings.graphs is GraphPolicy.OFF:
@@ -196,23 +199,25 @@ class Twins:
         if free < needed:
             return (f"{free >> 20} MiB of GPU memory are free, {needed >> 20} are wanted; a smaller --mem_fraction, "
                     "LIGHTLLM_OTEL_GRAPH_MIB or LIGHTLLM_OTEL_GRAPH_BATCH_SIZES makes it fit"), sizes  # fmt: skip
-        self.stamps = self._choose_stamps(self._timer.boundaries)
-        if self.stamps is None:
+        self.timestamps = self._choose_timestamps(self._timer.boundaries)
+        if self.timestamps is None:
             return "no timestamp kernel can be loaded; the log says why", sizes
-        self._timer.harvest.stamps = self.stamps
-        self._timer.harvest.stamp_calibration = Calibration(quantum_of_stamps(self.stamps, self._graphs))
+        self._timer.step_reader.timestamps = self.timestamps
+        self._timer.step_reader.timestamp_calibration = Calibration(
+            quantum_of_timestamps(self.timestamps, self._graphs)
+        )
         return "", sizes
 
     def _plan_of(self, sizes: frozenset[int]) -> str:
         """Everything that the ranks must have in common."""
         settings = self._settings
-        assert self.stamps is not None
+        assert self.timestamps is not None
         return json.dumps([__version__, settings.level.value, settings.sample_every, settings.graphs.value, sorted(sizes),
-                           self._timer.boundaries, self.stamps.source, self._chains(self.stamps)])  # fmt: skip
+                           self._timer.boundaries, self.timestamps.source, self._chains(self.timestamps)])  # fmt: skip
 
-    def _chains(self, stamps: Stamps) -> bool:
+    def _chains(self, timestamps: Timestamps) -> bool:
         """Tell whether timestamp kernels go over to the chain where NCCL's kernels are in a graph."""
-        return stamps.branches and self._environ.get(GRAPH_MIXING) != "0"
+        return timestamps.branches and self._environ.get(GRAPH_MIXING) != "0"
 
     def captures(self, owner: Any) -> bool:
         """Tell whether graphs of this ``CudaGraph`` are captured a second time. Forgets nothing, decides nothing."""
@@ -253,7 +258,7 @@ class Twins:
     def capture(self, owner: Any, drawing: Drawing) -> None:
         """Beside the graph that the host has just captured for this batch size, from the same inputs."""
         began, batch = time.perf_counter(), drawing.rows
-        captured: Captured | None = None
+        instrumented: InstrumentedGraph | None = None
         exchange = getattr(self._module, "lightllm_capture_graph", None)
         # Leaving this context exchanges buffers between the ranks (up to May 2026): all of them must.
         exchanging = (
@@ -263,18 +268,18 @@ class Twins:
             decode = drawing.decode
             if decode is not None and self._is_plain(owner, batch):
                 take_over_numbers(drawing.pristine, drawing.state)
-                captured = self._draw(owner, batch, lambda: decode(*drawing.given))
-        if not self._ballot.agree(f"captured {batch}", AGREED if captured is not None else None):
+                instrumented = self._draw(owner, batch, lambda: decode(*drawing.given))
+        if not self._ballot.agree(f"captured {batch}", AGREED if instrumented is not None else None):
             self.refuse(
                 drawing.problem or f"the graph for batch size {batch} could not be captured a second time on every rank"
             )
         elif not self._ballot.agree(
-            f"equal {batch}", AGREED if self._is_equal(captured, owner.graph[batch][-1]) else None
+            f"equal {batch}", AGREED if self._is_equal(instrumented, owner.graph[batch][-1]) else None
         ):
             self.refuse(f"for batch size {batch} the outputs are not those of the host's own graph")
-        elif captured is not None:
-            self._learn_cost(captured, owner.graph[batch][-1])
-            self.by_size[batch] = captured
+        elif instrumented is not None:
+            self._learn_cost(instrumented, owner.graph[batch][-1])
+            self.by_size[batch] = instrumented
         self.seconds += time.perf_counter() - began
 
     @staticmethod
@@ -283,48 +288,50 @@ class Twins:
         entry = owner.graph.get(batch)
         return isinstance(entry, tuple) and len(entry) > 1 and hasattr(entry[0], "replay")
 
-    def _draw(self, owner: Any, batch: int, decode: Callable[[], Any]) -> Captured | None:
-        """Capture the graph of what ``decode`` does, with a stamp at every mark. None when marks are missing."""
-        assert self.stamps is not None
-        timer, stamps = self._timer, self.stamps
+    def _draw(self, owner: Any, batch: int, decode: Callable[[], Any]) -> InstrumentedGraph | None:
+        """Capture the graph of what ``decode`` does, with a timestamp at every boundary. None when marks are missing."""
+        assert self.timestamps is not None
+        timer, timestamps = self._timer, self.timestamps
         entry = owner.graph[batch]
-        marking = CaptureMarking(stamps, self._chains(stamps), self._graphs.programmatic_edges)
+        recorder = CaptureRecorder(timestamps, self._chains(timestamps), self._graphs.programmatic_edges)
         delivered = False
 
         def body() -> None:
             nonlocal delivered
             try:
-                timer.armed = marking
+                timer.armed = recorder
                 try:
                     made = decode()
                 finally:
                     timer.armed = None
                 delivered = self._graphs.deliver(made, entry[-1])
-                stamps.publish(len(marking.codes))
+                timestamps.publish(len(recorder.codes))
             finally:
-                stamps.join()  # a capture that ends with a loose branch takes the host's memory pool with it
+                timestamps.join()  # a capture that ends with a loose branch takes the host's memory pool with it
 
         before = self._graphs.free_bytes()
         graph = self._graphs.capture(owner.mempool, body)
         self.bytes += max(before - self._graphs.free_bytes(), 0)
-        if marking.full or timer.failed or len(marking.codes) < 2:
+        if recorder.full or timer.failed or len(recorder.codes) < 2:
             return None
-        programmatic = marking.programmatic()
-        twin = Twin(batch, tuple(marking.codes), tuple(marking.payloads), marking.chained_from, programmatic)
-        captured = Captured(twin, graph, entry[0], timer, self._guard, stamps)
-        captured.delivered = delivered
-        return captured
+        programmatic = recorder.programmatic()
+        graph_layout = GraphLayout(
+            batch, tuple(recorder.codes), tuple(recorder.payloads), recorder.chained_from, programmatic
+        )
+        instrumented = InstrumentedGraph(graph_layout, graph, entry[0], timer, self._guard, timestamps)
+        instrumented.delivered = delivered
+        return instrumented
 
-    def _is_equal(self, captured: Captured | None, output: Any) -> bool:
-        """Plain, plain again, twin, on the batch that was captured: the outputs must be the same, bit by bit.
+    def _is_equal(self, instrumented: InstrumentedGraph | None, output: Any) -> bool:
+        """Plain, plain again, instrumented graph, on the batch that was captured: the outputs must be the same, bit by bit.
 
-        The outputs are spoilt in between, so that a twin that writes them elsewhere is found out. Every rank replays all three,
-        whatever becomes of our part: the collectives in them wait for each other.
+        The outputs are spoilt in between, so that an instrumented graph that writes them elsewhere is found out. Every rank
+        replays all three, whatever becomes of our part: the collectives in them wait for each other.
         """
-        if captured is None:
+        if instrumented is None:
             return False
         spoilt, seen = 0, []
-        for graph in (captured.plain, captured.plain, captured):
+        for graph in (instrumented.plain, instrumented.plain, instrumented):
             with self._guard(Stage.PATCH):
                 self._graphs.spoil(output)
                 spoilt += 1
@@ -336,33 +343,40 @@ class Twins:
             if min(spoilt, len(seen)) < 3:
                 return False
             if not self._graphs.same(seen[0], seen[1]):
-                log.warning("the host's own graph for batch size %d gives other outputs each time", captured.twin.batch)
+                log.warning(
+                    "the host's own graph for batch size %d gives other outputs each time",
+                    instrumented.graph_layout.batch,
+                )
                 return self._settings.graphs is GraphPolicy.FORCE
-            assert self.stamps is not None
-            self.stamps.intervals(captured.last_replay, len(captured.twin.codes))  # raises where it left none
+            assert self.timestamps is not None
+            self.timestamps.intervals(
+                instrumented.last_replay, len(instrumented.graph_layout.codes)
+            )  # raises where it left none
             return self._graphs.same(seen[0], seen[2])
         return False
 
-    def _learn_cost(self, captured: Captured, output: Any) -> None:
+    def _learn_cost(self, instrumented: InstrumentedGraph, output: Any) -> None:
         """Learn from the largest graph, and what programmatic dependencies save from the smallest, which has most of them.
 
         cuBLAS splits products of few rows. Every rank replays both graphs as often, because its collectives are in them.
         """
         first = not self.by_size
-        if not first and (captured.twin.chained or captured.twin.batch != min(self._planned)):
+        if not first and (instrumented.graph_layout.chained or instrumented.graph_layout.batch != min(self._planned)):
             return
-        twin, tail, alone, harvest = captured.twin, 0.0, None, self._timer.harvest
-        stamps, edges = len(twin.codes), 0 if twin.chained else sum(twin.programmatic)
+        graph_layout, tail, alone, step_reader = instrumented.graph_layout, 0.0, None, self._timer.step_reader
+        timestamps, edges = len(graph_layout.codes), 0 if graph_layout.chained else sum(graph_layout.programmatic)
         with self._guard(Stage.PATCH):  # no replay of the host's graph is in here
-            assert self.stamps is not None
-            tail = tail_of_twin(self.stamps, self._graphs, stamps, output, captured.delivered)
-            alone = cost_on_branches(self.stamps, self._graphs, output) if edges else None
-        pairs = [(self._seconds(captured.plain), self._seconds(captured)) for _ in range(PAIRS)]
+            assert self.timestamps is not None
+            tail = tail_of_graph(self.timestamps, self._graphs, timestamps, output, instrumented.delivered)
+            alone = cost_on_branches(self.timestamps, self._graphs, output) if edges else None
+        pairs = [(self._seconds(instrumented.plain), self._seconds(instrumented)) for _ in range(PAIRS)]
         with self._guard(Stage.PATCH):
-            saving = None if alone is None else saving_of_edges(np.array(pairs), stamps, tail, alone, edges)
-            cost = cost_of_stamps(np.array(pairs), stamps, tail) if saving is None else alone
+            saving = None if alone is None else saving_of_edges(np.array(pairs), timestamps, tail, alone, edges)
+            cost = cost_of_timestamps(np.array(pairs), timestamps, tail) if saving is None else alone
             if first or saving is not None:
-                harvest.stamp_calibration = harvest.stamp_calibration.learned(cost, twin.chained, saving or 0.0)
+                step_reader.timestamp_calibration = step_reader.timestamp_calibration.learned(
+                    cost, graph_layout.chained, saving or 0.0
+                )
 
     def _seconds(self, graph: Any) -> float:
         """Of one replay, which there is in any case; NaN where it could not be timed."""
@@ -399,7 +413,7 @@ class Twins:
         What kernels compute from lengths must be computed by our graph as well. Between the two that are compared the host's
         graph has left in memory what belongs to the first lengths, so that a graph without those kernels is found out.
         """
-        captured, others = self.by_size[batch], None
+        instrumented, others = self.by_size[batch], None
         if self._settings.graphs is GraphPolicy.FORCE:  # outputs may differ by themselves; all ranks have this setting
             return True
         with self._guard(Stage.PATCH):
@@ -410,7 +424,7 @@ class Twins:
             self.by_size.pop(batch)
             return True
         seen = []
-        for tried, asked in ((None, others), (None, given), (captured, others)):
+        for tried, asked in ((None, others), (None, given), (instrumented, others)):
             with self._guard(Stage.PATCH):
                 output = owner.graph[batch][-1]
                 self._graphs.spoil(output)
@@ -430,7 +444,7 @@ class Twins:
         return True
 
     def arm(self) -> None:
-        """The model is complete. One more vote, on what every rank has now: then twins may be replayed."""
+        """The model is complete. One more vote, on what every rank has now: then instrumented graphs may be replayed."""
         self._planned = frozenset()
         if self.state != "waiting" or self._owner is None:
             return
@@ -438,10 +452,10 @@ class Twins:
         if self._ballot.agree("armed", have if self.by_size else None):
             self.state, self.reason = "armed", ""
         else:
-            self.refuse(self._lost or "another rank has lost its twins; its log says how")
+            self.refuse(self._lost or "another rank has lost its instrumented graphs; its log says how")
 
     def give_up(self, reason: str) -> None:
-        """Before :meth:`arm`: let the twins go, and their memory. The others hear of it there."""
+        """Before :meth:`arm`: let the instrumented graphs go, and their memory. The others hear of it there."""
         self.by_size.clear()
         self._lost = reason
         self._graphs.release()
@@ -450,7 +464,7 @@ class Twins:
         return self._owner is not None and self._owner() is owner
 
     def refuse(self, reason: str) -> None:
-        """No twins, on this rank for good; the others have the same verdict."""
+        """No instrumented graphs, on this rank for good; the others have the same verdict."""
         self.state, self.reason = "refused", reason
         self._planned = frozenset()
         self._owner = None
@@ -459,29 +473,34 @@ class Twins:
 
     # In a step -------------------------------------------------------------------------------------------------------
 
-    def beside(self, owner: Any, batch: int) -> Captured | None:
-        """The twin of the graph that the host has for this batch size now; None when it has captured another since."""
-        captured = self.by_size.get(batch)
-        if captured is None or self.state != "armed" or not self._owns(owner):
+    def beside(self, owner: Any, batch: int) -> InstrumentedGraph | None:
+        """The instrumented graph of the graph that the host has for this batch size now; None when it has captured another
+        since."""
+        instrumented = self.by_size.get(batch)
+        if instrumented is None or self.state != "armed" or not self._owns(owner):
             return None
         entry = owner.graph.get(batch)
-        return captured if entry is not None and entry[0] is captured.plain else None
+        return instrumented if entry is not None and entry[0] is instrumented.plain else None
 
     def operators(self) -> list[list[str]]:
-        """Of each twin, once for those that are alike, what its intervals belong to, in order."""
-        name = self._timer.marks.name
-        return [list(names) for names in {tuple(map(name, each.twin.codes[1:])) for each in self.by_size.values()}]
+        """Of each instrumented graph, once for those that are alike, what its intervals belong to, in order."""
+        name = self._timer.boundary_codes.name
+        return [
+            list(names) for names in {tuple(map(name, each.graph_layout.codes[1:])) for each in self.by_size.values()}
+        ]
 
     def facts(self) -> dict[str, Any]:
         """For the ring's page: what doctor shows."""
-        where = ", on the chain because of NCCL" if any(each.twin.chained for each in self.by_size.values()) else ""
+        where = (
+            ", on the chain because of NCCL" if any(each.graph_layout.chained for each in self.by_size.values()) else ""
+        )
         return {
             "state": self.state, "reason": self.reason, "sizes": sorted(self.by_size), "bytes": self.bytes,
             "seconds": round(self.seconds, 3), "host_sizes": self._host_sizes,
-            "stamps": f"{self.stamps.source}, {self.stamps.detail}{where}" if self.stamps is not None else "",
-            "programmatic": max((sum(each.twin.programmatic) for each in self.by_size.values()), default=0),
-            "boundary_cost": self._timer.harvest.stamp_calibration.boundary_cost,
-            "edge_saving": self._timer.harvest.stamp_calibration.edge_saving,
+            "timestamps": f"{self.timestamps.source}, {self.timestamps.detail}{where}" if self.timestamps is not None else "",
+            "programmatic": max((sum(each.graph_layout.programmatic) for each in self.by_size.values()), default=0),
+            "boundary_cost": self._timer.step_reader.timestamp_calibration.boundary_cost,
+            "edge_saving": self._timer.step_reader.timestamp_calibration.edge_saving,
         }  # fmt: skip
 
 

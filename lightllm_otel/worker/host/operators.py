@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 from lightllm_otel.contracts.binding import Arguments
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 from lightllm_otel.guard import Guard
 from lightllm_otel.records.vocabulary import Implementation, Operator, Site, Stage
 from lightllm_otel.worker.gpu.agreement import torch_distributed
-from lightllm_otel.worker.gpu.boundaries import DIRECTLY, Mark, pack
-from lightllm_otel.worker.gpu.boundary_recorder import Marking
+from lightllm_otel.worker.gpu.boundaries import DIRECTLY, Boundary, pack
+from lightllm_otel.worker.gpu.boundary_recorder import BoundaryRecorder
 from lightllm_otel.worker.gpu.timer import Timer
 from lightllm_otel.worker.host import between
 from lightllm_otel.worker.host.closures import as_inner_operator, as_operator, handing_on
@@ -65,7 +65,7 @@ class Found(dict[str, str]):
             del facts["missing"]
 
 
-def install(model: Any, timer: Timer, ledger: Ledger, guard: Guard) -> Found:
+def install(model: Any, timer: Timer, patch_set: PatchSet, guard: Guard) -> Found:
     """Wrap every function of the table that this model has. Returns which operators were found, for doctor and ``/metrics``.
 
     A function that cannot be wrapped is reported as missing; the others go on.
@@ -73,15 +73,15 @@ def install(model: Any, timer: Timer, ledger: Ledger, guard: Guard) -> Found:
     found = Found()
     with guard(Stage.PATCH):
         for layer in layers_of(model):
-            wrapped = {name: place for name, place in layer.places.items() if _install(place, timer, ledger, guard)}
+            wrapped = {name: place for name, place in layer.places.items() if _install(place, timer, patch_set, guard)}
             _approach(layer, timer)
             found.add(dataclasses.replace(layer, places=wrapped))
     return found
 
 
-def _install(place: Place, timer: Timer, ledger: Ledger, guard: Guard) -> bool:
+def _install(place: Place, timer: Timer, patch_set: PatchSet, guard: Guard) -> bool:
     try:
-        ledger.replace(place.owner, place.name, lambda host: timed(host, place, timer, guard))
+        patch_set.replace(place.owner, place.name, lambda host: timed(host, place, timer, guard))
     except (AttributeError, TypeError):  # an object that does not let itself be changed is left alone
         return False
     return True
@@ -89,14 +89,14 @@ def _install(place: Place, timer: Timer, ledger: Ledger, guard: Guard) -> bool:
 
 def timed(host: Host, place: Place, timer: Timer, guard: Guard) -> Host:
     """``host`` as an operator; an error of ours ends the measuring."""
-    marks, slot, layer = timer.marks, place.slot, place.layer
-    own = marks.code(Mark(slot.operator, layer))
-    lead = None if place.lead is None else marks.code(Mark(place.lead, layer))
+    boundary_codes, slot, layer = timer.boundary_codes, place.slot, place.layer
+    own = boundary_codes.code(Boundary(slot.operator, layer))
+    lead = None if place.lead is None else boundary_codes.code(Boundary(place.lead, layer))
     caught = functools.partial(guard.caught, Stage.MEASURE)
     if slot.inside:
-        marks.locate(own, Site.ATTENTION)
-        return as_inner_operator(host, timer, own, marks.code(Mark(Operator.OTHER, layer)), caught)
-    part = marks.part(own)
+        boundary_codes.locate(own, Site.ATTENTION)
+        return as_inner_operator(host, timer, own, boundary_codes.code(Boundary(Operator.OTHER, layer)), caught)
+    part = boundary_codes.part(own)
     # What gathers the tokens before the head has marked the head's start.
     begun = (part, lead) if slot in POST_SLOTS and lead is not None else ()
     return as_operator(host, timer, part if slot.part else own, lead, timer.gap, caught, slot.unless_returned, begun)
@@ -104,14 +104,14 @@ def timed(host: Host, place: Place, timer: Timer, guard: Guard) -> Host:
 
 def _approach(layer: Layer, timer: Timer) -> None:
     """What lies between an operator and the collective behind it, where the layer's code says it."""
-    marks = timer.marks
+    boundary_codes = timer.boundary_codes
     for last, kinds in layer.work.collectives.items():
         if last in layer.places:
             lead = between.claimed(kinds)
-            code = marks.code(Mark(layer.places[last].slot.operator, layer.number))
-            mark = DIRECTLY if lead is None else marks.code(Mark(lead, layer.number))
-            if marks.approach.setdefault(code, mark) != mark:  # two functions of one operator
-                marks.approach[code] = marks.code(Mark(Operator.OTHER, layer.number))
+            code = boundary_codes.code(Boundary(layer.places[last].slot.operator, layer.number))
+            boundary = DIRECTLY if lead is None else boundary_codes.code(Boundary(lead, layer.number))
+            if boundary_codes.approach.setdefault(code, boundary) != boundary:  # two functions of one operator
+                boundary_codes.approach[code] = boundary_codes.code(Boundary(Operator.OTHER, layer.number))
 
 
 class Transport:
@@ -136,21 +136,21 @@ class Transport:
         return next((each for each in known if each.value in name), Implementation.UNKNOWN)
 
 
-def install_all_collectives(group_class: Any, timer: Timer, ledger: Ledger, guard: Guard) -> None:
+def install_all_collectives(group_class: Any, timer: Timer, patch_set: PatchSet, guard: Guard) -> None:
     """The collectives of ``torch.distributed``, and of LightLLM's process groups where the version has them."""
     distributed = torch_distributed()
     transport = Transport(distributed.get_backend)
-    install_collectives(distributed, TORCH_LEAVES, timer, ledger, guard, transport)
+    install_collectives(distributed, TORCH_LEAVES, timer, patch_set, guard, transport)
     if group_class is not None:
-        install_collectives(group_class, GROUP_LEAVES, timer, ledger, guard, transport)
+        install_collectives(group_class, GROUP_LEAVES, timer, patch_set, guard, transport)
         module = sys.modules.get(str(getattr(group_class, "__module__", "")))
         groups = getattr(getattr(module, "dist_group_manager", None), "groups", ())
         for group in groups:
-            install_providers(group, timer, ledger, guard, transport)
+            install_providers(group, timer, patch_set, guard, transport)
 
 
 def install_collectives(
-    owner: Any, leaves: tuple[Leaf, ...], timer: Timer, ledger: Ledger, guard: Guard, transport: Transport
+    owner: Any, leaves: tuple[Leaf, ...], timer: Timer, patch_set: PatchSet, guard: Guard, transport: Transport
 ) -> list[str]:
     """Wrap the leaves that this module or class has; the names of those that were wrapped."""
     names = []
@@ -158,12 +158,12 @@ def install_collectives(
         if replaceable(owner, leaf.name):
             with guard(Stage.PATCH):
                 wrap = functools.partial(collective, leaf=leaf, timer=timer, guard=guard, transport=transport)
-                ledger.replace(owner, leaf.name, wrap)
+                patch_set.replace(owner, leaf.name, wrap)
                 names.append(leaf.name)
     return names
 
 
-def install_providers(group: Any, timer: Timer, ledger: Ledger, guard: Guard, transport: Transport) -> list[str]:
+def install_providers(group: Any, timer: Timer, patch_set: PatchSet, guard: Guard, transport: Transport) -> list[str]:
     """Wrap the libraries beside torch that this group of LightLLM's may choose; the names of those that it has."""
     names = []
     for provider in PROVIDERS:
@@ -171,18 +171,18 @@ def install_providers(group: Any, timer: Timer, ledger: Ledger, guard: Guard, tr
         if replaceable(owner, provider.name):
             with guard(Stage.PATCH):
                 wrap = functools.partial(_provider, how=provider.implementation, timer=timer, transport=transport)
-                ledger.replace(owner, provider.name, wrap)
+                patch_set.replace(owner, provider.name, wrap)
                 names.append(provider.owner)
     return names
 
 
 def _provider(host: Host, how: Implementation, timer: Timer, transport: Transport) -> Host:
-    def reached(host: Host, marking: Marking, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if marking.in_collective:
+    def progress(host: Host, recorder: BoundaryRecorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if recorder.in_collective:
             transport.how = how
         return host(*args, **kwargs)
 
-    return handing_on(host, timer, reached)
+    return handing_on(host, timer, progress)
 
 
 def collective(host: Host, leaf: Leaf, timer: Timer, guard: Guard, transport: Transport) -> Host:
@@ -197,12 +197,12 @@ class _Collective:
         self._arguments = Arguments(host)
         self._leaf = leaf
         self._of_torch = leaf in TORCH_LEAVES
-        self._marks, self._gap = timer.marks, timer.gap
+        self._boundary_codes, self._gap = timer.boundary_codes, timer.gap
         self._measure = guard(Stage.MEASURE)
         self._transport = transport
 
-    def __call__(self, host: Host, marking: Marking, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if marking.in_collective:
+    def __call__(self, host: Host, recorder: BoundaryRecorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if recorder.in_collective:
             if self._of_torch:
                 self._transport.how = self._transport.torch
             return host(*args, **kwargs)
@@ -210,43 +210,43 @@ class _Collective:
         with self._measure:
             # Before the call: some of LightLLM's libraries put the result into other memory and make the tensor that one.
             payload = payload_bytes(self._payload(args, kwargs))
-            own = self._start(marking)
+            own = self._start(recorder)
         try:
             return host(*args, **kwargs)
         finally:
             with self._measure:
                 if own >= 0:
-                    self._end(marking, own, payload)
+                    self._end(recorder, own, payload)
 
     def _payload(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         every = (self._arguments.get(name, args, kwargs) for name in self._leaf.payload)
         return next((data for data in every if data is not None), None)
 
-    def _start(self, marking: Marking) -> int:
+    def _start(self, recorder: BoundaryRecorder) -> int:
         """Returns the code of the collective's own mark."""
-        around = marking.context
+        around = recorder.context
         if around >= 0:
-            marking.mark(self._marks.part(around))
+            recorder.record(self._boundary_codes.part(around))
         else:
-            around = marking.codes[-1] if marking.codes else self._gap
-            lead = self._gap if marking.pairs else self._marks.before_collective(around)
+            around = recorder.codes[-1] if recorder.codes else self._gap
+            lead = self._gap if recorder.pairs else self._boundary_codes.before_collective(around)
             if lead != DIRECTLY:
-                marking.mark(lead)
-            if lead in self._marks.residuals:  # with the add the operator's branch has ended
+                recorder.record(lead)
+            if lead in self._boundary_codes.residuals:  # with the add the operator's branch has ended
                 around = lead
-        own = self._marks.collective(self._leaf.operator, around)
+        own = self._boundary_codes.collective(self._leaf.operator, around)
         self._transport.how = self._transport.torch if self._of_torch else Implementation.CUSTOM
-        marking.in_collective = True
+        recorder.in_collective = True
         return own
 
-    def _end(self, marking: Marking, own: int, payload: int) -> None:
-        marking.in_collective = False
+    def _end(self, recorder: BoundaryRecorder, own: int, payload: int) -> None:
+        recorder.in_collective = False
         how = self._transport.how
         if how is Implementation.NCCL:
-            marking.mark_behind_nccl(own)
+            recorder.record_behind_nccl(own)
         else:
-            marking.mark(own)
-        marking.payloads.append((len(marking.codes) - 1, pack(payload, how)))
+            recorder.record(own)
+        recorder.payloads.append((len(recorder.codes) - 1, pack(payload, how)))
 
 
 def payload_bytes(data: Any) -> int:

@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import Any, Optional, Protocol
 
 from lightllm_otel.contracts.fits import Fits
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 from lightllm_otel.guard import Guard
-from lightllm_otel.otel_environment import Standard
+from lightllm_otel.otel_environment import OtelEnvironment
 from lightllm_otel.records.control import Listener
 from lightllm_otel.settings import Settings
 from lightllm_otel.worker.forwards import Forwards
 from lightllm_otel.worker.gpu.timer import Timer
-from lightllm_otel.worker.host.fast_path import Lane
-from lightllm_otel.worker.host.instrumented_graphs import Twins
+from lightllm_otel.worker.host.fast_path import FastPath
+from lightllm_otel.worker.host.instrumented_graphs import InstrumentedGraphs
 from lightllm_otel.worker.host.step_notes import StepNotes
 
 
 class Session(Protocol):
     """What hooks talk to: one per process.
 
-    ``forwards`` is None until the model serves, ``timer`` also while live control says off. ``ledger`` holds what stays
+    ``forwards`` is None until the model serves, ``timer`` also while live control says off. ``patch set`` holds what stays
     for the life of the process, ``live`` what live control can take away. ``notes``: None unless there are traces.
     ``sees_replays``: a hook sees each replay of a decode graph, or the model has none.
     """
@@ -28,14 +28,14 @@ class Session(Protocol):
     timer: Optional[Timer]
     forwards: Optional[Forwards]
     listener: Listener
-    lane: Lane
-    twins: Optional[Twins]
+    fast_path: FastPath
+    instrumented_graphs: Optional[InstrumentedGraphs]
     guard: Guard
-    ledger: Ledger
-    live: Ledger
+    patch_set: PatchSet
+    live: PatchSet
     notes: Optional[StepNotes]
     fits: Fits
-    standard: Standard
+    otel_environment: OtelEnvironment
     sees_replays: bool
     group_class: Any
 

@@ -2,8 +2,8 @@
 
 A profiler is what this plugin is there to replace, and it slows the server while it runs: it does so when its owner asks for it,
 for some seconds, on the first rank only. Operators become ranges of the profiler's own, so that its trace has every kernel in the
-operator that launched it. Python launches none of the kernels of a replayed CUDA graph; those of a twin lie between its stamps,
-so the answer says which operators its intervals are.
+operator that launched it. Python launches none of the kernels of a replayed CUDA graph; those of an instrumented graph lie
+between its timestamps, so the answer says which operators its intervals are.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 from lightllm_otel.guard import Guard, log
-from lightllm_otel.records import profile_request as errand
+from lightllm_otel.records import profile_request
 from lightllm_otel.worker.gpu.profiler import record_functions, torch_profiler
 from lightllm_otel.worker.host import ranges
 
@@ -29,7 +29,7 @@ MOST_SECONDS = 60.0
 class Kernels:
     """Asked once a second on the model's thread, between steps; ``start`` makes a running profiler.
 
-    ``twins``: of each twin the names of its intervals' operators.
+    ``instrumented graphs``: of each instrumented graph the names of its intervals' operators.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class Kernels:
         folder: Path,
         guard: Guard,
         start: Callable[[], Any] | None = None,
-        twins: Callable[[], list[list[str]]] = list,
+        instrumented_graphs: Callable[[], list[list[str]]] = list,
     ) -> None:
         self._folder = folder
         self._guard = guard
         self._start = start or torch_profiler
-        self._twins = twins
-        self._ledger = Ledger()
+        self._instrumented_graphs = instrumented_graphs
+        self._patch_set = PatchSet()
         self._profiler: Any = None
         self._until = 0.0
         self._thread = 0
@@ -57,13 +57,13 @@ class Kernels:
                 # torch's profiler ends on the thread that began it: on another it would answer nothing and stay on.
                 if now >= self._until and threading.get_ident() == self._thread:
                     self._end()
-            elif (asked := errand.take(self._folder)) is not None:
+            elif (asked := profile_request.take(self._folder)) is not None:
                 self._begin(asked, model, now)
         except Exception as error:  # noqa: BLE001 - a profiler that fails is no reason to stop measuring
             with contextlib.suppress(Exception):  # it may not even have started
                 self._drop().stop()
             log.warning("kernels cannot be captured: %s", error)
-            errand.answer(self._folder, {"ok": False, "text": str(error) or type(error).__name__})
+            profile_request.answer(self._folder, {"ok": False, "text": str(error) or type(error).__name__})
 
     def _begin(self, asked: dict[str, Any], model: Any, now: float) -> None:
         if _host_profiles():
@@ -72,17 +72,19 @@ class Kernels:
         self._path = Path(asked["path"])
         self._until = now + min(float(asked["seconds"]), MOST_SECONDS)
         self._profiler = self._start()
-        ranges.install(model, self._ledger, self._guard, *record_functions(range_name))
+        ranges.install(model, self._patch_set, self._guard, *record_functions(range_name))
 
     def _end(self) -> None:
         profiler = self._drop()
         profiler.stop()
         profiler.export_chrome_trace(str(self._path))
-        errand.answer(self._folder, {"ok": True, "text": str(self._path), "twins": self._twins()})
+        profile_request.answer(
+            self._folder, {"ok": True, "text": str(self._path), "instrumented_graphs": self._instrumented_graphs()}
+        )
 
     def _drop(self) -> Any:
         profiler, self._profiler = self._profiler, None
-        self._ledger.undo()
+        self._patch_set.undo()
         return profiler
 
 

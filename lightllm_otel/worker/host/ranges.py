@@ -6,14 +6,14 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 from lightllm_otel.guard import Guard
 from lightllm_otel.records.vocabulary import Stage
 from lightllm_otel.worker.gpu.profiler import Pop, Push
 from lightllm_otel.worker.host.layers import layers_of
 
 
-def install(model: Any, ledger: Ledger, guard: Guard, push: Push, pop: Pop) -> int:
+def install(model: Any, patch_set: PatchSet, guard: Guard, push: Push, pop: Pop) -> int:
     """Around whatever the functions of the table are now, our own measuring included. Returns how many there are."""
     count = 0
     with guard(Stage.PATCH):
@@ -22,7 +22,7 @@ def install(model: Any, ledger: Ledger, guard: Guard, push: Push, pop: Pop) -> i
                 with guard(Stage.PATCH):
                     label = f"{place.slot.operator} {place.layer}" if place.layer >= 0 else place.slot.operator.value
                     around = functools.partial(ranged, label=label, push=push, pop=pop, guard=guard)
-                    ledger.replace(place.owner, place.name, around)
+                    patch_set.replace(place.owner, place.name, around)
                     count += 1
     return count
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightllm_otel.contracts.binding import Arguments
 from lightllm_otel.contracts.table import Hook
-from lightllm_otel.records.vocabulary import Feature, Phase, Stage, Whole
+from lightllm_otel.records.vocabulary import Feature, Phase, Stage, StepOnlyReason
 from lightllm_otel.worker.gpu.step import Step
 from lightllm_otel.worker.gpu.timer import Timer
 from lightllm_otel.worker.host import inputs
@@ -51,7 +51,7 @@ def entered(host: Host, session: Session, arguments: Arguments, hook: Hook) -> H
     """A way into a forward; the one that every decode step takes has a fast path."""
     measured = forward(host, session, arguments, hook)
     if hook.name == "forward" and arguments.names[1:2] == ("model_input",):
-        return fast_path(host, measured, session.lane, session)
+        return fast_path(host, measured, session.fast_path, session)
     return measured
 
 
@@ -66,10 +66,10 @@ def forward(host: Host, session: Session, arguments: Arguments, hook: Hook) -> H
     def method(*args: Any, **kwargs: Any) -> Any:
         forwards = session.forwards
         if forwards is None:
-            twins = session.twins
-            if twins is not None and twins.collecting:
+            instrumented_graphs = session.instrumented_graphs
+            if instrumented_graphs is not None and instrumented_graphs.collecting:
                 with session.guard(Stage.PATCH):
-                    twins.collect(arguments.get("model_input", args, kwargs))
+                    instrumented_graphs.collect(arguments.get("model_input", args, kwargs))
             return host(*args, **kwargs)
         model = args[0] if args else None
         if not session.owns(model):
@@ -86,15 +86,15 @@ def forward(host: Host, session: Session, arguments: Arguments, hook: Hook) -> H
                 if work is not None:
                     rows = _unseen_graph(session, model, work.phase, arguments.get("model_input", args, kwargs))
                     due = forwards.due(work.phase, work.tokens)
-                    timer.whole[Whole.NO_TWIN.code] += bool(rows and due)
+                    timer.whole[StepOnlyReason.NOT_INSTRUMENTED.code] += bool(rows and due)
                     step = timer.enter(work, forwards.completed, due and not rows)
                     if whole_step_only:
-                        timer.disarm(Whole.OVERLAP)
+                        timer.disarm(StepOnlyReason.OVERLAP)
         try:
             result = host(*args, **kwargs)
         except BaseException:
             with measure:
-                session.lane.padded()
+                session.fast_path.padded()
                 if timer is not None and not timer.failed:
                     timer.abandon(step)
             raise
@@ -109,11 +109,11 @@ def forward(host: Host, session: Session, arguments: Arguments, hook: Hook) -> H
 def _draft(host: Host, session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A forward of a draft model: part of the step of the model that it drafts for."""
     if session.timer is not None:
-        session.timer.whole[Whole.DRAFT.code] += 1
+        session.timer.whole[StepOnlyReason.DRAFT.code] += 1
     try:
         return host(*args, **kwargs)
     finally:
-        session.lane.replayed = None
+        session.fast_path.replayed = None
 
 
 def _unseen_graph(session: Session, model: Any, phase: Phase, given: Any) -> int:
@@ -127,12 +127,12 @@ def _unseen_graph(session: Session, model: Any, phase: Phase, given: Any) -> int
 
 
 def _returned(session: Session, timer: Timer | None, step: Step | None, model: Any, rows: int) -> None:
-    padded = session.lane.padded() or rows
+    padded = session.fast_path.padded() or rows
     if timer is None or timer.failed:  # nothing else looks after the exporter, which brings live control
         session.housekeep()
     else:
         timer.leave(step, padded)
-    session.lane.prepare(session, model)
+    session.fast_path.prepare(session, model)
 
 
 def sampled(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:  # noqa: C901 - one frame on every step
@@ -153,7 +153,7 @@ def sampled(host: Host, session: Session, arguments: Arguments, hook: Hook) -> H
                 return host(*args, **kwargs)
             finally:
                 _look_after(session)
-        due = step.marking is not None
+        due = step.recorder is not None
         plain = timer.sampling_is_plain(step)
         if plain:
             step.sampled = True

@@ -203,8 +203,8 @@ class Walk:
         if isinstance(test, ast.Attribute) and isinstance(test.value, ast.Name) and test.value.id == frame.own:
             value = self._own.get(test.attr)
             return value if isinstance(value, bool) else None
-        captured = self._prefill and isinstance(test, ast.Call) and _name_of(test.func) in _CAPTURING
-        return False if captured else None
+        instrumented = self._prefill and isinstance(test, ast.Call) and _name_of(test.func) in _CAPTURING
+        return False if instrumented else None
 
     # Expressions -----------------------------------------------------------------------------------------------------
 

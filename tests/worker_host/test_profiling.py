@@ -7,7 +7,7 @@ import fake_host
 import pytest
 
 from lightllm_otel.guard import Guard
-from lightllm_otel.records import profile_request as errand
+from lightllm_otel.records import profile_request
 from lightllm_otel.worker.host import profiling as module
 from lightllm_otel.worker.host.profiling import Kernels
 
@@ -46,15 +46,19 @@ def test_it_runs_for_its_time_and_leaves_the_model_as_it_was(model, tmp_path):
     )
     capturing.tick(model, 0.0)
     assert not profilers
-    errand.ask(tmp_path, {"path": str(tmp_path / "trace.json"), "seconds": 2})
+    profile_request.ask(tmp_path, {"path": str(tmp_path / "trace.json"), "seconds": 2})
     capturing.tick(model, 1.0)
     assert slots(model) != before
     capturing.tick(model, 2.0)
     assert profilers[0].running
-    assert errand.answered(tmp_path) is None
+    assert profile_request.answered(tmp_path) is None
     capturing.tick(model, 3.0)
     assert not profilers[0].running
-    assert errand.answered(tmp_path) == {"ok": True, "text": str(tmp_path / "trace.json"), "twins": [["gap", "ffn"]]}
+    assert profile_request.answered(tmp_path) == {
+        "ok": True,
+        "text": str(tmp_path / "trace.json"),
+        "instrumented_graphs": [["gap", "ffn"]],
+    }
     assert (tmp_path / "trace.json").exists()
     assert slots(model) == before
     capturing.tick(model, 4.0)
@@ -63,18 +67,18 @@ def test_it_runs_for_its_time_and_leaves_the_model_as_it_was(model, tmp_path):
 
 @pytest.mark.parametrize("asked", [{}, {"path": "/x", "seconds": "no number"}])
 def test_an_errand_that_is_not_understood_is_answered(model, tmp_path, asked):
-    errand.ask(tmp_path, asked)
+    profile_request.ask(tmp_path, asked)
     Kernels(tmp_path, Guard(), Profiler).tick(model, 1.0)
-    assert errand.answered(tmp_path)["ok"] is False
+    assert profile_request.answered(tmp_path)["ok"] is False
 
 
 def test_a_profiler_that_fails_is_answered_and_forgotten(model, tmp_path):
     before = slots(model)
     capturing = Kernels(tmp_path, Guard(), lambda: Profiler(broken=True))
-    errand.ask(tmp_path, {"path": str(tmp_path / "trace.json"), "seconds": 0})
+    profile_request.ask(tmp_path, {"path": str(tmp_path / "trace.json"), "seconds": 0})
     capturing.tick(model, 1.0)
     capturing.tick(model, 2.0)
-    assert errand.answered(tmp_path) == {"ok": False, "text": "CUPTI is taken"}
+    assert profile_request.answered(tmp_path) == {"ok": False, "text": "CUPTI is taken"}
     assert slots(model) == before
 
 
@@ -84,15 +88,15 @@ def test_a_profiler_does_not_go_on_when_the_ranges_fail(model, tmp_path, monkeyp
 
     before, profiler = slots(model), Profiler()
     monkeypatch.setattr(module.ranges, "install", broken)
-    errand.ask(tmp_path, {"path": str(tmp_path / "trace.json"), "seconds": 1})
+    profile_request.ask(tmp_path, {"path": str(tmp_path / "trace.json"), "seconds": 1})
     Kernels(tmp_path, Guard(), lambda: profiler).tick(model, 1.0)
-    assert errand.answered(tmp_path) == {"ok": False, "text": "no such slot"}
+    assert profile_request.answered(tmp_path) == {"ok": False, "text": "no such slot"}
     assert not profiler.running
     assert slots(model) == before
 
 
 def test_a_damaged_errand_is_no_errand(tmp_path, model):
-    (tmp_path / errand.ASKED).write_text("{")
+    (tmp_path / profile_request.ASKED).write_text("{")
     Kernels(tmp_path, Guard(), Profiler).tick(model, 1.0)
-    assert errand.answered(tmp_path) is None
-    assert not (tmp_path / errand.ASKED).exists()
+    assert profile_request.answered(tmp_path) is None
+    assert not (tmp_path / profile_request.ASKED).exists()

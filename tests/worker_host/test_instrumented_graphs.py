@@ -1,4 +1,4 @@
-"""The rules that keep instrumented twins safe, on a fake GPU that breaks when one of them is broken."""
+"""The rules that keep instrumented graphs safe, on a fake GPU that breaks when one of them is broken."""
 
 import types
 
@@ -9,12 +9,12 @@ import pytest
 from fake_host import COST, LAYER_SECONDS, LAYERS, CaptureBroken, InferReq, ModelInput, answer
 
 from lightllm_otel.contracts.fits import Fits
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 from lightllm_otel.guard import Guard
-from lightllm_otel.otel_environment import Standard
-from lightllm_otel.records.vocabulary import DropReason, Feature, Mode, Operator, Stage, Whole
+from lightllm_otel.otel_environment import OtelEnvironment
+from lightllm_otel.records.vocabulary import DropReason, Feature, Mode, Operator, Stage, StepOnlyReason
 from lightllm_otel.settings import Settings
-from lightllm_otel.worker.host import instrumented_graphs as twins
+from lightllm_otel.worker.host import instrumented_graphs
 
 
 def ask(rpc, batch=1, context=8, value=0):
@@ -70,8 +70,8 @@ def test_all_other_steps_replay_the_hosts_own_graph_untouched(serve):
 
 
 def test_a_twins_own_cost_is_learned_on_the_hosts_graph_and_subtracted(serve):
-    _, session, rpc = serve(kvargs="graphs", stamp_cost=2**-20)
-    assert session._timer.harvest.stamp_calibration.boundary_cost == 2**-20
+    _, session, rpc = serve(kvargs="graphs", timestamp_cost=2**-20)
+    assert session._timer.step_reader.timestamp_calibration.boundary_cost == 2**-20
     ask(rpc)
     step, _ = session.kept.steps[-1]
     assert session.kept.seconds()["ffn"] == [COST["ffn"]] * LAYERS
@@ -79,7 +79,7 @@ def test_a_twins_own_cost_is_learned_on_the_hosts_graph_and_subtracted(serve):
 
 
 def test_kernels_that_start_sooner_behind_programmatic_dependencies_are_no_shorter_for_it(serve, monkeypatch):
-    """Each ffn of the host's own graph takes longer by its dependency, which hides a third of what the stamps cost."""
+    """Each ffn of the host's own graph takes longer by its dependency, which hides a third of what the timestamps cost."""
     import fakes
 
     saving, counted = 2**-19, []
@@ -94,7 +94,9 @@ def test_kernels_that_start_sooner_behind_programmatic_dependencies_are_no_short
             return super().capture(pool, body)
 
         def seconds(self, graph):
-            plain = isinstance(graph, twins.Once) and not isinstance(graph._graph, twins.Captured)
+            plain = isinstance(graph, instrumented_graphs.Once) and not isinstance(
+                graph._graph, instrumented_graphs.InstrumentedGraph
+            )
             return super().seconds(graph) + plain * saving * LAYERS
 
     monkeypatch.setattr(fakes, "FakeGraphs", Edges)
@@ -105,13 +107,13 @@ def test_kernels_that_start_sooner_behind_programmatic_dependencies_are_no_short
         run(gpu, name, *more, **rest)
 
     monkeypatch.setattr(fake_gpu.Gpu, "run", counting)
-    _, session, _ = serve(kvargs="graphs", stamp_cost=2**-20)
-    calibration = session._timer.harvest.stamp_calibration
-    (captured, *_) = session.twins.by_size.values()
-    assert sum(captured.twin.programmatic) == LAYERS
+    _, session, _ = serve(kvargs="graphs", timestamp_cost=2**-20)
+    calibration = session._timer.step_reader.timestamp_calibration
+    (instrumented, *_) = session.instrumented_graphs.by_size.values()
+    assert sum(instrumented.graph_layout.programmatic) == LAYERS
     assert (calibration.boundary_cost, calibration.edge_saving) == (2**-20, saving)
-    costs = calibration.costs(len(captured.twin.codes) - 1, -1, captured.twin.programmatic)
-    names = operators_of(session, captured)[1:]
+    costs = calibration.costs(len(instrumented.graph_layout.codes) - 1, -1, instrumented.graph_layout.programmatic)
+    names = operators_of(session, instrumented)[1:]
     assert dict(zip(names, costs)) | {"ffn": 0} == dict.fromkeys(names, 2**-20) | {"ffn": 0}
     assert costs[names.index("ffn")] == 2**-20 - saving
 
@@ -131,16 +133,18 @@ def test_dependencies_that_only_the_smallest_graph_has_are_learned_from_it(serve
             return sum(name == "ffn" for name in counted) if batches[-1] == 1 else 0
 
         def seconds(self, graph):
-            plain = isinstance(graph, twins.Once) and not isinstance(graph._graph, twins.Captured)
+            plain = isinstance(graph, instrumented_graphs.Once) and not isinstance(
+                graph._graph, instrumented_graphs.InstrumentedGraph
+            )
             return super().seconds(graph) + (plain and batches[-1] == 1) * saving * LAYERS
 
-    draw = twins.Twins._draw
+    draw = instrumented_graphs.InstrumentedGraphs._draw
 
     def drawing(self, owner, batch, decode):
         batches.append(batch)
         return draw(self, owner, batch, decode)
 
-    monkeypatch.setattr(twins.Twins, "_draw", drawing)
+    monkeypatch.setattr(instrumented_graphs.InstrumentedGraphs, "_draw", drawing)
     monkeypatch.setattr(fakes, "FakeGraphs", Edges)
     run = fake_gpu.Gpu.run
 
@@ -149,9 +153,11 @@ def test_dependencies_that_only_the_smallest_graph_has_are_learned_from_it(serve
         run(gpu, name, *more, **rest)
 
     monkeypatch.setattr(fake_gpu.Gpu, "run", counting)
-    _, session, _ = serve(kvargs="graphs", stamp_cost=2**-20)
-    calibration = session._timer.harvest.stamp_calibration
-    dependencies = {batch: sum(each.twin.programmatic) for batch, each in session.twins.by_size.items()}
+    _, session, _ = serve(kvargs="graphs", timestamp_cost=2**-20)
+    calibration = session._timer.step_reader.timestamp_calibration
+    dependencies = {
+        batch: sum(each.graph_layout.programmatic) for batch, each in session.instrumented_graphs.by_size.items()
+    }
     assert len(dependencies) > 1
     assert {batch for batch, many in dependencies.items() if many} == {1}
     assert (calibration.boundary_cost, calibration.edge_saving) == (2**-20, saving)
@@ -167,50 +173,56 @@ def test_where_the_cost_on_branches_cannot_be_measured_nothing_is_given_back(ser
     seconds = fakes.FakeGraphs.seconds
 
     def slower_plain(graphs, graph):
-        plain = isinstance(graph, twins.Once) and not isinstance(graph._graph, twins.Captured)
+        plain = isinstance(graph, instrumented_graphs.Once) and not isinstance(
+            graph._graph, instrumented_graphs.InstrumentedGraph
+        )
         return seconds(graphs, graph) + plain * 2**-16
 
     monkeypatch.setattr(fakes.FakeGraphs, "seconds", slower_plain)
-    monkeypatch.setattr(twins, "cost_on_branches", fails)
+    monkeypatch.setattr(instrumented_graphs, "cost_on_branches", fails)
     monkeypatch.setattr(fakes.FakeGraphs, "programmatic_edges", lambda graphs: next(counts))
     _, session, rpc = serve(kvargs="graphs", strict=False)
-    assert session.twins.state == "armed"
-    assert session._timer.harvest.stamp_calibration.edge_saving == 0.0
+    assert session.instrumented_graphs.state == "armed"
+    assert session._timer.step_reader.timestamp_calibration.edge_saving == 0.0
     assert ask(rpc) == right()
 
 
-def operators_of(session, captured):
-    return [session._timer.marks.name(code) for code in captured.twin.codes]
+def operators_of(session, instrumented):
+    return [session._timer.boundary_codes.name(code) for code in instrumented.graph_layout.codes]
 
 
 def test_from_nccls_first_kernel_on_stamps_are_on_the_chain_where_branches_would_come_late(serve):
     _, session, _ = serve(kvargs="graphs", tp=2)
-    (smallest,) = (each for batch, each in session.twins.by_size.items() if batch == min(session.twins.by_size))
+    (smallest,) = (
+        each
+        for batch, each in session.instrumented_graphs.by_size.items()
+        if batch == min(session.instrumented_graphs.by_size)
+    )
     first = operators_of(session, smallest).index("all_reduce")
-    assert smallest.twin.chained
-    assert smallest.twin.chained_from == first
-    assert session.stamps.chained == [at >= first for at in range(len(smallest.twin.codes))]
-    assert session.twins.facts()["stamps"] == "fake, fake, on the chain because of NCCL"
+    assert smallest.graph_layout.chained
+    assert smallest.graph_layout.chained_from == first
+    assert session.timestamps.chained == [at >= first for at in range(len(smallest.graph_layout.codes))]
+    assert session.instrumented_graphs.facts()["timestamps"] == "fake, fake, on the chain because of NCCL"
 
 
 def test_a_graph_of_the_hosts_own_all_reduce_has_its_stamps_on_a_branch_up_to_the_gather_of_nccl(serve):
     _, session, _ = serve(kvargs="graphs", tp=2, host_options={"custom": True})
-    captured = session.twins.by_size[min(session.twins.by_size)]
-    assert captured.twin.chained_from == operators_of(session, captured).index("all_gather")
-    assert not captured.twin.chained
+    instrumented = session.instrumented_graphs.by_size[min(session.instrumented_graphs.by_size)]
+    assert instrumented.graph_layout.chained_from == operators_of(session, instrumented).index("all_gather")
+    assert not instrumented.graph_layout.chained
 
 
 @pytest.mark.parametrize(("tp", "environ"), [(1, {}), (2, {"NCCL_GRAPH_MIXING_SUPPORT": "0"})])
 def test_all_stamps_are_on_a_branch_where_nccl_leaves_nothing_behind_its_kernels(serve, tp, environ):
     _, session, _ = serve(kvargs="graphs", tp=tp, environ=environ)
-    assert {each.twin.chained_from for each in session.twins.by_size.values()} == {-1}
-    assert not any(session.stamps.chained)
-    assert session.twins.facts()["stamps"] == "fake, fake"
+    assert {each.graph_layout.chained_from for each in session.instrumented_graphs.by_size.values()} == {-1}
+    assert not any(session.timestamps.chained)
+    assert session.instrumented_graphs.facts()["timestamps"] == "fake, fake"
 
 
 def test_what_a_stamp_on_the_chain_costs_is_learned_apart_from_one_on_a_branch(serve):
-    _, session, rpc = serve(kvargs="graphs", tp=2, stamp_cost=2**-20)
-    calibration = session._timer.harvest.stamp_calibration
+    _, session, rpc = serve(kvargs="graphs", tp=2, timestamp_cost=2**-20)
+    calibration = session._timer.step_reader.timestamp_calibration
     assert (calibration.boundary_cost, calibration.chained_cost) == (0.0, 2**-20)
     ask(rpc)
     assert session.kept.seconds()["ffn"] == LAYER_SECONDS["ffn"]
@@ -218,18 +230,18 @@ def test_what_a_stamp_on_the_chain_costs_is_learned_apart_from_one_on_a_branch(s
 
 def test_the_operators_of_a_twin_are_named_once_for_all_that_are_alike(serve):
     _, session, _ = serve(kvargs="graphs", tp=2)
-    (names,) = session.twins.operators()
-    assert {len(each.twin.codes) - 1 for each in session.twins.by_size.values()} == {len(names)}
+    (names,) = session.instrumented_graphs.operators()
+    assert {len(each.graph_layout.codes) - 1 for each in session.instrumented_graphs.by_size.values()} == {len(names)}
     assert names.count("ffn") == LAYERS
     assert names.count("all_reduce") == 1 + 2 * LAYERS
 
 
 def test_sizes_can_be_limited(serve):
     _, session, rpc = serve(kvargs="graphs", environ={"LIGHTLLM_OTEL_GRAPH_BATCH_SIZES": "2-3"})
-    assert sorted(session.twins.by_size) == [2]
+    assert sorted(session.instrumented_graphs.by_size) == [2]
     ask(rpc, batch=4)
     rpc.decode()
-    assert session.kept.whole[Whole.NO_TWIN.code] == 1
+    assert session.kept.whole[StepOnlyReason.NOT_INSTRUMENTED.code] == 1
     ask(rpc, batch=2)
     assert len(session.kept.steps[-1][1]) > 10
 
@@ -241,20 +253,20 @@ def test_a_twin_computes_again_what_kernels_keep_on_the_state(serve):
     _, session, rpc = serve(kvargs="graphs")
     for context in (8, 40, 12):
         assert ask(rpc, context=context) == right(context=context)
-    assert session.twins.state == "armed"
+    assert session.instrumented_graphs.state == "armed"
 
 
 def test_a_graph_that_lacks_a_kernel_is_found_out_on_other_inputs_though_it_is_equal_on_the_first(serve, monkeypatch):
-    monkeypatch.setattr(twins, "pristine_of", lambda state: state)
+    monkeypatch.setattr(instrumented_graphs, "pristine_of", lambda state: state)
     monkeypatch.setattr(fake_host, "copy", copy_module_of_the_host())
     _, session, rpc = serve(kvargs="graphs")
-    assert "the outputs for other inputs are not those of the host's own graph" in session.twins.reason
+    assert "the outputs for other inputs are not those of the host's own graph" in session.instrumented_graphs.reason
     assert [ask(rpc, context=context) for context in (8, 40)] == [right(context=8), right(context=40)]
 
 
 def test_without_that_check_such_a_graph_gives_wrong_answers(serve, monkeypatch):
-    monkeypatch.setattr(twins, "pristine_of", lambda state: state)
-    monkeypatch.setattr(twins.Twins, "_check_on_other_inputs", lambda *arguments: True)
+    monkeypatch.setattr(instrumented_graphs, "pristine_of", lambda state: state)
+    monkeypatch.setattr(instrumented_graphs.InstrumentedGraphs, "_check_on_other_inputs", lambda *arguments: True)
     monkeypatch.setattr(fake_host, "copy", copy_module_of_the_host())
     _, _, rpc = serve(kvargs="graphs")
     stale = [ask(rpc, context=context) for context in (8, 40)]
@@ -278,7 +290,7 @@ def copy_module_of_the_host():
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_output_is_where_the_host_reads_it_whether_graphs_share_one_or_not(serve, shared):
     _, session, rpc = serve(kvargs="graphs", host_options={"shared_output": shared})
-    assert session.twins.state == "armed"
+    assert session.instrumented_graphs.state == "armed"
     assert [ask(rpc, value=value) for value in range(3)] == [right(value=value) for value in range(3)]
 
 
@@ -287,11 +299,11 @@ def test_a_twin_that_writes_its_output_elsewhere_is_found_out_and_never_replayed
 
     monkeypatch.setattr(fakes.FakeGraphs, "deliver", lambda self, made, wanted: False)
     _, session, rpc = serve(kvargs="graphs", host_options={"shared_output": False}, strict=False)
-    assert session.twins.state == "refused"
-    assert "not those of the host's own graph" in session.twins.reason
+    assert session.instrumented_graphs.state == "refused"
+    assert "not those of the host's own graph" in session.instrumented_graphs.reason
     assert ask(rpc) == right()
     rpc.decode()
-    assert session.kept.whole[Whole.NO_TWIN.code] == 1
+    assert session.kept.whole[StepOnlyReason.NOT_INSTRUMENTED.code] == 1
 
 
 @pytest.mark.parametrize(("policy", "state"), [("auto", "refused"), ("force", "armed")])
@@ -301,7 +313,7 @@ def test_a_host_whose_own_graph_differs_each_time_needs_force(serve, monkeypatch
     seen = iter(range(1000))
     monkeypatch.setattr(fakes.FakeGraphs, "copy_of", lambda self, outputs: next(seen))
     _, session, _ = serve(kvargs="graphs", environ={"LIGHTLLM_OTEL_GRAPHS": policy})
-    assert session.twins.state == state
+    assert session.instrumented_graphs.state == state
 
 
 # Rule 3: the pool -----------------------------------------------------------------------------------------------------
@@ -309,9 +321,9 @@ def test_a_host_whose_own_graph_differs_each_time_needs_force(serve, monkeypatch
 
 def test_twins_are_captured_in_the_hosts_own_memory_pool(serve):
     _, session, rpc = serve(kvargs="graphs")
-    twins_made = [graph for graph in session.graphs.made if graph.pool is not None]
-    assert len(twins_made) == 3
-    assert all(graph.pool is rpc.model.graph.mempool for graph in twins_made)
+    graphs_made = [graph for graph in session.graphs.made if graph.pool is not None]
+    assert len(graphs_made) == 3
+    assert all(graph.pool is rpc.model.graph.mempool for graph in graphs_made)
 
 
 # Rule 5: never both ---------------------------------------------------------------------------------------------------
@@ -331,18 +343,18 @@ def test_each_step_replays_one_graph_and_not_two(serve, every):
 
 def test_no_event_is_used_during_a_capture(serve):
     host, session, _ = serve(kvargs="graphs")
-    assert len(session.twins.by_size) == 3  # and the fake GPU has not complained
+    assert len(session.instrumented_graphs.by_size) == 3  # and the fake GPU has not complained
     with pytest.raises(CaptureBroken):
         host.gpu.capture(None, lambda: session.clock.done([0.0]))
 
 
-# Rule 7: stamps are those of the step ----------------------------------------------------------------------------------
+# Rule 7: timestamps are those of the step ----------------------------------------------------------------------------------
 
 
 def test_each_twin_was_replayed_at_the_start_before_it_is_read(serve):
     host, session, _ = serve(kvargs="graphs")
-    for captured in session.twins.by_size.values():
-        assert captured._graph in host.gpu.replayed
+    for instrumented in session.instrumented_graphs.by_size.values():
+        assert instrumented._graph in host.gpu.replayed
 
 
 def test_steps_that_are_read_late_keep_their_own_stamps(serve, now):
@@ -362,10 +374,10 @@ def test_steps_that_are_read_late_keep_their_own_stamps(serve, now):
 def test_stamps_that_a_later_replay_took_are_dropped_and_counted_and_the_whole_step_kept(serve, now):
     _, session, rpc = serve(kvargs="graphs")
     session.clock.frontier = now[0]
-    captured = session.twins.by_size[1]
+    instrumented = session.instrumented_graphs.by_size[1]
     ask(rpc)
     for _ in range(8):
-        captured.replay()
+        instrumented.replay()
     session.clock.frontier = float("inf")
     rpc.decode()
     step, intervals = session.kept.steps[-1]
@@ -389,13 +401,16 @@ def test_a_twin_whose_plain_graph_the_host_captures_anew_is_not_replayed_any_mor
 
 def test_overlapping_microbatches_and_expert_parallelism_have_whole_steps_only(serve, monkeypatch):
     _, session, rpc = serve(kvargs="graphs", environ={"MOE_MODE": "EP"})
-    assert (session.twins.state, "expert parallelism" in session.twins.reason) == ("refused", True)
+    assert (session.instrumented_graphs.state, "expert parallelism" in session.instrumented_graphs.reason) == (
+        "refused",
+        True,
+    )
     assert ask(rpc) == right()
 
     class Overlapping:
         enable_decode_microbatch_overlap = True
 
-    assert "microbatches" in twins.probe(Overlapping(), session.fits, {})
+    assert "microbatches" in instrumented_graphs.probe(Overlapping(), session.fits, {})
 
 
 @pytest.mark.parametrize(
@@ -404,7 +419,7 @@ def test_overlapping_microbatches_and_expert_parallelism_have_whole_steps_only(s
 def test_a_server_started_with_a_mode_that_is_not_safe_has_whole_steps_only(serve, flag, reason):
     _, session, rpc = serve(kvargs="graphs")
     rpc.model.graph.args = types.SimpleNamespace(**{flag: True})
-    assert reason in twins.probe(rpc.model.graph, session.fits, {})
+    assert reason in instrumented_graphs.probe(rpc.model.graph, session.fits, {})
 
 
 def test_a_cuda_graph_class_of_another_shape_is_left_alone():
@@ -416,12 +431,12 @@ def test_a_cuda_graph_class_of_another_shape_is_left_alone():
 
     stock = CudaGraph._capture_decode
     session = types.SimpleNamespace(
-        guard=Guard(), ledger=Ledger(), live=Ledger(), fits=Fits(), settings=Settings.from_env({}),
-        standard=Standard.from_env({}), lane=None,
+        guard=Guard(), patch_set=PatchSet(), live=PatchSet(), fits=Fits(), settings=Settings.from_env({}),
+        otel_environment=OtelEnvironment.from_env({}), fast_path=None,
     )  # fmt: skip
     hooks.hook(session, basemodel__cuda_graph=types.SimpleNamespace(CudaGraph=CudaGraph))
     assert CudaGraph._capture_decode is stock
-    assert "captures or replays in a way that is not known" in twins.probe(CudaGraph(), session.fits, {})
+    assert "captures or replays in a way that is not known" in instrumented_graphs.probe(CudaGraph(), session.fits, {})
     assert session.fits.lost() == {Feature.DECODE_GRAPHS: ["operators inside decode graphs are not timed"]}
 
 
@@ -435,7 +450,7 @@ def test_too_little_memory_is_one_clear_sentence(serve, caplog):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fakes, "FakeGraphs", Full)
         _, session, rpc = serve(kvargs="graphs")
-    assert session.twins.state == "refused"
+    assert session.instrumented_graphs.state == "refused"
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "100 MiB of GPU memory are free" in line
     assert "LIGHTLLM_OTEL_GRAPH_BATCH_SIZES" in line
@@ -444,13 +459,16 @@ def test_too_little_memory_is_one_clear_sentence(serve, caplog):
 
 def test_more_boundaries_than_stamps_are_no_twin(serve):
     _, session, rpc = serve(kvargs="graphs", boundaries=8)
-    assert session.twins.state == "refused"
+    assert session.instrumented_graphs.state == "refused"
     assert ask(rpc) == right()
 
 
 def test_a_start_that_fits_only_without_twins_goes_on_without_them(serve):
     _, session, rpc = serve(kvargs="graphs", host_options={"longest_prefill_fails": 1}, strict=False)
-    assert (session.twins.state, "longest prefill" in session.twins.reason) == ("refused", True)
+    assert (session.instrumented_graphs.state, "longest prefill" in session.instrumented_graphs.reason) == (
+        "refused",
+        True,
+    )
     assert session.graphs.released == 1
     assert ask(rpc) == right()
 
@@ -480,8 +498,8 @@ def test_an_exception_in_a_capture_leaves_no_loose_branch(serve, monkeypatch):
 
     monkeypatch.setattr(fakes.FakeGraphs, "deliver", broken)
     _, session, rpc = serve(kvargs="graphs", strict=False)
-    assert session.twins.state == "refused"
-    assert session.stamps.joined >= 1
+    assert session.instrumented_graphs.state == "refused"
+    assert session.timestamps.joined >= 1
     assert ask(rpc) == right()
 
 
@@ -499,12 +517,12 @@ def test_after_a_failure_the_choice_goes_on_and_only_the_reading_ends(serve):
     assert session.timer.failed
     assert session.guard.errors[Stage.MEASURE.code] == 1
     assert len(host.gpu.replayed) == 5
-    assert plain not in host.gpu.replayed  # other ranks replay the twin, so this one must
+    assert plain not in host.gpu.replayed  # other ranks replay the instrumented graph, so this one must
 
 
 def test_stamps_that_never_came_end_the_reading_and_nothing_else(serve):
     _, session, rpc = serve(kvargs="graphs", strict=False)
-    session.stamps._launched += 1  # as if a replay had been counted that never ran
+    session.timestamps._launched += 1  # as if a replay had been counted that never ran
     assert [ask(rpc) for _ in range(3)] == [right()] * 3
     assert session.timer.failed
 
@@ -512,12 +530,12 @@ def test_stamps_that_never_came_end_the_reading_and_nothing_else(serve):
 def test_the_hosts_exception_in_a_replay_passes_and_its_graph_is_back_in_place(serve):
     _, session, rpc = serve(kvargs="graphs")
     entry = rpc.model.graph.graph[1]
-    captured = session.twins.by_size[1]
+    instrumented = session.instrumented_graphs.by_size[1]
 
     def broken():
         raise RuntimeError("CUDA error: an illegal memory access")
 
-    captured._graph.replay = broken
+    instrumented._graph.replay = broken
     with pytest.raises(RuntimeError, match="illegal memory access"):
         ask(rpc)
     assert rpc.model.graph.graph[1] is entry
@@ -538,7 +556,7 @@ def test_a_repeated_forward_makes_the_same_choice(serve):
         ask(rpc)
         chosen.append((number, due, host.gpu.replayed[0] is not rpc.model.graph.graph[1][0]))
     assert [number for number, _, _ in chosen] == list(range(30))
-    assert all(due == twin for _, due, twin in chosen)
+    assert all(due == graph_layout for _, due, graph_layout in chosen)
     assert 3 < sum(due for _, due, _ in chosen) < 20
 
 
@@ -550,36 +568,38 @@ def test_inputs_of_the_warm_up_are_kept_as_they_came_though_the_graph_takes_thei
         seen.append((given.b_seq_len.value, given.input_ids.value))
         return others(given, owner, model)
 
-    others = twins.other_inputs
-    monkeypatch.setattr(twins, "other_inputs", looked)
-    collect = twins.Twins.collect
+    others = instrumented_graphs.other_inputs
+    monkeypatch.setattr(instrumented_graphs, "other_inputs", looked)
+    collect = instrumented_graphs.InstrumentedGraphs.collect
 
     def aliased(self, given):
         collect(self, given)
         given.b_seq_len.value, given.input_ids.value = "overwritten", "overwritten"
 
-    monkeypatch.setattr(twins.Twins, "collect", aliased)
+    monkeypatch.setattr(instrumented_graphs.InstrumentedGraphs, "collect", aliased)
     serve(kvargs="graphs")
     assert seen == [((2,) * size, 0) for size in (1, 2, 4)]
 
 
 def test_a_graph_whose_outputs_do_not_depend_on_inputs_proves_nothing(serve, monkeypatch):
-    monkeypatch.setattr(twins, "other_inputs", lambda given, owner, model: given)
+    monkeypatch.setattr(instrumented_graphs, "other_inputs", lambda given, owner, model: given)
     _, session, _ = serve(kvargs="graphs")
-    assert "the outputs for other inputs" in session.twins.reason
+    assert "the outputs for other inputs" in session.instrumented_graphs.reason
 
 
 def test_a_batch_size_that_cannot_be_tried_on_other_inputs_is_left_out_and_the_others_are_used(serve, monkeypatch):
-    others = twins.other_inputs
+    others = instrumented_graphs.other_inputs
     monkeypatch.setattr(
-        twins, "other_inputs", lambda given, *rest: None if given.batch_size == 4 else others(given, *rest)
+        instrumented_graphs,
+        "other_inputs",
+        lambda given, *rest: None if given.batch_size == 4 else others(given, *rest),
     )
     _, session, rpc = serve(kvargs="graphs")
-    assert (session.twins.state, sorted(session.twins.by_size)) == ("armed", [1, 2])
+    assert (session.instrumented_graphs.state, sorted(session.instrumented_graphs.by_size)) == ("armed", [1, 2])
     assert ask(rpc, batch=4) == right(batch=4)
-    monkeypatch.setattr(twins, "other_inputs", lambda *everything: None)
+    monkeypatch.setattr(instrumented_graphs, "other_inputs", lambda *everything: None)
     _, session, _ = serve(kvargs="graphs")
-    assert (session.twins.state, session.twins.reason) == (
+    assert (session.instrumented_graphs.state, session.instrumented_graphs.reason) == (
         "refused",
         "the host's graphs could not be tried on other inputs",
     )
@@ -588,7 +608,7 @@ def test_a_batch_size_that_cannot_be_tried_on_other_inputs_is_left_out_and_the_o
 def test_other_inputs_stay_within_what_the_host_is_made_for(serve):
     _, _, rpc = serve(kvargs="graphs")
     given, model = ModelInput(4, 8, False), rpc.model
-    made = twins.other_inputs(given, model.graph, model)
+    made = instrumented_graphs.other_inputs(given, model.graph, model)
     assert made.b_req_idx.value == (0, 1, 2, 3)
     assert max(made.b_seq_len.value) < 4096 == model.req_manager.req_to_token_indexs.shape[1]
     assert len(set(made.b_seq_len.value)) == 4
@@ -597,6 +617,6 @@ def test_other_inputs_stay_within_what_the_host_is_made_for(serve):
     model.req_manager.req_to_token_indexs = fake_host.Tensor(
         4, 4096
     )  # as many rows as requests, and one is for padding
-    assert twins.other_inputs(given, model.graph, model) is None
+    assert instrumented_graphs.other_inputs(given, model.graph, model) is None
     model.req_manager = None
-    assert twins.other_inputs(given, model.graph, model) is None
+    assert instrumented_graphs.other_inputs(given, model.graph, model) is None

@@ -109,13 +109,13 @@ def test_where_two_threads_want_it_one_takes_the_long_way(serve, monkeypatch):
 
     def with_races(self, *args, **kwargs):
         made(self, *args, **kwargs)
-        self.lane.close = self.lane.ready.clear
-        self.lane.ready = Raced()
+        self.fast_path.close = self.fast_path.ready.clear
+        self.fast_path.ready = Raced()
 
     monkeypatch.setattr(FakeSession, "__init__", with_races)
     _, session, rpc = serve(every=NEVER)
     long_way = taken(session)
-    session.lane.close = lambda: None
+    session.fast_path.close = lambda: None
     for _ in range(3):
         decode(rpc)
     rpc.decode()
@@ -126,11 +126,11 @@ def test_where_two_threads_want_it_one_takes_the_long_way(serve, monkeypatch):
 def test_while_control_says_off_a_step_only_counts(serve):
     host, session, rpc = serve(every=NEVER)
     decode(rpc)
-    session.lane.close()
+    session.fast_path.close()
     session.timer = None
     before = len(host.gpu.replayed), session.housekept
     for _ in range(5):
         decode(rpc)
     assert session.forwards.completed == 6
     assert session.housekept - before[1] >= 5
-    assert session.lane.ready == [None]
+    assert session.fast_path.ready == [None]

@@ -3,7 +3,7 @@
 import sys
 import types
 
-from lightllm_otel.contracts.patch_set import Ledger
+from lightllm_otel.contracts.patch_set import PatchSet
 
 
 class Host:
@@ -21,41 +21,41 @@ def wrap(host):
 
 def test_a_suspended_ledger_leaves_the_host_as_it_was_and_a_resumed_one_is_back():
     own = dict(vars(Derived))
-    ledger, owner = Ledger(), Derived()
-    ledger.replace(Derived, "call", wrap)
+    patch_set, owner = PatchSet(), Derived()
+    patch_set.replace(Derived, "call", wrap)
     ours = vars(Derived)["call"]
-    assert (owner.call(), ledger.changes) == ("ours around host", 1)
-    ledger.suspend()
-    assert (dict(vars(Derived)) == own, ledger.changes) == (True, 0)
-    ledger.resume()
+    assert (owner.call(), patch_set.changes) == ("ours around host", 1)
+    patch_set.suspend()
+    assert (dict(vars(Derived)) == own, patch_set.changes) == (True, 0)
+    patch_set.resume()
     assert vars(Derived)["call"] is ours
-    ledger.undo()
+    patch_set.undo()
     assert dict(vars(Derived)) == own
 
 
 def test_copies_that_host_modules_made_of_a_function_are_put_back_too(monkeypatch):
     source, user, other = (types.ModuleType(name) for name in ("lightllm.source", "lightllm.user", "somebody.elses"))
     source.sample = host = lambda: "host"
-    ledger = Ledger()
-    ledger.replace(source, "sample", wrap)
+    patch_set = PatchSet()
+    patch_set.replace(source, "sample", wrap)
     ours = user.sample = other.sample = source.sample
     for module in (source, user, other):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    ledger.suspend()
+    patch_set.suspend()
     assert (source.sample, user.sample, other.sample) == (host, host, ours)  # we look into the host only
-    ledger.resume()
+    patch_set.resume()
     assert (source.sample, user.sample) == (ours, ours)
-    ledger.undo()
+    patch_set.undo()
     assert (source.sample, user.sample) == (host, host)
 
 
 def test_what_somebody_else_has_put_around_ours_is_left_alone():
-    ledger, owner = Ledger(), Derived()
-    ledger.replace(Derived, "call", wrap)
+    patch_set, owner = PatchSet(), Derived()
+    patch_set.replace(Derived, "call", wrap)
     ours = Derived.call
     Derived.call = theirs = lambda self: f"theirs around {ours(self)}"
-    ledger.suspend()
+    patch_set.suspend()
     assert Derived.call is theirs
-    ledger.resume()
+    patch_set.resume()
     assert owner.call() == "theirs around ours around host"
     del Derived.call

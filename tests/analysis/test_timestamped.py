@@ -1,13 +1,13 @@
-"""Operators inside CUDA graphs, from traces in the profiler's form: what lies between stamps, and what belongs to nobody."""
+"""Operators inside CUDA graphs, from traces in the profiler's form: what lies between timestamps, and what belongs to nobody."""
 
 import json
 from decimal import Decimal
 
 import pytest
 
-from lightllm_otel.records import profile_request as errand
+from lightllm_otel.records import profile_request
 from lightllm_otel.tools.analysis.kernels import OUTSIDE, STAMPS, kernels
-from lightllm_otel.tools.analysis.stamped import from_its_start, ranges_in_graphs
+from lightllm_otel.tools.analysis.timestamped import from_its_start, ranges_in_graphs
 from lightllm_otel.tools.kernels import NoTrace, capture, with_operators
 
 TWIN = ["gap", "ffn", "all_reduce", "ffn"]
@@ -29,7 +29,8 @@ def kernel(name, ts, dur, tid=MAIN, launch=1, cat="kernel"):
 
 
 def replay(at, launch=1, names=("copy", "gemm", "reduce", "gemm"), took=(2, 10, 20, 10)):
-    """As a GPU runs a twin: a stamp begins half a microsecond after the kernel that it waits for, beside the next one."""
+    """As a GPU runs an instrumented graph: a timestamp begins half a microsecond after the kernel that it waits for, beside the
+    next one."""
     events = [kernel("lightllm_otel_stamp", at - 2, STAMP_SECONDS, MAIN, launch)]
     for name, microseconds in zip(names, took):
         events.append(kernel(name, at, microseconds, MAIN, launch))
@@ -38,8 +39,8 @@ def replay(at, launch=1, names=("copy", "gemm", "reduce", "gemm"), took=(2, 10, 
     return [*events, kernel("lightllm_otel_publish", at + 3, 2, MAIN, launch)]
 
 
-def found(events, twins=(TWIN,)):
-    trace = {"traceEvents": [*events, *ranges_in_graphs({"traceEvents": events}, twins)]}
+def found(events, instrumented_graphs=(TWIN,)):
+    trace = {"traceEvents": [*events, *ranges_in_graphs({"traceEvents": events}, instrumented_graphs)]}
     return {(row.operator, row.name): (row.calls, round(row.seconds * 1e6, 3)) for row in kernels(trace)}
 
 
@@ -87,9 +88,9 @@ def test_a_replay_that_had_begun_before_the_trace_has_no_ranges():
     assert seen[OUTSIDE, "gemm"] == (2, 20.0)
 
 
-@pytest.mark.parametrize("twins", [[], [TWIN[:-1]], [TWIN, ["gap", "ffn", "ffn", "ffn"]]])
-def test_a_replay_whose_operators_are_not_known_has_no_ranges(twins):
-    assert ranges_in_graphs({"traceEvents": replay(100.0)}, twins) == []
+@pytest.mark.parametrize("instrumented_graphs", [[], [TWIN[:-1]], [TWIN, ["gap", "ffn", "ffn", "ffn"]]])
+def test_a_replay_whose_operators_are_not_known_has_no_ranges(instrumented_graphs):
+    assert ranges_in_graphs({"traceEvents": replay(100.0)}, instrumented_graphs) == []
 
 
 def test_times_since_1970_keep_their_nanoseconds():
@@ -110,9 +111,9 @@ def test_a_capture_puts_the_ranges_into_the_trace_that_it_keeps(tmp_path, monkey
 
     def asked(folder, wanted):
         path.write_text(json.dumps({"traceEvents": replay(100.0)}))
-        errand.answer(folder, {"ok": True, "text": str(path), "twins": [TWIN]})
+        profile_request.answer(folder, {"ok": True, "text": str(path), "instrumented_graphs": [TWIN]})
 
-    monkeypatch.setattr("lightllm_otel.tools.kernels.errand.ask", asked)
+    monkeypatch.setattr("lightllm_otel.tools.kernels.profile_request.ask", asked)
     trace = with_operators(path, capture(tmp_path, path, 0.1, 1.0))
     assert json.loads(path.read_text()) == trace
     assert [row.operator for row in kernels(trace)][:2] == ["ffn", "all_reduce"]
@@ -120,8 +121,10 @@ def test_a_capture_puts_the_ranges_into_the_trace_that_it_keeps(tmp_path, monkey
 
 def test_a_stamp_that_comes_late_once_is_outvoted():
     late = replay(200.0, 2)
-    (stamp,) = (event for event in late if event["ts"] == 212.5)  # of the first ffn, whose next kernel lasts until 232
-    stamp["ts"] += 20
+    (timestamp,) = (
+        event for event in late if event["ts"] == 212.5
+    )  # of the first ffn, whose next kernel lasts until 232
+    timestamp["ts"] += 20
     assert found(replay(100.0) + late + replay(300.0, 3))["all_reduce", "reduce"] == (3, 60.0)
 
 

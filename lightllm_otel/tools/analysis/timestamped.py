@@ -1,7 +1,8 @@
-"""Operators inside CUDA graphs, in a trace of torch.profiler: between the plugin's stamps, which it sees as kernels.
+"""Operators inside CUDA graphs, in a trace of torch.profiler: between the plugin's timestamps, which it sees as kernels.
 
-Python launches none of the kernels of a graph, so no range of the profiler is around them. A twin has a stamp at every boundary
-and ends with the kernel that publishes them; which operator lies between two of its stamps is known from its capture.
+Python launches none of the kernels of a graph, so no range of the profiler is around them. An instrumented graph has a
+timestamp at every boundary and ends with the kernel that publishes them; which operator lies between two of its timestamps is
+known from its capture.
 """
 
 from __future__ import annotations
@@ -54,28 +55,28 @@ def _small(value: Any, first: Decimal) -> Any:
     return value
 
 
-def ranges_in_graphs(trace: Mapping[str, Any], twins: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """One range (as the profiler's own) per operator and stream of every whole replay of a twin.
+def ranges_in_graphs(trace: Mapping[str, Any], instrumented_graphs: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """One range (as the profiler's own) per operator and stream of every whole replay of an instrumented graph.
 
-    ``twins``: of each the names of what its intervals are, in order. A replay is told by the number of its stamps; where two
-    twins have as many but not the same operators, it has no ranges.
+    ``instrumented graphs``: of each the names of what its intervals are, in order. A replay is told by the number of its
+    timestamps; where two instrumented graphs have as many but not the same operators, it has no ranges.
     """
     names: dict[int, Sequence[str]] = {}
     ambiguous = set()
-    for twin in twins:
-        if names.setdefault(len(twin) + 1, twin) != twin:
-            ambiguous.add(len(twin) + 1)
+    for graph_layout in instrumented_graphs:
+        if names.setdefault(len(graph_layout) + 1, graph_layout) != graph_layout:
+            ambiguous.add(len(graph_layout) + 1)
     replays = [
-        (kernels, names[len(stamps)], _intervals(stamps, kernels))
-        for stamps, kernels in _replays(trace)
-        if len(stamps) in names and len(stamps) not in ambiguous
+        (kernels, names[len(timestamps)], _intervals(timestamps, kernels))
+        for timestamps, kernels in _replays(trace)
+        if len(timestamps) in names and len(timestamps) not in ambiguous
     ]
     seen: dict[Any, Counter[tuple[int, ...]]] = defaultdict(Counter)
     for kernels, operators, intervals in replays:
         seen[_alike(kernels, operators)][intervals] += 1
     found: list[dict[str, Any]] = []
     for kernels, operators, _ in replays:
-        # A stamp can come late once in a while, after the next kernel's end: what most replays of the same kernels say.
+        # A timestamp can come late once in a while, after the next kernel's end: what most replays of the same kernels say.
         found += _ranges(kernels, seen[_alike(kernels, operators)].most_common(1)[0][0], operators)
     return found
 
@@ -85,30 +86,30 @@ def _alike(kernels: Sequence[Event], operators: Sequence[str]) -> Any:
 
 
 def _replays(trace: Mapping[str, Any]) -> Iterator[tuple[list[Event], list[Event]]]:
-    """``(stamps, other kernels)`` from the first stamp to the publishing kernel."""
+    """``(timestamps, other kernels)`` from the first timestamp to the publishing kernel."""
     devices: dict[Any, list[Event]] = defaultdict(list)
     for event in trace.get("traceEvents", ()):
         if event.get("ph") == "X" and event.get("cat") in KERNELS and "dur" in event:
             devices[event.get("pid")].append(event)
     for events in devices.values():
         events.sort(key=lambda event: (event["ts"], event["dur"]))
-        stamps: list[Event] = []
+        timestamps: list[Event] = []
         kernels: list[Event] = []
         for event in events:
             name = str(event["name"])
             if STAMP in name:
-                stamps.append(event)
+                timestamps.append(event)
             elif PUBLISH in name:
-                yield stamps, _of_launch(event, stamps, kernels)
-                stamps, kernels = [], []
-            elif stamps:
+                yield timestamps, _of_launch(event, timestamps, kernels)
+                timestamps, kernels = [], []
+            elif timestamps:
                 kernels.append(event)
 
 
-def _of_launch(publish: Event, stamps: Sequence[Event], kernels: list[Event]) -> list[Event]:
+def _of_launch(publish: Event, timestamps: Sequence[Event], kernels: list[Event]) -> list[Event]:
     """Without what another stream runs beside the graph, where the profiler says which launch a kernel is of."""
     launch = _launch(publish)
-    if launch is None or any(_launch(stamp) != launch for stamp in stamps):
+    if launch is None or any(_launch(timestamp) != launch for timestamp in timestamps):
         return kernels
     return [kernel for kernel in kernels if _launch(kernel) == launch]
 
@@ -117,13 +118,13 @@ def _launch(event: Event) -> Any:
     return event.get("args", {}).get("correlation")
 
 
-def _intervals(stamps: Sequence[Event], kernels: Sequence[Event]) -> tuple[int, ...]:
-    """Of each kernel the interval that it ran in, from 1; 0 and as many as there are stamps are outside.
+def _intervals(timestamps: Sequence[Event], kernels: Sequence[Event]) -> tuple[int, ...]:
+    """Of each kernel the interval that it ran in, from 1; 0 and as many as there are timestamps are outside.
 
-    A stamp waits for the last kernel of its operator, and the next kernel need not wait for the stamp: both may run at the
-    same time. So a kernel belongs to the first stamp that starts when it has ended.
+    A timestamp waits for the last kernel of its operator, and the next kernel need not wait for the timestamp: both may run at
+    the same time. So a kernel belongs to the first timestamp that starts when it has ended.
     """
-    starts = [stamp["ts"] for stamp in stamps]
+    starts = [timestamp["ts"] for timestamp in timestamps]
     return tuple(bisect.bisect_left(starts, kernel["ts"] + kernel["dur"]) for kernel in kernels)
 
 
