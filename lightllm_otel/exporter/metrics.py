@@ -132,7 +132,7 @@ METRICS = (
     Metric("lightllm_otel_steps_whole_only_total", COUNTER, ("reason",),
            "Sampled steps for which only the total step time could be measured: the graph is not instrumented, "
            "microbatches overlap, or (draft) the step is a draft model's."),
-    Metric("lightllm_otel_instrumented_graphs", GAUGE, (), "Batch sizes whose CUDA graph has an instrumented graph on every rank."),
+    Metric("lightllm_otel_instrumented_graphs", GAUGE, (), "Batch sizes with an instrumented graph on every rank."),
     Metric("lightllm_otel_distortion_ratio", GAUGE, (),
            "Mean time of decode steps in instrumented graphs, divided by that of their neighbours of the same batch "
            "in plain graphs."),
