@@ -37,20 +37,20 @@ def full_group(ranks=8, nodes=1):
     graph_layout = records.step(Phase.DECODE, Mode.GRAPH, 0.011, calls)
     plain = records.step(Phase.DECODE, Mode.GRAPH, 0.010)
     for rank in range(ranks):  # before the first sample
-        group.consume(rank, records.cells(*(records.step(phase, mode, 0.02) for phase, mode in COMBINATIONS[:2])))
+        group.add(rank, records.batch(*(records.step(phase, mode, 0.02) for phase, mode in COMBINATIONS[:2])))
     for rank in range(ranks):
-        group.consume(rank, records.cells(plain, graph_layout, plain))
+        group.add(rank, records.batch(plain, graph_layout, plain))
         steps = [
             records.step(phase, mode, 0.01, calls, idle_reason=reason, idle_seconds=0.1)
             for phase, mode in COMBINATIONS
             for reason in (IdleReason.HOST, IdleReason.NO_REQUESTS)
         ]
-        group.consume(rank, records.cells(*steps))
+        group.add(rank, records.batch(*steps))
         matched = [
             records.with_collectives(number, all_calls(ranks, rank), phase, mode)
             for number, (phase, mode) in enumerate((COMBINATIONS[0], COMBINATIONS[2]), start=1)
         ]
-        group.consume(rank, records.cells(*matched))
+        group.add(rank, records.batch(*matched))
         header = np.zeros(1, layout.HEADER)[0]
         header["stamp_quantum"], header["stamp_cost"] = 32e-9, 0.3e-6
         group.ranks[rank].header = header

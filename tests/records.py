@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lightllm_otel.records import layout
+from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.vocabulary import COLLECTIVES, IdleReason, Implementation, Mode, Operator, Phase, Site
 
 
@@ -52,6 +53,11 @@ def cells(*steps):
     """One array of cells, shape (n, 16)."""
     whole = b"".join(step + intervals.tobytes() for step, intervals in steps)
     return np.frombuffer(whole, np.uint8).reshape(-1, layout.CELL_BYTES)
+
+
+def batch(*steps):
+    """The same as columns."""
+    return RecordBatch.of_cells(cells(*steps))
 
 
 FACTS = {

@@ -6,6 +6,7 @@ import numpy as np
 import records
 
 from lightllm_otel.records import layout
+from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.recording import RecordingWriter
 from lightllm_otel.records.vocabulary import Mode, Operator, Phase, Site
 from lightllm_otel.tools.analysis.runs import Repeat
@@ -57,9 +58,8 @@ def columns(
 def repeat(generator, facts=None, **options):
     heads, intervals = columns(generator, **options)
     of = np.repeat(np.arange(len(heads)), heads["intervals"])
-    return Repeat(
-        None, {0: {**records.FACTS, **(facts or {})}}, heads, np.zeros(len(heads), int), intervals.reshape(-1), of
-    )
+    batch = RecordBatch(heads, intervals.reshape(-1), of)
+    return Repeat(None, {0: {**records.FACTS, **(facts or {})}}, {0: batch})
 
 
 def cells(heads, intervals):

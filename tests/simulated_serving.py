@@ -27,7 +27,7 @@ class Serving:
         while self.now < end - 1e-9:
             numbers = range(self._number, self._number + round(poll / step))
             self._number += len(numbers)
-            cells = records.cells(*(
+            batch = records.batch(*(
                 records.step(
                     self._phase, self._mode, step, operators if every and sampling.due(n, self._phase, tokens) else (),
                     number=n, tokens=tokens, padded=padded,
@@ -36,7 +36,7 @@ class Serving:
             ))  # fmt: skip
             self.now += poll
             for rank in range(self._ranks):
-                self.group.consume(rank, cells)
+                self.group.add(rank, batch)
             if self.now >= self._next:
                 self._next = self.now + SCRAPE_SECONDS
                 self.scrapes.append((self.now, self.estimated()))
@@ -48,7 +48,7 @@ class Serving:
         return {**found, UNATTRIBUTED: float(estimate.unattributed[phase])}
 
     def step_seconds(self):
-        return sum(histogram.total for histogram in self.group.step_histograms.values())
+        return sum(histogram.total for histogram in self.group.steps.histograms.values())
 
     def rate(self, name, window=300.0, at=None):
         """As Prometheus: what the counter gained a second between the first and the last scrape of the window."""

@@ -43,6 +43,7 @@ import workers
 from rank import AHEAD, DECODES, GRAPH, PREFILL, SEEN
 
 from lightllm_otel.records import layout
+from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.vocabulary import Operator, Site, Unmatched
 from lightllm_otel.reduce.collectives import Collectives, has_transfer, last_arrival, noise_seconds, split, sure
 from lightllm_otel.reduce.matching import Matched, Matching
@@ -66,14 +67,16 @@ class Run:
     def __init__(self, cells: Sequence[np.ndarray], left: Sequence[dict[str, Any]]) -> None:
         self.left = left
         self.steps = [layout.steps_in(each) for each in cells]
+        batches = [RecordBatch.of_cells(each) for each in cells]
         self.matched: dict[int, Matched] = {}
         matching = Matching(self._keep)
         for rank, each in enumerate(left):
             matching.set_facts(rank, each["facts"])
         # By passes: the exporter would read as often, and hardly keeps more steps waiting than one has.
         for each in left[0]["passes"]:
-            for rank, steps in enumerate(self.steps):
-                matching.add(rank, [step for step in steps if each["first"] <= step[0]["number"] <= each["last"]])
+            for rank, batch in enumerate(batches):
+                numbers = batch.steps["number"]
+                matching.add(rank, batch.only((numbers >= each["first"]) & (numbers <= each["last"])))
             matching.settle()
         self.unmatched = {reason.value: count for reason, count in matching.unmatched.items()}
 

@@ -30,6 +30,7 @@ from lightllm_otel.exporter.start_line import start_line
 from lightllm_otel.guard import log, log_to_stderr
 from lightllm_otel.otel_environment import OtelEnvironment
 from lightllm_otel.records import notes, private
+from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.folder import (
     LOCK_NAME,
     NO_DESCRIPTOR,
@@ -188,13 +189,14 @@ class Exporter:
         self._set_facts(rank, reader)
         if not len(cells):
             return
-        self.group.consume(rank, cells)
+        batch = RecordBatch.of_cells(cells)
+        self.group.add(rank, batch)
         if self._record is not None:
             with self._parts(ExporterStage.RECORDING):
                 self._record.append(rank, cells)
         if self._book is not None and rank == min(self.group.ranks):
             with self._parts(ExporterStage.NOTES, "steps"):
-                self._book.steps(cells, self._now())
+                self._book.steps(batch, self._now())
 
     def over(self) -> bool:
         """Whether all ranks have been gone for a while, or none ever came."""
@@ -276,7 +278,7 @@ class Exporter:
             self._parts.failed(ExporterStage.RINGS, f"{path.name} {inode}", str(error))
             return None
         if reader is not None:
-            self.group.consume(rank, reader.read())  # what the old process wrote last
+            self.group.add(rank, RecordBatch.of_cells(reader.read()))  # what the old process wrote last
             self.group.restarted(rank)
             if self._book is not None and rank == min(self.group.ranks):
                 self._book.restarted()

@@ -97,11 +97,11 @@ class GroupCollector(Collector):
         return {
             "lightllm_gpu_operator_duration_seconds": [
                 ((Operator.of(operator).value, Phase.of(phase).value, Mode.of(mode).value), histogram)
-                for (operator, phase, mode), histogram in sorted(group.operator_histograms.items())
+                for (operator, phase, mode), histogram in sorted(group.operators.histograms.items())
             ],
             "lightllm_gpu_operator_seconds_total": [
                 ((Operator.of(operator).value, Phase.of(phase).value, str(rank)), seconds)
-                for (operator, phase, rank), seconds in sorted(group.operator_seconds.items())
+                for (operator, phase, rank), seconds in sorted(group.operators.seconds.items())
             ],
             "lightllm_gpu_operator_estimated_seconds_total": estimated,
             "lightllm_gpu_operator_compared_seconds_total": _by_operator(group.expectation.compared),
@@ -110,17 +110,21 @@ class GroupCollector(Collector):
             "lightllm_gpu_operator_memory_bytes_total": _by_operator(group.analytic.memory_bytes),
             "lightllm_gpu_operator_starved_seconds_total": [
                 ((Operator.of(operator).value, Phase.of(phase).value), seconds)
-                for (operator, phase), seconds in sorted(group.starved_seconds.items())
+                for (operator, phase), seconds in sorted(group.operators.starved_seconds.items())
             ],
             "lightllm_gpu_step_duration_seconds": [
                 ((Phase.of(phase).value, Mode.of(mode).value), histogram)
-                for (phase, mode), histogram in sorted(group.step_histograms.items())
+                for (phase, mode), histogram in sorted(group.steps.histograms.items())
             ],
-            "lightllm_gpu_step_tokens_total": [((Phase.of(p).value,), n) for p, n in sorted(group.tokens.items())],
-            "lightllm_gpu_step_requests_total": [((Phase.of(p).value,), n) for p, n in sorted(group.requests.items())],
+            "lightllm_gpu_step_tokens_total": [
+                ((Phase.of(p).value,), n) for p, n in sorted(group.computed.tokens.items())
+            ],
+            "lightllm_gpu_step_requests_total": [
+                ((Phase.of(p).value,), n) for p, n in sorted(group.computed.requests.items())
+            ],
             "lightllm_gpu_idle_seconds_total": [
                 ((IdleReason.of(reason).value, str(rank)), seconds)
-                for (reason, rank), seconds in sorted(group.idle_seconds.items())
+                for (reason, rank), seconds in sorted(group.steps.idle_seconds.items())
                 if reason != IdleReason.NONE.code
             ],
         }

@@ -17,6 +17,7 @@ import numpy as np
 from lightllm_otel.exporter.otlp_sender import OtlpSender
 from lightllm_otel.otel_environment import OtelEnvironment
 from lightllm_otel.records import layout
+from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.vocabulary import IdleReason, Mode, Operator, Phase, SpanDrop
 from lightllm_otel.reduce.group import Group
 from lightllm_otel.reduce.histogram import Exemplar
@@ -175,17 +176,17 @@ class TraceBook:
         self._prefills.clear()
         self._steps.clear()
 
-    def steps(self, cells: np.ndarray, now: float) -> None:
-        """New cells of the first rank."""
+    def steps(self, batch: RecordBatch, now: float) -> None:
+        """Add steps of the first rank."""
         self._clock.latency = float(self._group.facts().get("start_latency") or 0.0)
-        for step, intervals in layout.steps_in(cells):
+        for at, step in enumerate(batch.steps):
             start = self._clock.start(step)
             number = int(step["number"])
             if int(step["phase"]) != Phase.DECODE.code:
                 self._prefills[number] = float(step["seconds"])
                 _bound(self._prefills, MOST_STEPS)
-            if step["flags"] & layout.SAMPLED:
-                self._steps[number] = (now, step, intervals, start)
+            if batch.is_sampled[at]:
+                self._steps[number] = (now, step, batch.intervals_of(at), start)
 
     def notes(self, notes: Iterable[Mapping[str, Any]], now: float) -> None:
         """New notes of all processes: what a request is comes before who ran in a step, in whatever order they were read."""
@@ -272,10 +273,10 @@ class TraceBook:
         def exemplar(value: float) -> Exemplar:
             return Exemplar(value, start.seconds, own.trace_id, own.span_id)
 
-        if (phase, mode) in self._group.step_histograms:
-            self._group.step_histograms[phase, mode].show(exemplar(float(step["seconds"])))
+        if (phase, mode) in self._group.steps.histograms:
+            self._group.steps.histograms[phase, mode].show(exemplar(float(step["seconds"])))
         for operator in np.unique(intervals["operator"]).tolist():
-            histogram = self._group.operator_histograms.get((operator, phase, mode))
+            histogram = self._group.operators.histograms.get((operator, phase, mode))
             if histogram is not None:
                 longest = intervals["seconds"][intervals["operator"] == operator].max()
                 histogram.show(exemplar(float(longest)))

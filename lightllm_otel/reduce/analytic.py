@@ -1,4 +1,4 @@
-"""What the steps of a server had to compute and to move, by the analytic model: all steps, sampled or not."""
+"""FLOPs and bytes that steps had to compute and to move, by the analytic model; the same live and offline."""
 
 from __future__ import annotations
 
@@ -8,18 +8,48 @@ from typing import Any
 
 import numpy as np
 
-from lightllm_otel.records.vocabulary import Phase
+from lightllm_otel.records.batch import RecordBatch
+from lightllm_otel.records.vocabulary import Operator, Phase
 from lightllm_otel.roofline import shape, work
 from lightllm_otel.roofline.gpus import Gpu, UnknownGpu, find
 from lightllm_otel.roofline.shape import Shape, UnknownModel
 
 
-class Analytic:
-    """``flops`` and ``memory_bytes``: (operator, phase) codes → sum over steps and ranks.
+def required(steps: np.ndarray, model: Shape, ranks: int, element: float) -> dict[tuple[Operator, int], work.Work]:
+    """Return the FLOPs and bytes that one of ``ranks`` ranks needs for all of these steps, by operator and phase code.
 
-    Steps of one poll with the same phase, batch and tokens are taken together, at their mean context: everything is
-    linear in it. The requests of a prefill are taken as equally long; only their sum is known.
+    ``steps``: ``STEP``, shape (n,). ``element``: bytes of a weight. Steps of one phase, batch and tokens are put together, at
+    their mean context, because everything is linear in it. Only sums are known of the requests of a prefill, so they are taken
+    as equally long. Steps without tokens of requests need nothing.
     """
+    total: dict[tuple[Operator, int], work.Work] = defaultdict(work.Work)
+    kinds = np.stack([steps[name].astype(np.int64) for name in ("phase", "batch", "tokens")], axis=1)
+    found, group = np.unique(kinds, axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    counts = np.bincount(group, minlength=len(found))
+    contexts = np.bincount(group, steps["context"].astype(float), len(found))
+    for (phase, requests, tokens), count, context in zip(found.tolist(), counts.tolist(), contexts.tolist()):
+        if not requests or not tokens:
+            continue
+        each = batch_of(Phase(Phase.of(phase)), requests, tokens, context / count)
+        for operator, done in work.step(model, each, ranks, element).items():
+            sums = total[operator, phase]
+            sums.flops += done.flops * count
+            sums.memory_bytes += done.memory_bytes * count
+    return total
+
+
+def batch_of(phase: Phase, requests: float, tokens: float, context: float) -> work.Batch:
+    """Return a step of this size for the analytic model. ``tokens``: new ones. ``context``: tokens attended to, by all requests.
+
+    Tokens of a request need not be whole: a step's tokens divided by its requests, so that their product is the step's again.
+    """
+    new = max(tokens / requests, 1.0) if phase is not Phase.DECODE else 1.0
+    return work.Batch(phase, requests, new, max(context / requests, new))
+
+
+class Analytic:
+    """``flops`` and ``memory_bytes``: sums over steps and ranks, by operator and phase codes. ``gpu``: None if it is unknown."""
 
     def __init__(self) -> None:
         self.flops: dict[tuple[int, int], float] = defaultdict(float)
@@ -30,7 +60,7 @@ class Analytic:
         self._element = 2.0
 
     def set_facts(self, facts: Mapping[str, Any]) -> None:
-        """Of any rank. A model or a GPU that is not known leaves its part out."""
+        """Read model and GPU from the facts of any rank. A model or a GPU that is not known leaves its part out."""
         self._ranks = int(facts.get("tp", 1))
         self._element = shape.DTYPE_BYTES.get(str(facts.get("dtype", "")), 2)
         try:
@@ -42,25 +72,12 @@ class Analytic:
         except UnknownGpu:
             self.gpu = None
 
-    def add(self, steps: np.ndarray) -> None:
-        """Steps of one rank of the group (``STEP``, shape (n,)): what each of its ranks does."""
-        if self._shape is None:
+    def add(self, rank: int, batch: RecordBatch) -> None:
+        """Add the steps of the rank that counts for its group: each rank has the same work."""
+        if self._shape is None or not len(batch):
             return
-        kinds = np.stack([steps[name].astype(np.int64) for name in ("phase", "batch", "tokens")], axis=1)
-        found, group = np.unique(kinds, axis=0, return_inverse=True)
-        for number, (phase, batch, tokens) in enumerate(found.tolist()):
-            chosen = steps[group.reshape(-1) == number]
-            if batch and tokens:
-                self._add(phase, batch, tokens, float(chosen["context"].mean()), len(chosen))
-
-    def _add(self, phase: int, batch: int, tokens: int, context: float, times: int) -> None:
-        assert self._shape is not None
-        kind = Phase(Phase.of(phase))
-        new = max(tokens // batch, 1) if kind is Phase.PREFILL else 1
-        each = work.Batch(kind, batch, new, max(context / batch, new))
-        for operator, done in work.step(self._shape, each, self._ranks, self._element).items():
-            key = (operator.code, phase)
+        for (operator, phase), done in required(batch.steps, self._shape, self._ranks, self._element).items():
             if done.flops:
-                self.flops[key] += done.flops * times * self._ranks
+                self.flops[operator.code, phase] += done.flops * self._ranks
             if done.memory_bytes:
-                self.memory_bytes[key] += done.memory_bytes * times * self._ranks
+                self.memory_bytes[operator.code, phase] += done.memory_bytes * self._ranks

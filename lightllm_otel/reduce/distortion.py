@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from lightllm_otel.records import layout
+from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.vocabulary import Mode, Phase
 
 
@@ -15,23 +13,24 @@ class Distortion:
     """
 
     def __init__(self) -> None:
-        self._graph_layout = 0.0
+        self._instrumented = 0.0
         self._plain = 0.0
 
-    def add(self, steps: np.ndarray) -> None:
-        """Consecutive steps of one rank (``STEP``, shape (n,))."""
+    def add(self, rank: int, batch: RecordBatch) -> None:
+        """Add consecutive steps of one rank."""
+        steps, is_sampled = batch.steps, batch.is_sampled
         if len(steps) < 3:
             return
         before, middle, after = steps[:-2], steps[1:-1], steps[2:]
-        fits = (middle["flags"] & layout.SAMPLED) > 0
+        fits = is_sampled[1:-1] & ~is_sampled[:-2] & ~is_sampled[2:]
         for each in (before, middle, after):
             fits &= (each["phase"] == Phase.DECODE.code) & (each["mode"] == Mode.GRAPH.code)
         for each in (before, after):
-            fits &= ((each["flags"] & layout.SAMPLED) == 0) & (each["batch"] == middle["batch"])
-        self._graph_layout += float(middle["seconds"][fits].sum())
+            fits &= each["batch"] == middle["batch"]
+        self._instrumented += float(middle["seconds"][fits].sum())
         self._plain += float((before["seconds"][fits] + after["seconds"][fits]).sum()) / 2
 
     @property
     def ratio(self) -> float | None:
         """Instrumented graph against plain; None before there is anything to compare."""
-        return self._graph_layout / self._plain if self._plain else None
+        return self._instrumented / self._plain if self._plain else None

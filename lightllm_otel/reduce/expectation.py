@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lightllm_otel.records import layout
+from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.vocabulary import Mode, Operator, Phase
 
 SAMPLES = 64
@@ -134,11 +134,12 @@ class Expectation:
     def begun(self) -> bool:
         return self._begun
 
-    def add(self, rank: int, steps: np.ndarray, of_step: np.ndarray, intervals: np.ndarray) -> None:
-        """Sampled steps of one rank (``STEP``, shape (n,)); ``of_step[i]`` is the number of the row that interval i is of."""
-        if not self._begun:
+    def add(self, rank: int, batch: RecordBatch) -> None:
+        """Add the steps of one rank; those without the times of their operators say nothing here."""
+        if not self._begun or not batch.is_timed.any():
             return
-        measured = _by_operator(len(steps), of_step, intervals)
+        timed = batch.timed
+        steps, measured = timed.steps, _by_operator(timed)
         for phase, mode in {(int(step["phase"]), int(step["mode"])) for step in steps}:
             rows = np.flatnonzero((steps["phase"] == phase) & (steps["mode"] == mode))
             load = Load.of(steps[rows], phase)
@@ -180,17 +181,17 @@ class Expectation:
         self.changed = True
 
 
-def _by_operator(steps: int, of_step: np.ndarray, intervals: np.ndarray) -> np.ndarray:
-    """Seconds of each operator in each step, shape (steps, operators).
+def _by_operator(batch: RecordBatch) -> np.ndarray:
+    """Return the seconds of each operator in each step, shape (steps, operators).
 
     NaN where it did not run, or where the GPU waited for the host in it: that is no slowness of the GPU. Gap is none.
     """
-    cell = of_step * _OPERATORS + intervals["operator"]
-    many = steps * _OPERATORS
-    seconds = np.bincount(cell, intervals["seconds"], many)
-    starved = np.bincount(cell, intervals["seconds"] * ((intervals["flags"] & layout.STARVED) > 0), many)
+    cell = batch.step_of_interval * _OPERATORS + batch.intervals["operator"]
+    many = len(batch) * _OPERATORS
+    seconds = np.bincount(cell, batch.seconds, many)
+    starved = np.bincount(cell, batch.seconds * batch.is_starved, many)
     seconds[(seconds <= 0) | (starved > _STARVED_SHARE * seconds)] = np.nan
-    by_operator: np.ndarray = seconds.reshape(steps, _OPERATORS)
+    by_operator: np.ndarray = seconds.reshape(len(batch), _OPERATORS)
     by_operator[:, Operator.GAP.code] = np.nan
     return by_operator
 

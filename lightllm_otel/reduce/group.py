@@ -13,17 +13,18 @@ from typing import Any, Optional, Protocol, Union
 import numpy as np
 
 from lightllm_otel.parts import Parts
-from lightllm_otel.records import layout
-from lightllm_otel.records.vocabulary import DropReason, ExporterStage, Mode, Operator, Stage, StepOnlyReason
+from lightllm_otel.records.batch import RecordBatch
+from lightllm_otel.records.vocabulary import DropReason, ExporterStage, Mode, Stage, StepOnlyReason
 from lightllm_otel.reduce.analytic import Analytic
 from lightllm_otel.reduce.collectives import Collectives
 from lightllm_otel.reduce.distortion import Distortion
-from lightllm_otel.reduce.estimate import Estimate, Kind, size_octave
+from lightllm_otel.reduce.estimate import Estimate
 from lightllm_otel.reduce.expectation import Expectation
-from lightllm_otel.reduce.histogram import STEP_BOUNDS, Histogram, operator_bounds
 from lightllm_otel.reduce.matching import Matched, Matching
+from lightllm_otel.reduce.operators import Operators
 from lightllm_otel.reduce.recent import Recent
 from lightllm_otel.reduce.soundness import are_sound
+from lightllm_otel.reduce.steps import Computed, Steps
 
 _COUNTERS = ("sampled_steps", "hook_seconds")
 
@@ -81,7 +82,7 @@ class Rank:
 
 
 class Group:
-    """Consumes the cells of each rank, and keeps counters and histograms. Keys are codes of the vocabulary.
+    """Adds the records of each rank to all figures of the group. Keys are codes of the vocabulary.
 
     ``now``: seconds of a monotonic clock. ``lock`` is held while sums change; who reads several of them holds it too.
     """
@@ -89,16 +90,11 @@ class Group:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.parts = Parts()
         self.lock = threading.RLock()
-        self._now = now
         self.ranks: dict[int, Rank] = defaultdict(Rank)
-        self.operator_histograms: dict[tuple[int, int, int], Histogram] = {}
-        self.operator_seconds: dict[tuple[int, int, int], float] = defaultdict(float)
-        self.starved_seconds: dict[tuple[int, int], float] = defaultdict(float)
-        self.step_histograms: dict[tuple[int, int], Histogram] = defaultdict(lambda: Histogram(STEP_BOUNDS))
-        self.tokens: dict[int, int] = defaultdict(int)
-        self.requests: dict[int, int] = defaultdict(int)
-        self.idle_seconds: dict[tuple[int, int], float] = defaultdict(float)
-        self.estimate = Estimate(len(Operator))
+        self.operators = Operators()
+        self.steps = Steps()
+        self.computed = Computed()
+        self.estimate = Estimate(now)
         self.distortion = Distortion()
         self.analytic = Analytic()
         self.collectives = Collectives()
@@ -126,94 +122,39 @@ class Group:
             self.ranks[rank].restarted()
             self.matching.restarted(rank)
 
-    def consume(self, rank: int, cells: np.ndarray) -> None:
-        """Add the whole steps in ``cells`` (uint8, shape (n, 16)). What cannot be of a rank is counted and left out."""
-        found = layout.steps_in(cells)
-        if not found:
-            return
-        headers = np.array([step for step, _ in found], layout.STEP)
-        sound = are_sound(headers, [intervals for _, intervals in found])
+    def add(self, rank: int, batch: RecordBatch) -> None:
+        """Add the steps of one rank. What no rank can have written is counted and left out."""
+        sound = are_sound(batch)
         if not sound.all():
             self.parts.failed(
                 ExporterStage.AGGREGATE, f"steps of rank {rank}",
                 f"rank {rank} wrote steps that this version does not understand; they are left out. Restart the server, so "
                 "that it and its exporter are of one version",
             )  # fmt: skip
-            headers, found = headers[sound], [each for each, is_sound in zip(found, sound) if is_sound]
-        if len(headers):
+            batch = batch.only(sound)
+        if len(batch):
             with self.lock:
-                self._consume(rank, headers, found)
+                self._add(rank, batch)
 
-    def _consume(self, rank: int, headers: np.ndarray, steps: list[tuple[np.void, np.ndarray]]) -> None:
-        is_lowest = rank == min((*self.ranks, rank))  # the ranks of a group compute the same tokens
-        self.ranks[rank].steps += len(headers)
-        sampled = [(step, intervals) for step, intervals in steps if step["flags"] & layout.SAMPLED and len(intervals)]
-        of_step, intervals = np.zeros(0, int), np.zeros(0, layout.INTERVAL)
-        timed = np.array([step for step, _ in sampled], layout.STEP)
-        if sampled:
-            of_step = np.repeat(np.arange(len(sampled)), [len(intervals) for _, intervals in sampled])
-            intervals = np.concatenate([intervals for _, intervals in sampled])
-            self._add_intervals(rank, timed[of_step], intervals)
-        self._add_estimate(headers, timed, of_step, intervals)
-        self._add_steps(rank, headers, is_lowest)
-        with self._apart("distortion"):
-            self.distortion.add(headers)
-        with self._apart("matching"):
-            self.matching.add(rank, steps)
-        with self._apart("analytic"):
-            if is_lowest:
-                self.analytic.add(headers)
-        with self._apart("expectation"):
-            if sampled:
-                self.expectation.add(rank, timed, of_step, intervals)
-        with self._apart("recent"):
-            self.recent.add(rank, headers)
-            if sampled:
-                self.recent.add_sampled(rank, timed, of_step, intervals, is_lowest)
+    def _add(self, rank: int, batch: RecordBatch) -> None:
+        counts_for_group = rank == min((*self.ranks, rank))  # the ranks of a group compute the same tokens
+        self.ranks[rank].steps += len(batch)
+        for each in (self.operators, self.estimate, self.steps):
+            each.add(rank, batch)
+        for name, reducer in (("distortion", self.distortion), ("matching", self.matching),
+                              ("expectation", self.expectation), ("recent", self.recent)):  # fmt: skip
+            with self._apart(name):
+                reducer.add(rank, batch)
+        if counts_for_group:
+            self.computed.add(rank, batch)
+            with self._apart("analytic"):
+                self.analytic.add(rank, batch)
+            with self._apart("recent"):
+                self.recent.keep_last(batch)
 
     def _apart(self, what: str) -> AbstractContextManager[None]:
         """These figures may fail for themselves, and take no others with them."""
         return self.parts(ExporterStage.AGGREGATE, what)
-
-    def _add_estimate(self, steps: np.ndarray, timed: np.ndarray, of_step: np.ndarray, intervals: np.ndarray) -> None:
-        """``timed``: the sampled ones of ``steps``; ``of_step[i]`` is the row there that interval i is of."""
-        now = self._now()
-        sampled = (steps["flags"] & layout.SAMPLED > 0) & (steps["intervals"] > 0)
-        kinds = _by_kind(steps)
-        for kind, rows in kinds if len(timed) else ():  # before the others, which take their shares
-            own = rows[sampled]
-            if own.any():
-                chosen = own[of_step]
-                seconds = np.bincount(intervals["operator"][chosen], intervals["seconds"][chosen], len(Operator))
-                self.estimate.add_sampled(kind, float(timed["seconds"][own].sum()), seconds, now)
-        for kind, rows in kinds:
-            others = steps["seconds"][rows & ~sampled]
-            if len(others):
-                self.estimate.add(kind, float(others.sum()), now)
-
-    def _add_steps(self, rank: int, steps: np.ndarray, is_lowest: bool) -> None:
-        for phase, mode in _distinct(steps["phase"], steps["mode"]):
-            chosen = steps[(steps["phase"] == phase) & (steps["mode"] == mode)]
-            self.step_histograms[phase, mode].observe(chosen["seconds"])
-            if is_lowest:
-                self.tokens[phase] += int(chosen["tokens"].sum())
-                self.requests[phase] += int(chosen["requests"].sum())
-        for (reason,) in _distinct(steps["idle_reason"]):
-            self.idle_seconds[reason, rank] += float(steps["idle_seconds"][steps["idle_reason"] == reason].sum())
-
-    def _add_intervals(self, rank: int, steps: np.ndarray, intervals: np.ndarray) -> None:
-        """``steps[i]`` is the step of ``intervals[i]``."""
-        operators, seconds = intervals["operator"], intervals["seconds"].astype(float)
-        starved = (intervals["flags"] & layout.STARVED) > 0
-        for operator, phase, mode in _distinct(operators, steps["phase"], steps["mode"]):
-            chosen = (operators == operator) & (steps["phase"] == phase) & (steps["mode"] == mode)
-            if (operator, phase, mode) not in self.operator_histograms:
-                self.operator_histograms[operator, phase, mode] = Histogram(operator_bounds(phase))
-            self.operator_histograms[operator, phase, mode].observe(seconds[chosen])
-            self.operator_seconds[operator, phase, rank] += float(seconds[chosen].sum())
-            waited = float(seconds[chosen & starved].sum())
-            if waited:
-                self.starved_seconds[operator, phase] += waited
 
     def settle(self) -> None:
         """Compare what all ranks have delivered by now; after each has been read."""
@@ -276,22 +217,3 @@ class Group:
         """Seconds since the oldest step that is not counted yet, over all ranks; 0 when all are."""
         ages = [rank.oldest_unread() for rank in list(self.ranks.values()) if rank.header is not None]
         return max(0.0, now - min(age for age in ages if age)) if any(ages) else 0.0
-
-
-def _by_kind(steps: np.ndarray) -> list[tuple[Kind, np.ndarray]]:
-    """Split ``steps`` (``STEP``, shape (n,)): each kind of the estimate, and which of them are of it (bool, shape (n,))."""
-    octaves = size_octave(steps)
-    return [
-        (kind, (steps["phase"] == kind[0]) & (steps["mode"] == kind[1]) & (octaves == kind[2]))
-        for kind in _distinct(steps["phase"], steps["mode"], octaves)
-    ]
-
-
-def _distinct(*columns: np.ndarray) -> list[Any]:
-    """The distinct rows of these columns of small integers (codes and buckets: below 1024, none negative)."""
-    packed = np.zeros(len(columns[0]), np.int64)
-    for column in columns:
-        packed = packed << 10 | column.astype(np.int64)
-    found = np.unique(packed)
-    shifts = range(10 * (len(columns) - 1), -1, -10)
-    return list(zip(*((found >> shift & 1023).tolist() for shift in shifts)))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lightllm_otel.records import layout
+from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.vocabulary import COLLECTIVES, Scope, Unmatched
 
 MOST_WAITING = 256  # steps that some rank has delivered and another has not
@@ -108,9 +109,12 @@ class Matching:
         for number in [number for number, of_rank in self._waiting.items() if rank in of_rank]:
             self._give_up(number, Unmatched.RESTARTED)
 
-    def add(self, rank: int, steps: list[tuple[np.void, np.ndarray]]) -> None:
-        """Consecutive steps of one rank, sampled or not, as :func:`layout.steps_in` gives them."""
-        for step, intervals in steps:
+    def add(self, rank: int, batch: RecordBatch) -> None:
+        """Add consecutive steps of one rank, sampled or not."""
+        is_call = np.isin(batch.intervals["operator"], _CODES)
+        calls, bounds = batch.intervals[is_call], np.arange(len(batch) + 1)
+        ends = np.searchsorted(batch.step_of_interval[is_call], bounds)
+        for at, step in enumerate(batch.steps):
             number = int(step["number"])
             if step["wall_time"] < self._began:
                 self.unmatched[Unmatched.RESTARTED] += bool(step["flags"] & layout.SAMPLED)
@@ -120,9 +124,8 @@ class Matching:
             self._progress[rank] = number
             if not step["flags"] & layout.SAMPLED:
                 continue
-            calls = intervals[np.isin(intervals["operator"], _CODES)]
-            if len(calls):
-                self._waiting[number][rank] = (step, calls)
+            if ends[at + 1] > ends[at]:
+                self._waiting[number][rank] = (step, calls[ends[at] : ends[at + 1]])
 
     def settle(self) -> None:
         """Hand on what is whole, give up what never can be."""

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.vocabulary import IdleReason, Mode, Operator, Phase, Site
 
 EVERY_SECONDS = 10.0
@@ -126,8 +127,9 @@ class Recent:
         self._sampled = [_Minutes(MOST_SLOW) for _ in Phase]
         self._any = [_Minutes(1) for _ in Phase]
 
-    def add(self, rank: int, steps: np.ndarray) -> None:
-        """Whole steps of a rank (``STEP``, shape (n,)), sampled or not."""
+    def add(self, rank: int, batch: RecordBatch) -> None:
+        """Add the steps of one rank, sampled or not."""
+        steps = batch.steps
         kinds = steps["phase"].astype(int) * len(Mode) + steps["mode"]
         self.total["steps"][:] += np.bincount(kinds, minlength=len(KINDS))
         for name in ("seconds", "batch", "context", "tokens"):
@@ -138,23 +140,19 @@ class Recent:
             own = steps[steps["phase"] == phase]
             if len(own) and own["seconds"].max() > slowest.least:
                 slowest.offer([SlowStep(rank, own[int(np.argmax(own["seconds"]))], None)])
+        if batch.is_timed.any():
+            self._add_timed(rank, batch.timed)
 
-    def add_sampled(
-        self, rank: int, steps: np.ndarray, of_step: np.ndarray, intervals: np.ndarray, is_lowest: bool
-    ) -> None:
-        """Sampled steps of a rank once more; ``of_step``: which of them each interval belongs to."""
+    def _add_timed(self, rank: int, batch: RecordBatch) -> None:
+        steps, of_step, intervals = batch.steps, batch.step_of_interval, batch.intervals
         kinds = steps["phase"].astype(int) * len(Mode) + steps["mode"]
         self.total["sampled"][:] += np.bincount(kinds, minlength=len(KINDS))
         self.total["sampled_seconds"][:] += np.bincount(kinds, steps["seconds"], len(KINDS))
         cells = kinds[of_step] * len(Operator) + intervals["operator"]
         shape = FIELDS["operator_seconds"]
-        seconds = intervals["seconds"].astype(float)
+        seconds = batch.seconds
         self.total["operator_seconds"][:] += np.bincount(cells, seconds, math.prod(shape)).reshape(shape)
         self.total["operator_calls"][:] += np.bincount(cells, minlength=math.prod(shape)).reshape(shape)
-        if is_lowest:
-            for kind in np.unique(kinds).tolist():
-                at = int(np.flatnonzero(kinds == kind)[-1])
-                self.last[kind] = steps[at], intervals[of_step == at].copy()
         for phase, slowest in enumerate(self._sampled):
             places = np.flatnonzero((steps["phase"] == phase) & (steps["seconds"] > slowest.least)).tolist()
             slowest.offer([
@@ -162,6 +160,14 @@ class Recent:
                                                       len(Operator)))
                 for at in heapq.nlargest(MOST_SLOW, places, key=lambda at: float(steps["seconds"][at]))
             ])  # fmt: skip
+
+    def keep_last(self, batch: RecordBatch) -> None:
+        """Keep the last sampled step of each kind, of the rank that is shown as the example."""
+        timed = batch.timed
+        kinds = timed.steps["phase"].astype(int) * len(Mode) + timed.steps["mode"]
+        for kind in np.unique(kinds).tolist():
+            at = int(np.flatnonzero(kinds == kind)[-1])
+            self.last[kind] = timed.steps[at], timed.intervals_of(at).copy()
 
     def due(self, now: float) -> bool:
         """Whether the next row is to be kept at ``now`` (monotonic seconds)."""

@@ -23,12 +23,12 @@ class Batch:
     """``requests``, each with ``new`` tokens to compute and ``context`` tokens to attend to, its new ones included."""
 
     phase: Phase
-    requests: int
-    new: int
+    requests: float
+    new: float
     context: float
 
     @property
-    def tokens(self) -> int:
+    def tokens(self) -> float:
         return self.requests * self.new
 
     @property
@@ -105,7 +105,7 @@ def _attention(shape: Shape, batch: Batch, t: int, w: float, put: object) -> Non
     put(Operator.O_PROJ, 2 * n * (back + out * h), (back + out * h + n * (out + h)) * w, layers)
 
 
-def _feed_forward(shape: Shape, n: int, t: int, w: float, put: object) -> None:
+def _feed_forward(shape: Shape, n: float, t: int, w: float, put: object) -> None:
     """LightLLM's layers have one slot for all of it, so the gate and the experts of a mixture are ``ffn`` as well."""
     assert callable(put)
     h, experts = shape.hidden, shape.experts

@@ -8,6 +8,7 @@ import pytest
 import records
 import simulated
 
+from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.recording import BadRecording
 from lightllm_otel.records.vocabulary import Mode, Operator, Phase
 from lightllm_otel.tools.analysis import baseline, gates
@@ -116,14 +117,8 @@ class TestFinding:
         for _ in range(PER_SIDE):
             short = simulated.repeat(generator, run_noise=0.002)
             more = simulated.repeat(generator, run_noise=0.002, context=8192, slower=long)
-            steps = np.concatenate([short.steps, more.steps])
-            mixed.append(
-                tabulate(dataclasses.replace(
-                    short, steps=steps, rank=np.zeros(len(steps), int),
-                    intervals=np.concatenate([short.intervals, more.intervals]),
-                    of=np.concatenate([short.of, more.of + len(short.steps)]),
-                ))
-            )  # fmt: skip
+            both = RecordBatch.joined([short.records, more.records])
+            mixed.append(tabulate(dataclasses.replace(short, batches={0: both})))
         found = row(compare(first, side("b", mixed)), Operator.ATTENTION)
         assert found.verdict == "no difference found"
         assert found.change == pytest.approx(0, abs=0.02)

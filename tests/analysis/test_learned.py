@@ -25,22 +25,15 @@ def repeat(seed=0, ranks=1, **options):
     """Of ``ranks`` ranks, with the same load and a noise of their own."""
     generator = np.random.default_rng(seed)
     parts = [simulated.repeat(generator, facts={"tp": ranks}, **{"steps": STEPS, **options}) for _ in range(ranks)]
-    before = np.arange(ranks) * len(parts[0].steps)
-    return type(parts[0])(
-        None,
-        {rank: {**parts[0].facts[0], "rank": rank} for rank in range(ranks)},
-        np.concatenate([part.steps for part in parts]),
-        np.repeat(np.arange(ranks), len(parts[0].steps)),
-        np.concatenate([part.intervals for part in parts]),
-        np.concatenate([part.of + first for part, first in zip(parts, before)]),
-    )
+    facts = {rank: {**parts[0].facts[0], "rank": rank} for rank in range(ranks)}
+    return type(parts[0])(None, facts, {rank: part.records for rank, part in enumerate(parts)})
 
 
 def held_against(planes, measured):
     """{(operator, phase): measured by expected} of the first rank's steps of a repeat."""
     expectation = Expectation()
     expectation.begin(planes, learns=False, ranks=1)
-    expectation.add(0, measured.steps, measured.of, measured.intervals)
+    expectation.add(0, measured.records)
     return {key: expectation.compared[key] / expectation.expected[key] for key in expectation.compared}
 
 
@@ -56,7 +49,7 @@ def test_every_step_of_the_run_is_expected_and_a_slower_operator_alone_is_slower
     )
     expectation = Expectation()
     expectation.begin(planes, learns=False, ranks=1)
-    expectation.add(0, slow.steps, slow.of, slow.intervals)
+    expectation.add(0, slow.records)
     assert expectation.compared[FFN] == pytest.approx(covered)
 
 

@@ -5,7 +5,6 @@ import json
 import threading
 import time
 
-import numpy as np
 import pytest
 import records
 
@@ -13,7 +12,6 @@ from lightllm_otel.exporter import baseline as baseline_module
 from lightllm_otel.exporter.baseline import SAVE_SECONDS, Baseline, file_name, key_of
 from lightllm_otel.exporter.exporter import Exporter
 from lightllm_otel.records.folder import group_folder, ring_path
-from lightllm_otel.records.layout import STEP
 from lightllm_otel.records.vocabulary import ExporterStage, Operator, Phase
 from lightllm_otel.records.writer import RingWriter
 from lightllm_otel.reduce.expectation import SAMPLES, Expectation
@@ -25,8 +23,8 @@ KEY = (Operator.FFN.code, Phase.DECODE.code)
 
 def steps(expectation, count, seconds=0.25):
     for number in range(count):
-        header, intervals = records.step(number=number, operators=[(Operator.FFN, seconds)], context=100)
-        expectation.add(0, np.frombuffer(header, STEP), np.zeros(1, int), intervals)
+        step = records.step(number=number, operators=[(Operator.FFN, seconds)], context=100)
+        expectation.add(0, records.batch(step))
     return expectation
 
 
@@ -82,8 +80,8 @@ def test_a_pinned_baseline_is_compared_with_and_teaches_nothing(learned, tmp_pat
     expectation, baseline = begun(tmp_path / "own", pinned=learned, facts={**FACTS, "gpu_name": "another"})
     steps(expectation, 1)
     for number in range(3 * SAMPLES):  # a load that the baseline does not know
-        header, intervals = records.step(number=number, operators=[(Operator.FFN, 1.0)], context=9000)
-        expectation.add(0, np.frombuffer(header, STEP), np.zeros(1, int), intervals)
+        step = records.step(number=number, operators=[(Operator.FFN, 1.0)], context=9000)
+        expectation.add(0, records.batch(step))
     baseline.save(0.0)
     assert expectation.compared[KEY] == 0.25
     assert (learned.read_text(), (tmp_path / "own").exists()) == (before, False)
@@ -177,6 +175,6 @@ def test_a_folder_that_hangs_keeps_no_poll_waiting(tmp_path, where, monkeypatch)
         exporter.poll()
     exporter.close()
     assert time.monotonic() - began < 25
-    assert exporter.group.step_histograms[Phase.DECODE.code, 0].count == 4 * SAMPLES
+    assert exporter.group.steps.histograms[Phase.DECODE.code, 0].count == 4 * SAMPLES
     assert exporter.group.errors()[ExporterStage.BASELINE] == (where == "pinned")
     free.set()

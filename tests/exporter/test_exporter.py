@@ -156,7 +156,7 @@ def test_a_successor_goes_on_where_the_last_one_stopped(folder, start):
     ring.write(*records.step(number=3, operators=[(Operator.FFN, 0.5)]))
     second = start()  # the first one was killed: nothing was tidied up
     second.poll()
-    assert [sum(h.count for h in e.group.operator_histograms.values()) for e in (first, second)] == [3, 1]
+    assert [sum(h.count for h in e.group.operators.histograms.values()) for e in (first, second)] == [3, 1]
 
 
 def test_a_rank_that_starts_again_keeps_the_counters_going_up(folder, start):
@@ -165,7 +165,7 @@ def test_a_rank_that_starts_again_keeps_the_counters_going_up(folder, start):
     exporter.poll()
     rank_of_a_server(folder, steps=2)
     exporter.poll()
-    assert sum(h.count for h in exporter.group.operator_histograms.values()) == 5
+    assert sum(h.count for h in exporter.group.operators.histograms.values()) == 5
 
 
 def test_tokens_of_a_group_are_counted_once_whatever_order_the_rings_are_found_in(folder, start):
@@ -173,7 +173,7 @@ def test_tokens_of_a_group_are_counted_once_whatever_order_the_rings_are_found_i
         rank_of_a_server(folder, rank, steps=3)
     exporter = start()
     exporter.poll()
-    assert sum(exporter.group.tokens.values()) == 3
+    assert sum(exporter.group.computed.tokens.values()) == 3
 
 
 def test_a_file_that_is_no_ring_is_named_once_and_the_others_are_read(folder, start, caplog):
@@ -183,7 +183,7 @@ def test_a_file_that_is_no_ring_is_named_once_and_the_others_are_read(folder, st
     for _ in range(3):
         exporter.poll()
     assert len([r for r in caplog.records if "rank-1.ring is not a ring" in r.message]) == 1
-    assert sum(h.count for h in exporter.group.operator_histograms.values()) == 2
+    assert sum(h.count for h in exporter.group.operators.histograms.values()) == 2
 
 
 def test_without_a_port_it_says_so_once_and_tries_again(folder, start, now, caplog):

@@ -8,6 +8,7 @@ import records
 
 from lightllm_otel.exporter.live import Live
 from lightllm_otel.records import layout
+from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.vocabulary import Level, Mode, Operator, Phase, Site, Stage
 from lightllm_otel.reduce.group import Group
 
@@ -57,8 +58,8 @@ def test_a_group_without_steps_says_so_and_is_finite():
 def test_shares_are_of_the_sampled_steps_and_sum_to_one():
     group = group_of(1)
     live = live_of(group)
-    group.consume(0, decode(0))
-    group.consume(0, decode(1, ffn=0.25, gap=0.75))
+    group.add(0, RecordBatch.of_cells(decode(0)))
+    group.add(0, RecordBatch.of_cells(decode(1, ffn=0.25, gap=0.75)))
     (phase,) = live.data(10.0)["phases"]
     assert (phase["phase"], phase["mode"], phase["of"]) == ("decode", "eager", "now")
     assert {row["operator"]: row["share"] for row in phase["operators"]} == {"ffn": 0.5, "gap": 0.5}
@@ -70,7 +71,7 @@ def test_shares_are_of_the_sampled_steps_and_sum_to_one():
 def test_a_minute_without_a_sampled_step_shows_the_hour_and_says_so():
     group = group_of(1)
     live = live_of(group)
-    group.consume(0, decode(0))
+    group.add(0, RecordBatch.of_cells(decode(0)))
     for now in range(10, 200, 10):
         live.poll(float(now))
     (phase,) = live.data(200.0)["phases"]
@@ -83,7 +84,7 @@ def test_a_minute_without_a_sampled_step_shows_the_hour_and_says_so():
 def test_graphs_without_twins_have_their_whole_time_and_the_reason():
     group = group_of(1, graphs={"state": "off", "reason": "outputs differed"})
     live = live_of(group)
-    group.consume(0, records.cells(records.step(mode=Mode.GRAPH, seconds=0.5)))
+    group.add(0, records.batch(records.step(mode=Mode.GRAPH, seconds=0.5)))
     data = live.data(10.0)
     assert data["phases"][0]["operators"] == []
     assert data["phases"][0]["step"]["mean"] == 0.5
@@ -93,8 +94,8 @@ def test_graphs_without_twins_have_their_whole_time_and_the_reason():
 def test_eager_and_graph_are_never_mixed():
     group = group_of(1)
     live = live_of(group)
-    group.consume(0, decode(0))
-    group.consume(0, decode(1, mode=Mode.GRAPH))
+    group.add(0, RecordBatch.of_cells(decode(0)))
+    group.add(0, RecordBatch.of_cells(decode(1, mode=Mode.GRAPH)))
     assert [(each["phase"], each["mode"]) for each in live.data(10.0)["phases"]] == [
         ("decode", "eager"),
         ("decode", "graph"),
@@ -104,7 +105,7 @@ def test_eager_and_graph_are_never_mixed():
 def test_what_is_left_of_the_time_is_lack_of_requests_even_if_no_step_has_said_so_yet():
     group = group_of(1)
     live = live_of(group)
-    group.consume(0, decode(0))
+    group.add(0, RecordBatch.of_cells(decode(0)))
     load = live.data(5.0)["load"]["now"]
     assert load == {"prefill": 0.0, "decode": 1.0, "mixed": 0.0, "host": 0.0, "no_requests": 4.0}
 
@@ -113,8 +114,8 @@ def test_transfer_and_wait_are_told_apart_for_each_rank():
     group = group_of(2)
     live = live_of(group)
     for rank, seconds in enumerate([[[3e-4, 1e-4]], [[1e-4, 1e-4]]]):
-        group.consume(
-            rank, records.cells(records.with_collectives(1, records.collectives(np.array(seconds)), wall_time=WALL))
+        group.add(
+            rank, records.batch(records.with_collectives(1, records.collectives(np.array(seconds)), wall_time=WALL))
         )
     group.settle()
     live.poll(10.0)
@@ -134,7 +135,7 @@ def test_where_hosts_were_waited_for_the_transfer_is_unknown_and_waits_are_those
             intervals = records.collectives(np.full((1, 2), seconds))
             starved = intervals["site"] == (Site.ATTENTION.code if number == 1 else -1)
             intervals["flags"] = layout.STARVED * (starved | (intervals["site"] == Site.FFN.code))
-            group.consume(rank, records.cells(records.with_collectives(number, intervals, wall_time=WALL)))
+            group.add(rank, records.batch(records.with_collectives(number, intervals, wall_time=WALL)))
     group.settle()
     live.poll(10.0)
     rows = {row["site"]: row for row in live.data(10.0)["collectives"]["rows"]}
@@ -153,7 +154,7 @@ def test_calls_that_leave_open_who_came_last_are_no_part_of_who_did():
     for rank, seconds in enumerate([3e-4, 2.5e-4]):
         intervals = records.collectives(np.full((2, 2), seconds))
         intervals["flags"] = layout.STARVED * (intervals["layer"] == 0)
-        group.consume(rank, records.cells(records.with_collectives(1, intervals, wall_time=WALL)))
+        group.add(rank, records.batch(records.with_collectives(1, intervals, wall_time=WALL)))
     group.settle()
     live.poll(10.0)
     row = next(row for row in live.data(10.0)["collectives"]["rows"] if row["site"] == "ffn")
@@ -175,9 +176,9 @@ def test_a_step_that_does_not_end_is_seen():
 def test_a_step_with_a_time_that_is_no_number_is_left_out_and_does_not_end_the_page():
     group = group_of(1)
     live = live_of(group)
-    group.consume(0, decode(0, ffn=float("nan")))
+    group.add(0, RecordBatch.of_cells(decode(0, ffn=float("nan"))))
     assert live.data(10.0)["cost"]["errors"] == {"aggregate": 1}
-    group.consume(0, decode(1))
+    group.add(0, RecordBatch.of_cells(decode(1)))
     data = live.data(10.0)
     json.dumps(data, allow_nan=False)
     assert {row["seconds_per_call"] for row in data["phases"][0]["operators"] if row["operator"] == "ffn"} == {0.75}
@@ -186,7 +187,7 @@ def test_a_step_with_a_time_that_is_no_number_is_left_out_and_does_not_end_the_p
 def test_slow_steps_have_their_age_and_operators():
     group = group_of(1)
     live = live_of(group)
-    group.consume(0, decode(5))
+    group.add(0, RecordBatch.of_cells(decode(5)))
     (slowest,) = live.data(10.0)["slowest"]
     assert slowest["phase"] == Phase.DECODE.value
     assert slowest["steps"][0]["operators"] == {"gap": 0.25, "ffn": 0.75}

@@ -158,7 +158,7 @@ def test_a_receiver_that_wants_deltas_gets_what_was_added(receiver, pushing, now
     now[0] = 60.0
     push.poll()
     receiver.wait(lambda r: len(r.metrics) == 1)
-    group.consume(0, records.cells(records.step(operators=[(Operator.FFN, 0.5)])))
+    group.add(0, records.batch(records.step(operators=[(Operator.FFN, 0.5)])))
     now[0] = 120.0
     push.poll()
     receiver.wait(lambda r: len(r.metrics) == 2)
@@ -197,7 +197,7 @@ def test_the_resource_says_who_speaks_and_the_variables_have_the_last_word(recei
 @pytest.mark.skipif(SdkExemplar is None, reason="opentelemetry-sdk has no exemplars before 1.28")
 def test_an_exemplar_of_a_histogram_leads_to_its_trace(receiver, pushing, now):
     group = full_group(ranks=1)
-    histogram = next(iter(group.step_histograms.values()))
+    histogram = next(iter(group.steps.histograms.values()))
     histogram.show(Exemplar(0.01, 1e9, 0xABC, 0xDEF))
     _, push = pushing(group, receiver)
     now[0] = 60.0

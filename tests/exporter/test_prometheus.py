@@ -97,7 +97,7 @@ def test_promtool_has_no_complaint(registry):
 
 def test_an_exemplar_is_in_openmetrics_beside_its_bucket_and_nowhere_else():
     group = full_group(ranks=1)
-    (histogram,) = [h for (phase, mode), h in group.step_histograms.items() if (phase, mode) == (1, 1)]
+    (histogram,) = [h for (phase, mode), h in group.steps.histograms.items() if (phase, mode) == (1, 1)]
     histogram.show(Exemplar(0.01, 1e9, 0xABC, 0xDEF))
     registry = CollectorRegistry(auto_describe=False)
     registry.register(GroupCollector(group))

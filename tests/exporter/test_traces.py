@@ -13,6 +13,7 @@ from lightllm_otel.exporter.otlp_sender import OtlpSender
 from lightllm_otel.exporter.traces import END_PATIENCE, SPANS_PER_SECOND, STEP_PATIENCE, Chunk, TraceBook, request_parts
 from lightllm_otel.otel_environment import OtelEnvironment, Sampler
 from lightllm_otel.records import layout
+from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.folder import group_folder, ring_path
 from lightllm_otel.records.notes import NotesWriter
 from lightllm_otel.records.vocabulary import Mode, Operator, Phase, SpanDrop
@@ -76,8 +77,9 @@ def book():
 
 
 def take(self, cells, now=0.0):
-    self.group.consume(0, cells)
-    self.steps(cells, now)
+    batch = RecordBatch.of_cells(cells)
+    self.group.add(0, batch)
+    self.steps(batch, now)
 
 
 class TestARequest:
@@ -240,12 +242,12 @@ class TestAStep:
         made.notes([ran(5, (8,))], 0.0)
         whole, *_ = made.settle(0.0)
         shown = [
-            *made.group.step_histograms[Phase.DECODE.code, Mode.EAGER.code].exemplars.values(),
-            *made.group.operator_histograms[Operator.FFN.code, Phase.DECODE.code, Mode.EAGER.code].exemplars.values(),
+            *made.group.steps.histograms[Phase.DECODE.code, Mode.EAGER.code].exemplars.values(),
+            *made.group.operators.histograms[Operator.FFN.code, Phase.DECODE.code, Mode.EAGER.code].exemplars.values(),
         ]
         assert [exemplar.value for exemplar in shown] == [1.0, 0.25]  # the step; the longest of its calls
         assert {(each.trace_id, each.span_id) for each in shown} == {(whole.context.trace_id, whole.context.span_id)}
-        for histogram in made.group.operator_histograms.values():
+        for histogram in made.group.operators.histograms.values():
             assert all(histogram.counts[at] for at in histogram.exemplars)
 
     def test_of_a_rank_that_has_started_again_is_not_taken_for_an_old_one(self, book):
@@ -331,7 +333,7 @@ def test_a_receiver_gets_the_request_and_its_steps(exporting, receiver, now):
     said = attributes_of(receiver.traces[0].resource_spans[0].resource)
     assert (said["service.name"], said["lightllm.model"]) == ("lightllm", "llama-7b")
     # What the spans say of the step is what /metrics counted of it.
-    histogram = exporter.group.step_histograms[Phase.DECODE.code, Mode.EAGER.code]
+    histogram = exporter.group.steps.histograms[Phase.DECODE.code, Mode.EAGER.code]
     assert histogram.total == (step.end_time_unix_nano - step.start_time_unix_nano) / S
     exporter.close()
 

@@ -189,7 +189,7 @@ class TestEmptyStates:
             live = Live(group)
             live.poll(0.0)
             if steps:
-                group.consume(0, records.cells(*steps))
+                group.add(0, records.batch(*steps))
             event_stream.publish(json.dumps(live.data(5.0)).encode())
             page.wait("document.body.dataset.state === 'live'")
             return page.evaluate("document.querySelector('main').innerText")

@@ -7,6 +7,7 @@ import pytest
 import records
 
 from lightllm_otel.records import layout
+from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.recording import read_recording
 from lightllm_otel.records.vocabulary import Implementation, Mode, Operator, Phase, Scope, Site
 from lightllm_otel.reduce.collectives import Collectives, Kinds, has_transfer, last_arrival, noise_seconds, split, sure
@@ -31,7 +32,7 @@ def deliver(group, rank, *numbers, seconds=0.25, **fields):
         records.with_collectives(number, records.collectives(np.full((LAYERS, 2), seconds)), **fields)
         for number in numbers
     ]
-    group.consume(rank, records.cells(*steps))
+    group.add(rank, records.batch(*steps))
 
 
 def matched(group):
@@ -84,7 +85,7 @@ def with_starved(group, rank, seconds, starved, launching=2.0**-10):
     intervals = records.collectives(np.full((LAYERS, 2), seconds))
     flags = layout.STARVED | layout.launching_bits(np.full(2 * LAYERS, launching))
     intervals["flags"] = np.where(starved, flags, 0)
-    group.consume(rank, records.cells(records.with_collectives(0, intervals, mode=Mode.EAGER)))
+    group.add(rank, records.batch(records.with_collectives(0, intervals, mode=Mode.EAGER)))
 
 
 def test_a_call_whose_last_rank_was_late_by_its_host_says_who_was_late_and_nothing_of_the_link():
@@ -156,7 +157,7 @@ def test_the_embedding_waits_for_the_host_and_names_nobody():
     group = group_of()
     for rank, late in ((0, 0.0), (1, 0.5)):
         intervals = records.collectives(np.full((1, 2), 0.25), embedding=0.25 + late)
-        group.consume(rank, records.cells(records.with_collectives(3, intervals)))
+        group.add(rank, records.batch(records.with_collectives(3, intervals)))
     group.settle()
     assert group.collectives.wait_seconds[EMBEDDING, DECODE, 1] == 0.5
     assert not any(group.collectives.last_arrivals.values())
@@ -170,7 +171,7 @@ def test_a_coarse_clock_is_added_up_over_the_layers_before_the_shortest_is_taken
     header["stamp_quantum"] = 1.0
     group.ranks[0].header = header
     for rank, of_rank in seconds.items():
-        group.consume(rank, records.cells(records.with_collectives(0, records.collectives(of_rank))))
+        group.add(rank, records.batch(records.with_collectives(0, records.collectives(of_rank))))
     group.settle()
     assert [group.collectives.transfer[site, DECODE].total for site in (ATTENTION, FFN)] == [2.0, 2.0]
     assert group.collectives.transfer[FFN, DECODE].count == 4
@@ -181,7 +182,7 @@ def test_layers_are_added_up_by_operator_and_site():
     group, seen = group_of(), []
     group.matching._sink = seen.append
     for rank in range(2):
-        group.consume(rank, records.cells(records.with_collectives(0, records.collectives([[1, 2], [3, 4]]))))
+        group.add(rank, records.batch(records.with_collectives(0, records.collectives([[1, 2], [3, 4]]))))
     group.settle()
     kinds = Kinds(seen[0], coarse=True)
     assert seen[0].calls["site"][kinds.rows].tolist() == [ATTENTION, FFN]
@@ -290,7 +291,7 @@ def test_a_step_waits_for_the_last_rank():
 def test_a_step_that_a_rank_has_gone_past_without_operators_is_missing():
     group = group_of()
     deliver(group, 0, 1, 2)
-    group.consume(1, records.cells(records.step(number=1)))
+    group.add(1, records.batch(records.step(number=1)))
     deliver(group, 1, 2)
     group.settle()
     assert (matched(group), unmatched(group)) == (2 * LAYERS, {"missing": 1})
@@ -356,7 +357,7 @@ def test_calls_that_differ_are_not_compared(field):
     for rank in range(2):
         intervals = records.collectives(np.full((LAYERS, 2), 0.25))
         intervals[field][1] += rank
-        group.consume(rank, records.cells(records.with_collectives(1, intervals)))
+        group.add(rank, records.batch(records.with_collectives(1, intervals)))
     group.settle()
     assert (matched(group), unmatched(group)) == (0, {"different": 1})
 
@@ -388,7 +389,7 @@ def test_two_real_ranks_match_in_every_step():
     for rank, facts in recording.facts.items():
         group.set_facts(rank, facts)
     for rank, cells in recording.cells.items():
-        group.consume(rank, cells)
+        group.add(rank, RecordBatch.of_cells(cells))
     group.settle()
     assert unmatched(group) == {}
     sampled = [len(intervals) > 0 for _, intervals in recording.steps(0)]

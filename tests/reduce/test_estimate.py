@@ -105,5 +105,5 @@ def test_a_rare_step_of_a_kind_of_its_own_keeps_its_own_operators():
 
 def test_a_sample_whose_operators_took_no_time_leaves_nothing_out():
     server = Serving()
-    server.group.consume(0, records.cells(records.step(mode=Mode.GRAPH, seconds=2.0, operators=[(Operator.FFN, 0.0)])))
+    server.group.add(0, records.batch(records.step(mode=Mode.GRAPH, seconds=2.0, operators=[(Operator.FFN, 0.0)])))
     assert server.estimated()[UNATTRIBUTED] == 2.0

@@ -61,12 +61,11 @@ class Server:
             for operator in (Operator.ATTENTION, Operator.FFN)
         ]  # fmt: skip
         for number in range(self.ranks) if rank is None else [rank]:
-            header, intervals = records.step(
+            step = records.step(
                 phase, Mode.GRAPH, operators=calls, number=self.number, batch=batch, padded=batch, tokens=tokens,
                 context=batch * each,
             )  # fmt: skip
-            steps = np.frombuffer(header, layout.STEP)
-            self.expectation.add(number, steps, np.zeros(len(intervals), int), intervals)
+            self.expectation.add(number, records.batch(step))
         self.number += 1
 
     def forget(self):

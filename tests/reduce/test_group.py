@@ -5,6 +5,7 @@ import pytest
 import records
 
 from lightllm_otel.records import layout
+from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.vocabulary import DropReason, ExporterStage, IdleReason, Mode, Operator, Phase, Stage
 from lightllm_otel.reduce.group import Group
 from lightllm_otel.reduce.histogram import (
@@ -23,7 +24,7 @@ FFN, GAP = Operator.FFN.code, Operator.GAP.code
 
 def group_of(*steps, rank=0):
     group = Group()
-    group.consume(rank, records.cells(*steps))
+    group.add(rank, records.batch(*steps))
     return group
 
 
@@ -53,30 +54,30 @@ def test_bounds_are_factor_two_and_factor_four_at_the_end_over_the_documented_ra
 def test_every_call_is_an_observation_and_seconds_are_kept_per_rank():
     steps = [records.step(operators=[(Operator.FFN, 0.25), (Operator.FFN, 0.5), (Operator.GAP, 0.25)])] * 2
     group = group_of(*steps)
-    group.consume(1, records.cells(steps[0]))
-    assert group.operator_histograms[FFN, DECODE, EAGER].count == 6
-    assert group.operator_histograms[FFN, DECODE, EAGER].total == 3 * 0.75
-    assert (group.operator_seconds[FFN, DECODE, 0], group.operator_seconds[FFN, DECODE, 1]) == (1.5, 0.75)
+    group.add(1, records.batch(steps[0]))
+    assert group.operators.histograms[FFN, DECODE, EAGER].count == 6
+    assert group.operators.histograms[FFN, DECODE, EAGER].total == 3 * 0.75
+    assert (group.operators.seconds[FFN, DECODE, 0], group.operators.seconds[FFN, DECODE, 1]) == (1.5, 0.75)
 
 
 def test_eager_and_graph_are_never_mixed():
     group = group_of(records.step(operators=[(Operator.FFN, 1.0)]), records.step(mode=Mode.GRAPH, seconds=2.0))
-    assert group.step_histograms[DECODE, EAGER].total == 1.0
-    assert group.step_histograms[DECODE, GRAPH].total == 2.0
+    assert group.steps.histograms[DECODE, EAGER].total == 1.0
+    assert group.steps.histograms[DECODE, GRAPH].total == 2.0
 
 
 def test_starved_time_is_counted_apart_as_well():
     group = group_of(records.step(operators=[(Operator.FFN, 0.5, layout.STARVED), (Operator.FFN, 0.25)]))
-    assert dict(group.starved_seconds) == {(FFN, DECODE): 0.5}
-    assert group.operator_seconds[FFN, DECODE, 0] == 0.75
+    assert dict(group.operators.starved_seconds) == {(FFN, DECODE): 0.5}
+    assert group.operators.seconds[FFN, DECODE, 0] == 0.75
 
 
 def test_tokens_and_requests_are_counted_by_one_rank():
     group = Group()
     for rank in (0, 1):
-        group.consume(rank, records.cells(records.step(tokens=7, requests=3)))
-    assert (dict(group.tokens), dict(group.requests)) == ({DECODE: 7}, {DECODE: 3})
-    assert group.step_histograms[DECODE, EAGER].count == 2
+        group.add(rank, records.batch(records.step(tokens=7, requests=3)))
+    assert (dict(group.computed.tokens), dict(group.computed.requests)) == ({DECODE: 7}, {DECODE: 3})
+    assert group.steps.histograms[DECODE, EAGER].count == 2
 
 
 def test_idle_time_is_counted_by_reason():
@@ -85,7 +86,7 @@ def test_idle_time_is_counted_by_reason():
         records.step(idle_reason=IdleReason.NO_REQUESTS, idle_seconds=4.0),
         records.step(idle_reason=IdleReason.HOST, idle_seconds=0.5),
     )
-    assert group.idle_seconds == {(IdleReason.HOST.code, 0): 0.75, (IdleReason.NO_REQUESTS.code, 0): 4.0}
+    assert group.steps.idle_seconds == {(IdleReason.HOST.code, 0): 0.75, (IdleReason.NO_REQUESTS.code, 0): 4.0}
 
 
 def test_estimates_sum_to_the_seconds_of_all_steps():
@@ -98,7 +99,7 @@ def test_estimates_sum_to_the_seconds_of_all_steps():
 
 def test_steps_before_the_first_sample_are_unattributed_and_stay_so():
     group = group_of(*[records.step(seconds=2.0)] * 3)
-    group.consume(0, records.cells(records.step(seconds=2.0, operators=[(Operator.FFN, 2.0)])))
+    group.add(0, records.batch(records.step(seconds=2.0, operators=[(Operator.FFN, 2.0)])))
     assert (group.estimate.unattributed[DECODE], group.estimate.seconds[DECODE].sum()) == (6.0, 2.0)
 
 
@@ -158,13 +159,13 @@ def graph_steps(*kinds):
 
 def test_distortion_is_a_twin_against_its_plain_neighbours():
     group = Group()
-    group.consume(0, graph_steps(*"ptppptp"))
+    group.add(0, RecordBatch.of_cells(graph_steps(*"ptppptp")))
     assert group.distortion.ratio == pytest.approx(1.1)
 
 
 def test_distortion_compares_only_what_is_alike():
     group = Group()
-    group.consume(0, graph_steps(*"btpptbettpet"))
+    group.add(0, RecordBatch.of_cells(graph_steps(*"btpptbettpet")))
     assert group.distortion.ratio is None
 
 
@@ -183,7 +184,7 @@ def test_what_steps_had_to_do_is_added_up_over_all_of_them_and_all_ranks():
         records.step(Phase.DECODE, Mode.GRAPH, batch=20, tokens=20, context=20 * context) for context in (500, 700)
     ]
     for rank in range(2):
-        group.consume(rank, records.cells(*steps, records.step(Phase.PREFILL, batch=4, tokens=4000, context=4000)))
+        group.add(rank, records.batch(*steps, records.step(Phase.PREFILL, batch=4, tokens=4000, context=4000)))
     own = shape.from_config(records.FACTS["config"])
     decode = work.step(own, work.Batch(Phase.DECODE, 20, 1, 600), 2)
     prefill = work.step(own, work.Batch(Phase.PREFILL, 4, 1000, 1000), 2)
@@ -197,7 +198,7 @@ def test_what_steps_had_to_do_is_added_up_over_all_of_them_and_all_ranks():
 def test_a_model_or_gpu_that_is_not_known_leaves_its_part_out():
     group = Group()
     group.analytic.set_facts({**records.FACTS, "gpu_name": "CPU", "config": {"model_type": "riddle"}})
-    group.consume(0, records.cells(records.step(batch=1, tokens=1, context=9)))
+    group.add(0, records.batch(records.step(batch=1, tokens=1, context=9)))
     assert (dict(group.analytic.flops), group.analytic.gpu) == ({}, None)
 
 
@@ -214,9 +215,9 @@ def test_a_step_that_cannot_be_is_left_out_and_counted(damage, kept):
     for name, value in damage.items():
         damaged[name] = value
     group = group_of((damaged.tobytes(), intervals), records.step(), rank=3)
-    assert sum(histogram.count for histogram in group.step_histograms.values()) == kept
+    assert sum(histogram.count for histogram in group.steps.histograms.values()) == kept
     assert group.errors()[ExporterStage.AGGREGATE] == (kept == 1)
-    assert np.isfinite(list(group.idle_seconds.values())).all()
+    assert np.isfinite(list(group.steps.idle_seconds.values())).all()
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def test_a_step_with_an_operator_that_cannot_be_is_left_out_and_counted(field, v
     step, intervals = records.step(operators=[(Operator.FFN, 1.0)] * 2)
     intervals[field][1] = value
     group = group_of((step, intervals), records.step(operators=[(Operator.FFN, 1.0)]))
-    assert group.operator_histograms[FFN, DECODE, EAGER].count == 1
+    assert group.operators.histograms[FFN, DECODE, EAGER].count == 1
     assert group.errors()[ExporterStage.AGGREGATE] == 1
 
 
@@ -237,9 +238,9 @@ def test_figures_that_fail_keep_no_others_from_being_counted(part, lenient, monk
         if hasattr(getattr(group, part), name):
             monkeypatch.setattr(getattr(group, part), name, lambda *_: 1 / 0)
     for _ in range(3):
-        group.consume(0, records.cells(records.step(seconds=2.0, operators=[(Operator.FFN, 2.0)])))
+        group.add(0, records.batch(records.step(seconds=2.0, operators=[(Operator.FFN, 2.0)])))
         group.settle()
-    assert (group.step_histograms[DECODE, EAGER].total, group.estimate.seconds[DECODE][FFN]) == (6.0, 6.0)
-    assert group.operator_seconds[FFN, DECODE, 0] == 6.0
+    assert (group.steps.histograms[DECODE, EAGER].total, group.estimate.seconds[DECODE][FFN]) == (6.0, 6.0)
+    assert group.operators.seconds[FFN, DECODE, 0] == 6.0
     assert group.errors()[ExporterStage.AGGREGATE] == 3
     assert [part in record.message for record in caplog.records] == [True]

@@ -21,7 +21,7 @@ def group():
 
 def run(group, number, seconds=1.0, rank=0, sampled=True, **fields):
     operators = [(Operator.FFN, 0.7 * seconds), (Operator.GAP, 0.3 * seconds)] if sampled else []
-    group.consume(rank, records.cells(records.step(seconds=seconds, operators=operators, number=number, **fields)))
+    group.add(rank, records.batch(records.step(seconds=seconds, operators=operators, number=number, **fields)))
 
 
 def pass_time(recent, start, seconds):

@@ -10,7 +10,8 @@ import numpy as np
 
 from lightllm_otel.exporter.link import NVLINK, PCIE, SAME_GPU
 from lightllm_otel.records.vocabulary import Operator, Phase
-from lightllm_otel.roofline import gpus, ideal, links, shape, work
+from lightllm_otel.reduce import analytic
+from lightllm_otel.roofline import gpus, ideal, links, shape
 from lightllm_otel.roofline.gpus import Gpu
 from lightllm_otel.roofline.links import Link
 from lightllm_otel.roofline.shape import Shape
@@ -62,10 +63,8 @@ def unlike(facts: Mapping[str, Any], given: Shape | None) -> str:
 
 
 def batch(phase: Phase, requests: float, tokens: float, context: float) -> Batch:
-    """A step of such a size; the requests of a prefill are taken as equally long, only their sum is known."""
-    count = max(1, round(requests))
-    new = max(1, round(tokens / count)) if phase is Phase.PREFILL else 1
-    return Batch(phase, count, new, max(context / count, new))
+    """Return a step of this mean size; the requests of a prefill are taken as equally long, because only their sum is known."""
+    return analytic.batch_of(phase, max(requests, 1.0), tokens, context)
 
 
 @dataclasses.dataclass
@@ -78,19 +77,10 @@ class Load:
 
 def load(steps: np.ndarray, phase: Phase, on: Machine) -> dict[Operator, Load]:
     """Of steps of one phase and rank (STEP, shape (n,)). Steps of a size are taken together: all is linear in context."""
-    total: dict[Operator, Load] = {}
     if on.shape is None or not len(steps):
-        return total
-    packed = steps["batch"].astype(np.int64) << 32 | steps["tokens"].astype(np.int64)
-    found, group = np.unique(packed, return_inverse=True)
-    counts, contexts = np.bincount(group), np.bincount(group, steps["context"].astype(float))
-    for size, count, context in zip(found.tolist(), counts.tolist(), contexts.tolist()):
-        each = batch(phase, size >> 32, size & 0xFFFFFFFF, context / count)
-        for operator, done in work.step(on.shape, each, on.ranks, on.element).items():
-            sums = total.setdefault(operator, Load())
-            sums.flops += done.flops * count
-            sums.memory_bytes += done.memory_bytes * count
-    return total
+        return {}
+    found = analytic.required(steps, on.shape, on.ranks, on.element)
+    return {operator: Load(done.flops, done.memory_bytes) for (operator, _), done in found.items()}
 
 
 def ratios(

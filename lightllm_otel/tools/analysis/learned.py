@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from lightllm_otel.exporter import baseline
 from lightllm_otel.exporter.link import link
-from lightllm_otel.records import layout
+from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.recording import BadRecording
 from lightllm_otel.reduce.expectation import SAMPLES, Bucket, Expectation, Plane
 from lightllm_otel.tools.analysis.runs import Repeat, Run
@@ -23,15 +21,9 @@ Planes = dict[Bucket, list[Plane]]
 def learn(run: Run) -> Planes:
     """Raises BadRecording where no load has enough sampled steps."""
     taught = [_taught(repeat, run.ranks) for repeat in run.repeats]
-    before = np.cumsum([0, *(len(steps) for steps, _, _ in taught)])
     expectation = Expectation()
     expectation.begin({}, learns=True, ranks=1)  # whose turn it was has been seen to
-    expectation.add(
-        0,
-        np.concatenate([steps for steps, _, _ in taught]),
-        np.concatenate([of + first for (_, of, _), first in zip(taught, before)]),
-        np.concatenate([intervals for _, _, intervals in taught]),
-    )
+    expectation.add(0, RecordBatch.joined(taught))
     if not expectation.planes:
         raise BadRecording(
             f"{run.path} has at no load the {SAMPLES} steps with timed operators that it takes to say what they should take; "
@@ -46,10 +38,6 @@ def described(run: Run, planes: Planes) -> dict[str, Any]:
     return baseline.content(baseline.key_of(facts[min(facts)], link(list(facts.values()), None).name), planes)
 
 
-def _taught(repeat: Repeat, ranks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``(steps, of, intervals)``: the sampled steps of the rank whose turn each was, with their intervals."""
-    sampled = (repeat.steps["flags"] & layout.SAMPLED) > 0
-    chosen = sampled & (repeat.steps["number"] % ranks == repeat.rank)
-    place = np.cumsum(chosen) - 1
-    theirs = chosen[repeat.of]
-    return repeat.steps[chosen], place[repeat.of[theirs]], repeat.intervals[theirs]
+def _taught(repeat: Repeat, ranks: int) -> RecordBatch:
+    """Return the sampled steps of the rank whose turn each was, with their intervals."""
+    return repeat.records.only(repeat.records.is_sampled & (repeat.steps["number"] % ranks == repeat.rank))

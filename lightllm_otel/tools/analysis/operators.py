@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 
-from lightllm_otel.records import layout
 from lightllm_otel.records.vocabulary import COLLECTIVES, Mode, Operator, Phase
 from lightllm_otel.roofline import ideal, links
 from lightllm_otel.roofline.work import Work
@@ -54,7 +53,7 @@ def spent(run: Run, phase: Phase, mode: Mode, on: Machine) -> list[Spent]:
     of_steps = [steps for steps in (per_step(repeat, phase, mode) for repeat in run.repeats) if len(steps)]
     if not of_steps:
         return []
-    sums = Sums.of(run, phase, mode)
+    sums = run.operators.of(phase, mode)
     loads = _loads(run, phase, mode, on)
     whole, count = sums.seconds.sum(), sum(map(len, of_steps))
     if whole <= 0:
@@ -85,35 +84,6 @@ def per_step(repeat: Repeat, phase: Phase, mode: Mode) -> np.ndarray:
     count = int(chosen.sum())
     sums = np.bincount(cells, repeat.intervals["seconds"][kept].astype(float), count * width)
     return sums.reshape(count, width)
-
-
-@dataclasses.dataclass
-class Sums:
-    """By operator, over all sampled steps of all ranks and repeats; ``payload``: bytes of collectives on their links."""
-
-    seconds: np.ndarray
-    calls: np.ndarray
-    starved: np.ndarray
-    payload: np.ndarray
-    layers: np.ndarray
-
-    @classmethod
-    def of(cls, run: Run, phase: Phase, mode: Mode) -> Sums:
-        width = len(Operator)
-        sums = cls(*(np.zeros(width) for _ in range(5)))
-        for repeat in run.repeats:
-            intervals = repeat.intervals[repeat.chosen(phase, mode, sampled=True)[repeat.of]]
-            codes, seconds = intervals["operator"], intervals["seconds"].astype(float)
-            waited = (intervals["flags"] & layout.STARVED) > 0
-            sums.seconds += np.bincount(codes, seconds, width)
-            sums.calls += np.bincount(codes, minlength=width)
-            sums.starved += np.bincount(codes[waited], seconds[waited], width)
-            sums.payload += np.bincount(codes, intervals["payload_bytes"].astype(float), width)
-            inside = intervals["layer"] >= 0
-            if inside.any():
-                pairs = np.unique(codes[inside].astype(np.int64) << 16 | intervals["layer"][inside].astype(np.int64))
-                sums.layers = np.maximum(sums.layers, np.bincount(pairs >> 16, minlength=width))
-        return sums
 
 
 def _loads(run: Run, phase: Phase, mode: Mode, on: Machine) -> dict[Operator, expected.Load]:

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from lightllm_otel.records import layout
+from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.recording import MANIFEST, BadRecording, read_recording
 from lightllm_otel.records.vocabulary import IdleReason, Label, Mode, Operator, Phase, Site
+from lightllm_otel.reduce.operators import Operators
 from lightllm_otel.tools.analysis import topology
 
 BENCH = "bench.json"  # beside the repeats of a benchmark: what it ran on
@@ -23,35 +24,52 @@ SAME = ("model", "config", "gpu_name", "tp", "dtype")  # what all repeats of a r
 
 @dataclasses.dataclass(frozen=True)
 class Repeat:
-    """One recording. ``rank`` is that of each step, ``of`` the step of each interval (an index into ``steps``)."""
+    """One recording, its ranks one after the other.
+
+    ``facts`` and ``batches``: by rank. ``records``: those of all ranks. ``rank``: that of each step, int, shape (steps,).
+    """
 
     path: Path
     facts: dict[int, dict[str, Any]]
-    steps: np.ndarray
-    rank: np.ndarray
-    intervals: np.ndarray
-    of: np.ndarray
+    batches: dict[int, RecordBatch]
     notes: tuple[str, ...] = ()
 
+    @functools.cached_property
+    def records(self) -> RecordBatch:
+        return RecordBatch.joined(list(self.batches.values()))
+
+    @functools.cached_property
+    def rank(self) -> np.ndarray:
+        return np.concatenate([np.full(len(batch), rank) for rank, batch in self.batches.items()])
+
     @property
-    def records(self) -> int:
+    def steps(self) -> np.ndarray:
+        return self.records.steps
+
+    @property
+    def intervals(self) -> np.ndarray:
+        return self.records.intervals
+
+    @property
+    def of(self) -> np.ndarray:
+        """Return the index of each interval's step."""
+        return self.records.step_of_interval
+
+    @property
+    def count(self) -> int:
+        """Return how many records there are."""
         return len(self.steps) + len(self.intervals)
 
     def chosen(self, phase: Phase, mode: Mode, sampled: bool = False) -> np.ndarray:
         """Which steps are of this kind and computed tokens of requests (bool, one per step)."""
         wanted: np.ndarray = self._kinds == phase.code * len(Mode) + mode.code
-        return wanted & self._sampled if sampled else wanted
+        return wanted & self.records.is_sampled if sampled else wanted
 
     @functools.cached_property
     def _kinds(self) -> np.ndarray:
         """Phase and mode of each step as one small number; -1 without tokens of requests."""
         kinds = self.steps["phase"].astype(np.int8) * len(Mode) + self.steps["mode"].astype(np.int8)
         return np.where(self.steps["tokens"] > 0, kinds, -1)
-
-    @functools.cached_property
-    def _sampled(self) -> np.ndarray:
-        sampled: np.ndarray = (self.steps["flags"] & layout.SAMPLED) > 0
-        return sampled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +94,21 @@ class Run:
 
     @property
     def records(self) -> int:
-        return sum(repeat.records for repeat in self.repeats)
+        return sum(repeat.count for repeat in self.repeats)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is missing of the recordings, a sentence each."""
         return tuple(note for repeat in self.repeats for note in repeat.notes)
+
+    @functools.cached_property
+    def operators(self) -> Operators:
+        """Return what operators took in the sampled steps of requests, over all ranks and repeats."""
+        found = Operators()
+        for repeat in self.repeats:
+            for rank, batch in repeat.batches.items():
+                found.add(rank, batch.only(batch.steps["tokens"] > 0))
+        return found
 
     def kinds(self) -> Iterator[tuple[Phase, Mode]]:
         """Phases and modes in which there are steps with tokens, prefill first."""
@@ -135,28 +162,22 @@ def _read(path: Path) -> Repeat:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadRecording(f"{path / MANIFEST} is damaged ({error!r}); record the run again") from error
-    steps, ranks, intervals, of, before, had_any, notes = [], [], [], [], 0, False, list(recording.torn)
+    batches: dict[int, RecordBatch] = {}
+    had_any, notes = False, list(recording.torn)
     for rank, cells in sorted(recording.cells.items()):
-        own_steps, own_intervals, own_of = layout.columns(cells)
-        had_any |= len(own_steps) > 0
-        if not (own_steps["tokens"] > 0).any():
-            what = "has health checks only" if len(own_steps) else "is empty or missing"
+        batch = RecordBatch.of_cells(cells)
+        had_any |= len(batch) > 0
+        if not (batch.steps["tokens"] > 0).any():
+            what = "has health checks only" if len(batch) else "is empty or missing"
             notes.append(
                 f"{path}: rank {rank} has no steps (rank-{rank}.records {what}), so all of this is of the other ranks"
             )
             continue
-        steps.append(own_steps)
-        ranks.append(np.full(len(own_steps), rank))
-        intervals.append(own_intervals)
-        of.append(own_of + before)
-        before += len(own_steps)
-    if not before:
+        batches[rank] = batch
+    if not batches:
         what = "health checks only, no step of a request" if had_any else "no steps"
         raise BadRecording(f"{path} has {what}; record a run with requests in it")
-    repeat = Repeat(
-        path, recording.facts, np.concatenate(steps), np.concatenate(ranks), np.concatenate(intervals),
-        np.concatenate(of), tuple(notes),
-    )  # fmt: skip
+    repeat = Repeat(path, recording.facts, batches, tuple(notes))
     _check_facts(repeat)
     _check_codes(repeat)
     _check_numbers(repeat)
