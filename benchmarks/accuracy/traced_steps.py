@@ -58,11 +58,11 @@ def steps_behind_markers(kernels: Sequence[Kernel]) -> list[list[Kernel]]:
     The first marker of a trace lies on the default stream, on which the host asks for new requests meanwhile. What else runs
     there, and NCCL's kernels on a stream of their own, belong to no step of a single rank.
     """
-    boundary_codes = [kernel for kernel in kernels if MARKER in kernel.name]
-    if len(boundary_codes) < 2:
-        raise Mismatch(f"{len(boundary_codes)} markers in the trace")
-    default = boundary_codes[0].stream
-    stream = boundary_codes[1].stream
+    markers_seen = [kernel for kernel in kernels if MARKER in kernel.name]
+    if len(markers_seen) < 2:
+        raise Mismatch(f"{len(markers_seen)} markers in the trace")
+    default = markers_seen[0].stream
+    stream = markers_seen[1].stream
     if default == stream:
         raise Mismatch("the model's forwards run on the default stream")
     inside = [
@@ -79,9 +79,9 @@ def owned_steps(kernels: Sequence[Kernel], calls: Sequence[Sequence[str]]) -> li
     Copies from and to the host are left out.
     """
     found: list[Owned] = []
-    boundary_codes = sum(MARKER in kernel.name for kernel in kernels) - 1  # without the one on the default stream
-    if boundary_codes != len(calls):
-        raise Mismatch(f"CUPTI saw {boundary_codes} markers of {len(calls)}")
+    markers_seen = sum(MARKER in kernel.name for kernel in kernels) - 1  # without the one on the default stream
+    if markers_seen != len(calls):
+        raise Mismatch(f"CUPTI saw {markers_seen} markers of {len(calls)}")
     inside = [kernel for step in steps_behind_markers(kernels) for kernel in step]
     at, open_, last = -1, [], GAP
     for kernel in inside:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Optional
 
+import numpy as np
 from prometheus_client import CollectorRegistry
 
 from lightllm_otel.exporter import discovery, nvml, otlp
@@ -26,21 +23,16 @@ from lightllm_otel.exporter.notes_folder import NotesFolder
 from lightllm_otel.exporter.nvml_thread import NvmlThread
 from lightllm_otel.exporter.process import let_go_of_stderr
 from lightllm_otel.exporter.prometheus import GroupCollector
+from lightllm_otel.exporter.rank_rings import RankRings
 from lightllm_otel.exporter.start_line import start_line
-from lightllm_otel.guard import log, log_to_stderr
+from lightllm_otel.guard import log
 from lightllm_otel.otel_environment import OtelEnvironment
-from lightllm_otel.records import notes, private
+from lightllm_otel.records import notes
 from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.folder import (
-    LOCK_NAME,
-    NO_DESCRIPTOR,
-    FileLock,
-    group_folder,
-    is_locked,
     remove_if_dead,
-    sweep,
 )
-from lightllm_otel.records.reader import RingReader, rings_in
+from lightllm_otel.records.reader import RingReader
 from lightllm_otel.records.recording import RecordingWriter
 from lightllm_otel.records.vocabulary import ExporterStage, SpanDrop
 from lightllm_otel.reduce.group import Group
@@ -51,8 +43,6 @@ LIVENESS_SECONDS = 1.0
 LINGER_SECONDS = 10.0  # after the last rank: time for one more scrape
 FIRST_RANK_SECONDS = 60.0
 PORT_RETRY_SECONDS = 10.0
-POSITIONS = "positions.json"
-MOST_POSITIONS = 1 << 20  # bytes
 
 
 def server_name(folder: Path, settings: Settings) -> str:
@@ -79,9 +69,7 @@ class Exporter:
         self._settings = settings
         self._now = now
         self._parts = self.group.parts
-        self._readers: dict[int, RingReader] = {}
-        self._refused: dict[int, int] = {}
-        self._strays: set[str] = set()
+        self._rings = RankRings(folder, self._parts, self._set_facts, self._take, self._restarted)
         self._baseline = Baseline(
             self.group.expectation, settings.state, settings.baseline, self._parts, Aside("baseline")
         )
@@ -104,7 +92,6 @@ class Exporter:
         self._next_port = 0.0
         self._announced = False
         self._holds_stderr = detached
-        self._is_successor = (folder / POSITIONS).exists()
         if settings.record is not None:
             self._record = RecordingWriter(
                 settings.record, folder.name, settings.record_max_mib << 20, parts=self._parts
@@ -141,7 +128,7 @@ class Exporter:
                 self._announcement.keep(self.server, self.group.facts())
         read_something = False
         with part(ExporterStage.RINGS):
-            read_something = self._read_rings()
+            read_something = self._rings.read()
         if self._book is not None:  # after the rings: who ran in a step is noted before, or at once
             with part(ExporterStage.NOTES):
                 self._book.notes(self._notes.read(), now)
@@ -156,7 +143,7 @@ class Exporter:
             self._baseline.save(now)
         with part(ExporterStage.POSITIONS):
             if read_something:
-                self._keep_positions()
+                self._rings.keep_positions()
         with part(ExporterStage.DISCOVERY, "start line"):
             self._announce()
         for push in self._pushes:
@@ -165,55 +152,15 @@ class Exporter:
         with part(ExporterStage.LIVE):
             self._live.poll(now)
 
-    def _read_rings(self) -> bool:
-        """Return whether any rank wrote something."""
-        rings, strays = rings_in(self._folder)
-        for stray in strays:
-            if stray.name not in self._strays:
-                self._strays.add(stray.name)
-                self._parts.failed(
-                    ExporterStage.RINGS, "stray",
-                    f"{stray} is no ring of a rank, whose name is rank-N.ring; it is left alone. Remove it",
-                )  # fmt: skip
-        before = sum(reader.position for reader in self._readers.values())
-        for rank, path in rings:  # the lowest first: it is the one that counts the group's tokens
-            with self._parts(ExporterStage.RINGS, path.name):
-                self._read_ring(rank, path)
-        return sum(reader.position for reader in self._readers.values()) != before
-
-    def _read_ring(self, rank: int, path: Path) -> None:
-        reader = self._reader(rank, path)
-        if reader is None:
-            return
-        cells = reader.read()
-        self._set_facts(rank, reader)
-        if not len(cells):
-            return
-        batch = RecordBatch.of_cells(cells)
-        self.group.add(rank, batch)
-        if self._record is not None:
-            with self._parts(ExporterStage.RECORDING):
-                self._record.append(rank, cells)
-        if self._book is not None and rank == min(self.group.ranks):
-            with self._parts(ExporterStage.NOTES, "steps"):
-                self._book.steps(batch, self._now())
-
     def over(self) -> bool:
         """Whether all ranks have been gone for a while, or none ever came."""
         now = self._now()
         if now < self._next_liveness:
             return False
         self._next_liveness = now + LIVENESS_SECONDS
-        if self._a_rank_lives():
+        if self._rings.any_alive():
             self._last_alive, self._had_rank = now, True
         return now - self._last_alive > (LINGER_SECONDS if self._had_rank else FIRST_RANK_SECONDS)
-
-    def _a_rank_lives(self) -> bool:
-        """Return whether a process holds any of the rings. True, too, while no descriptor is free to look with."""
-        try:
-            return any(is_locked(path) for _, path in rings_in(self._folder)[0])
-        except OSError as error:
-            return error.errno in NO_DESCRIPTOR  # else the folder is gone, and its rings with it
 
     def close(self) -> None:
         """Withdraw the address and remove the rings of ranks that are gone."""
@@ -240,10 +187,9 @@ class Exporter:
 
     def _tidy(self) -> None:
         """Remove what nobody holds any more."""
-        rings = rings_in(self._folder)[0] if self._folder.exists() else []
-        for path in (*(path for _, path in rings), *self._folder.glob(notes.PATTERN)):
+        self._rings.tidy()
+        for path in self._folder.glob(notes.PATTERN):
             remove_if_dead(path)
-        (self._folder / POSITIONS).unlink(missing_ok=True)
 
     def simulate(self, link: GroupLink, states: Mapping[int, State]) -> None:
         """For a replay: the link and the state of GPUs that are not here, as they were or are supposed to be."""
@@ -258,32 +204,7 @@ class Exporter:
         self._nvml.check()
         self._collector.link = self._nvml.link
 
-    # Ranks -----------------------------------------------------------------------------------------------------------
-
-    def _reader(self, rank: int, path: Path) -> RingReader | None:
-        """The rank's reader; a new one when its process is a new one."""
-        reader = self._readers.get(rank)
-        try:
-            inode = path.stat().st_ino
-        except FileNotFoundError:
-            return reader
-        if reader is not None and reader.inode == inode:
-            return reader
-        if self._refused.get(rank) == inode:
-            return None
-        try:
-            successor = RingReader(path, self._position(rank, inode) if reader is None else 0)
-        except (ValueError, private.NotOurs) as error:  # it stays what it is; what cannot be opened now is tried again
-            self._refused[rank] = inode
-            self._parts.failed(ExporterStage.RINGS, f"{path.name} {inode}", str(error))
-            return None
-        if reader is not None:
-            self.group.add(rank, RecordBatch.of_cells(reader.read()))  # what the old process wrote last
-            self.group.restarted(rank)
-            if self._book is not None and rank == min(self.group.ranks):
-                self._book.restarted()
-        self._readers[rank] = successor
-        return successor
+    # What rings bring -------------------------------------------------------------------------------------------------
 
     def _set_facts(self, rank: int, reader: RingReader) -> None:
         known = self.group.ranks[rank]
@@ -299,24 +220,20 @@ class Exporter:
             if self._record is not None:
                 self._record.describe(everyone)
 
-    def _position(self, rank: int, inode: int) -> int:
-        """Where an exporter that died had read to; counting from the start again would show as a burst."""
-        path = self._folder / POSITIONS
-        try:
-            kept = json.loads(private.read(path, MOST_POSITIONS))[str(rank)]
-            return int(kept["position"]) if kept["inode"] == inode else 0
-        except (FileNotFoundError, KeyError):
-            return 0
-        except (OSError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
-            self._parts.failed(
-                ExporterStage.POSITIONS, "reading",
-                f"{path} cannot be used ({error!r}): what is still in the rings is counted once more",
-            )  # fmt: skip
-            return 0
+    def _take(self, rank: int, cells: np.ndarray) -> None:
+        batch = RecordBatch.of_cells(cells)
+        self.group.add(rank, batch)
+        if self._record is not None:
+            with self._parts(ExporterStage.RECORDING):
+                self._record.append(rank, cells)
+        if self._book is not None and rank == min(self.group.ranks):
+            with self._parts(ExporterStage.NOTES, "steps"):
+                self._book.steps(batch, self._now())
 
-    def _keep_positions(self) -> None:
-        kept = {str(rank): {"inode": each.inode, "position": each.position} for rank, each in self._readers.items()}
-        private.write(self._folder / POSITIONS, json.dumps(kept).encode())
+    def _restarted(self, rank: int) -> None:
+        self.group.restarted(rank)
+        if self._book is not None and rank == min(self.group.ranks):
+            self._book.restarted()
 
     # Address ---------------------------------------------------------------------------------------------------------
 
@@ -340,41 +257,10 @@ class Exporter:
             return
         if not self._announced:
             self._announced = True
-            if self._is_successor:
+            if self._rings.is_successor:
                 log.info("the exporter is back: http://%s/metrics", self.server.address)
             else:
                 log.info(start_line(self.group, self.server.address))
         if self._holds_stderr:
             let_go_of_stderr(self._folder)
             self._holds_stderr = False
-
-
-def main(folder: Path, settings: Settings, detached: bool) -> int:
-    """Run a group's exporter in this process; ``detached``: as a server's companion. Exit status."""
-    log_to_stderr()
-    try:
-        folder = folder.absolute()
-        lock = FileLock(group_folder(folder.parent, folder.name) / LOCK_NAME)
-        free = lock.acquire()
-    except OSError as error:
-        log.error("the exporter does not start: %s", error)
-        return 1
-    if not free:
-        if not detached:
-            log.error("another exporter serves %s; its address is in %s", folder, folder / discovery.ADDRESS)
-        return 0 if detached else 1
-    try:
-        sweep(folder.parent, folder, (POSITIONS, discovery.ADDRESS))
-    except OSError as error:
-        log.warning("files of servers that have ended stay: %s", error)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    if detached:
-        for number in (signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        os.nice(5)
-    exporter = Exporter(folder, settings, detached=detached, otel_environment=OtelEnvironment.from_env(os.environ))
-    try:
-        exporter.run()
-    except (SystemExit, KeyboardInterrupt):
-        exporter.close()
-    return 0

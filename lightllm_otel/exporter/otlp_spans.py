@@ -15,7 +15,8 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from lightllm_otel.exporter.otlp_data import SCOPE, resource
 from lightllm_otel.exporter.otlp_sender import OtlpSender, Outcomes, last_words
-from lightllm_otel.exporter.traces import Context, SpanData, TraceBook
+from lightllm_otel.exporter.spans import Context, SpanData
+from lightllm_otel.exporter.traces import TraceBook
 from lightllm_otel.otel_environment import OtelEnvironment
 from lightllm_otel.records.vocabulary import Signal, SpanDrop
 from lightllm_otel.reduce.group import Group

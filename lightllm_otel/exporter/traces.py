@@ -1,24 +1,21 @@
-"""Spans of requests and of sampled steps, put together from notes and rings; plain data, without OpenTelemetry's SDK.
-
-A request's span has children without a gap between them, so their durations add up to its own. A step is a trace of its own, with
-links to the requests that ran in it: one step serves many requests.
-"""
+"""Requests and sampled steps, put together from notes and rings until their spans can be made."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Optional
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from lightllm_otel.exporter.otlp_sender import OtlpSender
+from lightllm_otel.exporter.request_spans import Chunk, request_spans
+from lightllm_otel.exporter.spans import NANO, Context, NewId, SpanData, random_id
+from lightllm_otel.exporter.step_spans import operator_spans, step_span
 from lightllm_otel.otel_environment import OtelEnvironment
-from lightllm_otel.records import layout
 from lightllm_otel.records.batch import RecordBatch
-from lightllm_otel.records.vocabulary import IdleReason, Mode, Operator, Phase, SpanDrop
+from lightllm_otel.records.vocabulary import Phase, SpanDrop
 from lightllm_otel.reduce.group import Group
 from lightllm_otel.reduce.histogram import Exemplar
 from lightllm_otel.reduce.wallclock import Start, WallClock
@@ -30,123 +27,12 @@ STEP_PATIENCE = 5.0  # seconds; until who ran in a step should be known
 END_PATIENCE = 1.0  # until the steps of a request that has ended are in the ring
 # A span costs tens of microseconds here. Steps and operators beyond this many in a second are left out; requests never are.
 SPANS_PER_SECOND = 1000.0
-STEP, OPERATOR = "lightllm.step ", "lightllm.operator "  # how names of spans begin
-_NANO = 1_000_000_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """What identifies a span. ``state``: W3C ``tracestate``."""
-
-    trace_id: int
-    span_id: int
-    state: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class SpanData:
-    """One span; nanoseconds of Unix time. ``error``: what kind of failure ended it, or empty."""
-
-    name: str
-    context: Context
-    parent: Optional[Context]
-    start: int
-    end: int
-    attributes: Mapping[str, Any]
-    links: tuple[Context, ...] = ()
-    server: bool = False
-    error: str = ""
-
-    @property
-    def of_step(self) -> bool:
-        """A step, or an operator in one."""
-        return self.name.startswith((STEP, OPERATOR))
-
-
-@dataclasses.dataclass(frozen=True)
-class Chunk:
-    """A prefill step in which tokens of a request's prompt were computed. ``entered``: Unix nanoseconds."""
-
-    number: int
-    entered: int
-    cached: int
-    tokens: int
 
 
 @dataclasses.dataclass
 class Request:
     context: Context
     chunks: dict[int, Chunk] = dataclasses.field(default_factory=dict)
-
-
-NewId = Callable[[int], int]
-
-
-def random_id(size: int) -> int:
-    """Of so many bytes, never 0."""
-    return int.from_bytes(os.urandom(size), "big") or 1
-
-
-def request_spans(
-    note: Mapping[str, Any], chunks: Sequence[Chunk], gpu_seconds: Mapping[int, float], new_id: NewId = random_id
-) -> list[SpanData]:
-    """A request that has ended: its span and its parts. ``gpu_seconds``: of prefill steps, by number."""
-    state = str(note["ts"])
-    own = Context(int(note["t"], 16), int(note["s"], 16), state)
-    parent = Context(own.trace_id, int(note["p"], 16), state) if note["p"] else None
-    began, _, first, last, ended = note["at"]
-    attributes = {**note["a"], **_usage(note, chunks), "lightllm.request.id": str(note["id"])}
-    if first:
-        attributes["gen_ai.server.time_to_first_token"] = (first - began) / _NANO
-    if note["out"] > 1:
-        attributes["gen_ai.server.time_per_output_token"] = (last - first) / _NANO / (note["out"] - 1)
-    if note["err"]:
-        attributes["error.type"] = note["err"]
-    name = f"{attributes['gen_ai.operation.name']} {attributes['gen_ai.request.model']}"
-    whole = SpanData(name, own, parent, began, ended, attributes, server=True, error=note["err"])
-    parts = [
-        SpanData(f"lightllm.{part}", Context(own.trace_id, new_id(8), state), own, start, end, about)
-        for part, start, end, about in request_parts(note["at"], chunks, gpu_seconds)
-    ]
-    return [whole, *parts]
-
-
-def _usage(note: Mapping[str, Any], chunks: Sequence[Chunk]) -> dict[str, Any]:
-    usage: dict[str, Any] = {"gen_ai.usage.output_tokens": note["out"]}
-    if note["in"]:
-        usage["gen_ai.usage.input_tokens"] = note["in"]
-    if chunks:
-        usage["gen_ai.usage.cache_read.input_tokens"] = chunks[0].cached
-    if note["fin"]:
-        usage["gen_ai.response.finish_reasons"] = tuple(note["fin"])
-    return usage
-
-
-def request_parts(
-    times: Sequence[int], chunks: Sequence[Chunk], gpu_seconds: Mapping[int, float]
-) -> list[tuple[str, int, int, dict[str, Any]]]:
-    """``(name, start, end, attributes)``, each beginning where the one before ends, from the request's start to its end.
-
-    Without a first token the last part that was reached goes on to the end.
-    """
-    began, tokenised, first, last, ended = times
-    boundary_codes: list[tuple[str, int, dict[str, Any]]] = [("tokenise", began, {})]
-    if tokenised:
-        boundary_codes.append(("queue", tokenised, {}))
-    for chunk in chunks:
-        about: dict[str, Any] = {"lightllm.step.number": chunk.number, "lightllm.prefill.tokens": chunk.tokens}
-        if chunk.number in gpu_seconds:
-            about["lightllm.gpu.duration"] = gpu_seconds[chunk.number]
-        boundary_codes.append(("prefill", chunk.entered, about))
-    if first:
-        if last > first:
-            boundary_codes.append(("decode", first, {}))
-        boundary_codes.append(("tail", last, {}))
-    limits = [began]
-    for _, at, _ in boundary_codes[1:]:  # clocks of several processes are one, but nothing may go backwards
-        limits.append(min(max(at, limits[-1]), ended))
-    limits.append(ended)
-    return [(name, limits[at], limits[at + 1], about) for at, (name, _, about) in enumerate(boundary_codes)]
 
 
 class TraceBook:
@@ -210,7 +96,7 @@ class TraceBook:
             before = request.chunks.get(number)  # another answer to the same prompt
             cached = entry[1] if before is None else min(entry[1], before.cached)
             tokens = entry[2] + (before.tokens if before is not None else 0)
-            request.chunks[number] = Chunk(number, int(note["w"] * _NANO), cached, tokens)
+            request.chunks[number] = Chunk(number, int(note["w"] * NANO), cached, tokens)
 
     def settle(self, now: float) -> list[SpanData]:
         """Spans that are whole by now."""
@@ -280,57 +166,6 @@ class TraceBook:
             if histogram is not None:
                 longest = intervals["seconds"][intervals["operator"] == operator].max()
                 histogram.show(exemplar(float(longest)))
-
-
-def step_span(step: Any, intervals: np.ndarray, start: Start, own: Context, links: tuple[Context, ...]) -> SpanData:
-    """A step with the seconds of each of its operators."""
-    phase = Phase.of(int(step["phase"])).value
-    sums = np.bincount(intervals["operator"], intervals["seconds"], len(Operator))
-    attributes: dict[str, Any] = {
-        "lightllm.phase": phase,
-        "lightllm.mode": Mode.of(int(step["mode"])).value,
-        "lightllm.step.number": int(step["number"]),
-        "lightllm.step.requests": int(step["requests"]),
-        "lightllm.step.tokens": int(step["tokens"]),
-        "lightllm.step.context": int(step["context"]),
-        "lightllm.step.padded": int(step["padded"]),
-        "lightllm.gpu.idle_before": float(step["idle_seconds"]),
-        "lightllm.gpu.idle_reason": IdleReason.of(int(step["idle_reason"])).value,
-        "lightllm.clock.error": start.error,
-        **{
-            f"lightllm.operator.{Operator.of(code).value}.duration": float(seconds)
-            for code, seconds in enumerate(sums)
-            if seconds
-        },
-    }
-    began = int(start.seconds * _NANO)
-    return SpanData(f"{STEP}{phase}", own, None, began, began + int(float(step["seconds"]) * _NANO), attributes, links)
-
-
-def operator_spans(step: Any, intervals: np.ndarray, start: Start, own: Context, new_id: NewId) -> list[SpanData]:
-    """The calls of a step one after the other, as the ring has them. What is between them is one interval there, the gap, so a
-    call may lie by up to the step's gap earlier or later than it was; how long it took is exact.
-    """
-    began = int(start.seconds * _NANO)
-    limit = began + int(float(step["seconds"]) * _NANO)
-    ends = np.cumsum(intervals["seconds"].astype(np.float64))
-    spans = []
-    for interval, end in zip(intervals, ends.tolist()):
-        operator = Operator.of(int(interval["operator"]))
-        if operator is Operator.GAP:
-            continue
-        seconds = float(interval["seconds"])
-        attributes: dict[str, Any] = {"lightllm.operator": operator.value}
-        if interval["layer"] >= 0:
-            attributes["lightllm.layer"] = int(interval["layer"])
-        if interval["payload_bytes"]:
-            attributes["lightllm.collective.payload"] = int(interval["payload_bytes"])
-        if interval["flags"] & layout.STARVED:
-            attributes["lightllm.starved"] = True
-        first, last = (min(began + int(at * _NANO), limit) for at in (end - seconds, end))
-        context = Context(own.trace_id, new_id(8))
-        spans.append(SpanData(f"{OPERATOR}{operator.value}", context, own, first, last, attributes))
-    return spans
 
 
 def _bound(known: collections.OrderedDict[Any, Any], most: int) -> None:

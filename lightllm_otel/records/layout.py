@@ -138,14 +138,12 @@ def starts_in(cells: np.ndarray) -> tuple[np.ndarray, int]:
     Without an array per step: a recording of a million steps takes a fraction of a second.
     """
     words = np.ascontiguousarray(cells[:, :8]).view("<u4")
-    boundary_codes = np.flatnonzero(steps_begin(cells))
-    ends = boundary_codes + STEP_CELLS + (words[boundary_codes, 1] & 0xFFFF).astype(np.int64)
-    if (
-        len(boundary_codes) and boundary_codes[0] == 0 and (boundary_codes[1:] == ends[:-1]).all()
-    ):  # no interval looks like a step: the rule
+    heads = np.flatnonzero(steps_begin(cells))
+    ends = heads + STEP_CELLS + (words[heads, 1] & 0xFFFF).astype(np.int64)
+    if len(heads) and heads[0] == 0 and (heads[1:] == ends[:-1]).all():  # no interval looks like a step: the rule
         whole = int(ends[-1]) <= len(cells)
-        return (boundary_codes, int(ends[-1])) if whole else (boundary_codes[:-1], int(boundary_codes[-1]))
-    follows = dict(zip(boundary_codes.tolist(), ends.tolist()))
+        return (heads, int(ends[-1])) if whole else (heads[:-1], int(heads[-1]))
+    follows = dict(zip(heads.tolist(), ends.tolist()))
     starts, at = [], 0
     while (end := follows.get(at, len(cells) + 1)) <= len(cells):
         starts.append(at)

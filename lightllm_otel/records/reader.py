@@ -140,10 +140,10 @@ class RingReader:
 
 
 def _from_next_step(cells: np.ndarray) -> np.ndarray:
-    """Drop cells up to the next step header; a boundary alone could be data, so the chain behind it must hold."""
-    boundary_codes = np.flatnonzero(np.ascontiguousarray(cells[:, :4]).view("<u4")[:, 0] == layout.STEP_MAGIC)
-    for boundary in boundary_codes:
-        rest = cells[boundary:]
+    """Drop cells up to the next step header. Its magic number alone could be data, so the chain behind it must hold."""
+    heads = np.flatnonzero(np.ascontiguousarray(cells[:, :4]).view("<u4")[:, 0] == layout.STEP_MAGIC)
+    for head in heads:
+        rest = cells[head:]
         steps = layout.steps_in(rest)
         if sum(layout.STEP_CELLS + len(intervals) for _, intervals in steps) == len(rest):
             return rest

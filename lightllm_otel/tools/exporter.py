@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from lightllm_otel.exporter.exporter import main
+from lightllm_otel.exporter.main import main
 from lightllm_otel.exporter.process import detach, name_process
 from lightllm_otel.settings import REPORTED, Settings
 

@@ -20,6 +20,7 @@ import records
 from prometheus_client.parser import text_string_to_metric_families
 
 from lightllm_otel.exporter import exporter as exporter_module
+from lightllm_otel.exporter import rank_rings
 from lightllm_otel.exporter.baseline import FORMAT, VERSION, Baseline
 from lightllm_otel.exporter.discovery import ADDRESS
 from lightllm_otel.exporter.exporter import LINGER_SECONDS, Exporter
@@ -164,7 +165,7 @@ def test_positions_are_whole_or_the_ones_before(worlds, monkeypatch):
     world = worlds()
     world.poll()
     before = (world.folder / "positions.json").read_text()
-    monkeypatch.setattr(exporter_module.json, "dumps", lambda kept: 1 / 0)
+    monkeypatch.setattr(rank_rings.json, "dumps", lambda kept: 1 / 0)
     world.poll()
     assert (world.folder / "positions.json").read_text() == before
 
@@ -248,7 +249,7 @@ def test_a_ring_that_says_nonsense_of_itself_costs_no_other(worlds, text, caplog
 
 def test_a_ring_that_cannot_be_opened_now_is_tried_again(worlds, monkeypatch):
     world = worlds()
-    real, reader = exporter_module.RingReader, []
+    real, reader = rank_rings.RingReader, []
 
     def reads(path, position=0):
         reader.append(path)
@@ -256,7 +257,7 @@ def test_a_ring_that_cannot_be_opened_now_is_tried_again(worlds, monkeypatch):
             raise OSError(24, "Too many open files", str(path))
         return real(path, position)
 
-    monkeypatch.setattr(exporter_module, "RingReader", reads)
+    monkeypatch.setattr(rank_rings, "RingReader", reads)
     world.poll()
     assert (world.errors(), len(reader)) == ({"rings": 2}, 3)
     assert world.everything_goes_on()
@@ -307,7 +308,7 @@ def test_a_baseline_of_nonsense_is_one_sentence_and_nothing_is_compared(worlds, 
         ("nvml", lambda exporter, patch: patch.setattr(exporter._nvml, "check", lambda: 1 / 0)),
         ("aggregate", lambda exporter, patch: patch.setattr(exporter.group, "settle", lambda: 1 / 0)),
         ("baseline", lambda exporter, patch: patch.setattr(Baseline, "save", lambda *_: 1 / 0)),
-        ("positions", lambda exporter, patch: patch.setattr(exporter, "_keep_positions", lambda: 1 / 0)),
+        ("positions", lambda exporter, patch: patch.setattr(exporter._rings, "keep_positions", lambda: 1 / 0)),
         ("otlp", lambda exporter, patch: exporter._pushes.insert(0, None)),
         ("live", lambda exporter, patch: patch.setattr(exporter._live, "poll", lambda now: 1 / 0)),
     ],

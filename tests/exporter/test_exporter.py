@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 import records
 
-from lightllm_otel.exporter import exporter as exporter_module
+from lightllm_otel.exporter import rank_rings
 from lightllm_otel.exporter.discovery import ADDRESS
 from lightllm_otel.exporter.exporter import FIRST_RANK_SECONDS, LINGER_SECONDS, Exporter
 from lightllm_otel.exporter.http_server import FIRST_PORT, MetricsServer, NoFreePort
@@ -56,7 +56,7 @@ def start(folder, now):
 def alive(monkeypatch):
     """Which rings are held by a living process."""
     held = set()
-    monkeypatch.setattr(exporter_module, "is_locked", lambda path: path.name in held)
+    monkeypatch.setattr(rank_rings, "is_locked", lambda path: path.name in held)
     return held
 
 

@@ -10,7 +10,7 @@ import pytest
 import records
 from other_user import ATTACKER, VICTIM, as_user, needs_root
 
-from lightllm_otel.exporter import baseline, control, exporter, process
+from lightllm_otel.exporter import baseline, control, exporter, main, process, rank_rings
 from lightllm_otel.exporter.baseline import BadBaseline
 from lightllm_otel.guard import log
 from lightllm_otel.records.folder import LOCK_NAME, FileLock, group_folder, ring_path
@@ -46,7 +46,7 @@ class TestFilesOfTheExporter:
     def test_a_folder_of_another_user_is_one_line_and_no_exporter(self, shared):
         as_user(ATTACKER, group_folder, shared / "otel", GROUP)
         folder = shared / "otel" / GROUP
-        status, lines = as_user(VICTIM, said, exporter.main, folder, Settings.from_env({}), False)
+        status, lines = as_user(VICTIM, said, main.main, folder, Settings.from_env({}), False)
         assert status == 1
         (line,) = lines
         assert f"{folder.parent} belongs to another user (uid {ATTACKER})" in line
@@ -66,7 +66,7 @@ class TestFilesOfTheExporter:
     def test_positions_are_not_written_through_a_link_nor_read_from_another_user(self, shared):
         kept = as_user(VICTIM, precious, shared)
         folder = as_user(VICTIM, group_folder, shared / "otel", GROUP)
-        path = folder / exporter.POSITIONS
+        path = folder / rank_rings.POSITIONS
         path.symlink_to(kept)
 
         def work():

@@ -18,7 +18,7 @@ from receiver import Receiver, closed_port
 from lightllm_otel.exporter import otlp_spans as spans_module
 from lightllm_otel.exporter.otlp_sender import OtlpSender, loaded
 from lightllm_otel.exporter.otlp_spans import OtlpSpans
-from lightllm_otel.exporter.traces import Context, SpanData
+from lightllm_otel.exporter.spans import Context, SpanData
 from lightllm_otel.otel_environment import OtelEnvironment
 from lightllm_otel.records.vocabulary import Signal, SpanDrop
 from lightllm_otel.reduce.group import Group
@@ -233,7 +233,7 @@ PROCESS = """
 import sys, time
 from pathlib import Path
 from lightllm_otel.exporter.exporter import Exporter
-from lightllm_otel.exporter.traces import Context, SpanData
+from lightllm_otel.exporter.spans import Context, SpanData
 from lightllm_otel.settings import Settings
 from lightllm_otel.otel_environment import OtelEnvironment
 import os

@@ -10,7 +10,8 @@ import records
 from lightllm_otel.exporter import notes_folder, traces
 from lightllm_otel.exporter.exporter import Exporter
 from lightllm_otel.exporter.otlp_sender import OtlpSender
-from lightllm_otel.exporter.traces import END_PATIENCE, SPANS_PER_SECOND, STEP_PATIENCE, Chunk, TraceBook, request_parts
+from lightllm_otel.exporter.request_spans import Chunk, request_parts
+from lightllm_otel.exporter.traces import END_PATIENCE, SPANS_PER_SECOND, STEP_PATIENCE, TraceBook
 from lightllm_otel.otel_environment import OtelEnvironment, Sampler
 from lightllm_otel.records import layout
 from lightllm_otel.records.batch import RecordBatch

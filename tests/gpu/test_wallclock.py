@@ -8,7 +8,8 @@ torch = pytest.importorskip("torch")
 
 import fakes  # noqa: E402
 
-from lightllm_otel.exporter.traces import Context, step_span  # noqa: E402
+from lightllm_otel.exporter.spans import Context  # noqa: E402
+from lightllm_otel.exporter.step_spans import step_span  # noqa: E402
 from lightllm_otel.records.vocabulary import Phase  # noqa: E402
 from lightllm_otel.reduce.wallclock import BEHIND_SECONDS, WallClock  # noqa: E402
 from lightllm_otel.worker.gpu import events as cuda  # noqa: E402
