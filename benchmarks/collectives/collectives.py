@@ -45,7 +45,14 @@ from rank import AHEAD, DECODES, GRAPH, PREFILL, SEEN
 from lightllm_otel.records import layout
 from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.vocabulary import Operator, Site, Unmatched
-from lightllm_otel.reduce.collectives import Collectives, has_transfer, last_arrival, noise_seconds, split, sure
+from lightllm_otel.reduce.collectives import (
+    Collectives,
+    has_transfer,
+    last_arrival,
+    last_rank_known,
+    noise_seconds,
+    transfer_and_wait,
+)
 from lightllm_otel.reduce.matching import Matched, Matching
 
 SHAPE = "llama-70b-6-layers"
@@ -168,7 +175,7 @@ def pass_row(run: Run, each: dict[str, Any]) -> dict[str, Any]:
     for matched in steps:
         layers = matched.only(compared(matched, each["mode"]))
         calls += len(layers.calls)
-        transfer, wait = split(layers.seconds, layers.at_least)
+        transfer, wait = transfer_and_wait(layers.seconds, layers.min_seconds)
         moves = has_transfer(layers)
         if len(moved := transfer[moves]):
             transfers.append(float(moved.mean()))
@@ -179,7 +186,7 @@ def pass_row(run: Run, each: dict[str, Any]) -> dict[str, Any]:
             for site, parts in by_site.items():
                 if len(part := moved[layers.calls["site"][moves] == site.code]):
                     parts.append(part)
-        wait = wait[:, sure(layers)]
+        wait = wait[:, last_rank_known(layers)]
         if not wait.shape[1]:
             continue
         waits.append(wait.mean(axis=1))

@@ -16,7 +16,7 @@ from kernels import Kernel, kernels_in, read_trace
 from profiler import profiled
 
 from lightllm_otel.records.vocabulary import Operator
-from lightllm_otel.reduce.collectives import has_transfer, last_arrival, split, sure
+from lightllm_otel.reduce.collectives import has_transfer, last_arrival, last_rank_known, transfer_and_wait
 from lightllm_otel.reduce.matching import Matched
 
 NAMES = ("AllReduce", "cross_device_reduce")  # in the names of NCCL's kernels, and of LightLLM's own
@@ -54,9 +54,9 @@ def judged(
             }
         kernels = np.array(seen).reshape(len(seen), many, -1)[:, number][:, counted[reduces]]
         layers = matched.only(counted)
-        transfer, waited = split(kernels)
-        known, moved = sure(layers), has_transfer(layers)
-        own = split(layers.seconds, layers.at_least)[1][:, known]
+        transfer, waited = transfer_and_wait(kernels)
+        known, moved = last_rank_known(layers), has_transfer(layers)
+        own = transfer_and_wait(layers.seconds, layers.min_seconds)[1][:, known]
         if moved.any():
             transfers.append(float(transfer[moved].mean()))
         named = last_arrival(own, noise)

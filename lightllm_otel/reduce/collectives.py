@@ -1,4 +1,4 @@
-"""Collectives of matched steps, told apart: what moving the data took, and what each rank waited for the others.
+"""Transfer and wait of the collectives of matched steps: what moving the data took, and how long each rank waited for the others.
 
 A rank that comes late to a collective waits least, and the last one does not wait at all. So the shortest time over the
 ranks is the *transfer*, and what a rank has beyond it is its *wait*. Only durations are compared, never the clocks of
@@ -7,9 +7,9 @@ different GPUs. The minimum of several noisy times lies below the true one: by u
 
 In steps that the host launches call by call, a GPU may wait for its host within the call. When it arrived is then known only to
 lie within the time that its host took to launch (``Matched.launching``): its time in the collective is at most ``seconds``,
-and at least ``Matched.at_least``. So the shortest time may be what launching took and no transfer (:func:`told`), and the last
-one may have been another (:func:`sure`). Such calls are left out of what they say nothing of; a wait counts as far as it is
-certain.
+and at least ``Matched.min_seconds``. So the shortest time may be what launching took and no transfer (:func:`has_transfer`),
+and the last one may have been another (:func:`last_rank_known`). Such calls are left out where they say nothing. A wait counts
+as far as it is certain.
 """
 
 from __future__ import annotations
@@ -32,41 +32,46 @@ At = tuple[int, int]
 
 
 def noise_seconds(quantum: float, boundary_cost: float) -> float:
-    """The least wait that is taken for one: some steps of the clock, and what one boundary costs, both as calibrated."""
+    """Return the shortest wait that counts, in seconds: some steps of the clock, and the cost of a boundary, both as
+    calibrated."""
     return _QUANTA * quantum + boundary_cost
 
 
-def split(seconds: np.ndarray, at_least: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """``(transfer, wait)`` of calls on each rank (``seconds``, shape (ranks, calls)): shapes (calls,) and (ranks, calls).
+def transfer_and_wait(seconds: np.ndarray, min_seconds: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``(transfer, wait)`` in seconds, shapes (calls,) and (ranks, calls).
 
-    ``at_least``: Matched's, where it is not ``seconds``; a rank waited for what that is beyond the shortest at any rate.
+    ``seconds``: each rank's time in each call, shape (ranks, calls). ``min_seconds``: ``Matched.min_seconds`` where it differs.
+    The rank waited at least ``min_seconds - transfer``.
     """
     transfer: np.ndarray = seconds.min(axis=0)
-    return transfer, np.maximum((seconds if at_least is None else at_least) - transfer, 0.0)
+    return transfer, np.maximum((seconds if min_seconds is None else min_seconds) - transfer, 0.0)
 
 
-def sure(matched: Matched) -> np.ndarray:
-    """Which of its calls say who came last, shape (calls,): one rank's time is at most what each of the others' is at least."""
-    others = matched.at_least.copy()
+def last_rank_known(matched: Matched) -> np.ndarray:
+    """Return a mask of the calls whose last rank is known, shape (calls,).
+
+    It is where one rank's time is at most the least time of each of the others.
+    """
+    others = matched.min_seconds.copy()
     np.put_along_axis(others, _first(matched)[None], np.inf, axis=0)
     return np.asarray(matched.seconds.min(axis=0) <= others.min(axis=0))
 
 
 def has_transfer(matched: Matched) -> np.ndarray:
-    """Which of its calls say what moving the data took, shape (calls,): the last rank's GPU had nothing else to wait for."""
+    """Return a mask of the calls with a measurable transfer time (last rank known and not launch-bound); shape (calls,)."""
     launching = np.take_along_axis(matched.launching, _first(matched)[None], axis=0)[0]
-    return np.asarray(sure(matched) & (launching == 0))
+    return np.asarray(last_rank_known(matched) & (launching == 0))
 
 
 def _first(matched: Matched) -> np.ndarray:
-    """The row with the shortest time of each call; of two the one that may be shorter still."""
-    return np.asarray(np.lexsort((matched.at_least, matched.seconds), axis=0)[0])
+    """Return the row with the shortest time of each call, shape (calls,); of two equal ones the one that may be shorter still."""
+    return np.asarray(np.lexsort((matched.min_seconds, matched.seconds), axis=0)[0])
 
 
 def last_arrival(wait: np.ndarray, noise: float) -> np.ndarray:
-    """For each call the row of the rank that came last, or -1 where all of the others did not wait longer than the noise.
+    """Return the row of the rank that came last to each call, shape (calls,), or -1 where not all others waited above the noise.
 
-    ``wait``: shape (ranks, calls). Of two that came late together neither is named.
+    ``wait``: seconds, shape (ranks, calls). If two come late together, neither is named.
     """
     last: np.ndarray = wait.argmin(axis=0)
     if len(wait) < 2:
@@ -76,10 +81,10 @@ def last_arrival(wait: np.ndarray, noise: float) -> np.ndarray:
 
 
 class Kinds:
-    """What of a step's calls is taken together: each call for itself, or all of a site and operator over the layers. Calls in
-    which a rank was launching are never taken together: what that took differs by more than a coarse clock's step.
+    """Groups of a step's calls: each call alone, or all of one site and operator over the layers.
 
-    ``rows``: the first call of each kind; ``count``: how many calls it stands for.
+    Calls in which a rank was launching always stay alone: the time that this took differs by more than a coarse clock's step.
+    ``rows``: the first call of each kind. ``count``: how many calls it stands for. Both of shape (kinds,).
     """
 
     def __init__(self, matched: Matched, coarse: bool) -> None:
@@ -96,7 +101,7 @@ class Kinds:
             self._kind = kind.reshape(-1)
 
     def mean(self, values: np.ndarray) -> np.ndarray:
-        """``values`` of each rank and call, shape (ranks, calls): of each rank and kind."""
+        """Return the mean over each kind, shape (ranks, kinds), of ``values``, shape (ranks, calls)."""
         sums = [np.bincount(self._kind, of_rank, len(self.rows)) for of_rank in values]
         return np.asarray(np.stack(sums) / self.count)
 
@@ -124,7 +129,7 @@ class Collectives:
         self.windows: dict[At, Window] = defaultdict(Window)
 
     def add(self, matched: Matched, quantum: float, boundary_cost: float) -> None:
-        """The collectives of one step, by a clock with this quantum, whose boundaries cost so much."""
+        """Add the collectives of one step. ``quantum``: the clock's step; ``boundary_cost``: of one boundary; both in seconds."""
         phase = int(matched.step["phase"])
         coarse = quantum >= COARSE_QUANTUM_SECONDS
         moved = matched.only(has_transfer(matched))
@@ -134,11 +139,11 @@ class Collectives:
             return
         noise = noise_seconds(quantum, boundary_cost)
         self._count_waits(matched, phase, coarse, noise)
-        self._count_last(matched.only(sure(matched)), phase, coarse, noise)
+        self._count_last(matched.only(last_rank_known(matched)), phase, coarse, noise)
 
     def _count_transfers(self, moved: Matched, phase: int, coarse: bool) -> None:
         kinds = Kinds(moved, coarse)
-        transfer, _ = split(kinds.mean(moved.seconds))
+        transfer, _ = transfer_and_wait(kinds.mean(moved.seconds))
         count = kinds.count
         sites, payloads = moved.calls["site"][kinds.rows], moved.calls["payload_bytes"][kinds.rows]
         for site in np.unique(sites).tolist():
@@ -152,7 +157,7 @@ class Collectives:
 
     def _count_waits(self, matched: Matched, phase: int, coarse: bool, noise: float) -> None:
         kinds = Kinds(matched, coarse)
-        _, wait = split(kinds.mean(matched.seconds), kinds.mean(matched.at_least))
+        _, wait = transfer_and_wait(kinds.mean(matched.seconds), kinds.mean(matched.min_seconds))
         sites = matched.calls["site"][kinds.rows]
         for site in np.unique(sites).tolist():
             chosen = sites == site
@@ -166,9 +171,9 @@ class Collectives:
                     self.last_arrivals[site, phase, rank] += 0  # from the first call on: a rate needs to see it rise
 
     def _count_last(self, known: Matched, phase: int, coarse: bool, noise: float) -> None:
-        """``known``: calls that say who it was."""
+        """Count the last rank of each call. ``known``: calls of which it is known."""
         kinds = Kinds(known, coarse)
-        _, wait = split(kinds.mean(known.seconds), kinds.mean(known.at_least))
+        _, wait = transfer_and_wait(kinds.mean(known.seconds), kinds.mean(known.min_seconds))
         last, sites = last_arrival(wait, noise), known.calls["site"][kinds.rows]
         # The embedding's comes first in a step: who is late there was woken late by the host, and says nothing of a GPU.
         for site in set(np.unique(sites).tolist()) - {Site.EMBEDDING.code}:

@@ -1,4 +1,4 @@
-"""What an instrumented graph costs, live: each sampled graph step against its plain neighbours."""
+"""Cost of instrumented graphs, live: each sampled graph step against its plain neighbours."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ class Distortion:
 
     @property
     def ratio(self) -> float | None:
-        """Instrumented graph against plain; None before there is anything to compare."""
+        """Return seconds in instrumented graphs divided by seconds in plain ones; None before there is anything to compare."""
         return self._instrumented / self._plain if self._plain else None

@@ -1,4 +1,4 @@
-"""What each operator should take at the load that it has now: learned once, then frozen, so that only slowness moves it.
+"""Learned baseline: the seconds of each operator at the load that it has now, learned once and then frozen.
 
 Steps are kept apart by phase, mode, size (the batch that the GPU computes, or a prefill's tokens; four buckets to an octave)
 and context per request (one bucket to an octave). Inside a bucket an operator's seconds are taken as linear in size and in
@@ -32,8 +32,10 @@ Bucket = tuple[int, int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """Of steps of one phase. ``terms``: what an operator's seconds are linear in, shape (steps, 3); ``size`` and
-    ``context`` (tokens per request), shape (steps,), say how far a plane reaches.
+    """Load of steps of one phase.
+
+    ``terms``: what an operator's seconds are linear in, shape (steps, 3). ``size`` and ``context`` (tokens per request), shape
+    (steps,), say how far a plane reaches.
     """
 
     terms: np.ndarray
@@ -42,7 +44,7 @@ class Load:
 
     @classmethod
     def of(cls, steps: np.ndarray, phase: int) -> Load:
-        """``steps``: ``STEP``, shape (n,)."""
+        """Return the load of ``steps`` (``STEP``, shape (n,)), all of this phase code."""
         each = np.maximum(steps["context"] / np.maximum(steps["batch"], 1), 1.0)
         if phase == Phase.DECODE.code:
             size, attended = steps["padded"].astype(float), steps["context"].astype(float)
@@ -52,7 +54,7 @@ class Load:
         return cls(np.stack([np.ones(len(steps)), size, attended], axis=1), np.maximum(size, 1.0), each)
 
     def buckets(self) -> np.ndarray:
-        """Bucket of the size and of the context, shape (steps, 2)."""
+        """Return the bucket of the size and of the context, int, shape (steps, 2)."""
         found: np.ndarray = np.stack([4 * np.log2(self.size), np.log2(self.context)], axis=1)
         return np.floor(found + 1e-9).astype(int)
 
@@ -81,20 +83,23 @@ class Plane:
         return cls(reach, factors)
 
     def covers(self, load: Load) -> np.ndarray:
-        """Which steps lie within its reach."""
+        """Return a mask of the steps within its reach, shape (steps,)."""
         inside = np.ones(len(load.size), bool)
         for axis, (least, most) in zip((load.size, load.context), self.reach):
             inside &= (axis >= least * (1 - _SLACK)) & (axis <= most * (1 + _SLACK))
         return inside
 
     def seconds(self, load: Load) -> np.ndarray:
-        """Expected, shape (steps, operators)."""
+        """Return the expected seconds, shape (steps, operators)."""
         expected: np.ndarray = load.terms @ self.factors
         return expected
 
 
 def robust_fit(terms: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Least squares in which steps that something interrupted count little (Huber's weights), shape (terms,)."""
+    """Return the factors of a least-squares fit with Huber's weights, shape (terms,): interrupted steps count little.
+
+    ``terms``: shape (steps, terms); ``seconds``: shape (steps,). Huber, Robust Estimation of a Location Parameter, 1964.
+    """
     scale = np.abs(terms).max(axis=0)
     scaled = terms / np.where(scale > 0, scale, 1.0)
     weights = np.ones(len(seconds))
@@ -127,7 +132,7 @@ class Expectation:
         self._learning: dict[Bucket, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
 
     def begin(self, planes: dict[Bucket, list[Plane]], learns: bool, ranks: int) -> None:
-        """``planes`` from an earlier life or a baseline; ``ranks`` of the group, which take turns in teaching."""
+        """Begin with ``planes`` from an earlier life or a baseline. The ``ranks`` of the group take turns in teaching."""
         self.planes, self._learns, self._ranks, self._begun = planes, learns, ranks, True
 
     @property
@@ -200,7 +205,7 @@ def _by_operator(batch: RecordBatch) -> np.ndarray:
 
 
 def described(planes: Mapping[Bucket, list[Plane]]) -> list[dict[str, Any]]:
-    """Buckets and planes by name."""
+    """Return buckets and planes as plain values with names."""
     return [
         {
             "phase": Phase.of(phase).value, "mode": Mode.of(mode).value, "size": size, "context": context,
@@ -220,7 +225,8 @@ def described(planes: Mapping[Bucket, list[Plane]]) -> list[dict[str, Any]]:
 
 
 def understood(buckets: list[dict[str, Any]]) -> dict[Bucket, list[Plane]]:
-    """What :func:`described` made. Raises KeyError, TypeError, ValueError or OverflowError for anything else."""
+    """Return planes from what :func:`described` made. Raises KeyError, TypeError, ValueError or OverflowError for anything
+    else."""
     return {
         (Phase(each["phase"]).code, Mode(each["mode"]).code, int(each["size"]), int(each["context"])): [
             Plane(_shaped(plane["reach"], (2, 2)), _factors(plane["operators"])) for plane in each["planes"]

@@ -40,7 +40,7 @@ class Ring(Protocol):
 
 @dataclasses.dataclass
 class Rank:
-    """What is known of one rank beside its steps.
+    """State of one rank beside its steps.
 
     ``header`` is a copy from the last poll. ``ring`` is asked for what must be true now, also when polls are slow.
     ``base`` keeps the header's counters of earlier lives of the rank, so that ours never go down.
@@ -68,7 +68,7 @@ class Rank:
         return min((time for time in unread if time > 0), default=0.0)
 
     def counter(self, name: str) -> np.ndarray:
-        """A counter of the header over all lives of the rank."""
+        """Return a counter of the header over all lives of the rank."""
         now: np.ndarray = np.asarray(self.header[name], float) if self.header is not None else np.zeros(())
         total: np.ndarray = now + self.base.get(name, np.zeros(()))
         return total
@@ -103,7 +103,7 @@ class Group:
         self.matching = Matching(self._matched)
 
     def set_facts(self, rank: int, facts: dict[str, Any]) -> None:
-        """What a rank says of itself, once it has."""
+        """Take what a rank says of itself."""
         with self.lock:
             self.ranks[rank].facts = facts
             with self._apart("analytic"):
@@ -113,7 +113,7 @@ class Group:
 
     @property
     def complete(self) -> bool:
-        """Whether every rank that can be seen here has said what it is."""
+        """Tell whether every rank that can be seen here has said what it is."""
         return self.matching.complete
 
     def restarted(self, rank: int) -> None:
@@ -166,14 +166,14 @@ class Group:
             self.collectives.add(matched, *self.clock(int(matched.step["mode"])))
 
     def clock(self, mode: int) -> tuple[float, float]:
-        """``(quantum, cost of a boundary)`` in seconds, in steps of this mode: the largest of all ranks."""
+        """Return ``(quantum, cost of a boundary)`` of steps of this mode, in seconds: the largest of all ranks."""
         names = ("stamp_quantum", "stamp_cost") if mode == Mode.GRAPH.code else ("clock_quantum", "boundary_cost")
         headers: list[Any] = [rank.header for rank in self.ranks.values() if rank.header is not None]
         quantum, cost = (max((float(header[name]) for header in headers), default=0.0) for name in names)
         return quantum, cost
 
     def counter(self, name: str) -> float:
-        """A counter of the headers, over all ranks."""
+        """Return a counter of the headers, over all ranks."""
         return float(sum(rank.counter(name).sum() for rank in self.ranks.values()))
 
     def dropped(self) -> dict[DropReason, int]:
@@ -190,7 +190,7 @@ class Group:
         return {reason: self._by_code("whole", reason.code) for reason in StepOnlyReason}
 
     def instrumented_graphs(self) -> int:
-        """Batch sizes that have an instrumented graph on every rank that has said so."""
+        """Return how many batch sizes have an instrumented graph on every rank."""
         sizes = [set((rank.facts.get("graphs") or {}).get("sizes", ())) for rank in self.ranks.values() if rank.facts]
         return len(set.intersection(*sizes)) if sizes else 0
 
@@ -199,14 +199,14 @@ class Group:
         return int(sum(value[code] for value in values if value.ndim))
 
     def facts(self) -> dict[str, Any]:
-        """What the lowest rank says of model, GPU and versions; empty before it has said so."""
+        """Return what the lowest rank says of model, GPU and versions; empty before it has said so."""
         for number in sorted(self.ranks):
             if self.ranks[number].facts:
                 return self.ranks[number].facts
         return {}
 
     def slots(self) -> dict[str, bool]:
-        """Operators and whether every rank has wrapped them."""
+        """Return for each operator whether every rank has wrapped it."""
         found: dict[str, bool] = {}
         for rank in self.ranks.values():
             for operator, state in rank.facts.get("slots", {}).items():
@@ -214,6 +214,6 @@ class Group:
         return found
 
     def data_age(self, now: float) -> float:
-        """Seconds since the oldest step that is not counted yet, over all ranks; 0 when all are."""
+        """Return the seconds since the oldest step that is not counted yet, over all ranks; 0 when all are."""
         ages = [rank.oldest_unread() for rank in list(self.ranks.values()) if rank.header is not None]
         return max(0.0, now - min(age for age in ages if age)) if any(ages) else 0.0

@@ -1,4 +1,4 @@
-"""The same sampled step on every rank of a group: what belongs together, and what does not.
+"""Matching of ranks: the same sampled step on every rank of a group, or the reason why it cannot be compared.
 
 Ranks run in step and sample by the count of forwards alone, so a step has the same number everywhere. That is not
 trusted: a step is compared only if all ranks say that they computed the same batch with the same calls.
@@ -44,19 +44,19 @@ class Matched:
     size: int
 
     @functools.cached_property
-    def at_least(self) -> np.ndarray:
-        """Seconds that each rank was in each collective at any rate, the same shape."""
+    def min_seconds(self) -> np.ndarray:
+        """Return the least seconds that each rank was in each collective, the same shape."""
         return without_launching(self.seconds, self.launching)
 
     def only(self, chosen: np.ndarray) -> Matched:
-        """These of its calls; ``chosen``: shape (calls,)."""
+        """Return the same step with some of its calls; ``chosen``: bool, shape (calls,)."""
         return dataclasses.replace(
             self, calls=self.calls[chosen], seconds=self.seconds[:, chosen], launching=self.launching[:, chosen]
         )
 
 
 def without_launching(seconds: np.ndarray, launching: np.ndarray) -> np.ndarray:
-    """What of ``seconds`` is left when a rank arrived as late as its host's ``launching`` allows; the same shape."""
+    """Return the rest of ``seconds`` if each rank arrived as late as its host's ``launching`` seconds allow; the same shape."""
     started = np.where(launching > 0, launching + START_SECONDS, 0.0)
     return np.asarray(np.maximum(seconds - started, 0.0))
 
@@ -85,11 +85,11 @@ class Matching:
 
     @property
     def complete(self) -> bool:
-        """Whether all ranks that can be seen here have shown up."""
+        """Tell whether all ranks that can be seen here have shown up."""
         return bool(self._expected())
 
     def set_facts(self, rank: int, facts: Mapping[str, Any]) -> None:
-        """What a rank says of itself when it has started: no step from before belongs to the group as it is now."""
+        """Take the facts of a rank that has started. No step from before belongs to the group as it is now."""
         self._ranks.add(rank)
         self._size = int(facts.get("tp", 1))
         self._nodes = int(facts.get("nodes", 1))
@@ -128,7 +128,7 @@ class Matching:
                 self._waiting[number][rank] = (step, calls[ends[at] : ends[at + 1]])
 
     def settle(self) -> None:
-        """Hand on what is whole, give up what never can be."""
+        """Emit complete steps and drop those that can no longer become complete."""
         expected = self._expected()
         for number in sorted(self._waiting) if expected else ():
             absent = expected - self._waiting[number].keys()
@@ -140,7 +140,7 @@ class Matching:
             self._give_up(number, Unmatched.LATE)
 
     def _expected(self) -> set[int]:
-        """Whose records make a step whole; empty as long as that is not known."""
+        """Return the ranks whose records make a step complete; empty as long as that is not known."""
         if len(self._ranks) == self._size or self.scope is Scope.NODE:
             return self._ranks
         return set()
@@ -162,3 +162,17 @@ class Matching:
     def _give_up(self, number: int, reason: Unmatched) -> None:
         del self._waiting[number]
         self.unmatched[reason] += 1
+
+
+def match(batches: Mapping[int, RecordBatch], sink: Callable[[Matched], None]) -> dict[Unmatched, int]:
+    """Match the steps of whole recordings, given by rank. Return how many steps were given up, by reason."""
+    matching = Matching(sink)
+    for rank in batches:
+        matching.set_facts(rank, {"tp": len(batches)})
+    for first in range(0, max(map(len, batches.values()), default=0), MOST_WAITING):
+        for rank, batch in batches.items():
+            chosen = np.zeros(len(batch), bool)
+            chosen[first : first + MOST_WAITING] = True
+            matching.add(rank, batch.only(chosen))
+        matching.settle()
+    return matching.unmatched

@@ -1,4 +1,4 @@
-"""The last hour of a group in buckets of ten seconds, and its slowest steps: all that a live page needs to have been kept.
+"""The last hour of a group in buckets of ten seconds, and its slowest steps: all that a live page needs.
 
 Sums only ever grow, and every ten seconds they are copied into the next row of a ring. What happened in a window is the
 difference between now and the row at its start. Size and cost do not depend on load or on who is looking.
@@ -54,7 +54,7 @@ for _name, _shape in FIELDS.items():
     _PLACES[_name] = slice(_WIDTH, _WIDTH + math.prod(_shape))
     _WIDTH += math.prod(_shape)
 Sums = Mapping[str, np.ndarray]
-"""Of each of :data:`FIELDS`, in its shape."""
+"""Sums by the names of :data:`FIELDS`, each in its shape."""
 
 
 def _named(row: np.ndarray) -> Sums:
@@ -74,13 +74,13 @@ class SlowStep:
         return float(self.step["seconds"])
 
     def is_same(self, other: SlowStep) -> bool:
-        """Whether both are one step of the group, as two ranks had it. Numbers begin anew with a restart."""
+        """Tell whether both are one step of the group, as two ranks had it. Numbers begin anew with a restart."""
         near = abs(float(self.step["wall_time"]) - float(other.step["wall_time"])) < 1.0
         return bool(near and self.step["number"] == other.step["number"])
 
 
 def _slowest(steps: Sequence[SlowStep], most: int) -> list[SlowStep]:
-    """Each step of the group once, as its slowest rank had it; the slowest first."""
+    """Return each step of the group once, as its slowest rank had it; the slowest first."""
     kept: list[SlowStep] = []
     for each in sorted(steps, key=lambda each: -each.seconds):
         if not any(each.is_same(other) for other in kept):
@@ -99,7 +99,7 @@ class _Minutes:
 
     @property
     def least(self) -> float:
-        """A step that is not longer need not be offered."""
+        """Return the seconds above which a step is worth offering."""
         now = self._minutes[-1]
         return now[-1].seconds if len(now) == self._most else 0.0
 
@@ -170,11 +170,11 @@ class Recent:
             self.last[kind] = timed.steps[at], timed.intervals_of(at).copy()
 
     def due(self, now: float) -> bool:
-        """Whether the next row is to be kept at ``now`` (monotonic seconds)."""
+        """Tell whether the next row is to be kept at ``now`` (monotonic seconds)."""
         return not self._times or now - self._times[-1] >= EVERY_SECONDS
 
     def keep(self, now: float) -> None:
-        """The sums as they are now become a row, and every sixth row begins a new minute of the slowest steps."""
+        """Keep the sums as they are now as a row; every sixth row begins a new minute of the slowest steps."""
         # After a pause (a machine that slept) the rows that are missing are like this one, so that a minute stays one.
         missed = int(min((now - self._times[-1]) // EVERY_SECONDS, ROWS)) if self._times else 1
         for behind in range(max(missed, 1) - 1, -1, -1):
@@ -186,7 +186,8 @@ class Recent:
                     minutes.next()
 
     def over(self, seconds: float, now: float) -> tuple[Sums, float]:
-        """What came in the last ``seconds``, up to ten more, and how long that really is; less after a start."""
+        """Return the sums of the last ``seconds`` (up to ten more), and the seconds that they really cover; fewer after a
+        start."""
         if not self._times:
             return _named(np.zeros(_WIDTH)), 0.0
         age = next((age for age, time in enumerate(reversed(self._times)) if now - time >= seconds), None)
@@ -195,15 +196,15 @@ class Recent:
         return _named(self._sums - self._rows[(self._next - 1 - age) % ROWS]), max(now - began, 0.0)
 
     def columns(self) -> list[Sums]:
-        """The last hour minute by minute, whole minutes only, the oldest first."""
+        """Return the sums of the last hour minute by minute, whole minutes only, the oldest first."""
         rows = [self._rows[(self._next - 1 - age) % ROWS] for age in range(0, len(self._times), COLUMN_ROWS)]
         return [_named(newer - older) for newer, older in zip(rows, rows[1:])][::-1]
 
     def slowest(self, phase: Phase) -> list[SlowStep]:
-        """The slowest sampled steps of the last ten minutes."""
+        """Return the slowest sampled steps of the last ten minutes."""
         return self._sampled[phase.code].found()
 
     def longest(self, phase: Phase) -> SlowStep | None:
-        """The slowest step of the last ten minutes, sampled or not."""
+        """Return the slowest step of the last ten minutes, sampled or not."""
         found = self._any[phase.code].found()
         return found[0] if found else None

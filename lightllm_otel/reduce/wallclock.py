@@ -1,4 +1,4 @@
-"""When steps began on the GPU, on the host's wall clock, and how far that may be wrong.
+"""Start of steps on the GPU by the host's wall clock, and how far it may be wrong.
 
 A GPU has no wall clock, and asking one takes a synchronisation. But a GPU that had nothing to do passes a step's first event
 as soon as it is recorded, and the host looked at its clock right then: such a step ties both clocks together anew, so their
@@ -20,27 +20,27 @@ DRIFT = 50e-6  # seconds per second, between the clocks of a host and a GPU; qua
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Unix seconds, and how far they may be wrong."""
+    """Start of a step: Unix seconds, and how far they may be wrong, in seconds."""
 
     seconds: float
     error: float
 
 
 class WallClock:
-    """Of one rank. ``latency``: what it calibrated at its start; the larger, the coarser."""
+    """Wall clock of one rank's GPU. ``latency``: seconds, calibrated at its start; the larger, the coarser."""
 
     def __init__(self, latency: float = 0.0) -> None:
         self.latency = latency
         self._last: tuple[Start, Any] | None = None
 
     def start(self, step: Any) -> Start:
-        """``step``: the next record (``STEP``) of the rank, in the order in which they were written."""
+        """Return the start of ``step``, the next record (``STEP``) of the rank in the order in which they were written."""
         found = self._behind(step) or Start(float(step["wall_time"]), self.latency)
         self._last = (found, step)
         return found
 
     def _behind(self, step: Any) -> Start | None:
-        """Where the GPU was still busy when the step was launched: it follows its predecessor. None where it was not."""
+        """Return the end of the step before if the GPU was still busy when this one was launched, else None."""
         entered, idle = float(step["wall_time"]), float(step["idle_seconds"])
         if self._last is None or idle > BEHIND_SECONDS:
             return None

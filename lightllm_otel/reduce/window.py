@@ -1,4 +1,4 @@
-"""How steady something is: variation and tail over the last samples, which the buckets of a histogram cannot give."""
+"""Variation and tail over the last samples, which the buckets of a histogram cannot give."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEAST_ALIKE = 16  # samples of one kind; fewer have no middle
 
 @dataclasses.dataclass(frozen=True)
 class Stability:
-    """``variation``: standard deviation by mean; ``tail``: 99th percentile by median; of ``count`` samples."""
+    """``variation``: standard deviation divided by mean. ``tail``: 99th percentile divided by median. ``count``: of samples."""
 
     variation: float
     tail: float
@@ -20,7 +20,9 @@ class Stability:
 
 
 def stability(kinds: np.ndarray, values: np.ndarray) -> Stability | None:
-    """Of values (shape (n,)), each against the median of its own kind (shape (n,)), so that a change of load is none.
+    """Return the spread of values (shape (n,)), each against the median of its kind (shape (n,)).
+
+    So a change of load does not count as variation.
 
     None where no kind has :data:`LEAST_ALIKE` values above zero.
     """

@@ -10,7 +10,15 @@ from lightllm_otel.records import layout
 from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.recording import read_recording
 from lightllm_otel.records.vocabulary import Implementation, Mode, Operator, Phase, Scope, Site
-from lightllm_otel.reduce.collectives import Collectives, Kinds, has_transfer, last_arrival, noise_seconds, split, sure
+from lightllm_otel.reduce.collectives import (
+    Collectives,
+    Kinds,
+    has_transfer,
+    last_arrival,
+    last_rank_known,
+    noise_seconds,
+    transfer_and_wait,
+)
 from lightllm_otel.reduce.group import Group
 from lightllm_otel.reduce.matching import MOST_WAITING, Matched
 from lightllm_otel.tools.demo import find
@@ -48,7 +56,7 @@ def unmatched(group):
 
 
 def test_transfer_is_the_shortest_over_the_ranks_and_the_rest_is_waiting():
-    transfer, wait = split(np.array([[1.0, 4.0], [3.0, 2.0], [2.0, 2.5]]))
+    transfer, wait = transfer_and_wait(np.array([[1.0, 4.0], [3.0, 2.0], [2.0, 2.5]]))
     assert transfer.tolist() == [1.0, 2.0]
     assert wait.tolist() == [[0.0, 2.0], [2.0, 0.0], [1.0, 0.5]]
 
@@ -219,7 +227,7 @@ def test_who_was_last_is_known_where_one_took_no_longer_than_each_other_did_at_l
 ):
     for order in itertools.permutations(range(len(seconds))):  # the order of the ranks is no reason
         matched = calls_of([[seconds[rank]] for rank in order], [[launching[rank]] for rank in order])
-        assert sure(matched).tolist() == [is_sure]
+        assert last_rank_known(matched).tolist() == [is_sure]
         assert has_transfer(matched).tolist() == [is_told]
 
 
@@ -227,7 +235,7 @@ def test_who_was_last_is_known_where_one_took_no_longer_than_each_other_did_at_l
 def test_of_two_equal_times_the_one_that_was_launching_may_be_the_shorter(launching):
     """It came last, or both came at once."""
     matched = calls_of([[50], [50]], [[each] for each in launching])
-    assert (sure(matched).tolist(), has_transfer(matched).tolist()) == ([True], [False])
+    assert (last_rank_known(matched).tolist(), has_transfer(matched).tolist()) == ([True], [False])
 
 
 def counted(matched, quantum=0.0):

@@ -13,7 +13,8 @@ import numpy as np
 
 from lightllm_otel.records import layout
 from lightllm_otel.records.vocabulary import COLLECTIVES, IdleReason, Operator, Phase, Site
-from lightllm_otel.reduce.matching import UNKNOWN_LAUNCHING_SECONDS, without_launching
+from lightllm_otel.reduce.collectives import transfer_and_wait
+from lightllm_otel.reduce.matching import Matched, match
 from lightllm_otel.tools.analysis.runs import Repeat
 
 STEPS, OPERATORS = 0, 1  # threads of a rank
@@ -85,30 +86,29 @@ def _intervals(repeat: Repeat, rank: int, of_step: slice, at: float, waits: np.n
 
 
 def collective_waits(repeat: Repeat) -> np.ndarray:
-    """Seconds of each interval that are more than the fastest rank's in the same collective; 0 for all others. What launching
-    may have taken is none of them.
+    """Return the seconds that each interval's rank waited for the others at least, shape (intervals,); 0 for what is no
+    collective.
 
-    Only where every rank has the call: same step, layer, operator, site and occurrence.
+    By the same matching as in the exporter: only steps that every rank has, with the same calls.
     """
     waits = np.zeros(len(repeat.intervals))
-    chosen = np.flatnonzero(np.isin(repeat.intervals["operator"], _COLLECTIVES))
-    ranks = len(set(repeat.rank.tolist()))
-    if ranks < 2 or not len(chosen):
-        return waits
-    calls = repeat.intervals[chosen]
-    columns = [
-        repeat.steps["number"][repeat.of[chosen]],
-        *(calls[name] for name in ("layer", "operator", "site", "occurrence")),
-    ]
-    _, group = np.unique(np.stack([column.astype(np.int64) for column in columns], axis=1), axis=0, return_inverse=True)
-    group = group.reshape(-1)
-    seconds = calls["seconds"].astype(float)
-    least = np.full(int(group.max()) + 1, np.inf)
-    np.minimum.at(least, group, seconds)
-    complete = np.bincount(group) == ranks
-    launching = layout.launching_seconds(calls["flags"], UNKNOWN_LAUNCHING_SECONDS)
-    at_least = without_launching(seconds, launching)
-    waits[chosen] = np.where(complete[group], np.maximum(at_least - least[group], 0.0), 0.0)
+    first = dict(zip(repeat.batches, np.cumsum([0, *(len(batch.intervals) for batch in repeat.batches.values())])))
+    calls: dict[tuple[int, int], np.ndarray] = {}
+    for rank, batch in repeat.batches.items():
+        found = np.flatnonzero(np.isin(batch.intervals["operator"], _COLLECTIVES))
+        numbers = batch.steps["number"][batch.step_of_interval[found]]
+        for number in np.unique(numbers).tolist():
+            calls[rank, number] = first[rank] + found[numbers == number]
+
+    def place(matched: Matched) -> None:
+        _, wait = transfer_and_wait(matched.seconds, matched.min_seconds)
+        for rank, own in zip(matched.ranks, wait):
+            places = calls[rank, int(matched.step["number"])]
+            if len(places) == len(own):  # else a rank has restarted, and its numbers are there twice
+                waits[places] = own
+
+    if len(repeat.batches) > 1:
+        match(repeat.batches, place)
     return waits
 
 
