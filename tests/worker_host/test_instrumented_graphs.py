@@ -241,7 +241,7 @@ def test_sizes_can_be_limited(serve):
     assert sorted(session.instrumented_graphs.by_size) == [2]
     ask(rpc, batch=4)
     rpc.decode()
-    assert session.kept.whole[StepOnlyReason.NOT_INSTRUMENTED.code] == 1
+    assert session.kept.step_only[StepOnlyReason.NOT_INSTRUMENTED.code] == 1
     ask(rpc, batch=2)
     assert len(session.kept.steps[-1][1]) > 10
 
@@ -303,7 +303,7 @@ def test_a_twin_that_writes_its_output_elsewhere_is_found_out_and_never_replayed
     assert "not those of the host's own graph" in session.instrumented_graphs.reason
     assert ask(rpc) == right()
     rpc.decode()
-    assert session.kept.whole[StepOnlyReason.NOT_INSTRUMENTED.code] == 1
+    assert session.kept.step_only[StepOnlyReason.NOT_INSTRUMENTED.code] == 1
 
 
 @pytest.mark.parametrize(("policy", "state"), [("auto", "refused"), ("force", "armed")])

@@ -115,7 +115,7 @@ def _disarm(session: Session, reason: StepOnlyReason) -> None:
     timer = session.timer
     if timer is not None and not timer.failed:
         with session.guard(Stage.MEASURE):
-            timer.disarm(reason)
+            timer.stop_recording(reason)
 
 
 def _rows(arguments: Arguments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

@@ -299,11 +299,11 @@ class InstrumentedGraphs:
         def body() -> None:
             nonlocal delivered
             try:
-                timer.armed = recorder
+                timer.recorder = recorder
                 try:
                     made = decode()
                 finally:
-                    timer.armed = None
+                    timer.recorder = None
                 delivered = self._graphs.deliver(made, entry[-1])
                 timestamps.publish(len(recorder.codes))
             finally:
