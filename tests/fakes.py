@@ -291,7 +291,7 @@ class FakeSession:
         if self.owns(model):
             self.forwards = Forwards(*self._rule)
             with self.guard(Stage.PATCH):
-                self.instrumented_graphs.arm()
+                self.instrumented_graphs.activate()
             self.sees_replays = self.fits.fits("graph_replay") or getattr(model, "graph", None) is None
             self.timer = self._timer
 

@@ -149,7 +149,7 @@ class ServerSession:
         forwards = self.forwards = Forwards(self._settings.level, Sampling(self._settings.sample_every))
         if self.instrumented_graphs is not None:
             with self.guard(Stage.PATCH):
-                self.instrumented_graphs.arm()
+                self.instrumented_graphs.activate()
         with self.guard(Stage.MEASURE):
             timer.step_reader.calibration = calibrate(clock)
         with self.guard(Stage.RING):
