@@ -91,7 +91,7 @@ class Kept:
     def __init__(self) -> None:
         self.steps: list[tuple[np.void, np.ndarray]] = []
         self.dropped: list[int] = []
-        self.whole: list[int] = []
+        self.step_only: list[int] = []
         self.oldest_unread = 0.0
         self.in_flight = None
         self.progress = [0] * progress.WORDS
@@ -105,8 +105,8 @@ class Kept:
     def leave(self):
         self.in_flight = None
 
-    def count(self, dropped, whole, sampled, hook_seconds, oldest_unread):
-        self.dropped, self.whole, self.oldest_unread = list(dropped), list(whole), oldest_unread
+    def count(self, dropped, step_only, sampled, hook_seconds, oldest_unread):
+        self.dropped, self.step_only, self.oldest_unread = list(dropped), list(step_only), oldest_unread
 
     def seconds(self, index=-1):
         """{operator: [seconds of each call]} of one step."""
@@ -291,7 +291,7 @@ class FakeSession:
         if self.owns(model):
             self.forwards = Forwards(*self._rule)
             with self.guard(Stage.PATCH):
-                self.instrumented_graphs.arm()
+                self.instrumented_graphs.activate()
             self.sees_replays = self.fits.fits("graph_replay") or getattr(model, "graph", None) is None
             self.timer = self._timer
 

@@ -360,7 +360,7 @@ def hook_calls(plugin: Plugin, calls: int) -> Rows:
 
     plugin.follow(SETTINGS["default"])
     timer = plugin.session.timer
-    assert timer.armed is None
+    assert timer.recorder is None
     layer = _Layer()
     call = timeit.Timer("layer._ffn(a, b, c)", globals={"layer": layer, "a": None, "b": None, "c": None})
     bare = min(call.repeat(15, calls))
@@ -407,8 +407,8 @@ def step_reader(model: Any, plugin: Plugin, sizes: Sizes) -> Rows:
 
 @contextlib.contextmanager
 def _timed_reading(plugin: Plugin) -> Iterator[dict[str, list[float]]]:
-    timer = plugin.session.timer
-    finish = timer._finish
+    pending = plugin.session.timer.pending
+    finish = pending._finish
     seconds: dict[str, list[float]] = {"sampled": [], "unsampled": []}
 
     def timed_finish(step: Any) -> None:
@@ -417,11 +417,11 @@ def _timed_reading(plugin: Plugin) -> Iterator[dict[str, list[float]]]:
         finish(step)
         seconds[kind].append(time.perf_counter() - began)
 
-    timer._finish = timed_finish
+    pending._finish = timed_finish
     try:
         yield seconds
     finally:
-        del timer._finish
+        del pending._finish
 
 
 def critical_path(model: Any, plugin: Plugin, sizes: Sizes) -> Rows:

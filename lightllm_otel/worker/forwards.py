@@ -1,7 +1,7 @@
-"""The count of a model's completed forwards, and which of them are sampled: the one thing that all ranks must agree on.
+"""Count of a model's completed forwards, and the choice of the sampled ones, on which all ranks must agree.
 
-Nothing but the count and the rule goes into the decision, and no failure of ours stops the counting: a rank on which
-reading has ended still replays an instrumented graph when the others do.
+The choice depends on the count and on the rule alone, and no error of the plugin stops the counting. So a rank that has
+stopped measuring still replays an instrumented graph when the others do.
 """
 
 from __future__ import annotations
@@ -10,29 +10,33 @@ from lightllm_otel.records.vocabulary import Level, Phase
 from lightllm_otel.worker.sampling import Sampling
 
 SEARCH = 256
-BLOCK = 256  # forwards about which is decided in one go
+BLOCK = 256  # forwards that are decided at once
 
 
 class Forwards:
-    """``completed``: forwards that have returned; the number of the one in progress. One that raised is not counted."""
+    """Counter of forwards. ``completed``: forwards that have returned, without those that raised.
+
+    The forward in progress has the number ``completed``.
+    """
 
     def __init__(self, level: Level, sampling: Sampling) -> None:
         self.completed = 0
         self.follow(level, sampling)
 
     def follow(self, level: Level, sampling: Sampling) -> None:
-        """From the next forward on this is the rule."""
+        """Use this level and this sampling from the next forward on."""
         self.level = level
         self.sampling = sampling
         self._block, self._due = range(0), frozenset[int]()
         self._decide()
 
     def complete(self) -> None:
+        """Count a forward that has returned."""
         self.completed += 1
         self._decide()
 
     def _decide(self) -> None:
-        # Here, behind the launch of a forward, and not at the start of the next one, where the GPU waits for us.
+        # Decide here, after the launch of a forward. At the start of the next one the GPU may be waiting.
         completed = self.completed
         if completed not in self._block:
             self._block = range(completed, completed + BLOCK)
@@ -41,9 +45,9 @@ class Forwards:
         self.decode_due = completed in self._due
 
     def quiet(self, first: int, level: Level, sampling: Sampling, margin: int) -> int:
-        """The first forward from ``first`` on with no decode step sampled within ``margin`` of it, then or now.
+        """Return the first forward from ``first`` on that has no sampled decode step within ``margin``, by either rule.
 
-        Where samples are too dense for that, ``first`` itself.
+        The rules are the current one and the new one. Return ``first`` itself where samples are too dense.
         """
         rules = [rule for on, rule in ((self.level, self.sampling), (level, sampling)) if on is Level.OPERATORS]
         clear = 0
@@ -54,7 +58,7 @@ class Forwards:
         return first
 
     def due(self, phase: Phase, tokens: int) -> bool:
-        """Whether the operators of the forward in progress are timed."""
+        """Tell whether the operators of the forward in progress are timed. ``tokens``: its new tokens."""
         if phase is Phase.PREFILL:
             return self.level is Level.OPERATORS and self.sampling.due(self.completed, phase, tokens)
         return self.decode_due

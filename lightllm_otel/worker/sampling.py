@@ -1,4 +1,4 @@
-"""Which steps have their operators timed: a pure function of the step's number, so that all ranks agree."""
+"""Choice of the steps whose operators are timed: a pure function of the step's number, so that all ranks agree."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MASK = (1 << 64) - 1
 def mix(number: int) -> int:
     """Spread consecutive numbers over 64 bits (the finaliser of splitmix64, Steele et al. 2014).
 
-    A stride would beat with LightLLM's own rhythm of prefill and decode steps; a hash does not.
+    A fixed stride could fall into step with LightLLM's rhythm of prefill and decode steps. A hash cannot.
     """
     number = (number + 0x9E3779B97F4A7C15) & _MASK
     number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
@@ -25,7 +25,7 @@ def mix(number: int) -> int:
 
 
 def mix_all(numbers: np.ndarray) -> np.ndarray:
-    """The same of many numbers (uint64) at once."""
+    """Apply :func:`mix` to an array of uint64, shape (n,); return uint64, shape (n,)."""
     mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -34,12 +34,15 @@ def mix_all(numbers: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """One decode step in ``every``; every prefill step of 512 tokens or more, one in 4 of the smaller ones."""
+    """Rule that samples one decode step in ``every``, all prefill steps of 512 tokens or more, and one smaller one in 4.
+
+    If ``every`` is below 4, one smaller prefill step in ``every`` is sampled.
+    """
 
     every: int
 
     def due(self, number: int, phase: Phase, tokens: int) -> bool:
-        """Whether step ``number`` (completed forwards before it) of ``tokens`` new tokens is sampled."""
+        """Tell whether step ``number`` is sampled. ``number``: completed forwards before it. ``tokens``: its new tokens."""
         every = self.every
         if phase is Phase.PREFILL:
             if tokens >= LARGE_PREFILL_TOKENS:
@@ -48,6 +51,6 @@ class Sampling:
         return mix(number) % every == 0
 
     def decode_steps(self, numbers: range) -> frozenset[int]:
-        """Return those of the numbers whose decode step is sampled."""
+        """Return the numbers whose decode steps are sampled."""
         mixed = mix_all(np.arange(numbers.start, numbers.stop, dtype=np.uint64))
         return frozenset((numbers.start + np.flatnonzero(mixed % np.uint64(self.every) == 0)).tolist())

@@ -1,4 +1,4 @@
-"""One model process: where clock, ring, timer, patches, live control and exporter come together."""
+"""Session of one model process: connects clock, ring, timer, hooks, live control and exporter."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ from lightllm_otel.worker.host.step_notes import StepNotes
 from lightllm_otel.worker.sampling import Sampling
 from lightllm_otel.worker.supervisor import Supervisor
 
-# Per layer: nine operators, a lead before each, three collectives, the ends of pairs; a third more for other families.
+# A layer has nine operators, a boundary before each, three collectives, and ends of pairs. Other model families need a third more.
 BOUNDARIES_PER_LAYER = 32
 BOUNDARIES_PER_STEP = 64
 HOUSEKEEPING_SECONDS = 1.0
-QUIET_MARGIN = 2  # forwards around a change of the rule in which none is sampled, where samples leave room
+QUIET_MARGIN = 2  # forwards around a change of the rule without a sampled one, where samples leave room
 
 
 class ServerSession:
-    """Composes the plugin in a model process; in all other processes of a server nothing but hooks exists.
+    """The plugin in a model process. All other processes of a server have hooks only.
 
-    The first model that is built is the one that is measured; drafts of speculative decoding are counted.
+    The first model that is built is measured. Later ones are drafts of speculative decoding; they are counted.
     """
 
     def __init__(self, settings: Settings, guard: Guard, patch_set: PatchSet, live: PatchSet) -> None:
@@ -86,6 +86,7 @@ class ServerSession:
     # While the server starts -----------------------------------------------------------------------------------------
 
     def attach(self, model: Any) -> None:
+        """Create ring and timer, and wrap the model's operators. Only the first model is measured."""
         if self._model is not None:
             self._drafts += not self.owns(model)
             return
@@ -119,7 +120,7 @@ class ServerSession:
             ranges.install(model, self.operator_patches, self.guard, *found)
 
     def _make_ring(self, identity: Identity) -> RingWriter | None:
-        """The ring, in the first folder that has room for it; None, and one log line, when there is none."""
+        """Create the ring in the first folder that has room for it; return None, after one log line, if none has."""
         key = group_key(identity.host, identity.port, identity.dp_rank)
         reasons: list[str] = []
         for directory in (self._settings.directory, Path(f"/tmp/lightllm-otel-{os.getuid()}")):
@@ -130,32 +131,33 @@ class ServerSession:
                 reasons.append(str(error) if isinstance(error, NotOurs) else f"{directory}: {error.strerror or error}")
                 continue
             if reasons and identity.rank == 0:
-                log.warning("measurements lie in %s: %s", folder, "; ".join(reasons))
+                log.warning("measurements are kept in %s, because of this: %s", folder, "; ".join(reasons))
             self._supervisor = Supervisor(folder, eager=identity.rank == 0)
             self._folder = folder
             return ring
         log.error(
-            "no folder for %s MiB of measurements (%s); lightllm-otel stays off. Set LIGHTLLM_OTEL_DIR to a folder "
-            "of your own with room (in a container: a larger --shm-size) and restart the server.",
+            "no folder has room for %s MiB of measurements (%s); lightllm-otel stays off. Set LIGHTLLM_OTEL_DIR to a folder "
+            "of your own with enough room (in a container: a larger --shm-size) and restart the server.",
             self._settings.ring_mib, "; ".join(reasons),
         )  # fmt: skip
         return None
 
     def serve(self, model: Any) -> None:
+        """Start measuring: the model is complete. Does nothing for a draft model."""
         if self._prepared is None or not self.owns(model):
             return
         clock, ring, timer, identity = self._prepared
-        # First, and whatever becomes of the rest: a rank that does not count does not replay what the others replay.
+        # First, so that no later error prevents it: a rank that does not count does not replay what the others replay.
         forwards = self.forwards = Forwards(self._settings.level, Sampling(self._settings.sample_every))
         if self.instrumented_graphs is not None:
             with self.guard(Stage.PATCH):
-                self.instrumented_graphs.arm()
+                self.instrumented_graphs.activate()
         with self.guard(Stage.MEASURE):
             timer.step_reader.calibration = calibrate(clock)
         with self.guard(Stage.RING):
             self._describe(ring, timer)
             ring.describe(self.facts(model, clock, identity))
-        with self.guard(Stage.ACTIVATE):  # without live control the rest works all the same
+        with self.guard(Stage.ACTIVATE):  # everything else works without live control
             self.listener = self._listen_to(identity, forwards)
             ring.header["listening"] = 1
         self.sees_replays = self.fits.fits("graph_replay") or getattr(model, "graph", None) is None
@@ -164,7 +166,7 @@ class ServerSession:
         if identity.rank == 0 and self._folder is not None:
             self._kernels = Kernels(self._folder, self.guard, instrumented_graphs=self._operators_of_graphs)
             if self.otel_environment.traces:
-                with self.guard(Stage.RING):  # without them there are steps without requests
+                with self.guard(Stage.RING):  # without notes, steps have no requests
                     self.notes = StepNotes(NotesWriter(self._folder / f"rank-{os.getpid()}.notes"))
         self.housekeep()
 
@@ -172,7 +174,7 @@ class ServerSession:
         lost = self.fits.lost()
         if lost and rank == 0:
             log.warning(
-                "this LightLLM (%s) is not wholly known: %s. The rest is measured; lightllm-otel doctor has the table.",
+                "parts of this LightLLM (%s) are unknown: %s. Everything else is measured; lightllm-otel doctor shows details.",
                 describe_host()["lightllm"], "; ".join(sentence for each in lost.values() for sentence in each),
             )  # fmt: skip
 
@@ -190,7 +192,7 @@ class ServerSession:
         header["level"], header["sample_every"] = self._settings.level.code, self._settings.sample_every
 
     def facts(self, model: Any, clock: Clock, identity: Identity) -> dict[str, Any]:
-        """Return the ring's JSON page: what this rank is, and what was found."""
+        """Return the ring's JSON page, which describes this rank and the operators and graphs that were found."""
         graphs = self.instrumented_graphs
         return {
             "plugin": __version__,
@@ -213,6 +215,7 @@ class ServerSession:
     # In a step -------------------------------------------------------------------------------------------------------
 
     def owns(self, model: Any) -> bool:
+        """Tell whether this is the measured model."""
         return self._model is not None and self._model() is model
 
     def _listen_to(self, identity: Identity, forwards: Forwards) -> control.Listener:
@@ -228,17 +231,18 @@ class ServerSession:
         return control.Listener(page, place if identity.rank == 0 else None)
 
     def listen(self) -> None:
+        """Follow live control if an order begins with the forward that is being entered."""
         if self.forwards is not None:
             order = self.listener.due(self.forwards.completed)
             if order is not None:
                 self.follow(order)
 
     def follow(self, order: control.Order) -> None:
-        """From the forward that is being entered on: this level, this sampling."""
+        """Use this level and sampling from the forward on that is being entered."""
         assert self._prepared is not None
         assert self.forwards is not None
         _, ring, timer, _ = self._prepared
-        # The rule first: it is what the ranks share, and nothing below can keep it from being followed.
+        # The rule first, so that no error below can keep it from being followed: all ranks share it.
         self.forwards.follow(order.level, Sampling(order.every))
         self.fast_path.close()
         ring.header["level"], ring.header["sample_every"] = order.level.code, order.every
@@ -257,11 +261,12 @@ class ServerSession:
 
     def _resume_operators(self, timer: Timer) -> None:
         model = self._model() if self._model is not None else None
-        if not self._slots and model is not None:  # the server started at level steps
+        if not self._slots and model is not None:  # the server was started with level steps
             self._install(model, timer)
         self.operator_patches.resume()
 
     def housekeep(self) -> None:
+        """Write the heartbeat and error counts, and check on exporter and profiler; at most once a second."""
         now = time.monotonic()
         if now < self._next_housekeeping or self._prepared is None:
             return
@@ -274,7 +279,7 @@ class ServerSession:
             with self.guard(Stage.ACTIVATE):
                 self._kernels.tick(model, now)
         if self._supervisor is not None:
-            with self.guard(Stage.ACTIVATE):  # an exporter that cannot be started is no reason to stop measuring
+            with self.guard(Stage.ACTIVATE):  # measuring goes on even if the exporter cannot be started
                 self._supervisor.check(now)
 
     def _failed(self, stage: Stage) -> None:

@@ -1,4 +1,4 @@
-"""Keeps an exporter running, from the model thread's housekeeping: no thread, no fork, no waiting."""
+"""Supervisor of the exporter, called from the model thread's housekeeping. It never starts a thread, forks or waits."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lightllm_otel.settings import PREFIX
 
 CHECK_SECONDS = 5.0
 BACK_OFF_SECONDS = (5.0, 10.0, 20.0, 40.0, 80.0)
-"""Waiting times between starts while exporters keep ending."""
+"""Seconds between starts while exporters keep ending."""
 PAUSE_SECONDS = 600.0
-"""Waiting time after those: it is tried for as long as the server runs, for the cause may go away."""
+"""Seconds between later starts. They go on for as long as the server runs, because the cause may disappear."""
 HEALTHY_SECONDS = 300.0
-"""An exporter that has run for this long makes earlier ends count no more."""
+"""Seconds of running after which the earlier ends of an exporter are forgotten."""
 
 
 class Supervisor:
-    """Starts the group's exporter when its lock is free: at once if ``eager``, and again, with growing pauses, when it ended.
+    """Starter of the group's exporter while its lock is free: at once if ``eager``, later with growing pauses.
 
-    All model processes of a group do this; an exporter that finds the lock taken ends by itself.
+    All model processes of a group have one. An exporter that finds the lock taken ends by itself.
     """
 
     def __init__(self, folder: Path, eager: bool) -> None:
@@ -34,12 +34,12 @@ class Supervisor:
         self._child: int | None = None
 
     def check(self, now: float) -> None:
-        """Start an exporter if one is due. ``now``: seconds of a monotonic clock. Cheap enough for every second."""
+        """Start an exporter if one is due. ``now``: seconds of a monotonic clock. May be called every second."""
         self._reap()
         if now < self._next_check:
             return
         self._next_check = now + CHECK_SECONDS
-        if not self._eager:  # the first rank of the group comes first
+        if not self._eager:  # let the group's first rank start it
             self._eager = True
             return
         if is_locked(self._folder / LOCK_NAME):
@@ -57,7 +57,7 @@ class Supervisor:
     def _start(self, now: float) -> None:
         if self._starts == len(BACK_OFF_SECONDS):
             log.error(
-                "the exporter ended %d times and is now started every %.0f minutes only; the server is not affected. "
+                "the exporter has ended %d times and is now started only every %.0f minutes; the server is not affected. "
                 "See %s, or run: lightllm-otel exporter --folder %s",
                 self._starts, PAUSE_SECONDS / 60, self._folder / "exporter.log", self._folder,
             )  # fmt: skip
@@ -67,10 +67,12 @@ class Supervisor:
             self._child = spawn_exporter(self._folder)
         except OSError as error:
             if self._starts == 1:
-                log.error("the exporter cannot be started (%s) and is tried again; the server is not affected", error)
+                log.error(
+                    "the exporter cannot be started (%s); the next try follows, the server is not affected", error
+                )
 
     def _reap(self) -> None:
-        """The child forks itself off and ends at once; collect it, or it stays a zombie of the server's."""
+        """Collect the child, which detaches and ends at once. Otherwise it would remain a zombie of the server."""
         if self._child is None:
             return
         try:
@@ -82,11 +84,11 @@ class Supervisor:
 
 
 def spawn_exporter(folder: Path) -> int:
-    """Start ``lightllm-otel exporter`` for this folder; the process id of a child that ends when it has detached.
+    """Start ``lightllm-otel exporter`` for this folder; return the id of a child that ends when it has detached.
 
-    posix_spawn, because a fork would copy the page tables of a process that maps a hundred gigabytes.
+    It uses posix_spawn, because a fork would copy the page tables of a process that maps a hundred gigabytes. Raises OSError.
     """
-    environ = {**os.environ, PREFIX: "0"}  # an exporter is no server
+    environ = {**os.environ, PREFIX: "0"}  # the exporter must not measure itself
     command = [sys.executable, "-m", "lightllm_otel", "exporter", "--folder", str(folder), "--detach"]
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:

@@ -49,8 +49,8 @@ def run(timer, clock, number, seconds, due):
     """Returns an event of the test's own behind the step's last kernel."""
     step = timer.enter(WORK, number, due)
     clock.occupy(seconds)
-    if timer.armed is not None:
-        timer.armed.record(timer.boundary_codes.code(Boundary(Operator.FFN, 0)))
+    if timer.recorder is not None:
+        timer.recorder.record(timer.boundary_codes.code(Boundary(Operator.FFN, 0)))
     timer.leave(step)
     end = torch.cuda.Event()
     end.record()
@@ -114,7 +114,7 @@ step = timer.enter(Work(Phase.PREFILL, 1, 512, 512), 7, True)
 clock.record(first, clock.stream())
 clock.occupy(float(sys.argv[2]) * factor)
 clock.record(last, clock.stream())
-timer.armed.record(timer.boundary_codes.code(Boundary(Operator.FFN, 0)))
+timer.recorder.record(timer.boundary_codes.code(Boundary(Operator.FFN, 0)))
 timer.leave(step)
 print("launched", flush=True)
 torch.cuda.synchronize()

@@ -195,7 +195,7 @@ def test_where_the_folder_belongs_to_another_user_the_next_one_is_used_and_one_l
     finally:
         shutil.rmtree(fallback)
     (record,) = caplog.records
-    assert record.message.startswith(f"measurements lie in {fallback}")
+    assert record.message.startswith(f"measurements are kept in {fallback}")
     assert f"{tmp_path / 'dir'} belongs to another user" in record.message
 
 

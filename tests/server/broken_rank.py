@@ -34,15 +34,15 @@ def without_plugin(module: Any) -> None:
 
 
 def failing_capture(module: Any) -> None:
-    draw = module.InstrumentedGraphs._draw
+    capture_again = module.InstrumentedGraphs._capture_again
 
-    def drawn(self: Any, *args: Any) -> Any:
-        instrumented = draw(self, *args)
+    def failing(self: Any, *args: Any) -> Any:
+        instrumented = capture_again(self, *args)
         if is_broken():
             raise RuntimeError("the capture fails on this rank alone")
         return instrumented
 
-    module.InstrumentedGraphs._draw = drawn
+    module.InstrumentedGraphs._capture_again = failing
 
 
 if HOW == "absent":

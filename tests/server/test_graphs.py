@@ -46,7 +46,7 @@ def test_twins_are_armed_on_all_ranks_replayed_by_the_host_and_answer_as_its_own
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("absent", "rank 1 did not vote on 'plan': is the plugin there?"),
+        ("absent", "rank 1 did not vote on 'plan'; check that lightllm-otel is installed there"),
         ("capture", "the graph for batch size 2 could not be captured a second time on every rank"),
     ],
 )

@@ -277,11 +277,11 @@ def attribution(model, group_class, group):
         pairs = forward == "_context_forward" and not hasattr(model.layers_infer[0], "tp_world_size_")
         recorder = Recorder(timer, pairs)
         LOG.calls, LOG.boundaries = [], lambda recorder=recorder: len(recorder.codes)
-        timer.armed = recorder
+        timer.recorder = recorder
         try:
             host(*given)
         finally:
-            timer.armed = None
+            timer.recorder = None
         recorder.record(timer.gap)
         boundaries[forward] = len(recorder.codes)
         for at, packed in recorder.payloads:

@@ -31,7 +31,7 @@ class BoundaryRecorder:
 
 
 def timer_of(recorder):
-    return types.SimpleNamespace(armed=recorder, boundary_codes=types.SimpleNamespace(part=lambda code: code + PART))
+    return types.SimpleNamespace(recorder=recorder, boundary_codes=types.SimpleNamespace(part=lambda code: code + PART))
 
 
 def operator(host, recorder, lead=LEAD, swallow=True, **options):
@@ -73,7 +73,7 @@ def make(request):
 
 
 class TestCalls:
-    @pytest.mark.parametrize("armed", [False, True])
+    @pytest.mark.parametrize("recording", [False, True])
     @pytest.mark.parametrize(
         ("args", "kwargs"),
         [
@@ -83,12 +83,12 @@ class TestCalls:
             ((), {"host": 1, "timer": 2, "marking": 3, "self": 4, "args": 5, "kwargs": 6}),
         ],
     )
-    def test_arguments_arrive_as_they_were_given(self, make, armed, args, kwargs):
-        assert make(any_arguments, BoundaryRecorder() if armed else None)(*args, **kwargs) == (args, kwargs)
+    def test_arguments_arrive_as_they_were_given(self, make, recording, args, kwargs):
+        assert make(any_arguments, BoundaryRecorder() if recording else None)(*args, **kwargs) == (args, kwargs)
 
-    @pytest.mark.parametrize("armed", [False, True])
-    def test_wrong_arguments_are_the_hosts_to_refuse(self, make, armed):
-        slot = make(sums, BoundaryRecorder() if armed else None)
+    @pytest.mark.parametrize("recording", [False, True])
+    def test_wrong_arguments_are_the_hosts_to_refuse(self, make, recording):
+        slot = make(sums, BoundaryRecorder() if recording else None)
         with pytest.raises(TypeError, match=r"sums\(\) missing 1 required positional argument: 'b'"):
             slot(1)
         with pytest.raises(TypeError, match="unexpected keyword argument 'other'"):

@@ -144,11 +144,11 @@ class Measured:
 
     def run(self, call=None):
         """Returns the boundaries of a forward: operator, and the site of a collective."""
-        self.timer.armed = self.recorder = Recorder(self.timer)
+        self.timer.recorder = self.recorder = Recorder(self.timer)
         try:
             (call or (lambda: self.host.layer.token_forward(Tensor(), Add(), None)))()
         finally:
-            self.timer.armed = None
+            self.timer.recorder = None
         return [self.name(code) for code in self.recorder.codes[1:]]
 
     def name(self, code):

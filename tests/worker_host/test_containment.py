@@ -90,7 +90,7 @@ def test_a_step_with_more_boundaries_than_foreseen_keeps_its_whole_time(serve):
     step, intervals = session.kept.steps[-1]
     assert step["seconds"] > 0
     assert len(intervals) == 0
-    assert sum(session.timer._dropped) == 1
+    assert sum(session.timer.pending.dropped) == 1
 
 
 def test_steps_that_are_never_read_are_bounded_and_counted(serve, now):
@@ -98,8 +98,8 @@ def test_steps_that_are_never_read_are_bounded_and_counted(serve, now):
     session.clock.frontier = now[0]
     for _ in range(70):
         request(rpc)
-    assert len(session.timer._pending) == 64
-    assert sum(session.timer._dropped) >= 6
+    assert len(session.timer.pending.steps) == 64
+    assert sum(session.timer.pending.dropped) >= 6
     session.clock.frontier = float("inf")
     rpc.decode()
     assert len(session.kept.steps) == 64

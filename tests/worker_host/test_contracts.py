@@ -120,7 +120,7 @@ def test_rows_of_microbatches(now, name, seen):
     assert bool(decodes) is seen
     if decodes and name is None:
         assert {Mode.of(int(step["mode"])) for step in decodes} >= {Mode.GRAPH}
-        assert session.kept.whole[StepOnlyReason.OVERLAP.code] > 0
+        assert session.kept.step_only[StepOnlyReason.OVERLAP.code] > 0
     session.undo()
 
 

@@ -14,7 +14,10 @@ from lightllm_otel.guard import Guard
 from lightllm_otel.otel_environment import OtelEnvironment
 from lightllm_otel.records.vocabulary import DropReason, Feature, Mode, Operator, Stage, StepOnlyReason
 from lightllm_otel.settings import Settings
-from lightllm_otel.worker.host import instrumented_graphs
+from lightllm_otel.worker.host import decode_call, graph_cost, instrumented_graphs
+from lightllm_otel.worker.host.cuda_graph_support import unsupported
+from lightllm_otel.worker.host.instrumented_graph import InstrumentedGraph
+from lightllm_otel.worker.host.warmup_inputs import other_inputs
 
 
 def ask(rpc, batch=1, context=8, value=0):
@@ -94,9 +97,7 @@ def test_kernels_that_start_sooner_behind_programmatic_dependencies_are_no_short
             return super().capture(pool, body)
 
         def seconds(self, graph):
-            plain = isinstance(graph, instrumented_graphs.Once) and not isinstance(
-                graph._graph, instrumented_graphs.InstrumentedGraph
-            )
+            plain = isinstance(graph, graph_cost.ReplayOnce) and not isinstance(graph._graph, InstrumentedGraph)
             return super().seconds(graph) + plain * saving * LAYERS
 
     monkeypatch.setattr(fakes, "FakeGraphs", Edges)
@@ -133,18 +134,16 @@ def test_dependencies_that_only_the_smallest_graph_has_are_learned_from_it(serve
             return sum(name == "ffn" for name in counted) if batches[-1] == 1 else 0
 
         def seconds(self, graph):
-            plain = isinstance(graph, instrumented_graphs.Once) and not isinstance(
-                graph._graph, instrumented_graphs.InstrumentedGraph
-            )
+            plain = isinstance(graph, graph_cost.ReplayOnce) and not isinstance(graph._graph, InstrumentedGraph)
             return super().seconds(graph) + (plain and batches[-1] == 1) * saving * LAYERS
 
-    draw = instrumented_graphs.InstrumentedGraphs._draw
+    capture_again = instrumented_graphs.InstrumentedGraphs._capture_again
 
-    def drawing(self, owner, batch, decode):
+    def capturing(self, owner, batch, decode):
         batches.append(batch)
-        return draw(self, owner, batch, decode)
+        return capture_again(self, owner, batch, decode)
 
-    monkeypatch.setattr(instrumented_graphs.InstrumentedGraphs, "_draw", drawing)
+    monkeypatch.setattr(instrumented_graphs.InstrumentedGraphs, "_capture_again", capturing)
     monkeypatch.setattr(fakes, "FakeGraphs", Edges)
     run = fake_gpu.Gpu.run
 
@@ -173,13 +172,11 @@ def test_where_the_cost_on_branches_cannot_be_measured_nothing_is_given_back(ser
     seconds = fakes.FakeGraphs.seconds
 
     def slower_plain(graphs, graph):
-        plain = isinstance(graph, instrumented_graphs.Once) and not isinstance(
-            graph._graph, instrumented_graphs.InstrumentedGraph
-        )
+        plain = isinstance(graph, graph_cost.ReplayOnce) and not isinstance(graph._graph, InstrumentedGraph)
         return seconds(graphs, graph) + plain * 2**-16
 
     monkeypatch.setattr(fakes.FakeGraphs, "seconds", slower_plain)
-    monkeypatch.setattr(instrumented_graphs, "cost_on_branches", fails)
+    monkeypatch.setattr(graph_cost, "cost_on_branches", fails)
     monkeypatch.setattr(fakes.FakeGraphs, "programmatic_edges", lambda graphs: next(counts))
     _, session, rpc = serve(kvargs="graphs", strict=False)
     assert session.instrumented_graphs.state == "armed"
@@ -241,7 +238,7 @@ def test_sizes_can_be_limited(serve):
     assert sorted(session.instrumented_graphs.by_size) == [2]
     ask(rpc, batch=4)
     rpc.decode()
-    assert session.kept.whole[StepOnlyReason.NOT_INSTRUMENTED.code] == 1
+    assert session.kept.step_only[StepOnlyReason.NOT_INSTRUMENTED.code] == 1
     ask(rpc, batch=2)
     assert len(session.kept.steps[-1][1]) > 10
 
@@ -257,15 +254,17 @@ def test_a_twin_computes_again_what_kernels_keep_on_the_state(serve):
 
 
 def test_a_graph_that_lacks_a_kernel_is_found_out_on_other_inputs_though_it_is_equal_on_the_first(serve, monkeypatch):
-    monkeypatch.setattr(instrumented_graphs, "pristine_of", lambda state: state)
+    monkeypatch.setattr(decode_call, "pristine_of", lambda state: state)
     monkeypatch.setattr(fake_host, "copy", copy_module_of_the_host())
     _, session, rpc = serve(kvargs="graphs")
-    assert "the outputs for other inputs are not those of the host's own graph" in session.instrumented_graphs.reason
+    assert (
+        "the outputs for other inputs differ from those of the host's own graph" in session.instrumented_graphs.reason
+    )
     assert [ask(rpc, context=context) for context in (8, 40)] == [right(context=8), right(context=40)]
 
 
 def test_without_that_check_such_a_graph_gives_wrong_answers(serve, monkeypatch):
-    monkeypatch.setattr(instrumented_graphs, "pristine_of", lambda state: state)
+    monkeypatch.setattr(decode_call, "pristine_of", lambda state: state)
     monkeypatch.setattr(instrumented_graphs.InstrumentedGraphs, "_check_on_other_inputs", lambda *arguments: True)
     monkeypatch.setattr(fake_host, "copy", copy_module_of_the_host())
     _, _, rpc = serve(kvargs="graphs")
@@ -300,10 +299,10 @@ def test_a_twin_that_writes_its_output_elsewhere_is_found_out_and_never_replayed
     monkeypatch.setattr(fakes.FakeGraphs, "deliver", lambda self, made, wanted: False)
     _, session, rpc = serve(kvargs="graphs", host_options={"shared_output": False}, strict=False)
     assert session.instrumented_graphs.state == "refused"
-    assert "not those of the host's own graph" in session.instrumented_graphs.reason
+    assert "differ from those of the host's own graph" in session.instrumented_graphs.reason
     assert ask(rpc) == right()
     rpc.decode()
-    assert session.kept.whole[StepOnlyReason.NOT_INSTRUMENTED.code] == 1
+    assert session.kept.step_only[StepOnlyReason.NOT_INSTRUMENTED.code] == 1
 
 
 @pytest.mark.parametrize(("policy", "state"), [("auto", "refused"), ("force", "armed")])
@@ -410,7 +409,7 @@ def test_overlapping_microbatches_and_expert_parallelism_have_whole_steps_only(s
     class Overlapping:
         enable_decode_microbatch_overlap = True
 
-    assert "microbatches" in instrumented_graphs.probe(Overlapping(), session.fits, {})
+    assert "microbatches" in unsupported(Overlapping(), session.fits, {})
 
 
 @pytest.mark.parametrize(
@@ -419,7 +418,7 @@ def test_overlapping_microbatches_and_expert_parallelism_have_whole_steps_only(s
 def test_a_server_started_with_a_mode_that_is_not_safe_has_whole_steps_only(serve, flag, reason):
     _, session, rpc = serve(kvargs="graphs")
     rpc.model.graph.args = types.SimpleNamespace(**{flag: True})
-    assert reason in instrumented_graphs.probe(rpc.model.graph, session.fits, {})
+    assert reason in unsupported(rpc.model.graph, session.fits, {})
 
 
 def test_a_cuda_graph_class_of_another_shape_is_left_alone():
@@ -436,7 +435,7 @@ def test_a_cuda_graph_class_of_another_shape_is_left_alone():
     )  # fmt: skip
     hooks.hook(session, basemodel__cuda_graph=types.SimpleNamespace(CudaGraph=CudaGraph))
     assert CudaGraph._capture_decode is stock
-    assert "captures or replays in a way that is not known" in instrumented_graphs.probe(CudaGraph(), session.fits, {})
+    assert "captures or replays in an unknown way" in unsupported(CudaGraph(), session.fits, {})
     assert session.fits.lost() == {Feature.DECODE_GRAPHS: ["operators inside decode graphs are not timed"]}
 
 
@@ -568,7 +567,7 @@ def test_inputs_of_the_warm_up_are_kept_as_they_came_though_the_graph_takes_thei
         seen.append((given.b_seq_len.value, given.input_ids.value))
         return others(given, owner, model)
 
-    others = instrumented_graphs.other_inputs
+    others = other_inputs
     monkeypatch.setattr(instrumented_graphs, "other_inputs", looked)
     collect = instrumented_graphs.InstrumentedGraphs.collect
 
@@ -588,7 +587,7 @@ def test_a_graph_whose_outputs_do_not_depend_on_inputs_proves_nothing(serve, mon
 
 
 def test_a_batch_size_that_cannot_be_tried_on_other_inputs_is_left_out_and_the_others_are_used(serve, monkeypatch):
-    others = instrumented_graphs.other_inputs
+    others = other_inputs
     monkeypatch.setattr(
         instrumented_graphs,
         "other_inputs",
@@ -601,14 +600,14 @@ def test_a_batch_size_that_cannot_be_tried_on_other_inputs_is_left_out_and_the_o
     _, session, _ = serve(kvargs="graphs")
     assert (session.instrumented_graphs.state, session.instrumented_graphs.reason) == (
         "refused",
-        "the host's graphs could not be tried on other inputs",
+        "the host's graphs could not be checked on other inputs",
     )
 
 
 def test_other_inputs_stay_within_what_the_host_is_made_for(serve):
     _, _, rpc = serve(kvargs="graphs")
     given, model = ModelInput(4, 8, False), rpc.model
-    made = instrumented_graphs.other_inputs(given, model.graph, model)
+    made = other_inputs(given, model.graph, model)
     assert made.b_req_idx.value == (0, 1, 2, 3)
     assert max(made.b_seq_len.value) < 4096 == model.req_manager.req_to_token_indexs.shape[1]
     assert len(set(made.b_seq_len.value)) == 4
@@ -617,6 +616,6 @@ def test_other_inputs_stay_within_what_the_host_is_made_for(serve):
     model.req_manager.req_to_token_indexs = fake_host.Tensor(
         4, 4096
     )  # as many rows as requests, and one is for padding
-    assert instrumented_graphs.other_inputs(given, model.graph, model) is None
+    assert other_inputs(given, model.graph, model) is None
     model.req_manager = None
-    assert instrumented_graphs.other_inputs(given, model.graph, model) is None
+    assert other_inputs(given, model.graph, model) is None

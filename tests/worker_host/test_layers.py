@@ -82,10 +82,10 @@ def install():
         found = operators.install(model, made, patch_set, guard or Guard(strict=True))
 
         def run():
-            made.armed = recorder = Recorder(made)
+            made.recorder = recorder = Recorder(made)
             for layer in model.layers_infer:
                 layer.token_forward(Hidden(), None, getattr(model, "weights", None))
-            made.armed = None
+            made.recorder = None
             return [made.boundary_codes.name(code) for code in recorder.codes[1:]]
 
         return found, run

@@ -281,7 +281,7 @@ def test_a_graph_without_a_twin_has_its_whole_time_its_padded_batch_and_is_count
     graph = COST["embedding"] + LAYERS * layer + COST["lm_head"]
     assert step["seconds"] == graph + COST["between"] + COST["sample"]
     assert len(intervals) == 0
-    assert session.kept.whole[StepOnlyReason.NOT_INSTRUMENTED.code] == 1
+    assert session.kept.step_only[StepOnlyReason.NOT_INSTRUMENTED.code] == 1
 
 
 def test_capturing_a_graph_while_serving_takes_no_marks(serve):
@@ -290,7 +290,7 @@ def test_capturing_a_graph_while_serving_takes_no_marks(serve):
     request(rpc)
     rpc.decode()
     assert len(session.kept.steps[-1][1]) == 0
-    assert session.kept.whole[StepOnlyReason.NOT_INSTRUMENTED.code] == 1
+    assert session.kept.step_only[StepOnlyReason.NOT_INSTRUMENTED.code] == 1
 
 
 def test_idle_time_says_what_the_gpu_waited_for(serve, now):
@@ -335,7 +335,7 @@ def test_a_model_without_sampling_is_read_while_it_is_busy(serve):
     for _ in range(100):
         session.model.forward(ModelInput(1, 8, False))
     assert len(session.kept.steps) > 90
-    assert sum(session.timer._dropped) == 0
+    assert sum(session.timer.pending.dropped) == 0
 
 
 def test_old_reads_its_last_step_when_the_batch_is_removed(serve):
@@ -378,7 +378,7 @@ def test_a_second_model_is_not_measured(serve):
     assert session.kept.steps == []
     request(rpc)
     assert len(session.kept.steps) == 1
-    assert session.kept.whole[StepOnlyReason.DRAFT.code] == 3  # two of its own start, and the one above
+    assert session.kept.step_only[StepOnlyReason.DRAFT.code] == 3  # two of its own start, and the one above
 
 
 def test_two_threads_that_take_turns_and_read_late_keep_their_steps_apart(serve, now):
@@ -412,7 +412,7 @@ def test_two_threads_that_take_turns_and_read_late_keep_their_steps_apart(serve,
     assert sorted(int(step["number"]) for step, _ in session.kept.steps) == list(range(12))
     assert [int(step["batch"]) for step, _ in session.kept.steps] == [1 + number % 3 for number in range(12)]
     assert all(len(intervals) > 10 for _, intervals in session.kept.steps)
-    assert sum(session.timer._dropped) == 0
+    assert sum(session.timer.pending.dropped) == 0
 
 
 def test_the_branch_without_an_idle_call_is_read_when_it_asks_for_requests(serve):

@@ -191,13 +191,13 @@ class Run:
     def forward(self, entry):
         """Returns (what was launched, the operator that it was counted as)."""
         self.calls, self.recorder = [], Recorder(self.timer)
-        self.timer.armed = self.recorder
+        self.timer.recorder = self.recorder
         hidden = self.hidden
         self.model.pre_infer.token_forward(hidden)
         for layer in self.model.layers_infer:
             hidden = getattr(layer, entry)(hidden, self.state, None)
         self.model.post_infer.token_forward(hidden)
-        self.timer.armed = None
+        self.timer.recorder = None
         assert self.recorder.context == -1
         return [(name, self.timer.boundary_codes.name(self.recorder.codes[at])) for name, at in self.calls]
 

@@ -149,17 +149,17 @@ class _Hooked:
     def operator(self, before: Point, at: Point) -> Optional[str]:
         """Return the operator of the interval that holds loose work between two calls."""
         recorder = _Recorder(self._boundary_codes)
-        self._timer.armed = recorder
+        self._timer.recorder = recorder
         recorder.record(self._timer.gap)  # a step begins
         self._call(before)
         recorder.loose = True
         self._call(at)
-        self._timer.armed = None
+        self._timer.recorder = None
         return recorder.operator
 
     def _call(self, point: Point) -> None:
         if point.role == END:
-            self._timer.armed.record(self._timer.gap)
+            self._timer.recorder.record(self._timer.gap)
         elif point.role == COLLECTIVE:
             getattr(self._torch, point.name, self._torch.all_reduce)()
         else:

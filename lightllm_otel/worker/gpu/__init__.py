@@ -1,1 +1,1 @@
-"""Everything that is known of CUDA: clocks, timestamp kernels, graphs, calibration, the step timer. Knows nothing of LightLLM."""
+"""CUDA side of a model process: clocks, timestamp kernels, graphs, calibration and the step timer. Independent of LightLLM."""

@@ -1,9 +1,9 @@
-"""Votes between the ranks of a model while it starts: all say the same and yes, or nothing is done on any of them.
+"""Votes between the ranks of a model while it starts: all ranks cast the same vote, or none of them acts.
 
-Through the key-value store of the host's process group, never by a collective: a rank without the plugin would leave
-the others waiting in one. The verdict of a vote is one key that is set once, by whoever comes first: a rank that
-gives up writes ``no`` there, the first rank writes ``yes`` when it has seen every vote. What is there is what all
-ranks read, so no time-out can leave two of them with different answers.
+Votes go through the key-value store of the host's process group, never through a collective. A rank without the plugin would
+leave the others waiting in a collective. The verdict of a vote is one key that is set once, by whichever rank comes first: a
+rank that gives up writes ``no``, and the first rank writes ``yes`` when it has seen every vote. All ranks read that key, so a
+time-out cannot leave two of them with different answers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ YES, NO = "yes", "no"
 
 
 class Store(Protocol):
-    """The part of torch's ``Store`` that is used. ``compare_set`` with an expected ``""`` sets a key that is missing."""
+    """The methods of torch's ``Store`` that are used. ``compare_set`` with an expected ``""`` sets a missing key."""
 
     def set(self, key: str, value: str) -> None: ...
 
@@ -34,7 +34,10 @@ class Store(Protocol):
 
 
 class Ballot:
-    """One rank's side. ``name`` tells the votes of one model from those of another in the same process group."""
+    """One rank's side of the votes. ``name`` separates the votes of several models in one process group.
+
+    ``clock`` and ``sleep`` work in seconds. Without a ``store``, only a single rank can agree.
+    """
 
     def __init__(
         self,
@@ -54,18 +57,18 @@ class Ballot:
 
     @property
     def ranks(self) -> int:
-        """How many ranks vote."""
+        """Return the number of ranks that vote."""
         return self._ranks
 
     @property
     def follows(self) -> bool:
-        """Tell whether another rank has the say where one must have it."""
+        """Tell whether another rank decides where a single rank must decide."""
         return self._rank > 0
 
     def agree(self, topic: str, vote: str | None) -> bool:
-        """Whether all ranks cast this vote; None is a no. The answer is the same on every rank.
+        """Tell whether all ranks cast this vote on ``topic``; None is a no. The answer is the same on every rank.
 
-        A store that fails while we vote is a no of ours; then the process group is lost, and the host with it.
+        An error of the store counts as a no of this rank. The process group is then lost, and the host with it.
         """
         if self._store is None:
             return self._ranks == 1 and vote is not None
@@ -80,12 +83,12 @@ class Ballot:
             else:
                 self._appears(verdict, VERDICT_SECONDS)
         except Exception as error:  # noqa: BLE001 - torch's stores raise what they like
-            log.warning("the ranks could not vote on %r (%s): taken as a no", topic, error)
+            log.warning("the ranks could not vote on %r (%s); this rank declines", topic, error)
             wanted = NO
         return self._settle(verdict, wanted)
 
     def _settle(self, verdict: str, wanted: str) -> bool:
-        """Set the verdict if nobody has, and say what it is. Tried again: others may act on a yes that is there."""
+        """Set the verdict unless it is set, and return it. It retries, because others may already act on a yes."""
         assert self._store is not None
         for _ in range(TRIES):
             try:
@@ -100,15 +103,17 @@ class Ballot:
         for rank in range(1, self._ranks):
             key = f"{self._prefix}/{topic}/{rank}"
             if not self._appears(key, COLLECT_SECONDS, unless=verdict):
-                log.warning("rank %d did not vote on %r: is the plugin there?", rank, topic)
+                log.warning("rank %d did not vote on %r; check that lightllm-otel is installed there", rank, topic)
                 return False
             if self._store.get(key) != vote.encode():
-                log.warning("rank %d votes %s on %r, rank 0 %s", rank, self._store.get(key).decode(), topic, vote)
+                log.warning(
+                    "on %r, rank %d votes %s and rank 0 votes %s", topic, rank, self._store.get(key).decode(), vote
+                )
                 return False
         return True
 
     def _appears(self, key: str, seconds: float, unless: str | None = None) -> bool:
-        """Whether the key is set in time; asks again and again, because a waiting store client blocks other threads."""
+        """Tell whether the key is set in time. It polls, because a store client that waits blocks other threads."""
         assert self._store is not None
         deadline = self._clock() + seconds
         while not self._store.check([key]):
@@ -119,7 +124,7 @@ class Ballot:
 
 
 def ballot_of_process_group() -> Ballot:
-    """Over all ranks of the host's default process group; a process without one is alone."""
+    """Return a ballot of all ranks in the host's default process group. A process without a group votes alone."""
     import torch.distributed as dist
     from torch.distributed import distributed_c10d
 
@@ -132,7 +137,7 @@ def ballot_of_process_group() -> Ballot:
 
 
 def torch_distributed() -> Any:
-    """Return the module whose collectives LightLLM calls."""
+    """Return ``torch.distributed``, whose collectives LightLLM calls."""
     import torch.distributed
 
     return torch.distributed

@@ -1,4 +1,4 @@
-"""Marks: what the interval that a boundary closes belongs to, as one small integer on the hot path."""
+"""Boundaries: each one ends an interval and says to which operator that interval belongs, as a small integer."""
 
 from __future__ import annotations
 
@@ -23,23 +23,26 @@ _SITES = {
 }
 
 
-DIRECTLY = -1  # there is nothing between
-_BYTES_BITS = 48  # of a payload; what lies above is how it was moved
+DIRECTLY = -1  # no work lies between two operators
+_BYTES_BITS = 48  # bits of a payload; the bits above are the code of the implementation
 
 
 def pack(payload: int, how: Implementation) -> int:
-    """Bytes of a collective and its implementation as the one number that a marking keeps."""
+    """Return the bytes and the implementation of a collective as one number, which a recorder keeps."""
     return payload | how.code << _BYTES_BITS
 
 
 def unpack(packed: int) -> tuple[int, int]:
-    """``(bytes, code of the implementation)``."""
+    """Return ``(bytes, code of the implementation)`` of a packed payload."""
     return packed & (1 << _BYTES_BITS) - 1, packed >> _BYTES_BITS
 
 
 @dataclasses.dataclass(frozen=True)
 class Boundary:
-    """``part``: only a piece of the operator, which goes on after what is nested in it."""
+    """End of an interval of ``operator``. ``layer``: -1 outside of all layers.
+
+    ``part``: the interval is a piece of the operator, which continues after what is nested in it.
+    """
 
     operator: Operator
     layer: int = -1
@@ -49,9 +52,9 @@ class Boundary:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """The intervals of a step that passed a certain sequence of boundaries.
+    """Record layout of a step that passed a certain sequence of boundaries.
 
-    ``row``: for each interval (shape (marks,)) the row of ``template`` (``INTERVAL``, shape (rows,)) it adds to.
+    ``template``: ``INTERVAL`` records, shape (rows,). ``row``: for each interval the row it adds to, int, shape (boundaries,).
     """
 
     row: np.ndarray
@@ -59,7 +62,12 @@ class Shape:
 
 
 class BoundaryCodes:
-    """Gives each boundary its code, and each sequence of codes its :class:`Shape` (kept: steps repeat themselves)."""
+    """Codes of boundaries, and the :class:`Shape` of each sequence of codes, which is cached because steps repeat.
+
+    ``reaches``: for each code the progress word of a host that has passed it (:func:`lightllm_otel.records.progress.place`).
+    ``approach``: for a boundary before a possible collective, the code of the work between them, or DIRECTLY.
+    ``residuals``: the codes of residual adds.
+    """
 
     _KEPT = 64
 
@@ -67,16 +75,14 @@ class BoundaryCodes:
         self._codes: dict[Boundary, int] = {}
         self._boundary_codes: list[Boundary] = []
         self.reaches: list[int] = []
-        """Of each code: where a host is that has taken this mark (:func:`lightllm_otel.records.progress.place`)."""
         self.approach: dict[int, int] = {}
-        """Of a boundary behind which a collective may come: the boundary of the work between them, or DIRECTLY."""
         self.residuals: set[int] = set()
-        """The codes of adds."""
         self._collectives: dict[tuple[Operator, int], int] = {}
         self._sites: dict[int, Site] = {}
         self._shapes: dict[tuple[int, ...], Shape] = {}
 
     def code(self, boundary: Boundary) -> int:
+        """Return the code of a boundary; a new boundary gets the next free one."""
         if boundary not in self._codes:
             self._codes[boundary] = len(self._boundary_codes)
             self._boundary_codes.append(boundary)
@@ -86,34 +92,34 @@ class BoundaryCodes:
         return self._codes[boundary]
 
     def boundary(self, code: int) -> Boundary:
-        """The mark that this code stands for."""
+        """Return the boundary with this code."""
         return self._boundary_codes[code]
 
     def name(self, code: int) -> str:
-        """Of the operator that the boundary with this code stands for."""
+        """Return the name of the operator of the boundary with this code."""
         return self._boundary_codes[code].operator.value
 
     def part(self, code: int) -> int:
-        """The code of a piece of that operator."""
+        """Return the code for a piece of the same operator."""
         return self.code(dataclasses.replace(self._boundary_codes[code], part=True))
 
     def locate(self, code: int, site: Site) -> None:
-        """Collectives inside the operator with this code are at ``site``, which its name does not say."""
+        """Set the site of collectives inside the operator with this code, where its name does not tell the site."""
         self._sites[code] = self._sites[self.part(code)] = site
 
     def before_collective(self, last: int) -> int:
-        """The mark of what lies between the boundary ``last`` and a collective outside of every operator, or DIRECTLY.
+        """Return the code of the work between boundary ``last`` and a collective outside of all operators, or DIRECTLY.
 
-        Work that nothing is known of is ``other``; behind a gap, as when a step begins, the gap goes on.
+        Unknown work is ``other``. After a gap, for instance when a step begins, the gap continues.
         """
         if last not in self.approach:
             boundary = self._boundary_codes[last]
-            nobodys = Boundary(Operator.OTHER, max(boundary.layer, -1))
-            self.approach[last] = last if boundary.operator is Operator.GAP else self.code(nobodys)
+            unclaimed = Boundary(Operator.OTHER, max(boundary.layer, -1))
+            self.approach[last] = last if boundary.operator is Operator.GAP else self.code(unclaimed)
         return self.approach[last]
 
     def collective(self, operator: Operator, context: int) -> int:
-        """A collective called inside, or right after, the operator with the code ``context``."""
+        """Return the code of a collective that is called inside, or right after, the operator with the code ``context``."""
         key = (operator, context)
         if key not in self._collectives:
             around = self._boundary_codes[context]
@@ -123,6 +129,7 @@ class BoundaryCodes:
         return self._collectives[key]
 
     def shape(self, codes: Sequence[int]) -> Shape:
+        """Return the record layout of a step with these boundaries."""
         key = tuple(codes)
         shape = self._shapes.get(key)
         if shape is None:
@@ -144,7 +151,7 @@ class BoundaryCodes:
                 unfinished.setdefault(whole, []).append(at)
                 continue
             if boundary.operator is Operator.GAP and gap >= 0:
-                row[at] = gap  # all that is left of a step is one observation
+                row[at] = gap  # all gaps of a step are one record
                 continue
             if boundary.operator is Operator.GAP:
                 gap = len(rows)
@@ -155,7 +162,7 @@ class BoundaryCodes:
         for whole, pieces in unfinished.items():
             same = [at for at, (boundary, _) in enumerate(rows) if boundary == whole]
             row[pieces] = same[-1] if same else len(rows)
-            if not same:  # a step that ended inside an operator
+            if not same:  # the step ended inside an operator
                 rows.append((whole, seen.get((whole.operator, whole.layer), 0)))
         template = np.zeros(len(rows), layout.INTERVAL)
         template["operator"] = [boundary.operator.code for boundary, _ in rows]

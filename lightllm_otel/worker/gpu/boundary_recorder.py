@@ -1,4 +1,4 @@
-"""Where marks go while operators run: into events of an eager step, or into a graph that is being captured."""
+"""Boundary recorders: they record boundaries as events of an eager step, or as timestamp kernels in a captured graph."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lightllm_otel.worker.gpu.timestamp_kernels import Timestamps
 
 
 class BoundaryRecorder:
-    """What the hooks of operators talk to. ``codes``: the boundaries so far; the first one only begins.
+    """Recorder for the hooks of operators. ``codes``: the boundaries so far; the first one begins the first interval.
 
-    ``context`` is the operator that is running now, or -1; collectives inside it are cut out of it. ``pairs``: the
-    host synchronises between its operators, so each is timed from its own start. ``payloads``: (position, bytes).
-    ``full``: there were more boundaries than places, so the operators cannot be told apart. ``thread``: the one whose operators
-    these are; another thread's calls are none of them.
+    ``context``: the operator that is running, or -1; collectives inside it are cut out of it. ``pairs``: the host synchronises
+    between its operators, so each is timed from its own start. ``payloads``: (position, packed payload) of collectives.
+    ``full``: there were more boundaries than ``capacity``, so the operators cannot be told apart. ``thread``: the thread whose
+    operators these are; calls of other threads are ignored.
     """
 
     __slots__ = ("capacity", "codes", "context", "full", "in_collective", "pairs", "payloads", "thread")
@@ -34,21 +34,21 @@ class BoundaryRecorder:
         self.thread = threading.get_ident()
 
     def record(self, code: int) -> None:
-        """A boundary: the interval since the previous one belongs to the boundary with this code."""
+        """Record a boundary: the interval since the previous one belongs to the operator of this code."""
         raise NotImplementedError
 
     def record_behind_nccl(self, code: int) -> None:
-        """The same, behind a kernel of NCCL's."""
+        """Record a boundary that follows a kernel of NCCL's."""
         self.record(code)
 
 
 class EagerRecorder(BoundaryRecorder):
-    """Events on the step's stream.
+    """Recorder that uses events on the step's stream.
 
-    ``before[i]``: what the clock said of boundary i-1 when boundary i was recorded; where it was over already, the GPU
-    waited for the host. ``at[i]``: the host's clock just before that, in seconds; of the first one just after. ``places``: the
-    step's first event, which begins the first interval, and then those of ``block``. ``words`` are kept at how far the
-    host has come in step ``number``, for whoever asks while it is stuck; ``reaches``: what that is for each code.
+    ``before[i]``: the clock's answer for boundary i-1 when boundary i was recorded; if that was over, the GPU waited for the
+    host. ``at[i]``: the host's clock just before boundary i, in seconds; for the first boundary just after it. ``places``: the
+    step's first event, which begins the first interval, then the events of ``block``. ``words``: progress words of step
+    ``number``, which show how far the host has come if it gets stuck. ``reaches``: the progress word of each code.
     """
 
     __slots__ = (
@@ -100,7 +100,7 @@ class EagerRecorder(BoundaryRecorder):
             self.full = True
             progress.forget(self._words)
             return
-        if self._capturing():  # the host captures a graph in the middle of a step: an event now would end its capture
+        if self._capturing():  # the host captures a graph in the middle of a step: an event would end its capture
             self.full = True
             progress.forget(self._words)
             return
@@ -118,12 +118,12 @@ class EagerRecorder(BoundaryRecorder):
             words[PLACE] = place
 
     def launched(self) -> None:
-        """All of the step is launched. What is marked from here on tells nothing of where the host is."""
+        """Note that all of the step is launched. Later boundaries say nothing about the host's progress."""
         progress.launched(self._words)
         self._words = [0] * progress.WORDS
 
     def end(self, code: int, last: Handle) -> None:
-        """The last interval ends with the step's last event, which is recorded elsewhere."""
+        """End the last interval with the step's last event, which the caller records."""
         at = len(self.codes)
         self.before.append(self._ask(self.places[at - 1]))
         self.at.append(self._now())
@@ -132,11 +132,11 @@ class EagerRecorder(BoundaryRecorder):
 
 
 class CaptureRecorder(BoundaryRecorder):
-    """Timestamps in the graph that the current stream captures. Nothing is asked of the GPU: that would end the capture.
+    """Recorder that adds timestamp kernels to the graph being captured. It never queries the GPU: that would end the capture.
 
-    ``chains``: NCCL leaves a node of its own behind each of its kernels, beside which branches come late. So from its first
-    kernel on timestamps lie on the chain (docs/decisions/0014). ``chained_from``: the first that does, -1 where none does.
-    ``count_edges`` says how many programmatic dependencies there are so far; ``edges``: what it said at each boundary.
+    ``chains``: NCCL adds a node behind each of its kernels, and branches beside such a node run late. So from NCCL's first
+    kernel on, timestamps lie on the chain (docs/decisions/0014). ``chained_from``: the first timestamp on the chain, or -1.
+    ``count_edges`` returns the number of programmatic dependencies so far; ``edges``: its results at the boundaries.
     """
 
     __slots__ = ("_chains", "_count_edges", "_timestamp", "chained_from", "edges")
@@ -161,7 +161,7 @@ class CaptureRecorder(BoundaryRecorder):
         self.codes.append(code)
 
     def programmatic(self) -> tuple[int, ...]:
-        """Return how many there are in each interval between two boundaries; empty where it could not be told."""
+        """Return the programmatic dependencies in each interval between two boundaries; empty where they are unknown."""
         if min(self.edges, default=-1) < 0:
             return ()
         return tuple(after - before for before, after in zip(self.edges, self.edges[1:]))

@@ -1,4 +1,4 @@
-"""What the clocks themselves cost, found out once at start-up, before the first request."""
+"""Calibration: what recording a boundary costs on CPU and GPU, measured while the server starts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from lightllm_otel.worker.gpu.graphs import Graphs
 from lightllm_otel.worker.gpu.timestamp_kernels import Timestamps
 
 BOUNDARIES = 65
-STAMP_REPLAYS = 5
+QUANTUM_REPLAYS = 5
 PAIRS = 20
 MOST_COST = 5e-6
 MOST_SPREAD = 1e-6
-SMALL_SPREAD = 0.3e-6  # good enough for a cost of any size
-BRANCH_SPREAD = 0.1e-6  # more for each programmatic dependency: a graph has some three timestamp kernels for one
-SURE = 1.5  # times the cost: half of its pairs closer together than that, it is known to about half of itself
-CHAINED_COST = 1.1e-6  # seconds, on H100s (benchmarks/results/links.json): where it cannot be found out, closer than 0
+SMALL_SPREAD = 0.3e-6  # seconds: an interquartile range that is accepted for an estimate of any size
+BRANCH_SPREAD = (
+    0.1e-6  # seconds; smaller, because a graph has about three timestamp kernels for each programmatic dependency
+)
+RELATIVE_SPREAD = 1.5  # accept an estimate if its interquartile range is below 1.5 times the estimate
+CHAINED_COST = 1.1e-6  # seconds, measured on H100s (benchmarks/results/links.json); used where it cannot be measured
 _BUSY_SECONDS = 2e-3
 LATENCY_TRIES = 17
 _PATIENCE_SECONDS = 0.5
@@ -30,12 +32,13 @@ _PATIENCE_SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Seconds. ``quantum``: the clock's step. ``boundary_cost``: an interval in which nothing happens, on the GPU.
+    """Costs and steps of one kind of boundary, all in seconds.
 
-    ``record_cost``: the CPU's time to record one boundary. ``start_latency``: the longest that a GPU with nothing to do took
-    to pass a boundary, as the host saw it: so far a step's start on the wall may be wrong. ``chained_cost``: what a timestamp
-    costs that the host's kernels wait for; None while it is not known. ``edge_saving``: by how much sooner a kernel starts
-    behind a programmatic dependency where timestamps lie on branches than in the host's own graph.
+    ``quantum``: the clock's step. ``boundary_cost``: GPU time of an interval in which nothing happens. ``record_cost``: CPU
+    time to record one boundary. ``start_latency``: the longest time in which an idle GPU passed a boundary, as seen by the
+    host; the wall time of a step's start is uncertain by it. ``chained_cost``: cost of a timestamp kernel on the chain, or
+    None while it is unknown. ``edge_saving``: how much earlier a kernel starts behind a programmatic dependency if timestamps
+    lie on branches, compared with the host's own graph.
     """
 
     quantum: float = 0.0
@@ -46,34 +49,38 @@ class Calibration:
     edge_saving: float = 0.0
 
     def learned(self, cost: float | None, chained: bool, edge_saving: float = 0.0) -> Calibration:
-        """With the seconds that a timestamp costs, one that is waited for or one on a branch; None: it could not be found out."""
+        """Return a copy with the measured cost of a timestamp kernel in seconds, or None if it could not be measured.
+
+        ``chained``: the timestamp lies on the chain, otherwise on a branch. ``edge_saving``: in seconds; used for branches.
+        """
         if chained:
             return dataclasses.replace(self, chained_cost=CHAINED_COST if cost is None else cost)
         return dataclasses.replace(self, boundary_cost=cost or 0.0, edge_saving=edge_saving)
 
     @property
     def most_cost(self) -> float:
-        """Of the dearer kind."""
+        """Return the cost of the more expensive kind of timestamp, in seconds."""
         return max(self.boundary_cost, self.chained_cost or 0.0)
 
     def costs(self, intervals: int, chained_from: int, programmatic: Sequence[int] = ()) -> np.ndarray:
-        """Of the timestamp that begins each interval, seconds, shape (intervals,).
+        """Return the cost of the timestamp that begins each interval, in seconds, shape (intervals,).
 
-        Less what its kernels save there; so it can be below 0. ``programmatic``: dependencies in each interval, or empty.
+        ``chained_from``: the first timestamp on the chain, or -1. ``programmatic``: dependencies in each interval, or empty;
+        what they save is subtracted, so a cost can be below 0.
         """
         costs = np.full(intervals, self.boundary_cost)
         if len(programmatic) == intervals:
             costs -= self.edge_saving * np.asarray(programmatic)
         if chained_from >= 0:
             costs[chained_from:] = CHAINED_COST if self.chained_cost is None else self.chained_cost
-            costs[0] = costs[-1]  # nothing of the graph may run before its first timestamp
+            costs[0] = costs[-1]  # the graph's kernels wait for its first timestamp as well
         return costs
 
 
 def calibrate(clock: Clock) -> Calibration:
-    """Record boundaries back to back behind a busy GPU, so that the host's own pace does not show in them.
+    """Measure the clock on boundaries that queue up behind a busy GPU, so that they do not show the host's own pace.
 
-    Waits for the GPU by asking, for half a second at most, because it runs while the server is still starting.
+    It polls the GPU for at most half a second. It runs while the server is still starting.
     """
     handles = clock.handles(BOUNDARIES)
     stream = clock.stream()
@@ -91,7 +98,10 @@ def calibrate(clock: Clock) -> Calibration:
 
 
 def latency_of(clock: Clock, deadline: float) -> float:
-    """The longest time from the host's return from a recording until it sees the idle GPU past it, over some tries."""
+    """Return the longest time in seconds from recording a boundary until the host sees that the idle GPU has passed it.
+
+    ``deadline``: a time of ``time.perf_counter`` at which it gives up.
+    """
     (handle,) = clock.handles(1)
     stream = clock.stream()
     longest = 0.0
@@ -106,7 +116,10 @@ def latency_of(clock: Clock, deadline: float) -> float:
 
 
 def quantum_of_timestamps(timestamps: Timestamps, graphs: Graphs) -> float:
-    """Seconds; from a graph of its own in which timestamps follow each other. The first replay uploads it and is left out."""
+    """Return the step of the timestamps in seconds, from a graph in which timestamps follow each other.
+
+    The first replay uploads the graph and is left out.
+    """
     count = min(BOUNDARIES, timestamps.capacity)
 
     def body() -> None:
@@ -116,7 +129,7 @@ def quantum_of_timestamps(timestamps: Timestamps, graphs: Graphs) -> float:
 
     graph = graphs.capture(None, body)
     readings = []
-    for _ in range(STAMP_REPLAYS + 1):
+    for _ in range(QUANTUM_REPLAYS + 1):
         replay = timestamps.launched()
         graph.replay()
         graphs.wait()
@@ -125,23 +138,23 @@ def quantum_of_timestamps(timestamps: Timestamps, graphs: Graphs) -> float:
 
 
 def cost_of_timestamps(pairs: np.ndarray, count: int, tail: float = 0.0) -> float | None:
-    """Seconds by which each of ``count`` timestamps makes an instrumented graph slower than its like without them.
+    """Return the seconds by which each of ``count`` timestamps slows an instrumented graph down.
 
-    ``pairs``: seconds of a replay without and with timestamps, shape (:data:`PAIRS`, 2); the first pair warms up. Of the host's
-    own graph: timestamps that follow each other, or small kernels of one kind, say little about timestamps between kernels that
-    take turns. ``tail``: what else the instrumented graph does, behind its last timestamp. The median, at least 0; None where
-    pairs differ more than that is worth (see :data:`SURE`), as when processes share a GPU, or where one is NaN.
+    ``pairs``: seconds of a replay without and with timestamps, shape (:data:`PAIRS`, 2); the first pair warms up. They are
+    replays of the host's own graph, because timestamps between equal kernels say little about a real sequence. ``tail``:
+    seconds of what the instrumented graph does after its last timestamp. The result is the median, at least 0. It is None
+    where the pairs differ too much (see :data:`RELATIVE_SPREAD`), for instance on a shared GPU, or where one is NaN.
     """
     costs = (pairs[1:, 1] - pairs[1:, 0] - tail) / count
     low, cost, high = np.quantile(costs, (0.25, 0.5, 0.75))
-    most = max(SMALL_SPREAD, min(SURE * cost, MOST_SPREAD))
+    most = max(SMALL_SPREAD, min(RELATIVE_SPREAD * cost, MOST_SPREAD))
     return max(float(cost), 0.0) if cost < MOST_COST and high - low < most else None
 
 
 def cost_on_branches(timestamps: Timestamps, graphs: Graphs, output: Any) -> float | None:
-    """Return what a timestamp kernel on a branch costs between kernels without programmatic dependencies, in seconds.
+    """Return the cost in seconds of a timestamp kernel on a branch between kernels without programmatic dependencies.
 
-    It is measured in graphs of its own. None where pairs of replays differ, as when another process uses the GPU meanwhile.
+    It is measured in separate graphs. The result is None where pairs of replays differ, for instance on a shared GPU.
     """
     count = min(BOUNDARIES, timestamps.capacity)
     scratch = graphs.like(output)[:1]
@@ -164,20 +177,22 @@ def cost_on_branches(timestamps: Timestamps, graphs: Graphs, output: Any) -> flo
 
 
 def saving_of_edges(pairs: np.ndarray, count: int, tail: float, cost: float, edges: int) -> float | None:
-    """Seconds that each of ``edges`` programmatic dependencies saves in an instrumented graph, where each of ``count``
-    timestamps costs ``cost``.
+    """Return the seconds that each of ``edges`` programmatic dependencies saves in an instrumented graph.
 
-    The rest as for :func:`cost_of_stamps`. None where it cannot be told, or where nothing is saved.
+    ``cost``: seconds of each of its ``count`` timestamps. ``pairs`` and ``tail`` are those of :func:`cost_of_timestamps`. The
+    result is None where it is uncertain, or where nothing is saved.
     """
     savings = (cost * count + tail - pairs[1:, 1] + pairs[1:, 0]) / edges
     low, saving, high = np.quantile(savings, (0.25, 0.5, 0.75))
-    most = max(SMALL_SPREAD, min(SURE * saving, MOST_SPREAD))
+    most = max(SMALL_SPREAD, min(RELATIVE_SPREAD * saving, MOST_SPREAD))
     return float(saving) if 0 < saving < MOST_COST and high - low < most else None
 
 
 def tail_of_graph(timestamps: Timestamps, graphs: Graphs, count: int, output: Any, delivered: bool) -> float:
-    """Seconds of what an instrumented graph does behind its last timestamp: the copies of its outputs, if there are any, and of
-    its timestamps."""
+    """Return the seconds that an instrumented graph takes after its last timestamp, to copy outputs and timestamps.
+
+    ``delivered``: the graph copies its outputs.
+    """
     made = graphs.like(output) if delivered else output
 
     def body(rest: bool) -> None:
@@ -199,8 +214,11 @@ def tail_of_graph(timestamps: Timestamps, graphs: Graphs, count: int, output: An
 
 
 def quantum_of(intervals: np.ndarray) -> float:
-    """The smallest step between distinct measured values, in seconds; 0 when all are the same."""
-    distinct = np.unique(np.round(intervals * 1e10))  # to 0.1 ns: float noise is not a step
+    """Return the smallest difference between distinct values, in seconds; 0 if all are equal.
+
+    ``intervals``: seconds, float64, shape (n,).
+    """
+    distinct = np.unique(np.round(intervals * 1e10))  # to 0.1 ns: rounding errors of floats are not steps
     steps = np.diff(np.concatenate(([0.0], distinct)))
     steps = steps[steps > 0.5]
     return float(steps.min() * 1e-10) if len(steps) else 0.0

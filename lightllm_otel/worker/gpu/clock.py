@@ -1,4 +1,4 @@
-"""Clocks behind one protocol: something to record on a stream, and the seconds between two recordings, later."""
+"""Clocks behind one protocol: it records on a stream, and later returns the seconds between two recordings."""
 
 from __future__ import annotations
 
@@ -9,60 +9,64 @@ from typing import Any, Protocol
 import numpy as np
 
 Handle = Any
-"""One recording: a CUDA event, or a place for a host time. Made once, recorded again and again."""
+"""One recording: a CUDA event, or a place for a host time. It is created once and recorded many times."""
 
 
 class Clock(Protocol):
-    """A clock never waits: a recording that the GPU has not reached yet is simply not ``done``."""
+    """Clock that never waits: a recording that the GPU has not reached yet is not ``done``."""
 
     source: str
-    """``cuda_event`` or ``host``: exported, because a host time is not a GPU time."""
+    """``cuda_event`` or ``host``. It is exported, because a host time is not a GPU time."""
 
     finished: Any
-    """What :meth:`ask` answers for a recording that the GPU has reached; without a GPU something that it never answers."""
+    """Answer of :meth:`ask` for a recording that the GPU has reached. Without a GPU, a value that is never returned."""
 
     def adopt_thread(self) -> None:
-        """Called once on each thread that records, before it does: a library may keep a device for each thread."""
+        """Prepare the calling thread. Called once on each thread that records, because libraries keep a device per thread."""
         ...
 
     def stream(self) -> Any:
-        """What the calling thread launches on now; passed to ``record``."""
+        """Return the calling thread's current stream, for :meth:`record`."""
         ...
 
     def handles(self, count: int) -> list[Handle]:
-        """New handles. Slow; for start-up and rare growth."""
+        """Create handles. Slow: for start-up and rare growth."""
         ...
 
-    def record(self, handle: Handle, stream: Any) -> None: ...
+    def record(self, handle: Handle, stream: Any) -> None:
+        """Record on the stream: the handle is done when the GPU has finished what was launched before."""
+        ...
 
     def capturing(self) -> bool:
-        """Tell whether the calling thread's stream captures a graph: a recording or a question would end its capture."""
+        """Tell whether the calling thread's stream captures a graph. A recording or a query would end the capture."""
         ...
 
-    def done(self, handle: Handle) -> bool: ...
+    def done(self, handle: Handle) -> bool:
+        """Tell whether the GPU has reached the recording."""
+        ...
 
     def ask(self, handle: Handle) -> Any:
-        """The same, as cheaply as it can be had: ``finished`` where :meth:`done` says True, else something else."""
+        """Return :attr:`finished` where :meth:`done` is true, else another value. It is the cheapest query there is."""
         ...
 
     def seconds(self, first: Handle, last: Handle) -> float:
-        """Between two recordings, both of them done."""
+        """Return the seconds between two recordings that are done."""
         ...
 
     def intervals(self, handles: Sequence[Handle]) -> np.ndarray:
-        """Seconds between consecutive recordings, all of them done; float64, shape (len(handles) - 1,)."""
+        """Return the seconds between consecutive recordings that are done; float64, shape (len(handles) - 1,)."""
         ...
 
     def occupy(self, seconds: float) -> None:
-        """Keep the GPU busy for about so long, so that recordings queue up behind; used for calibration only."""
+        """Keep the GPU busy for about this long, so that recordings queue up. Used for calibration only."""
         ...
 
 
 class HostClock:
-    """The host's own clock, where there is no CUDA: tests, demonstration. Everything is done when it is recorded."""
+    """Clock of the host, used without CUDA in tests and demonstrations. A recording is done at once. ``now``: in seconds."""
 
     source = "host"
-    finished: Any = -1  # there is no GPU here that could wait for the host
+    finished: Any = -1  # no GPU can wait for the host here
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now

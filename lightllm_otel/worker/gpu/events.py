@@ -1,4 +1,4 @@
-"""CUDA events as a clock: through CuPy's runtime, the cheapest way to record one, else through torch."""
+"""CUDA events as a clock: through CuPy's runtime, which records most cheaply, or through torch."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from lightllm_otel.worker.gpu.clock import Clock, HostClock
 
 
 def choose_clock() -> Clock:
-    """The best clock of this process. Call it on the thread and device that run the model."""
+    """Return the cheapest clock that works in this process. Call it on the thread and device that run the model."""
     import torch
 
     if not torch.cuda.is_available():
         return HostClock()
     try:
         return CupyEvents()
-    except Exception as reason:  # noqa: BLE001 - CuPy missing, or built for another CUDA: torch's events still work
+    except Exception as reason:  # noqa: BLE001 - CuPy may be missing or built for another CUDA; torch's events still work
         log.info(
-            "CuPy cannot be used (%s: %s), so torch's events are: each costs a little more CPU time. Install CuPy (cuda13 for "
-            "CUDA 13) and restart the server: %s", type(reason).__name__, reason, install_command("cuda12"),
+            "CuPy cannot be used (%s: %s). Events are recorded through torch, which costs a little more CPU time. Install CuPy "
+            "(cuda13 for CUDA 13) and restart the server: %s", type(reason).__name__, reason, install_command("cuda12"),
         )  # fmt: skip
         return TorchEvents()
 
 
 class CupyEvents:
-    """Events created and recorded through CuPy's binding of the CUDA runtime; a handle is the event's address."""
+    """Clock that uses events through CuPy's binding of the CUDA runtime; a handle is the event's address."""
 
     source = "cuda_event"
     detail = "cupy"
@@ -41,9 +41,9 @@ class CupyEvents:
         from cupy.cuda import runtime
 
         self._device = torch.cuda.current_device()
-        # CuPy may have loaded a runtime library of its own, which does not know the thread's device yet.
+        # CuPy may have loaded another runtime library, in which the thread's device is not set yet.
         runtime.setDevice(self._device)
-        # One call into torch, without a frame of Python: it is on the path of every step.
+        # One call into torch without a Python frame: every step makes it.
         self.stream = functools.partial(torch._C._cuda_getCurrentRawStream, self._device)
         self.capturing = _capturing_question()
         self._runtime = runtime
@@ -53,7 +53,7 @@ class CupyEvents:
         self.intervals(self._probe())
 
     def _probe(self) -> list[int]:
-        """Two recorded events: raises here, not later, when this runtime cannot time."""
+        """Record and return two events, so that a runtime that cannot time raises here and not later."""
         probe = self.handles(2)
         for handle in probe:
             self.record(handle, self.stream())
@@ -81,7 +81,7 @@ class CupyEvents:
 
 
 class TorchEvents:
-    """The same through torch alone; a handle is a ``torch.cuda.Event``."""
+    """Clock that uses events through torch alone; a handle is a ``torch.cuda.Event``."""
 
     source = "cuda_event"
     detail = "torch"
@@ -94,7 +94,7 @@ class TorchEvents:
         self.capturing = _capturing_question()
 
     def adopt_thread(self) -> None:
-        """torch knows the device of each of its threads."""
+        """Do nothing: torch knows the device of each of its threads."""
 
     def stream(self) -> Any:
         return self._torch.cuda.current_stream()
@@ -103,7 +103,7 @@ class TorchEvents:
         event_class: Any = self._torch.cuda.Event
         events = [event_class(enable_timing=True) for _ in range(count)]
         for event in events:
-            event.record()  # torch creates the event with its first record; not in a step, please
+            event.record()  # torch creates the event with its first record; that must not happen in a step
         return events
 
     def record(self, handle: Any, stream: Any) -> None:
@@ -125,7 +125,10 @@ class TorchEvents:
 
 
 def _capturing_question() -> Callable[[], bool]:
-    """Return torch's own, without a frame of Python where it has one: every boundary of an eager step asks."""
+    """Return torch's function that tells whether the stream captures; every boundary of an eager step calls it.
+
+    The internal function is preferred, because it needs no Python frame.
+    """
     import torch
 
     question: Callable[[], bool] = getattr(torch._C, "_cuda_isCurrentStreamCapturing", None) or (
@@ -135,7 +138,7 @@ def _capturing_question() -> Callable[[], bool]:
 
 
 def occupy(seconds: float) -> None:
-    """Keep the GPU busy for about so long on the current stream."""
+    """Keep the GPU busy for about ``seconds`` on the current stream."""
     import torch
 
     spin: Any = torch.cuda._sleep

@@ -1,4 +1,4 @@
-"""CUDA graphs as torch makes them, behind the few calls that capturing and checking an instrumented graph needs."""
+"""CUDA graphs of torch, reduced to the calls that capturing and checking an instrumented graph needs."""
 
 from __future__ import annotations
 
@@ -9,51 +9,53 @@ from typing import Any, Protocol
 from lightllm_otel.worker.gpu.events import occupy
 from lightllm_otel.worker.gpu.programmatic_edges import ProgrammaticEdges
 
-# Longer than the launch of any graph. Else the GPU waits for it, and longer for that of a graph with branches.
+# Longer than the launch of any graph. Otherwise the GPU waits for the launch, and longer if the graph has branches.
 LAUNCH_SECONDS = 1e-3
 
 
 class Graphs(Protocol):
-    """For the time in which the server starts; nothing here is called in a step but ``Graph.replay``."""
+    """Graph operations for the start of the server. In a step, only ``Graph.replay`` is called."""
 
     def capture(self, pool: Any, body: Callable[[], Any]) -> Any:
-        """A graph (with ``replay()``) of what ``body`` launches, in the memory pool ``pool``. Raises what body raises."""
+        """Return a graph (with ``replay()``) of what ``body`` launches, in the memory pool ``pool``. Raises what body raises."""
 
     def copy_of(self, outputs: Any) -> Any:
-        """A copy of the tensors in ``outputs``, once the GPU has computed them."""
+        """Wait for the GPU, and return a copy of the tensors in ``outputs``."""
 
     def same(self, left: Any, right: Any) -> bool:
-        """Whether two copies are equal bit by bit."""
+        """Tell whether two copies are equal bit by bit."""
 
     def spoil(self, outputs: Any) -> None:
-        """Overwrite the tensors in ``outputs``, so that only a graph that writes them again can make them right."""
+        """Overwrite the tensors in ``outputs``, so that they are correct only if a graph writes them again."""
 
     def deliver(self, made: Any, wanted: Any) -> bool:
-        """While capturing: copy the outputs ``made`` to where ``wanted`` has them; False if they are there already."""
+        """Copy the outputs ``made`` to the memory of ``wanted`` while capturing; return False if they are there already."""
 
     def like(self, outputs: Any) -> Any:
-        """New tensors like those in ``outputs``."""
+        """Return new tensors like those in ``outputs``."""
 
     def seconds(self, graph: Any) -> float:
-        """How long the GPU takes for a replay, which is waited for. It does not wait for the launch meanwhile."""
+        """Replay the graph, wait for it, and return its GPU time in seconds, without the time of its launch."""
 
     def programmatic_edges(self) -> int:
-        """How many programmatic dependencies the graph has that is being captured, so far; -1 where it cannot be told."""
+        """Return the programmatic dependencies so far in the graph that is being captured; -1 where they are unknown."""
 
     def free_bytes(self) -> int:
-        """Free memory of the GPU."""
+        """Return the free memory of the GPU in bytes."""
 
     def wait(self) -> None:
-        """Until the GPU is done."""
+        """Wait until the GPU is idle."""
 
     def release(self) -> None:
-        """Give memory that nothing holds any more back to the GPU."""
+        """Return unused memory to the GPU."""
 
 
 class TorchGraphs:
+    """CUDA graphs of torch; see :class:`Graphs`."""
+
     def __init__(self) -> None:
         self._edges: ProgrammaticEdges | None = None
-        with contextlib.suppress(OSError, AttributeError):  # no driver, or one before CUDA 12.3
+        with contextlib.suppress(OSError, AttributeError):  # the driver is missing or older than CUDA 12.3
             self._edges = ProgrammaticEdges()
 
     def capture(self, pool: Any, body: Callable[[], Any]) -> Any:
@@ -65,10 +67,10 @@ class TorchGraphs:
             with torch.cuda.graph(graph, pool=pool):
                 try:
                     body()
-                except Exception as error:  # noqa: BLE001 - raised again below, when the capture has ended as it should
+                except Exception as error:  # noqa: BLE001 - raised again below, after the capture has ended properly
                     failure = error
         except Exception:
-            # torch goes on believing that it captures into this pool, and the host's next capture would be refused.
+            # Without this, torch still captures into the pool, and the host's next capture would be refused.
             _end_allocation(pool)
             raise
         if failure is not None:
@@ -85,7 +87,7 @@ class TorchGraphs:
         import torch
 
         def bits(tensor: Any) -> Any:
-            return tensor.contiguous().view(-1).view(torch.uint8)  # NaN is equal to itself here
+            return tensor.contiguous().view(-1).view(torch.uint8)  # compared as bytes, NaN equals itself
 
         return len(left) == len(right) > 0 and all(torch.equal(bits(a), bits(b)) for a, b in zip(left, right))
 
@@ -99,7 +101,7 @@ class TorchGraphs:
         return [torch.empty_like(tensor) for tensor in tensors_in(outputs)]
 
     def deliver(self, made: Any, wanted: Any) -> bool:
-        # LightLLM keeps one output buffer for all graphs, unless its tensor cache is off: then each graph has its own.
+        # LightLLM has one output buffer for all graphs. Without its tensor cache, each graph has its own.
         pairs = [(source, target) for source, target in zip(tensors_in(made), tensors_in(wanted))
                  if source.data_ptr() != target.data_ptr()]  # fmt: skip
         for source, target in pairs:
@@ -142,8 +144,9 @@ class TorchGraphs:
 def _apart(source: Any, target: Any) -> Any:
     """Return ``source``, or a copy of it whose memory does not overlap with that of ``target``.
 
-    Since December 2025 LightLLM keeps outputs without owning their memory, so the allocator may give it to ours; a kernel that
-    copied between two places that overlap would read what it has just written. Of three live blocks at least one is apart.
+    Since December 2025 LightLLM keeps outputs without owning their memory, so the allocator may reuse it for our outputs. A
+    kernel that copies between overlapping places would read what it has just written. Of three live blocks, at least one does
+    not overlap.
     """
     copies = [source]
     while _overlap(copies[-1], target) and len(copies) < 3:
@@ -157,7 +160,7 @@ def _overlap(one: Any, other: Any) -> bool:
 
 
 def _extent(tensor: Any) -> tuple[int, int]:
-    """First address of a tensor, and the first one behind it."""
+    """Return the first address of a tensor, and the first address after it."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
     begin = tensor.data_ptr()
     return begin, begin + (last + 1) * tensor.element_size()
@@ -166,16 +169,19 @@ def _extent(tensor: Any) -> tuple[int, int]:
 def _end_allocation(pool: Any) -> None:
     import torch
 
-    for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):  # the second in older versions
+    for name in (
+        "_cuda_endAllocateToPool",
+        "_cuda_endAllocateCurrentStreamToPool",
+    ):  # older versions have the second one
         end: Any = getattr(torch._C, name, None)
         if end is not None:
-            with contextlib.suppress(Exception):  # it had ended already
+            with contextlib.suppress(Exception):  # the allocation has already ended
                 end(torch.cuda.current_device(), pool)
             return
 
 
 def tensors_in(outputs: Any) -> list[Any]:
-    """The tensors of a model's output: the output itself, or those among its attributes or items."""
+    """Return the tensors of a model's output: the output itself, or those among its attributes or items."""
     if hasattr(outputs, "data_ptr"):
         return [outputs]
     parts = outputs if isinstance(outputs, (list, tuple)) else list(vars(outputs).values())

@@ -1,4 +1,4 @@
-"""Events are made once and used again; how many there can be is bounded."""
+"""Pool of a clock's handles: events are created once and reused, and their number is limited."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from lightllm_otel.worker.gpu.clock import Clock, Handle
 
 
 class Pool:
-    """Blocks of ``size`` handles each, ``limit`` at most."""
+    """Pool of at most ``limit`` blocks of ``size`` handles each; ``ready`` of them are created at once."""
 
     def __init__(self, clock: Clock, size: int, limit: int, ready: int) -> None:
         self.size = size
@@ -16,7 +16,7 @@ class Pool:
         self._free = [clock.handles(size) for _ in range(ready)]
 
     def take(self) -> list[Handle] | None:
-        """A block, or None when all are in use."""
+        """Return a free block, or None if all blocks are in use."""
         if self._free:
             return self._free.pop()
         if self._made >= self._limit:
@@ -25,4 +25,5 @@ class Pool:
         return self._clock.handles(self.size)
 
     def give(self, block: list[Handle]) -> None:
+        """Return a block to the pool."""
         self._free.append(block)

@@ -14,16 +14,16 @@ Pop = Callable[[], Any]
 
 
 def torch_profiler() -> Any:
-    """Return a profiler that has been started."""
+    """Start torch's profiler, and return it."""
     import torch
 
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available() and torch.version.cuda:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    # Where the profiler has it: without, it warns in the host's log that its events would be lost in a next cycle.
+    # Without this option, newer profilers warn in the host's log that events would be lost in the next cycle.
     known = inspect.signature(torch.profiler.profile).parameters
     accumulate: dict[str, Any] = {"acc_events": True} if "acc_events" in known else {}
-    # Since v1.1.0 two threads launch in turn: where torch knows how, both are seen.
+    # Since v1.1.0 two threads launch in turn. Where torch can, it profiles both.
     threads: dict[str, Any] = {}
     if "experimental_config" in known:
         config: Any = torch._C._profiler._ExperimentalConfig
@@ -35,7 +35,7 @@ def torch_profiler() -> Any:
 
 
 def record_functions(name_of: Callable[[str], str]) -> tuple[Push, Pop]:
-    """Return how to enter and leave a range of torch's profiler; ``name_of`` makes the range's name from a label."""
+    """Return functions that enter and leave a range of torch's profiler. ``name_of`` makes the range's name from a label."""
     import torch
 
     entered: list[Any] = []
@@ -51,7 +51,7 @@ def record_functions(name_of: Callable[[str], str]) -> tuple[Push, Pop]:
 
 
 def nvtx() -> tuple[Push, Pop] | None:
-    """Torch's, tried out once; None, and one log line, where it has none."""
+    """Return torch's functions that enter and leave an NVTX range, or None, after one log line, where NVTX is missing."""
     import torch
 
     push: Push = torch.cuda.nvtx.range_push
@@ -59,7 +59,7 @@ def nvtx() -> tuple[Push, Pop] | None:
     try:
         push("lightllm-otel")
         pop()
-    except Exception as error:  # noqa: BLE001 - whatever is missing, there are no ranges then
-        log.error("LIGHTLLM_OTEL_NVTX=1 has no effect: torch has no NVTX here (%s)", error)
+    except Exception as error:  # noqa: BLE001 - without NVTX there are no ranges, whatever the reason is
+        log.error("LIGHTLLM_OTEL_NVTX=1 has no effect, because torch has no NVTX here (%s)", error)
         return None
     return push, pop

@@ -1,7 +1,7 @@
-"""Programmatic dependencies in a graph that is being captured: kernels that may be launched before those before them end.
+"""Programmatic dependencies in a graph that is being captured: such a kernel may start before its predecessor ends.
 
-cuBLAS launches the second kernel of a split matrix product so (CUDA's programmatic dependent launch). In a graph with
-branches, as an instrumented one is, such a kernel starts sooner than in a graph without (docs/decisions/0023).
+cuBLAS uses CUDA's programmatic dependent launch for the second kernel of a split matrix product. In a graph with branches,
+such as an instrumented graph, such a kernel starts sooner than in a graph without branches (docs/decisions/0023).
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ _PROGRAMMATIC = 1  # CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC
 
 
 class ProgrammaticEdges:
-    """Counts them by CUDA's driver. ``driver``: libcuda; raises OSError or AttributeError where it is missing or before 12.3."""
+    """Counter of programmatic dependencies. ``driver``: libcuda.
+
+    Raises OSError where libcuda is missing, and AttributeError where it is older than CUDA 12.3.
+    """
 
     def __init__(self, driver: Any = None) -> None:
         driver = ctypes.CDLL("libcuda.so.1") if driver is None else driver
@@ -25,7 +28,7 @@ class ProgrammaticEdges:
         self._edges = driver.cuGraphGetEdges_v2
 
     def count(self, stream: int) -> int:
-        """Return how many there are so far in the graph that ``stream`` captures; -1 where it cannot be told."""
+        """Return the number so far in the graph that ``stream`` captures; -1 where it is unknown."""
         graph, number = self._graph(stream), ctypes.c_size_t()
         if graph is None or self._edges(graph, None, None, None, ctypes.byref(number)):
             return -1
@@ -39,7 +42,7 @@ class ProgrammaticEdges:
 
     def _graph(self, stream: int) -> Any:
         status, graph, count = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t()
-        # CUDA refuses to answer without a place for what edges are like.
+        # CUDA refuses to answer without a place for the edges' data.
         places = (ctypes.c_void_p(), ctypes.c_void_p())
         failed = self._capture_info(
             ctypes.c_void_p(stream), ctypes.byref(status), None, ctypes.byref(graph), *map(ctypes.byref, places),

@@ -1,4 +1,4 @@
-"""One forward on its way through the GPU: what was recorded, and what is known of it on the CPU."""
+"""Step: one forward on the GPU, with its events and what the CPU knows about it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lightllm_otel.worker.gpu.clock import Handle
 
 
 class Work(NamedTuple):
-    """What a forward is asked to do; plain integers that the host has on the CPU, never read from the GPU.
+    """Size of a forward: plain integers that the host has on the CPU, never read from the GPU.
 
-    ``batch`` requests, ``tokens`` new tokens, ``context`` tokens attended to over all requests. ``pairs``: the host
-    synchronises between its operators, so each is timed from its own start and what lies between is gap.
+    ``batch``: requests. ``tokens``: new tokens. ``context``: tokens attended to, over all requests. ``pairs``: the host
+    synchronises between its operators, so each is timed from its own start, and the time between them is gap.
     """
 
     phase: Phase
@@ -26,11 +26,11 @@ class Work(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GraphLayout:
-    """An instrumented graph beside the host's own one for ``batch`` requests.
+    """Contents of an instrumented graph for ``batch`` requests.
 
-    ``codes``: the boundaries of its timestamps, in order. ``payloads``: (position, bytes) of its collectives. ``chained_from``:
-    the first timestamp that the host's kernels wait for, -1 where they wait for none. ``programmatic``: how many programmatic
-    dependencies lie in each interval; empty where that is not known.
+    ``codes``: the boundaries of its timestamps, in order. ``payloads``: (position, packed payload) of its collectives.
+    ``chained_from``: the first timestamp on the chain, for which the host's kernels wait, or -1. ``programmatic``: the number
+    of programmatic dependencies in each interval; empty where it is unknown.
     """
 
     batch: int
@@ -41,18 +41,20 @@ class GraphLayout:
 
     @property
     def chained(self) -> bool:
-        """Whether most of its timestamps are waited for."""
+        """Tell whether most of its timestamps lie on the chain."""
         return 0 <= self.chained_from < len(self.codes) / 2
 
 
 class Step:
-    """A step in flight. ``ends`` are the events before and after it; ``marking`` has those between, if it is sampled.
+    """One forward. ``ends``: the events before and after it. ``recorder``: the boundaries between them, if it is sampled.
 
-    ``instrumented graph`` and ``replay``: the instrumented graph that was replayed, and the number of that replay. ``thread``:
-    whose forward it is. ``scheduling``: seconds that the host's scheduler took before it. ``lost``: its end was never recorded.
+    ``graph_layout`` and ``replay``: contents of the instrumented graph that was replayed, and the number of that replay.
+    ``thread``: the thread that launched it. ``wall_time``: its start, in seconds of Unix time. ``scheduling``: seconds of the
+    host's scheduler before it. ``closed``: nothing more is launched for it. ``lost``: its end was never recorded. ``sampled``:
+    its sampling of tokens has begun.
     """
 
-    # Every step makes one: what most of them leave as it is costs nothing this way.
+    # Class attributes, because every step creates an object, and most steps keep these defaults.
     mode = Mode.EAGER
     idle_reason = IdleReason.NONE
     closed = False

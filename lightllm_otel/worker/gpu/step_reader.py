@@ -1,4 +1,4 @@
-"""A finished step into the records that the ring carries: one vectorised pass."""
+"""Step reader: turns a finished step into ring records in one vectorised pass."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from lightllm_otel.worker.gpu.timestamp_kernels import Timestamps
 
 NO_INTERVALS = np.zeros(0, layout.INTERVAL)
 _MOST_PAYLOAD = 2**32 - 1
-_LEAST_LAUNCHING = 1e-9  # seconds: above 0, which says that there was none
+_LEAST_LAUNCHING = 1e-9  # seconds: above 0, because 0 means that the GPU did not wait
 
 
 @dataclasses.dataclass(frozen=True)
 class Intervals:
-    """Consecutive intervals: ``codes`` of their marks, ``seconds``, what of it is a boundary's ``cost``.
+    """Consecutive intervals of one step; all arrays have shape (intervals,), all times are in seconds.
 
-    ``launching``: seconds within which the host launched what the GPU waited for; 0 where it was not ``starved``.
-    ``closure``: seconds that boundaries cover; of a graph what its own timestamps say, by another clock than the events.
+    ``codes``: the boundaries that end them. ``cost``: the part of ``seconds`` that a boundary costs. ``launching``: how long
+    the host took to launch what the GPU waited for; 0 where the GPU was not ``starved``. ``payloads``: (position, packed
+    payload) of collectives. ``closure``: the time that boundaries cover; inside a graph, as its timestamps measure it.
     """
 
     codes: tuple[int, ...]
@@ -36,11 +37,15 @@ class Intervals:
 
     @property
     def starved(self) -> np.ndarray:
+        """Return a mask of the intervals at whose end the GPU waited for the host; bool, shape (intervals,)."""
         return np.asarray(self.launching > 0)
 
 
 class StepReader:
-    """Knows the clocks and what they cost. ``graph``: the code of the boundary that a whole graph replay gets."""
+    """Reader of finished steps. ``graph``: the code of the interval that covers a whole graph replay.
+
+    ``calibration``: costs of the clock's boundaries. ``timestamp_calibration``: costs of the timestamps inside graphs.
+    """
 
     def __init__(self, clock: Clock, boundary_codes: BoundaryCodes, graph: int, gap: int) -> None:
         self.calibration = Calibration()
@@ -54,9 +59,10 @@ class StepReader:
         self._tells_waiting = clock.source != HostClock.source
 
     def __call__(self, step: Step, previous_end: list[Handle] | None, sampled: bool) -> tuple[bytes, np.ndarray]:
-        """``(step, intervals)``: the bytes of a ``STEP``, and ``INTERVAL`` of shape (n,). All its events must be done.
+        """Return ``(step, intervals)``: the bytes of a ``STEP``, and ``INTERVAL`` records of shape (n,).
 
-        Raises Overwritten when the timestamps of its graph are gone; then it can still be asked with ``sampled`` false.
+        All of its events must be done. ``previous_end``: the events of the step before, or None. ``sampled``: read operators
+        as well. Raises Overwritten if the timestamps of its graph are gone; then call again with ``sampled`` false.
         """
         if not sampled or step.recorder is None or len(step.recorder.codes) < 2:
             return self.record(step, previous_end), NO_INTERVALS
@@ -85,11 +91,11 @@ class StepReader:
         closure: float = 0.0,
         overhead: float = 0.0,
     ) -> bytes:
-        """Return the bytes of a ``STEP``; its events must be done."""
+        """Return the bytes of a ``STEP``; its events must be done. ``closure``, ``overhead``: in seconds."""
         first, last = step.ends
         idle, reason = 0.0, 0
         if previous_end is not None:
-            # On two infer threads one step may start before the other has ended; then nothing was idle.
+            # With two infer threads a step may start before the other one has ended; then the GPU was not idle.
             idle, reason = max(self._clock.seconds(previous_end[1], first), 0.0), step.idle_reason.code
             if step.scheduling >= idle / 2 > 0 and step.idle_reason is IdleReason.HOST:
                 reason = IdleReason.SCHEDULER.code
@@ -107,11 +113,11 @@ class StepReader:
         seconds = self._clock.intervals(recorder.places[:count])
         starved = np.array(recorder.before[1:count]) == self._clock.finished
         launching = np.where(starved, np.maximum(np.diff(recorder.at[:count]), _LEAST_LAUNCHING), 0.0)
-        # Where the GPU waited for the host, the boundary was over before the next kernel came: nothing to subtract.
+        # Where the GPU waited for the host, the boundary was over before the next kernel came: it costs nothing.
         cost = np.where(starved, 0.0, self.calibration.boundary_cost)
         payloads = [(at - 1, payload) for at, payload in recorder.payloads]
         codes = tuple(recorder.codes[1:])  # the first boundary only begins
-        if self._tells_waiting:  # a gap in which the GPU did not wait for the host is work that no operator claims
+        if self._tells_waiting:  # a gap in which the GPU did not wait is work that no operator claims
             codes = tuple(
                 self._other if code == self._gap and not waits else code for code, waits in zip(codes, starved)
             )
@@ -119,9 +125,9 @@ class StepReader:
         return parts if step.graph_layout is None else self._with_graph(step, parts)
 
     def _with_graph(self, step: Step, around: Intervals) -> Intervals:
-        """The timestamps of the replayed instrumented graph in the place of the one interval that its replay is in the events.
+        """Replace the interval of the replay by the intervals between the graph's own timestamps.
 
-        What of that interval no timestamp covers (the launch, the copy of the timestamps) is gap.
+        The part of the replay that no timestamp covers (its launch, and the copy of the timestamps) becomes gap.
         """
         graph_layout = step.graph_layout
         assert graph_layout is not None
@@ -151,10 +157,10 @@ class StepReader:
 
 
 def without_cost(seconds: np.ndarray, cost: np.ndarray, shape: Shape) -> np.ndarray:
-    """``seconds`` less ``cost``, none below 0, and right on average for every operator.
+    """Return ``seconds`` minus ``cost``, none below 0, and unbiased for every operator; shape (intervals,).
 
-    A single interval can be shorter than the cost of its boundary, the more so the coarser the timer is. Cutting it
-    off at 0 would leave its operator too long; so the operator's other calls in the step give the difference back.
+    With a coarse timer, a single interval can be shorter than the cost of its boundary. Cutting it off at 0 alone would make
+    its operator too long. So the operator's other calls in the step are scaled down by the difference.
     """
     net: np.ndarray = np.maximum(seconds - cost, 0.0)
     if (seconds >= cost).all():

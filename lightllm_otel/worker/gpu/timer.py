@@ -1,64 +1,39 @@
-"""The timer of one model: opens and closes steps, takes marks between operators, reads what is done, never waits.
+"""Step timer of one model: opens and closes steps, records boundaries between operators, and never waits for the GPU.
 
-All calls come from the host's model threads; since v1.1.0 two of them take turns, with two steps in flight. Each thread has
-its own step. The hooks of operators ask one question, ``timer.armed``; it is a marking only inside a forward whose
-operators are timed, or while a graph is captured, and says whose thread it belongs to.
+All calls come from the host's model threads. Since v1.1.0 there are two, which take turns with two steps in flight, so each
+thread has its own step. The hooks of operators read one attribute, ``timer.recorder``. It is set only inside a forward whose
+operators are timed, or while a graph is captured; the recorder knows to which thread it belongs.
 """
 
 from __future__ import annotations
 
-import collections
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from lightllm_otel.records import progress
 from lightllm_otel.records.vocabulary import DropReason, IdleReason, Mode, Operator, StepOnlyReason
 from lightllm_otel.worker.gpu.boundaries import Boundary, BoundaryCodes
-from lightllm_otel.worker.gpu.boundary_recorder import BoundaryRecorder, EagerRecorder
+from lightllm_otel.worker.gpu.boundary_recorder import BoundaryRecorder
 from lightllm_otel.worker.gpu.clock import Clock, Handle
 from lightllm_otel.worker.gpu.handles import Pool
+from lightllm_otel.worker.gpu.pending_steps import UNREAD_STEPS, PendingSteps
+from lightllm_otel.worker.gpu.recorder_pool import RecorderPool
+from lightllm_otel.worker.gpu.sink import Sink
 from lightllm_otel.worker.gpu.step import GraphLayout, Step, Work
-from lightllm_otel.worker.gpu.step_reader import NO_INTERVALS, StepReader
-from lightllm_otel.worker.gpu.timestamp_kernels import Overwritten
+from lightllm_otel.worker.gpu.step_reader import StepReader
+from lightllm_otel.worker.gpu.steps_in_flight import StepsInFlight
 
 PENDING_STEPS = 64
-SAMPLED_STEPS = 6
-UNREAD_STEPS = 8  # are read in one go: that costs little more than a single one
-UNREAD_SAMPLED = 3
-
+UNREAD_SAMPLED = 3  # sampled steps after which reading no longer waits for a good moment
 
 Begun = tuple[list[Handle], Any, float]
-"""The events before and after a step, its stream, and the time on the wall."""
-
-
-class Sink(Protocol):
-    """Where finished steps go: the ring, or a list in tests."""
-
-    @property
-    def fits(self) -> int:
-        """The most intervals that one step may have."""
-
-    def write(self, step: bytes, intervals: np.ndarray) -> None: ...
-
-    def enter(self, number: int, phase: int, wall_time: float) -> None: ...
-
-    def leave(self) -> None: ...
-
-    @property
-    def progress(self) -> progress.Words:
-        """The words that marks set: :mod:`lightllm_otel.records.progress`."""
-
-    def count(
-        self, dropped: list[int], whole: list[int], sampled: int, hook_seconds: float, oldest_unread: float
-    ) -> None: ...
+"""A forward that has begun: the events before and after its step, its stream, and its start in seconds of Unix time."""
 
 
 class Timer:
-    """``operators``: whether operators are timed at all. ``boundaries``: the most that one step can have."""
+    """``operators``: whether operators are timed at all. ``boundaries``: the most boundaries of one step."""
 
     def __init__(
         self,
@@ -69,77 +44,76 @@ class Timer:
         wall_clock: Callable[[], float] = time.time,
         cpu_clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.armed: BoundaryRecorder | None = None
+        self.recorder: BoundaryRecorder | None = None
         self.failed = False
         self.boundary_codes = BoundaryCodes()
         self.gap = self.boundary_codes.code(Boundary(Operator.GAP))
         self.part_gap = self.boundary_codes.part(self.gap)
-        self._sampling_boundary = self.boundary_codes.code(Boundary(Operator.SAMPLING))
-        # Stands for a whole replay between two events; the step reader puts what the graph's own timestamps say in its place.
-        self._graph_boundary = self.boundary_codes.code(Boundary(Operator.GAP, layer=-2))
-        self.step_reader = StepReader(clock, self.boundary_codes, self._graph_boundary, self.gap)
         self.boundaries = min(boundaries, sink.fits)
-        self.whole = [0] * len(StepOnlyReason)
+        self.launched_steps: dict[int, Step] = {}
+        """By thread: the step whose forward has returned, while more of its work may come."""
+        self._sampling_boundary = self.boundary_codes.code(Boundary(Operator.SAMPLING))
+        # Covers a whole replay between two events; the step reader replaces it by the graph's own timestamps.
+        self._graph_boundary = self.boundary_codes.code(Boundary(Operator.GAP, layer=-2))
+        self._other = self.boundary_codes.code(Boundary(Operator.OTHER))
+        self.step_reader = StepReader(clock, self.boundary_codes, self._graph_boundary, self.gap)
         self._clock = clock
         self._sink = sink
         self._wall = wall_clock
         self._cpu = cpu_clock
-        self._ends = Pool(clock, 2, PENDING_STEPS + 2, ready=8)
-        self._boundaries = Pool(clock, self.boundaries, SAMPLED_STEPS, ready=3 if operators else 0)
         self._record = clock.record
         self._stream = clock.stream
         self._done = clock.done
-        self._other = self.boundary_codes.code(Boundary(Operator.OTHER))
-        self._pending: collections.deque[Step] = collections.deque()
-        self._previous_end: list[Handle] | None = None
+        self._ends = Pool(clock, 2, PENDING_STEPS + 2, ready=8)
+        self._recorders = RecorderPool(
+            clock, sink, self.boundary_codes, self.gap, self.boundaries, 3 if operators else 0, cpu_clock
+        )
+        self._in_flight = StepsInFlight(sink)
+        self.pending = PendingSteps(
+            clock, sink, self.step_reader, self._in_flight, self._ends, self._recorders, cpu_clock
+        )
+        self._unread = self.pending.steps
+        # Bound once: a method of our own that only calls it would be one more frame in every step.
+        self.read_some = self.pending.read_some
+        self.step_only = self.pending.step_only
         self._no_requests = True
-        self.launched_steps: dict[int, Step] = {}
-        """By thread: the step whose forward has returned, while more of its work may come."""
-        # By thread as well: the step whose forward is in progress; the one that the host has not waited for yet; how long its
-        # scheduler took before the step to come.
+        # By thread: the step whose forward is in progress, and the seconds of the host's scheduler before the next step.
         self._running: dict[int, Step] = {}
-        self._in_flight: dict[int, Step] = {}
         self._scheduling: dict[int, float] = {}
-        # Threads whose steps end with end_step: for them nothing before it needs to record an end.
+        # Threads that end their steps with end_step: nothing before it needs to record an end.
         self._ends_late: set[int] = set()
         self._threads: set[int] = set()
-        self._shown: Step | None = None
-        self._reading = threading.Lock()
-        # Of the pending steps: those whose operators are timed, with events that are soon wanted again.
-        self._marked = 0
-        self._sampled_steps = 0
-        self._hook_seconds = 0.0
-        self._dropped = [0] * len(DropReason)
 
     # A step, in the order of calls ---------------------------------------------------------------------------------
 
     def enter(self, work: Work, number: int, due: bool) -> Step | None:
-        """Forward ``number`` begins; ``due``: its operators are timed.
+        """Begin forward ``number``. ``due``: its operators are timed.
 
-        None when too many steps are unread: this one is not timed, and counted.
+        Return None, and count a drop, if too many steps are pending; such a forward is not timed.
         """
-        began = self._cpu()
+        cpu = self._cpu
+        began = cpu()
         ends = self.ends()
         if ends is None:
-            self._drop(DropReason.PENDING_FULL)
+            self.pending.drop(DropReason.PENDING_FULL)
             return None
         step = self._open(self.begin(ends), work, number)
         self._running[step.thread] = step
         if due:
-            self._arm(step)
-        self._hook_seconds += self._cpu() - began
+            self._start_recording(step)
+        self.pending.hook_seconds += cpu() - began
         return step
 
     def ends(self) -> list[Handle] | None:
-        """The events of a step to come; None when too many steps are unread."""
-        return self._ends.take() if len(self._pending) < PENDING_STEPS else None
+        """Return the two events of the next step, or None if too many steps are pending."""
+        return self._ends.take() if len(self._unread) < PENDING_STEPS else None
 
     def give(self, ends: list[Handle]) -> None:
-        """The events of a step that did not come."""
+        """Give back the events of a step that did not come."""
         self._ends.give(ends)
 
     def begin(self, ends: list[Handle]) -> Begun:
-        """What must lie before the launch of a forward, and nothing else: the GPU waits for us here.
+        """Record the start of a forward. It does only what must happen before the launch, because the GPU may be waiting.
 
         :meth:`launched` follows when the forward has returned, or :meth:`forget` when it has raised.
         """
@@ -148,12 +122,13 @@ class Timer:
         return ends, stream, self._wall()
 
     def launched(self, begun: Begun | None, work: Work, number: int, padded: int) -> None:
-        """A forward that began with :meth:`begin` has returned; its operators are not timed. None: it had no events.
+        """Add the step of a forward that began with :meth:`begin` and has returned. Its operators are not timed.
 
-        ``padded``: of the graph that it has replayed, or 0.
+        ``begun``: None if there were no events for it. ``padded``: the batch of the graph that it has replayed, or 0.
         """
+        pending = self.pending
         if begun is None:
-            self._drop(DropReason.PENDING_FULL)
+            pending.drop(DropReason.PENDING_FULL)
             return
         began = self._cpu()
         step = self._open(begun, work, number)
@@ -162,16 +137,16 @@ class Timer:
             step.mode, step.padded = Mode.GRAPH, padded
         if thread not in self._ends_late:
             self._record(step.ends[1], step.stream)
-        self._pending.append(step)
+        pending.append(step)
         self.launched_steps[thread] = step
-        self._hook_seconds += self._cpu() - began
-        if len(self._pending) > 2 * UNREAD_STEPS:
-            self.read()
+        pending.hook_seconds += self._cpu() - began
+        if len(pending.steps) > 2 * UNREAD_STEPS:
+            pending.read()
 
     def forget(self, begun: Begun) -> None:
-        """A forward that began with :meth:`begin` has raised."""
+        """Drop a forward that began with :meth:`begin` and has raised."""
         self._ends.give(begun[0])
-        self._drop(DropReason.ERROR)
+        self.pending.drop(DropReason.ERROR)
 
     def _open(self, begun: Begun, work: Work, number: int) -> Step:
         ends, stream, wall_time = begun
@@ -185,121 +160,116 @@ class Timer:
             step.idle_reason = IdleReason.HOST
         if self._scheduling:
             step.scheduling = self._scheduling.pop(thread, 0.0)
-        flying = self._in_flight
-        flying.pop(thread, None)  # so that the oldest comes first
-        flying[thread] = step
-        shown = self._shown
-        if shown is None or shown.thread == thread:  # else the other thread's is older
-            self._show()
+        in_flight = self._in_flight
+        in_flight.pop(thread, None)  # so that the oldest step comes first
+        in_flight[thread] = step
+        shown = in_flight.shown
+        if shown is None or shown.thread == thread:  # otherwise the other thread's step is older
+            in_flight.show_oldest()
         return step
 
-    def _arm(self, step: Step) -> None:
-        if self.armed is not None:  # another thread's forward is in progress, and its boundaries would be ours as well
-            self.whole[StepOnlyReason.OVERLAP.code] += 1
+    def _start_recording(self, step: Step) -> None:
+        if self.recorder is not None:  # another thread's forward is in progress: both would record into one recorder
+            self.step_only[StepOnlyReason.OVERLAP.code] += 1
             return
-        block = self._boundaries.take()
-        if block is None:
-            self._drop(DropReason.PENDING_FULL)
+        recorder = self._recorders.take(step)
+        if recorder is None:
+            self.pending.drop(DropReason.PENDING_FULL)
             return
-        step.recorder = self.armed = EagerRecorder(
-            self._clock, step.ends[0], self.gap, block, step.stream, step.work.pairs, self._cpu,
-            self._sink.progress, self.boundary_codes.reaches, step.number,
-        )  # fmt: skip
+        step.recorder = self.recorder = recorder
 
-    def disarm(self, reason: StepOnlyReason) -> None:
-        """The operators of this thread's forward cannot be told apart; counted if they were due."""
+    def stop_recording(self, reason: StepOnlyReason) -> None:
+        """Give up the operators of this thread's forward, and count the reason if they were due."""
         step = self._running.get(threading.get_ident())
         if step is not None and step.recorder is not None:
-            self._disarm(step)
-            self.whole[reason.code] += 1
-            self._forget_boundaries(step)
+            self._detach(step)
+            self.step_only[reason.code] += 1
+            self._recorders.give_back(step)
             progress.forget(self._sink.progress)
 
-    def _disarm(self, step: Step) -> None:
-        if self.armed is step.recorder:
-            self.armed = None
-
-    def _forget_boundaries(self, step: Step) -> None:
-        if step.recorder is not None:
-            self._boundaries.give(step.recorder.block)
-            step.recorder = None
+    def _detach(self, step: Step) -> None:
+        """Hide the step's recorder from the hooks of operators; the step keeps it."""
+        if self.recorder is step.recorder:
+            self.recorder = None
 
     def leave(self, step: Step | None, padded: int = 0) -> None:
-        """The forward has returned: its kernels are launched. What comes next may be sampling, or nothing.
+        """End the forward of ``step``: its kernels are launched. Sampling may follow, or nothing.
 
-        ``padded``: the batch of the plain graph that it has replayed, or 0.
+        ``padded``: the batch of the host's own graph that it has replayed, or 0.
         """
         if step is None:
             self._running.pop(threading.get_ident(), None)
             return
-        began = self._cpu()
+        cpu, pending = self._cpu, self.pending
+        began = cpu()
         thread = step.thread
         self._running.pop(thread, None)
         if padded:
             step.mode, step.padded = Mode.GRAPH, padded
         if step.recorder is not None:
-            self._disarm(step)
+            self._detach(step)
             step.recorder.launched()
             if step.recorder.full:
-                self._drop(DropReason.TOO_LARGE)
-                self._forget_boundaries(step)
+                pending.drop(DropReason.TOO_LARGE)
+                self._recorders.give_back(step)
         if thread not in self._ends_late:
             self._record(step.ends[1], step.stream)
-        self._pending.append(step)
-        self._marked += step.recorder is not None
+        pending.append(step)
+        pending.sampled += step.recorder is not None
         self.launched_steps[thread] = step
-        self._hook_seconds += self._cpu() - began
-        # A model without sampling never comes past the usual moment.
-        if self._marked > UNREAD_SAMPLED or len(self._pending) > 2 * UNREAD_STEPS:
-            self.read()
+        pending.hook_seconds += cpu() - began
+        # A model without sampling never reaches read_some.
+        if pending.sampled > UNREAD_SAMPLED or len(pending.steps) > 2 * UNREAD_STEPS:
+            pending.read()
 
     def abandon(self, step: Step | None) -> None:
-        """The forward raised. The host may repeat it, with the same number."""
+        """Drop a forward that raised. The host may repeat it with the same number."""
         self._running.pop(threading.get_ident(), None)
         if step is None:
             return
-        self._disarm(step)
-        self._forget_boundaries(step)
+        self._detach(step)
+        self._recorders.give_back(step)
         progress.forget(self._sink.progress)
         self._ends.give(step.ends)
-        self._landed(step)
-        self._drop(DropReason.ERROR)
+        self._in_flight.remove(step)
+        self.pending.drop(DropReason.ERROR)
 
     def graph(self, padded: int, instrumented: bool) -> Step | None:
-        """This thread's forward will replay a graph that computes ``padded`` requests, a plain or an instrumented one.
+        """Note that this thread's forward will replay a graph, the host's own or an instrumented one.
 
-        Returns the step if its operators are read from the graph; :meth:`before_replay` and :meth:`after_replay` follow.
+        ``padded``: the number of requests that the graph computes. Return the step if its operators are read from the graph;
+        then :meth:`before_replay` and :meth:`after_replay` follow.
         """
         step = self._running.get(threading.get_ident())
         if step is None:
             return None
         step.mode, step.padded = Mode.GRAPH, padded
         if not instrumented:
-            self.disarm(StepOnlyReason.NOT_INSTRUMENTED)
+            self.stop_recording(StepOnlyReason.NOT_INSTRUMENTED)
             return None
-        self._disarm(step)
+        self._detach(step)
         return step if step.recorder is not None else None
 
     def prefill_graph(self) -> None:
-        """This thread's forward will replay graphs of a prefill: Python sees little of its operators."""
+        """Note that this thread's forward will replay prefill graphs, in which Python sees little of its operators."""
         step = self._running.get(threading.get_ident())
         if step is not None:
             step.mode = Mode.GRAPH
-            self.disarm(StepOnlyReason.PREFILL_GRAPH)
+            self.stop_recording(StepOnlyReason.PREFILL_GRAPH)
 
     def before_replay(self, step: Step) -> None:
-        """What the host launches between the entry of the forward and the replay belongs to no operator."""
+        """End the gap before the replay: no operator claims what the host launches between entry and replay."""
         if step.recorder is not None:
             step.recorder.record(self.gap)
 
     def after_replay(self, step: Step, graph_layout: GraphLayout, replay: int) -> None:
-        """The replay of that number has been launched."""
+        """Note that replay number ``replay`` of an instrumented graph has been launched."""
         if step.recorder is not None:
             step.recorder.record(self._graph_boundary)
             step.graph_layout, step.replay = graph_layout, replay
 
     def enter_sampling(self) -> Step | None:
-        """Sampling begins for the step that this thread left last; None when there is none."""
+        """Begin sampling for the step that this thread launched last; return that step, or None if there is none."""
         step = self.launched_steps.get(threading.get_ident())
         if step is None or step.sampled:
             return None
@@ -309,11 +279,11 @@ class Timer:
         return step
 
     def sampling_is_plain(self, step: Step) -> bool:
-        """Tell whether nothing has to be recorded around the sampling of this step: its end comes later, and says enough."""
+        """Tell whether nothing needs recording around this step's sampling, because its end is recorded later."""
         return step.recorder is None and step.thread in self._ends_late
 
     def leave_sampling(self, step: Step, ends: bool = True) -> None:
-        """Sampling is launched. ``ends``: nothing else of the step follows, so the host is about to wait for it."""
+        """End sampling. ``ends``: nothing else of the step follows, so the host is about to wait for it."""
         if not ends:
             if step.recorder is not None:
                 step.recorder.record(self._sampling_boundary)
@@ -328,9 +298,9 @@ class Timer:
         self.read_some()
 
     def end_step(self) -> Step | None:
-        """Everything of the step that this thread left last is launched; None when there is none.
+        """Close the step that this thread launched last, and return it; None if there is none.
 
-        What came since sampling (the host copies tokens, drafts run) is work of the step that no operator claims.
+        Work since sampling (the host copies tokens, drafts run) is part of the step, but no operator claims it.
         """
         thread = threading.get_ident()
         step = self.launched_steps.pop(thread, None)
@@ -344,166 +314,65 @@ class Timer:
         return step
 
     def _close_without_end(self, thread: int) -> None:
-        """The thread goes on without having said that its step has ended: what was recorded last is its end."""
+        """Close a step whose end the host did not announce: the last recorded event is its end."""
         step = self.launched_steps.pop(thread)
-        if thread in self._ends_late:  # there it has always said so, and nothing was recorded
+        if thread in self._ends_late:  # this thread has always announced it, so nothing was recorded
             self._ends_late.discard(thread)
             step.lost = True
         step.closed = True
 
-    def read_some(self) -> None:
-        """A good moment to read: much is launched, and the host is about to wait."""
-        if self._marked or len(self._pending) >= UNREAD_STEPS:
-            self.read()
+    # Between steps ----------------------------------------------------------------------------------------------------
 
     def adopt_thread(self) -> None:
-        """The calling thread runs forwards, or is about to."""
+        """Prepare the calling thread, which runs forwards or is about to. Only the first call of a thread does anything."""
         thread = threading.get_ident()
         if thread not in self._threads:
             self._threads.add(thread)
             self._clock.adopt_thread()
 
-    def came_round(self) -> None:
-        """This thread's loop comes round: the host has waited for the step that the thread launched."""
+    def loop_began(self) -> None:
+        """Note that this thread's loop begins again: the host has waited for the step that the thread launched."""
         thread = threading.get_ident()
         step = self._in_flight.get(thread)
         if step is None:
             self.adopt_thread()
-        elif step.lost or step.sampled or self._done(step.ends[1]):  # it waits for what it has sampled
-            self._landed(step)
+        elif step.lost or step.sampled or self._done(step.ends[1]):  # the host waits for what it has sampled
+            self._in_flight.remove(step)
 
     def scheduled(self, seconds: float) -> None:
-        """The host's scheduler took so long on this thread before the step to come."""
+        """Note how long the host's scheduler ran on this thread before the next step."""
         self._scheduling[threading.get_ident()] = seconds
 
     def tick(self, idle: bool = True) -> None:
-        """The host's loop came round without a step. ``idle``: because there was nothing to do."""
+        """Note that the host's loop ran without a step. ``idle``: because there was nothing to do."""
         self._no_requests = self._no_requests or idle
         thread = threading.get_ident()
         if thread in self.launched_steps:
             self._close_without_end(thread)
-        if self._pending:
-            self.read()
+        if self._unread:
+            self.pending.read()
 
     def fail(self) -> None:
-        """Something of ours raised: no more steps are opened, the host goes on as if we were not there."""
+        """End all timing after an error of the plugin. The host goes on without it."""
         self.failed = True
-        self.armed = None
-        # What is unread stays so; it must not look like a step that is stuck.
-        self._dropped[DropReason.ERROR.code] += len(self._pending)
-        self._pending.clear()
-        self._marked = 0
-        self._land_all()
-        self._count(0.0)
+        self.recorder = None
+        self.pending.give_up()
+        self._forget_threads()
+        self.pending.publish()
 
     def pause(self) -> None:
-        """Live control says off: what is done is read, the rest is let go, and nothing looks stuck."""
-        for step in self._pending:
+        """End timing because live control says off: read finished steps and drop the rest, so that nothing looks stuck."""
+        for step in self.pending.steps:
             step.closed = True
             step.lost = step.lost or (step.thread in self._ends_late and step.thread in self.launched_steps)
         self.launched_steps.clear()
-        self.read()
-        for step in self._pending:
-            self._forget_boundaries(step)
-            self._ends.give(step.ends)
-            self._drop(DropReason.CONTROL)
-        self._pending.clear()
-        self._marked = 0
-        if self._previous_end is not None:  # the time until control says on is not idle time of the GPU
-            self._ends.give(self._previous_end)
-            self._previous_end = None
+        self.pending.read()
+        self.pending.drop_rest()
         self._no_requests = True
-        self._land_all()
-        self._count(0.0)
+        self._forget_threads()
+        self.pending.publish()
 
-    # What is in flight, for whoever looks from outside -----------------------------------------------------------------
-
-    def _landed(self, step: Step) -> None:
-        if self._in_flight.get(step.thread) is step:
-            del self._in_flight[step.thread]
-            if self._shown is step:
-                self._show()
-
-    def _land_all(self) -> None:
-        self._in_flight.clear()
+    def _forget_threads(self) -> None:
         self._running.clear()
         self.launched_steps.clear()
-        self._show()
-
-    def _show(self) -> None:
-        """The ring's header names the oldest step in flight: one that is stuck keeps the younger ones behind it."""
-        for oldest in self._in_flight.values():
-            self._shown = oldest
-            self._sink.enter(oldest.number, oldest.work.phase.code, oldest.wall_time)
-            return
-        self._shown = None
-        self._sink.leave()
-
-    # Reading -------------------------------------------------------------------------------------------------------
-
-    def read(self) -> None:
-        """Hand every step whose end the GPU has passed to the sink, oldest first."""
-        if not self._reading.acquire(blocking=False):  # the other thread does it just now
-            return
-        try:
-            began = self._cpu()
-            pending = self._pending
-            while pending:
-                step = pending[0]
-                if not step.closed or not (step.lost or self._done(step.ends[1])):
-                    break
-                pending.popleft()
-                if step.lost:
-                    self._lose(step)
-                elif step.recorder is None:
-                    self._finish_plain(step)
-                else:
-                    self._finish(step)
-            self._hook_seconds += self._cpu() - began
-            self._count(pending[0].wall_time if pending else 0.0)
-        finally:
-            self._reading.release()
-
-    def _lose(self, step: Step) -> None:
-        self._marked -= step.recorder is not None
-        self._forget_boundaries(step)
-        self._ends.give(step.ends)
-        self._landed(step)
-        self._drop(DropReason.ERROR)
-
-    def _finish_plain(self, step: Step) -> None:
-        """As :meth:`_finish`, of a step whose operators are not timed: nearly all of them."""
-        previous = self._previous_end
-        self._sink.write(self.step_reader.record(step, previous), NO_INTERVALS)
-        if previous is not None:
-            self._ends.give(previous)
-        self._previous_end = step.ends
-        if self._in_flight.get(step.thread) is step:
-            self._landed(step)
-
-    def _finish(self, step: Step) -> None:
-        try:
-            sampled = step.recorder is not None
-            try:
-                self._sink.write(*self.step_reader(step, self._previous_end, sampled))
-            except Overwritten:
-                self._drop(DropReason.OVERWRITTEN)
-                sampled = False
-                self._sink.write(*self.step_reader(step, self._previous_end, sampled))
-            self._sampled_steps += sampled
-            if step.recorder is not None:
-                # Of the boundaries only the recording itself is known without a clock call around each.
-                self._hook_seconds += self.step_reader.calibration.record_cost * len(step.recorder.codes)
-        finally:
-            self._marked -= step.recorder is not None
-            self._forget_boundaries(step)
-            if self._previous_end is not None:
-                self._ends.give(self._previous_end)
-            self._previous_end = step.ends
-            self._landed(step)
-
-    def _drop(self, reason: DropReason) -> None:
-        self._dropped[reason.code] += 1
-
-    def _count(self, oldest_unread: float) -> None:
-        self._sink.count(self._dropped, self.whole, self._sampled_steps, self._hook_seconds, oldest_unread)
+        self._in_flight.remove_all()

@@ -1,11 +1,13 @@
-"""Boundaries inside CUDA graphs: kernels that store the GPU's time, and where the host finds what they stored.
+"""Timestamp kernels: boundaries inside CUDA graphs, and the memory in which the host finds their times.
 
 A timestamp is a one-thread kernel that writes ``%globaltimer`` to a cell of device memory. It lies on a branch beside the
-host's kernels: it waits for the one before it, and the one after it does not wait for the timestamp, so that a graph with
-timestamps is hardly slower than one without (docs/decisions/0006). In a graph with NCCL's kernels it lies on the chain of the
-host's (0014). The last node of an instrumented graph copies its cells to pinned memory, into one of :data:`KEPT` slots
-that a counter in device memory chooses and the graph itself advances. So replays that follow each other at once do not
-mix, and each slot says which replay filled it. The host reads a slot only after the step's end event.
+host's kernels: it waits for the kernel before it, but the kernel after it does not wait for the timestamp. So a graph with
+timestamps is hardly slower than one without (docs/decisions/0006). In a graph with NCCL's kernels it lies on the chain of
+the host's kernels (docs/decisions/0014).
+
+The last node of an instrumented graph copies its cells to pinned memory, into one of :data:`KEPT` slots. A counter in device
+memory chooses the slot, and the graph itself advances it. So replays that follow each other directly do not mix, and each
+slot says which replay filled it. The host reads a slot only after the step's end event.
 """
 
 from __future__ import annotations
@@ -17,19 +19,19 @@ import numpy as np
 
 from lightllm_otel.guard import log
 
-KEPT = 8  # slots: more than the steps that a host can have in flight
+KEPT = 8  # slots: more than a host's steps in flight
 PTX = Path(__file__).parent / "timestamp.ptx"
 PUBLISH_THREADS = 256
 
 
 class Overwritten(LookupError):
-    """A later replay has taken the slot before it was read."""
+    """A later replay has overwritten the slot before it was read."""
 
 
 class Timestamps(Protocol):
-    """``capacity``: the most boundaries that one graph can have. ``source`` and ``detail`` are exported.
+    """Timestamps in graphs. ``capacity``: the most boundaries of one graph. ``source`` and ``detail`` are exported.
 
-    ``branches``: timestamps lie beside the host's kernels unless they are asked to be ``chained``.
+    ``branches``: timestamps lie on a branch beside the host's kernels, unless ``chained`` asks otherwise.
     """
 
     source: str
@@ -38,36 +40,38 @@ class Timestamps(Protocol):
     branches: bool
 
     def timestamp(self, at: int, chained: bool = False) -> None:
-        """Record boundary ``at`` on the current stream, which is capturing. ``chained``: what follows waits for it."""
+        """Record boundary ``at`` on the current stream, which is capturing. ``chained``: the kernels after it wait for it."""
 
     def join(self) -> None:
-        """No timestamp comes after this: whatever they were recorded on is part of the current stream again."""
+        """Join the branch of the timestamps with the current stream, after the last timestamp."""
 
     def publish(self, count: int) -> None:
-        """The end of a graph of ``count`` boundaries."""
+        """End a graph of ``count`` boundaries: add the copy of its timestamps."""
 
     def launched(self) -> int:
-        """A graph with timestamps is launched now: the number of this replay, from 0."""
+        """Count a replay that is about to be launched, and return its number, from 0."""
 
     def intervals(self, replay: int, count: int) -> np.ndarray:
-        """Seconds between the ``count`` boundaries of a replay that is over; float64, shape (count - 1,).
+        """Return the seconds between the ``count`` boundaries of a finished replay; float64, shape (count - 1,).
 
-        Raises Overwritten, and RuntimeError when the slot was never filled.
+        Raises Overwritten if a later replay took the slot, and RuntimeError if the slot was never filled.
         """
 
 
 class Kernels(Protocol):
-    """The two kernels, however they were loaded. Addresses are those of the current device."""
+    """The two kernels, independent of how they were loaded. Memory is that of the current device."""
 
     detail: str
 
-    def timestamp(self, cells: Any, at: int) -> None: ...
+    def timestamp(self, cells: Any, at: int) -> None:
+        """Launch the kernel that writes the GPU's time to ``cells[at]``."""
 
-    def publish(self, cells: Any, slots: Any, counter: Any, count: int, stride: int) -> None: ...
+    def publish(self, cells: Any, slots: Any, counter: Any, count: int, stride: int) -> None:
+        """Launch the kernel that copies ``count`` cells to the next slot. ``stride``: int64 numbers of one slot."""
 
 
 class KernelTimestamps:
-    """Timestamps by kernels. All memory is taken here, once: ``capacity`` cells on the GPU, 8 slots of them on the host."""
+    """Timestamps by kernels. All memory is allocated once: ``capacity`` cells on the GPU, and 8 slots of them on the host."""
 
     source = "globaltimer"
     branches = True
@@ -84,7 +88,7 @@ class KernelTimestamps:
         self._slots = torch.zeros(KEPT * self._stride, dtype=torch.int64).pin_memory()
         self._read: np.ndarray = self._slots.numpy().reshape(KEPT, self._stride)
         self._replays = 0
-        # Of high priority: where the next kernel fills the GPU, the timestamp must not wait for one of its blocks to end.
+        # High priority: if the next kernel fills the GPU, the timestamp must not wait until one of its blocks ends.
         stream_class: Any = torch.cuda.Stream
         self._branch = stream_class(priority=-1)
         self._branched = False
@@ -92,7 +96,7 @@ class KernelTimestamps:
         self._probe()
 
     def _probe(self) -> None:
-        """Both kernels once, eagerly: raises here, not during a capture, when they cannot be launched."""
+        """Launch both kernels once, so that a kernel that cannot be launched raises here and not during a capture."""
         import torch
 
         for at in range(2):
@@ -105,7 +109,7 @@ class KernelTimestamps:
 
     def timestamp(self, at: int, chained: bool = False) -> None:
         if at == 0:
-            # Not on the branch, where it would come before the first kernel can: the graph's start takes its time.
+            # Not on the branch: there it would run before the first kernel can start.
             self._branched = False
         if at == 0 or chained:
             self.join()
@@ -117,7 +121,7 @@ class KernelTimestamps:
             self._kernels.timestamp(self._cells, at)
 
     def join(self) -> None:
-        if self._branched:  # a capture must not wait for a stream that has no part in it
+        if self._branched:  # a capture must not wait for a stream that does not belong to it
             self._torch.cuda.current_stream().wait_stream(self._branch)
             self._branched = False
 
@@ -134,21 +138,28 @@ class KernelTimestamps:
 
 
 def slot_intervals(slot: np.ndarray, replay: int, count: int) -> np.ndarray:
-    """Seconds between the timestamps in a slot (int64 nanoseconds behind the number of the replay that filled it)."""
+    """Return the seconds between the ``count`` timestamps in a slot; float64, shape (count - 1,).
+
+    ``slot``: int64; the number of the replay that filled it, plus 1, then timestamps in nanoseconds. Raises Overwritten, and
+    RuntimeError if replay ``replay`` has not filled it.
+    """
     filled = int(slot[0])
     if filled > replay + 1:
         raise Overwritten(replay)
     if filled < replay + 1:
         raise RuntimeError(f"replay {replay} left no timestamps: its slot holds replay {filled - 1}")
     times = slot[1 : count + 1].copy()
-    if int(slot[0]) != filled:  # taken while it was read
+    if int(slot[0]) != filled:  # overwritten while it was read
         raise Overwritten(replay)
     seconds: np.ndarray = np.diff(times) * 1e-9
     return seconds
 
 
 class EventTimestamps:
-    """Event-record nodes on the chain, where no kernel can be loaded: 3 µs each, and one set that every replay overwrites."""
+    """Timestamps by event-record nodes on the chain, where no kernel can be loaded.
+
+    Each node takes about 3 µs, and there is one set of events, which every replay overwrites.
+    """
 
     source = "event_node"
     detail = "torch"
@@ -161,17 +172,17 @@ class EventTimestamps:
         event_class: Any = torch.cuda.Event
         self._events = [event_class(enable_timing=True, external=True) for _ in range(capacity)]
         for event in self._events:
-            event.record()  # torch makes the event with its first record; not during a capture, please
+            event.record()  # torch creates the event with its first record; that must not happen during a capture
         self._replays = 0
 
     def timestamp(self, at: int, chained: bool = False) -> None:
         self._events[at].record()
 
     def join(self) -> None:
-        """They are recorded on the stream itself."""
+        """Do nothing: events are recorded on the stream itself."""
 
     def publish(self, count: int) -> None:
-        """The events stay where they are."""
+        """Do nothing: the events stay where they are."""
 
     def launched(self) -> int:
         self._replays += 1
@@ -185,7 +196,7 @@ class EventTimestamps:
 
 
 class _RawStream:
-    """A stream by its address, in the protocol that CuPy takes foreign streams in."""
+    """Stream by its address, in CuPy's protocol for foreign streams."""
 
     def __init__(self, address: int) -> None:
         self._address = address
@@ -195,7 +206,7 @@ class _RawStream:
 
 
 class CupyKernels:
-    """The kernels from :data:`PTX`, loaded and launched through CuPy."""
+    """Kernels from :data:`PTX`, loaded and launched through CuPy."""
 
     detail = "ptx through cupy"
 
@@ -225,15 +236,18 @@ class CupyKernels:
 
 
 def choose_timestamps(capacity: int) -> Timestamps | None:
-    """The best timestamps of this process, or None and one log line. Call it on the thread and device of the model."""
+    """Return the cheapest timestamps that work in this process; None, after one log line, if none do.
+
+    Call it on the thread and device of the model.
+    """
     reasons = []
     for name, make in _WAYS:
         try:
             chosen: Timestamps = make(capacity)
             return chosen
-        except Exception as reason:  # noqa: BLE001 - whatever keeps one way from working, the next may
+        except Exception as reason:  # noqa: BLE001 - the next way may work, whatever the reason is
             reasons.append(f"{name}: {type(reason).__name__}: {reason}")
-    log.warning("no way to time operators inside CUDA graphs here, whole steps only (%s)", "; ".join(reasons))
+    log.warning("operators inside CUDA graphs cannot be timed here, their steps are (%s)", "; ".join(reasons))
     return None
 
 

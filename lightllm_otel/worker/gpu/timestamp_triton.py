@@ -1,4 +1,4 @@
-"""The timestamp kernels in Triton, which LightLLM always has: used where CuPy cannot load them."""
+"""Timestamp kernels in Triton, which LightLLM always has. They are used where CuPy cannot load the PTX kernels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def lightllm_otel_publish(cells, slots, counter, count, stride, kept: tl.constex
 
 
 class TritonKernels:
-    """Launched through Triton; compiled by the first, eager launch."""
+    """Kernels that are launched through Triton. The first, eager launch compiles them."""
 
     detail = "triton"
 

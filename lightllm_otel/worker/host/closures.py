@@ -44,7 +44,7 @@ def as_operator(
     """
 
     def slot(*args: Any, **kwargs: Any) -> Any:
-        recorder = timer.armed
+        recorder = timer.recorder
         # Nothing is measured, or an operator around this one counts it as its own, or another thread is measured.
         if recorder is None or recorder.context >= 0 or foreign(recorder):
             return host(*args, **kwargs) if kwargs else host(*args)
@@ -80,7 +80,7 @@ def as_inner_operator(host: Host, timer: Any, own: int, lead: int, caught: Caugh
     """
 
     def slot(*args: Any, **kwargs: Any) -> Any:
-        recorder = timer.armed
+        recorder = timer.recorder
         if recorder is None:
             return host(*args, **kwargs) if kwargs else host(*args)
         outer = recorder.context
@@ -111,7 +111,7 @@ def handing_on(
     """Return ``host``, called through ``measured(host, marking, args, kwargs)`` while its thread's forward is measured."""
 
     def slot(*args: Any, **kwargs: Any) -> Any:
-        recorder = timer.armed
+        recorder = timer.recorder
         if recorder is None or foreign(recorder):
             return host(*args, **kwargs) if kwargs else host(*args)
         return measured(host, recorder, args, kwargs)

@@ -1,8 +1,9 @@
-"""Hooks where LightLLM captures and replays CUDA graphs. Python does not run per operator in a replay."""
+"""Hooks where LightLLM captures and replays CUDA graphs. In a replay Python does not run per operator."""
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,9 @@ from lightllm_otel.contracts.binding import Arguments
 from lightllm_otel.contracts.table import Hook
 from lightllm_otel.records.vocabulary import Stage, StepOnlyReason
 from lightllm_otel.worker.host import inputs
-from lightllm_otel.worker.host.instrumented_graphs import Drawing, InstrumentedGraph, InstrumentedGraphs, module_of
+from lightllm_otel.worker.host.decode_call import DecodeCall, decode_call
+from lightllm_otel.worker.host.instrumented_graph import InstrumentedGraph
+from lightllm_otel.worker.host.instrumented_graphs import InstrumentedGraphs
 
 if TYPE_CHECKING:
     from lightllm_otel.worker.host.process import Session
@@ -19,7 +22,10 @@ Host = Callable[..., Any]
 
 
 def checking_memory(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
-    """The host's last check at its start: does the longest prefill fit into memory? If not, it is tried without our graphs."""
+    """Wrap the host's last check at its start: whether the longest prefill fits into memory.
+
+    If it fails, it is repeated without instrumented graphs.
+    """
 
     @functools.wraps(host)
     def _check_max_len_infer(*args: Any, **kwargs: Any) -> Any:
@@ -31,8 +37,8 @@ def checking_memory(host: Host, session: Session, arguments: Arguments, hook: Ho
                 raise
             with session.guard(Stage.PATCH):
                 instrumented_graphs.give_up(
-                    "the longest prefill did not fit into the memory beside them; a smaller --mem_fraction, or "
-                    "LIGHTLLM_OTEL_GRAPH_BATCH_SIZES, makes room"
+                    "the longest prefill did not fit into the memory beside them; lower --mem_fraction, or name fewer sizes in "
+                    "LIGHTLLM_OTEL_GRAPH_BATCH_SIZES"
                 )
         return host(*args, **kwargs)
 
@@ -40,8 +46,8 @@ def checking_memory(host: Host, session: Session, arguments: Arguments, hook: Ho
 
 
 def warming_up(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
-    """All graphs of a model are captured in here."""
-    module = module_of(host)
+    """Wrap the function in which the host captures all graphs of a model."""
+    module = sys.modules.get(str(getattr(host, "__module__", "")))
 
     @functools.wraps(host)
     def warmup(*args: Any, **kwargs: Any) -> Any:
@@ -57,75 +63,75 @@ def warming_up(host: Host, session: Session, arguments: Arguments, hook: Hook) -
                 instrumented_graphs.collecting = False
         if instrumented_graphs is not None:
             with session.guard(Stage.PATCH):
-                instrumented_graphs.seal(args[0], model)
+                instrumented_graphs.captured_all(args[0], model)
         return result
 
     return warmup
 
 
 def capturing(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
-    """A capture must not see our events; beside it an instrumented graph may be captured, if the server is still starting."""
+    """Wrap a capture, which must not contain our events. While the server starts, it may be followed by one of ours."""
 
     @functools.wraps(host)
     def _capture_decode(*args: Any, **kwargs: Any) -> Any:
-        _disarm(session, StepOnlyReason.NOT_INSTRUMENTED)
+        _stop_recording(session, StepOnlyReason.NOT_INSTRUMENTED)
         instrumented_graphs = session.instrumented_graphs
-        drawing: Drawing | None = None
-        if instrumented_graphs is not None and instrumented_graphs.captures(args[0] if args else None):
+        call: DecodeCall | None = None
+        if instrumented_graphs is not None and instrumented_graphs.covers(args[0] if args else None):
             with session.guard(Stage.PATCH):
-                drawing = _drawing(instrumented_graphs, arguments, args, kwargs)
+                call = _decode_call(instrumented_graphs, arguments, args, kwargs)
         result = host(*args, **kwargs)
-        if drawing is not None and instrumented_graphs is not None:
+        if call is not None and instrumented_graphs is not None:
             done = False
             with session.guard(Stage.PATCH):
-                instrumented_graphs.capture(args[0], drawing)
+                instrumented_graphs.capture(args[0], call)
                 done = True
             if not done:
-                instrumented_graphs.refuse("our own part failed; the log says how")
+                instrumented_graphs.refuse("the plugin failed here; the log says how")
         return result
 
     return _capture_decode
 
 
-def _drawing(
+def _decode_call(
     instrumented_graphs: InstrumentedGraphs, arguments: Arguments, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Drawing | None:
-    """What is to be captured a second time, or None for a batch that is left out."""
+) -> DecodeCall | None:
+    """Return the call that is to be captured a second time, or None for a batch size that is left out."""
     state = arguments.get("infer_state", args, kwargs)
     rows = _rows(arguments, args, kwargs)
     if not instrumented_graphs.wants(args[0], rows):
         return None
-    handed_on = list(arguments.given(args, kwargs).items())[1:]  # the host hands on all that it was given, but itself
+    handed_on = list(arguments.given(args, kwargs).items())[1:]  # the host hands on all of its arguments except itself
     decode = dict(handed_on)["decode_func"]
-    return instrumented_graphs.drawing(rows, decode, [each for name, each in handed_on if name != "decode_func"], state)
+    return decode_call(rows, decode, [each for name, each in handed_on if name != "decode_func"], state)
 
 
 def capturing_whole(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
-    """A capture that gets no instrumented graph, and must not see our events either."""
+    """Wrap a capture that gets no instrumented graph; it must not contain our events either."""
 
     @functools.wraps(host)
     def capture(*args: Any, **kwargs: Any) -> Any:
-        _disarm(session, StepOnlyReason.NOT_INSTRUMENTED)
+        _stop_recording(session, StepOnlyReason.NOT_INSTRUMENTED)
         return host(*args, **kwargs)
 
     return capture
 
 
-def _disarm(session: Session, reason: StepOnlyReason) -> None:
+def _stop_recording(session: Session, reason: StepOnlyReason) -> None:
     timer = session.timer
     if timer is not None and not timer.failed:
         with session.guard(Stage.MEASURE):
-            timer.disarm(reason)
+            timer.stop_recording(reason)
 
 
 def _rows(arguments: Arguments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """The batch that the graph computes: of the input that is given (up to 2025), or that the state holds."""
+    """Return the batch that the graph computes, from the input that is given (up to 2025) or that the state holds."""
     given = arguments.get("input_ids", args, kwargs) if "input_ids" in arguments.names else None
     return inputs.rows(arguments.get("infer_state", args, kwargs) if given is None else given)
 
 
 def replaying(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
-    """On sampled steps the host's own code replays our graph: for that one call it lies where the host's graph lies."""
+    """Wrap a replay: on sampled steps the instrumented graph takes the place of the host's graph for that one call."""
     measure, fast_path = session.guard(Stage.MEASURE), session.fast_path
     holder = "input_ids" if "input_ids" in arguments.names else "infer_state"
     place = arguments.names.index(holder)
@@ -134,17 +140,17 @@ def replaying(host: Host, session: Session, arguments: Arguments, hook: Hook) ->
     def _replay(*args: Any, **kwargs: Any) -> Any:
         forwards, instrumented_graphs = session.forwards, session.instrumented_graphs
         if forwards is None:
-            if instrumented_graphs is None or instrumented_graphs.trying is None:
+            if instrumented_graphs is None or instrumented_graphs.checked is None:
                 return host(*args, **kwargs)
-            return _swapped(host, instrumented_graphs.trying, session, args, kwargs)
+            return _swapped(host, instrumented_graphs.checked, session, args, kwargs)
         if not forwards.decode_due:
-            # Of what size, that can wait until the GPU has its work.
+            # Its size is read later, when the GPU has its work.
             fast_path.replayed = args[place] if len(args) > place else arguments.get(holder, args, kwargs)
             return host(*args, **kwargs)
         rows, instrumented, timer = 0, None, session.timer
         with session.guard(Stage.PATCH):
             rows = _rows(arguments, args, kwargs)
-            instrumented = instrumented_graphs.beside(args[0], rows) if instrumented_graphs is not None else None
+            instrumented = instrumented_graphs.replacement(args[0], rows) if instrumented_graphs is not None else None
         if timer is not None and not timer.failed:
             with measure:
                 step = timer.graph(rows, instrumented=instrumented is not None)
@@ -160,7 +166,7 @@ def replaying(host: Host, session: Session, arguments: Arguments, hook: Hook) ->
 def _swapped(
     host: Host, instrumented: InstrumentedGraph, session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """The host's replay, with our graph in the place of its own."""
+    """Call the host's replay with the instrumented graph in the place of its own."""
     graphs, rows, entry = None, instrumented.graph_layout.batch, None
     with session.guard(Stage.PATCH):
         graphs = args[0].graph
@@ -176,7 +182,7 @@ def _swapped(
 
 
 def replaying_whole(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
-    """Two microbatches in one graph: the step can be timed, its operators cannot."""
+    """Wrap the replay of a graph with two microbatches: its step can be timed, its operators cannot."""
 
     @functools.wraps(host)
     def _replay_overlap(*args: Any, **kwargs: Any) -> Any:
@@ -190,7 +196,7 @@ def replaying_whole(host: Host, session: Session, arguments: Arguments, hook: Ho
 
 
 def replaying_prefill(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
-    """Prefill graphs: attention alone passes through Python, and all that lies between would count as attention."""
+    """Wrap the replay of prefill graphs: only attention runs in Python, so everything between would count as attention."""
 
     @functools.wraps(host)
     def _replay(*args: Any, **kwargs: Any) -> Any:

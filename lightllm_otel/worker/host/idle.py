@@ -54,7 +54,7 @@ def asking(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Ho
                     session.housekeep()
             return host(*args, **kwargs)
         try:
-            timer.came_round()
+            timer.loop_began()
             if forwards.completed == last:  # nothing since it was asked last
                 _tick(session)
             last = forwards.completed

@@ -86,10 +86,10 @@ def forward(host: Host, session: Session, arguments: Arguments, hook: Hook) -> H
                 if work is not None:
                     rows = _unseen_graph(session, model, work.phase, arguments.get("model_input", args, kwargs))
                     due = forwards.due(work.phase, work.tokens)
-                    timer.whole[StepOnlyReason.NOT_INSTRUMENTED.code] += bool(rows and due)
+                    timer.step_only[StepOnlyReason.NOT_INSTRUMENTED.code] += bool(rows and due)
                     step = timer.enter(work, forwards.completed, due and not rows)
                     if whole_step_only:
-                        timer.disarm(StepOnlyReason.OVERLAP)
+                        timer.stop_recording(StepOnlyReason.OVERLAP)
         try:
             result = host(*args, **kwargs)
         except BaseException:
@@ -109,7 +109,7 @@ def forward(host: Host, session: Session, arguments: Arguments, hook: Hook) -> H
 def _draft(host: Host, session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A forward of a draft model: part of the step of the model that it drafts for."""
     if session.timer is not None:
-        session.timer.whole[StepOnlyReason.DRAFT.code] += 1
+        session.timer.step_only[StepOnlyReason.DRAFT.code] += 1
     try:
         return host(*args, **kwargs)
     finally:
