@@ -20,12 +20,12 @@ from lightllm_otel.reduce.collectives import Collectives
 from lightllm_otel.reduce.distortion import Distortion
 from lightllm_otel.reduce.estimate import Estimate, Kind, size_octave
 from lightllm_otel.reduce.expectation import Expectation
-from lightllm_otel.reduce.histogram import STEP_BOUNDS, Histogram, operator_bounds
+from lightllm_otel.reduce.histogram import OPERATOR_BOUNDS, STEP_BOUNDS, Histogram
 from lightllm_otel.reduce.matching import Matched, Matching
 from lightllm_otel.reduce.recent import Recent
 from lightllm_otel.reduce.soundness import are_sound
 
-_COUNTERS = ("sampled_steps", "hook_seconds")
+_COUNTERS = ("sampled_steps", "hook_seconds", "in_flight_number")
 
 
 class Ring(Protocol):
@@ -208,7 +208,7 @@ class Group:
         for operator, phase, mode in _distinct(operators, steps["phase"], steps["mode"]):
             chosen = (operators == operator) & (steps["phase"] == phase) & (steps["mode"] == mode)
             if (operator, phase, mode) not in self.operator_histograms:
-                self.operator_histograms[operator, phase, mode] = Histogram(operator_bounds(phase))
+                self.operator_histograms[operator, phase, mode] = Histogram(OPERATOR_BOUNDS)
             self.operator_histograms[operator, phase, mode].observe(seconds[chosen])
             self.operator_seconds[operator, phase, rank] += float(seconds[chosen].sum())
             waited = float(seconds[chosen & starved].sum())
