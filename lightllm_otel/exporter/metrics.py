@@ -168,8 +168,8 @@ METRICS = (
     Metric("lightllm_otel_records_dropped_total", COUNTER, ("reason",), "Steps, or the operators of steps, that were lost."),
     Metric("lightllm_otel_steps_whole_only_total", COUNTER, ("reason",),
            "Sampled steps for which only the total step time could be measured.",
-           "`not_instrumented`: the graph is not instrumented. `overlap`: microbatches overlap. `draft`: a step of a draft model. "
-           "`prefill_graph`: a graph in which the operators cannot be seen."),
+           "`not_instrumented`: the graph is not instrumented. `overlap`: microbatches overlap. `draft`: a step of a draft "
+           "model. `prefill_graph`: a graph in which the operators cannot be seen."),
     Metric("lightllm_otel_instrumented_graphs", GAUGE, (), "Batch sizes with an instrumented graph on every rank."),
     Metric("lightllm_otel_distortion_ratio", GAUGE, (),
            "Mean time of decode steps in instrumented graphs divided by that of their neighbours in plain graphs.",

@@ -1,7 +1,7 @@
 """The table of metrics as OpenTelemetry's ``MetricsData``, with the values of ``/metrics``.
 
-The SDK has no interface for values that somebody else has added up, so this module makes what the SDK's exporters take. Histograms
-have the explicit buckets of ``/metrics``, or the exponential ones that the same observations fill.
+The SDK has no interface for values that somebody else has added up, so this module makes what the SDK's exporters take.
+Histograms have the explicit buckets of ``/metrics``, or the exponential ones that the same observations fill.
 """
 
 from __future__ import annotations
