@@ -96,7 +96,7 @@ VARIABLES = (
     Variable("model", "Model", 'label_values(lightllm_server_info{job=~"$job"}, model)', text="limits the instances"),
     Variable("instance", "Instance", f"label_values({INFO}, instance)", text="the exporter of one server", listed=True),
     Variable(
-        "rank", "Rank", 'label_values(lightllm_gpu_step_number{job=~"$job",instance=~"$instance"}, rank)',
+        "rank", "Rank", 'label_values(lightllm_gpu_step_in_flight_seconds{job=~"$job",instance=~"$instance"}, rank)',
         text="a GPU of a server; where a metric has ranks",
     ),
 )  # fmt: skip

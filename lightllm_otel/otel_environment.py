@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 
 SAMPLERS = ("always_on", "always_off", "traceidratio")
+EXPLICIT, EXPONENTIAL = "explicit_bucket_histogram", "base2_exponential_bucket_histogram"
 _PARENT = "parentbased_"
 _OTHERS = ("prometheus", "none", "")  # nothing to hand anything to; /metrics is there in any case
 
@@ -27,7 +28,8 @@ class OtelEnvironment:
     """``metrics``, ``traces``: names of exporters, as entry points of the SDK have them; empty: nothing is exported.
 
     Times in seconds. ``propagate``: whether ``traceparent`` is read. ``delta``: counters since the last export, not since
-    the start. ``problems``: a sentence for each variable that could not be used.
+    the start. ``exponential``: histograms with exponential buckets, not explicit ones. ``problems``: a sentence for each
+    variable that could not be used.
     """
 
     metrics: tuple[str, ...] = ()
@@ -41,6 +43,7 @@ class OtelEnvironment:
     sampler: Sampler = Sampler()
     propagate: bool = True
     delta: bool = False
+    exponential: bool = False
     problems: tuple[str, ...] = ()
 
     @classmethod
@@ -63,6 +66,7 @@ class OtelEnvironment:
             sampler=reader.sampler(),
             propagate="tracecontext" in propagators,
             delta=preference in ("delta", "lowmemory"),
+            exponential=reader.exponential(),
             problems=tuple(reader.problems),
         )
 
@@ -110,6 +114,13 @@ class _Reader:
             return number
         self.problems.append(f"{name}={text} is not a number above 0; {default:g} is used")
         return default
+
+    def exponential(self) -> bool:
+        name = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION"
+        named = self.text(name).lower() or EXPLICIT
+        if named not in (EXPLICIT, EXPONENTIAL):
+            self.problems.append(f"{name}={named} is neither {EXPLICIT} nor {EXPONENTIAL}; {EXPLICIT} is used")
+        return named == EXPONENTIAL
 
     def sampler(self) -> Sampler:
         named = self.text("OTEL_TRACES_SAMPLER").lower() or "parentbased_always_on"

@@ -14,7 +14,7 @@ RULES = under_test.RULES
 JOB = "lightllm-otel"
 RANKS = (0, 1)
 INFO = {
-    "model": "llama", "gpu": "H200", "tp": "2", "level": "operators", "torch": "2", "cuda": "13", "plugin": "1",
+    "model": "llama", "gpu": "H200", "tp": "2", "torch": "2", "cuda": "13", "plugin": "1",
 }  # fmt: skip
 
 
@@ -36,7 +36,8 @@ class Server:
     """Two ranks in a steady state. Counters grow by ``base`` a minute; ``changed`` gives series another rate from
     minute ``at`` on. With ``deploy`` the pod is replaced at that minute by one of another name and version.
 
-    ``labels``: of its target; ``targets``: instead of the one target that it is otherwise, or two with ``deploy``.
+    ``labels``: of its target; ``level``: what live control has set; ``targets``: instead of the one target that it is
+    otherwise, or two with ``deploy``.
     """
 
     name: str = "node-1"
@@ -47,6 +48,7 @@ class Server:
     deploy: int = 0
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
     targets: Optional[list[Target]] = None
+    level: str = "operators"
 
     def base(self) -> dict[str, float]:
         rates = {
@@ -55,6 +57,7 @@ class Server:
             'lightllm_gpu_step_requests_total{phase="decode"}': 90000, "lightllm_otel_steps_sampled_total": 90,
             'lightllm_otel_records_dropped_total{reason="overwritten"}': 0, 'lightllm_otel_errors_total{stage="measure"}': 0,
             'lightllm_gpu_idle_seconds_total{reason="host",rank="0"}': 1,
+            'lightllm_gpu_steps_total{rank="0"}': 5999, 'lightllm_gpu_steps_total{rank="1"}': 6000,
             'lightllm_gpu_collective_transfer_seconds_sum{site="ffn",phase="decode"}': 0.06,
             'lightllm_gpu_collective_transfer_seconds_count{site="ffn",phase="decode"}': 3000,
             'lightllm_gpu_collective_wait_seconds_sum{site="ffn",phase="decode"}': 0.006,
@@ -76,7 +79,6 @@ class Server:
     def steady(self) -> dict[str, float]:
         return {
             'lightllm_gpu_step_in_flight_seconds{rank="0"}': 0.01, 'lightllm_gpu_step_in_flight_seconds{rank="1"}': 0.01,
-            'lightllm_gpu_step_number{rank="0"}': 900, 'lightllm_gpu_step_number{rank="1"}': 901,
             'lightllm_gpu_collective_tail_ratio{site="ffn",phase="decode"}': 1.5, "lightllm_otel_data_age_seconds": 0,
             "lightllm_otel_distortion_ratio": 1.01, 'lightllm_otel_slot_installed{operator="ffn"}': 1,
             'lightllm_gpu_peak_link_bytes_per_second{link="nvlink4x18"}': 9e11,
@@ -99,6 +101,7 @@ class Server:
             always = f"{before}1x{2 * (target.end - target.begin) - 1}{after}"
             info = {"server": self.name, **INFO, "lightllm": "0", **target.info}
             yield scraped("lightllm_server_info", info, labels), always
+            yield scraped("lightllm_otel_state_info", {"level": self.level}, labels), always
             for rank in RANKS:
                 gpu = {"rank": str(rank), "uuid": f"GPU-{self.name}-{rank}", "name": "H200"}
                 yield scraped("lightllm_gpu_info", gpu, labels), always

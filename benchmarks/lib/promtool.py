@@ -54,7 +54,7 @@ def scraped(days: Days, server: str) -> Iterable[tuple[str, str]]:
         pod = {"job": "lightllm-otel", "instance": f"{server}-{number}:9464"}
         before = f"_x{begin} " if begin else ""
         after = " stale" if end < len(days.times) else ""
-        info = {**pod, "server": server, "model": "llama", "gpu": "H200", "tp": "4", "level": "operators",
+        info = {**pod, "server": server, "model": "llama", "gpu": "H200", "tp": "4",
                 "lightllm": f"version-{number}", "torch": "2", "cuda": "13", "plugin": "0.1.0"}  # fmt: skip
         yield labelled("lightllm_server_info", info), f"{before}1x{end - begin - 1}{after}"
         for name, values in days.columns.items():

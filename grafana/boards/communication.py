@@ -49,7 +49,7 @@ COMMUNICATION = Board(
                   " known (lightllm_gpu_collective_transfer_seconds, lightllm_gpu_collective_wait_seconds).",
                   (Query(f"sum by (phase) (rate({T}_sum{{$PHASES}}[RATE])) / on () group_left count(lightllm_server_info{{$SERVER}})",
                          "transfer {{phase}}"),
-                   Query(f"sum by (phase) (rate({W}_sum{{$PHASES}}[RATE])) / on () group_left count(lightllm_gpu_step_number{{$SERVER}})",
+                   Query(f"sum by (phase) (rate({W}_sum{{$PHASES}}[RATE])) / on () group_left count(lightllm_gpu_step_in_flight_seconds{{$SERVER}})",
                          "waiting {{phase}}")), empty=NONE),
             Panel("Transfers by time, decode", HEATMAP, "s",
                   "Collectives of sampled decode steps by their transfer (lightllm_gpu_collective_transfer_seconds). One band per size of"

@@ -7,7 +7,7 @@ from grafana.table import BARS, LINES, STAT, TABLE, TARGET, Board, Panel, Query
 PEERS = "model, gpu, tp, lightllm"
 # One for each address: the one that was scraped last.
 WHO = f"group by ({TARGET}, server, {PEERS}) (topk by ({TARGET}) (1, timestamp(lightllm_server_info{{$SERVER}})))"
-RANKS = f"count by ({TARGET}) (lightllm_gpu_step_number{{$SERVER}})"
+RANKS = f"count by ({TARGET}) (lightllm_gpu_step_in_flight_seconds{{$SERVER}})"
 
 
 def rate(metric: str, matchers: str = "") -> str:

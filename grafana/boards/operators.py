@@ -19,7 +19,7 @@ def quantile(q: str) -> str:
 
 
 def calls(phase: str) -> Panel:
-    """Phases have bounds of their own, so their buckets cannot be added up."""
+    """Return the heatmap of one phase. Decode and prefill differ by orders of magnitude, so each has its own."""
     return Panel(
         f"Calls by time, {phase}", HEATMAP, "s",
         f"Calls of the chosen operators in sampled {phase} steps by their time (lightllm_gpu_operator_duration_seconds). Choose one"
@@ -59,10 +59,11 @@ OPERATORS = Board(
                   " small changes show. It follows the load; slower than expected, below, does not.",
                   (Query(MEAN, "{{operator}} {{phase}} {{mode}}"),), 12, 10, logarithmic=True),
             Panel("99th percentile", LINES, "s",
-                  "From buckets of factor 2 (lightllm_gpu_operator_duration_seconds), so it moves in jumps. For tails only.",
+                  "From buckets (lightllm_gpu_operator_duration_seconds): of factor 1.4 below 8 µs, 2 up to 1 ms, 4 above. It moves in"
+                  " jumps; use it for tails only.",
                   (Query(quantile("0.99"), "{{operator}} {{phase}} {{mode}}", exemplars=True),), 12, 10, logarithmic=True),
             Panel("Median", LINES, "s",
-                  "From buckets of factor 2 (lightllm_gpu_operator_duration_seconds): half of the calls are shorter.",
+                  "From the same buckets (lightllm_gpu_operator_duration_seconds): half of the calls are shorter.",
                   (Query(quantile("0.5"), "{{operator}} {{phase}} {{mode}}"),), 24, 9, logarithmic=True),
             calls("decode"),
             calls("prefill"),

@@ -6,7 +6,7 @@ from grafana.table import LINES, STACK, STAT, TARGET, Board, Panel, Query, Varia
 
 DECODE_STEPS = 'scalar(sum(rate(lightllm_gpu_step_duration_seconds_count{$SERVER,phase="decode"}[RATE])))'
 STEP_SUM, STEP_COUNT = "lightllm_gpu_step_duration_seconds_sum", "lightllm_gpu_step_duration_seconds_count"
-RANKS = "count(lightllm_gpu_step_number{$SERVER})"
+RANKS = "count(lightllm_gpu_step_in_flight_seconds{$SERVER})"
 
 
 def shares(phase: str) -> Panel:

@@ -34,7 +34,7 @@ PLUGIN = Board(
             Panel("CPU time of the model processes", LINES, "percentunit",
                   "Share of a model thread's time that is spent in the plugin (lightllm_otel_hook_seconds_total by ranks).",
                   (Query(f"sum by ({TARGET}) (rate(lightllm_otel_hook_seconds_total{{$SERVER}}[RATE]))"
-                         f" / count by ({TARGET}) (lightllm_gpu_step_number{{$SERVER}})", "{{instance}}"),)),
+                         f" / count by ({TARGET}) (lightllm_gpu_step_in_flight_seconds{{$SERVER}})", "{{instance}}"),)),
             Panel("A sampled graph step against its neighbours", LINES, "suffix:×",
                   "Time of a decode step with the instrumented graph by its plain neighbours of the same batch"
                   " (lightllm_otel_distortion_ratio). 1.01 at one step in 64 costs 1 % of 1/64.",
@@ -76,9 +76,26 @@ PLUGIN = Board(
                   " missing (lightllm_otel_feature_available).",
                   (Query("min by (instance, feature) (lightllm_otel_feature_available{$SERVER})", "available"),), 12, 8),
             Panel("Who runs what", TABLE, "short",
-                  "Model, GPU, parallelism, link, level and versions of each server (lightllm_server_info).",
-                  (Query("max by (instance, model, gpu, tp, dp, dtype, link, scope, level, clock, lightllm, torch, cuda, plugin)"
+                  "Model, GPU, parallelism and versions of each server (lightllm_server_info).",
+                  (Query("max by (instance, model, gpu, tp, dp, dtype, lightllm, torch, cuda, plugin)"
                          " (lightllm_server_info{$SERVER})", "known"),), 24, 6, empty="No server is scraped"),
+            Panel("What is measured, and how", TABLE, "short",
+                  "Level that was set, link between the GPUs, scope of the comparison and clock (lightllm_otel_state_info).",
+                  (Query("max by (instance, level, link, scope, clock) (lightllm_otel_state_info{$SERVER})", "known"),), 12, 6,
+                  empty="No server is scraped"),
+            Panel("Exporters", TABLE, "short", "Versions of the plugin and Python in the exporter (lightllm_otel_build_info).",
+                  (Query("max by (instance, version, python) (lightllm_otel_build_info{$SERVER})", "known"),), 12, 6,
+                  empty="No exporter is scraped"),
+            Panel("Exporter runs since", LINES, "s",
+                  "Time since the exporter process has started (lightllm_otel_start_time_seconds). A fall to 0 is a restart; counters"
+                  " begin at 0 then.",
+                  (Query("time() - max by (instance) (lightllm_otel_start_time_seconds{$SERVER})", "{{instance}}"),), 12, 8,
+                  empty="No exporter is scraped"),
+            Panel("Steps of each rank", LINES, "cps",
+                  "Steps a second that each rank starts (lightllm_gpu_steps_total). Ranks of one server start equally many; one that"
+                  " stands still holds up the others.",
+                  (Query(f"sum by ({TARGET}, rank) (rate(lightllm_gpu_steps_total{{$RANKS}}[RATE]))", "{{instance}} rank {{rank}}"),),
+                  12, 8),
         )),
         ("How exact", (
             Panel("Step of the GPU clock", LINES, "s",

@@ -16,7 +16,7 @@ SECONDS = (
 )
 FLOPS = f"sum by ({AT}) (rate(lightllm_gpu_operator_flops_total{{$PHASES}}[RATE]))"
 BYTES = f"sum by ({AT}) (rate(lightllm_gpu_operator_memory_bytes_total{{$PHASES}}[RATE]))"
-PEAK_FLOPS = f"max by ({TARGET}) (lightllm_gpu_peak_flops{{$SERVER}})"
+PEAK_FLOPS = f"max by ({TARGET}) (lightllm_gpu_peak_flops_per_second{{$SERVER}})"
 PEAK_BYTES = f"max by ({TARGET}) (lightllm_gpu_peak_memory_bytes_per_second{{$SERVER}})"
 OF_FLOPS = f"{FLOPS} / {SECONDS} / on ({TARGET}) group_left {PEAK_FLOPS}"
 OF_BYTES = f"{BYTES} / {SECONDS} / on ({TARGET}) group_left {PEAK_BYTES}"
@@ -48,8 +48,8 @@ ROOFLINE = Board(
     "Achieved FLOP/s and bytes/s of each operator against what one GPU could do, and which of the two bounds it.",
     (
         ("What one GPU could do, by its data sheet", (
-            Panel("FLOP/s", STAT, "flops", "Dense 16-bit tensor FLOP/s of one GPU (lightllm_gpu_peak_flops).",
-                  (Query("max(lightllm_gpu_peak_flops{$SERVER})"),), 6, 4, empty=UNKNOWN),
+            Panel("FLOP/s", STAT, "flops", "Dense 16-bit tensor FLOP/s of one GPU (lightllm_gpu_peak_flops_per_second).",
+                  (Query("max(lightllm_gpu_peak_flops_per_second{$SERVER})"),), 6, 4, empty=UNKNOWN),
             Panel("Memory", STAT, "Bps", "Memory bandwidth of one GPU (lightllm_gpu_peak_memory_bytes_per_second).",
                   (Query("max(lightllm_gpu_peak_memory_bytes_per_second{$SERVER})"),), 6, 4, empty=UNKNOWN),
             Panel("Link", STAT, "Bps",
@@ -58,7 +58,7 @@ ROOFLINE = Board(
                   (Query("max by (link) (lightllm_gpu_peak_link_bytes_per_second{$SERVER})", "{{link}}"),), 6, 4,
                   empty="One rank, or a link that NVML does not tell"),
             Panel("Ridge", STAT, "suffix:FLOP/byte",
-                  "lightllm_gpu_peak_flops by lightllm_gpu_peak_memory_bytes_per_second. Operators with fewer operations per byte are bound by memory, others by compute.",
+                  "lightllm_gpu_peak_flops_per_second by lightllm_gpu_peak_memory_bytes_per_second. Operators with fewer operations per byte are bound by memory, others by compute.",
                   (Query(f"max({RIDGE})"),), 6, 4, empty=UNKNOWN),
         )),
         ("Whole phases", (
@@ -78,7 +78,7 @@ ROOFLINE = Board(
                   "A point for each operator and phase: FLOP/s achieved on one GPU (lightllm_gpu_operator_flops_total by"
                   " lightllm_gpu_operator_estimated_seconds_total) against its operations per byte (by"
                   " lightllm_gpu_operator_memory_bytes_total), both axes logarithmic. Straight above it, small: the roof at that intensity,"
-                  " the lesser of lightllm_gpu_peak_flops and intensity times lightllm_gpu_peak_memory_bytes_per_second. Where the roof"
+                  " the lesser of lightllm_gpu_peak_flops_per_second and intensity times lightllm_gpu_peak_memory_bytes_per_second. Where the roof"
                   " rises memory bounds, where it is flat compute; the distance is the room. Point at one to see which operator it is.",
                   (Query(INTENSITY, "operations per byte"), Query(achieved('phase!="decode"'), "prefill"),
                    Query(achieved('phase="decode"'), "decode"), Query(ROOF, "roof")),

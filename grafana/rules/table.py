@@ -19,6 +19,7 @@ OUR_GROUPS = 'rule_group=~".*;lightllm-.*"'
 # Matchers of a query in a description; ``asked`` puts in the labels of the alert.
 THIS_SERVER = "cluster=%q,namespace=%q,server=%q,model=%q"
 OF_THIS_SERVER = f"and on ({TARGET}) lightllm:server{{{THIS_SERVER}}}"
+STEPS_ONLY = 'lightllm_otel_state_info{level="steps"}'
 CRITICAL, WARNING, INFO = "critical", "warning", "info"
 
 
@@ -98,8 +99,8 @@ ALERTS = (
         expr=f"{on_server('max', 'lightllm_gpu_step_in_flight_seconds')} > 20",
         summary="A step does not end: the server answers nobody",
         what="one step has been on the GPU for {{ $value | humanizeDuration }}. "
-             + asked("range", f"bottomk(1, max by (rank) (lightllm_gpu_step_number {OF_THIS_SERVER}))")
-             + "The rank that is furthest behind is {{ .Labels.rank }}, at step {{ .Value }}. {{ end }}",
+             + asked("range", f"bottomk(1, max by (rank) (lightllm_gpu_steps_total {OF_THIS_SERVER}))")
+             + 'The rank that is furthest behind is {{ .Labels.rank }}, at step {{ .Value | printf "%.0f" }}. {{ end }}',
         effect="all requests of this server hang.",
         action="`lightllm-otel doctor --stuck` on its host says whom the others wait for; take the server out of rotation.",
     ),
@@ -202,9 +203,9 @@ ALERTS = (
     Alert(
         name="LightLLMPluginNotSampling", severity=WARNING, lasts="15m",
         expr=f"({on_server('sum', 'rate(lightllm_gpu_step_duration_seconds_count[10m])')} > "
-             f"0.5 * count by ({SERVER}) (group by ({TARGET}, rank) (lightllm_gpu_step_number) * {JOIN}) "
+             f"0.5 * count by ({SERVER}) (group by ({TARGET}, rank) (lightllm_gpu_step_in_flight_seconds) * {JOIN}) "
              f"unless {on_server('sum', 'rate(lightllm_otel_steps_sampled_total[10m])')} > 0 "
-             f'unless on ({SERVER}) lightllm_server_info{{level="steps"}}) '
+             f"unless {on_server('max', STEPS_ONLY)}) "
              f"or {on_server('max', 'lightllm_otel_data_age_seconds')} > 60",
         summary="Steps run, but their operators are not seen",
         what="steps are executed and none is sampled, or what was sampled is a minute old and more.",

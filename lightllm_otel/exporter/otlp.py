@@ -1,4 +1,4 @@
-"""What goes to receivers by itself. OpenTelemetry's SDK is imported only if something does."""
+"""Senders that the standard OTEL_* variables ask for. OpenTelemetry's SDK is imported only if there is one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightllm_otel.reduce.group import Group
 
 
 class Push(Protocol):
-    """Something that hands over by itself what is known."""
+    """Sender that is polled, and decides itself when to send."""
 
     def poll(self) -> None: ...
 
@@ -31,7 +31,7 @@ def pushes(
     parts: Parts,
     now: Callable[[], float],
 ) -> tuple[list[Push], Optional[TraceBook]]:
-    """Return what the standard variables ask for, and the book of spans if spans are sent. ``name``: of the group's folder."""
+    """Return the senders, and the book of spans if spans are sent. ``name`` is that of the group's folder."""
     for problem in otel_environment.problems:
         log.error(problem)
     made: list[Push] = []
@@ -41,7 +41,7 @@ def pushes(
             from lightllm_otel.exporter.otlp_metrics import OtlpMetrics
 
             made.append(OtlpMetrics([each for (each,) in receivers], otel_environment, group, collector, name, now))
-    except Exception as error:  # noqa: BLE001 - an SDK of another time must not end the rest
+    except Exception as error:  # noqa: BLE001 - an incompatible SDK must not end the rest
         _off(parts, Signal.METRICS, error)
     try:
         if receivers := loaded(Signal.TRACES, otel_environment.traces, copies=2):

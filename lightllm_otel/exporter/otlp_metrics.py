@@ -1,4 +1,4 @@
-"""Metrics over OTLP: on our own timer, the values of ``/metrics`` to whatever receiver the standard variables name."""
+"""Metrics over OTLP: sends the values of ``/metrics`` on a timer to the receivers that the standard variables name."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any, Protocol
 from opentelemetry.sdk.metrics.export import MetricExportResult
 
 from lightllm_otel.exporter.metric_rows import Row
-from lightllm_otel.exporter.otlp_data import Deltas, metrics_data, resource
+from lightllm_otel.exporter.otlp_data import HAS_EXPONENTIAL, Deltas, metrics_data, resource
 from lightllm_otel.exporter.otlp_sender import Interval, OtlpSender, Sender, wall_nanoseconds
+from lightllm_otel.guard import log
 from lightllm_otel.otel_environment import OtelEnvironment
 from lightllm_otel.records.vocabulary import Signal
 from lightllm_otel.reduce.group import Group
 
-LAST_SECONDS = 2.0  # for what is on its way when the exporter ends
+LAST_SECONDS = 2.0  # for the last batch when the exporter ends
 
 
 class Collected(Protocol):
-    """What the metrics are read from: the collector behind ``/metrics``."""
+    """Source of the metrics: the collector behind ``/metrics``."""
 
     otlp_sender: OtlpSender
 
@@ -28,7 +29,10 @@ class Collected(Protocol):
 
 
 class OtlpMetrics:
-    """Hands the metrics of ``group`` to ``receivers`` (the SDK's exporters) every ``standard.metric_interval``."""
+    """Sender of the metrics of ``group`` to ``receivers`` (the SDK's exporters), once per ``otel_environment.metric_interval``.
+
+    ``name`` is that of the group's folder. ``now`` is a monotonic clock and ``wall`` Unix time, both in seconds.
+    """
 
     def __init__(
         self,
@@ -48,23 +52,30 @@ class OtlpMetrics:
         ]
         self._group, self._collector, self._name = group, collector, name
         self._deltas = Deltas() if otel_environment.delta else None
+        self._exponential = otel_environment.exponential
+        if self._exponential and not HAS_EXPONENTIAL:
+            log.warning(
+                "This version of opentelemetry-sdk has no exponential histograms; explicit buckets are sent instead. "
+                "Install opentelemetry-sdk 1.17 or newer, or unset OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION"
+            )
         self._now, self._wall = now, wall
         self._interval = Interval(otel_environment.metric_interval, now())
         self._start = wall_nanoseconds(wall)
 
     def poll(self) -> None:
-        """Hand over what there is, if it is time and the server has said what it is."""
+        """Send the current values if the interval has passed and a rank has said what it is."""
         if self._interval.due(self._now()) and self._group.facts():
             self._push()
 
     def _push(self) -> None:
         who = resource(self._group.facts(), self._name)
-        data = metrics_data(self._collector.rows(), who, self._start, wall_nanoseconds(self._wall), self._deltas)
+        now = wall_nanoseconds(self._wall)
+        data = metrics_data(self._collector.rows(), who, self._start, now, self._deltas, self._exponential)
         for sender in self._senders:
             sender.offer(data)
 
     def close(self) -> None:
-        """The last values; a receiver that does not take them at once keeps nobody waiting."""
+        """Send the last values, and wait for at most ``LAST_SECONDS``."""
         if self._group.facts():
             self._push()
         for sender, receiver in zip(self._senders, self._receivers):

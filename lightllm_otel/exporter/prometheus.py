@@ -1,7 +1,8 @@
-"""A group as Prometheus' metric families, made when they are asked for."""
+"""Prometheus collector of a group: makes its metric families on each scrape."""
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -41,8 +42,10 @@ from lightllm_otel.reduce.histogram import Exemplar, Histogram
 
 
 class GroupCollector(Collector):
-    """Shows ``group`` and the ``hardware`` of its ranks; ``link`` is how its GPUs are connected, as the exporter found out;
-    ``outbound`` what became of all that was handed to a receiver; ``server`` the name that it goes by.
+    """Collector of ``group`` and of the ``hardware`` of its ranks.
+
+    ``link`` says how the GPUs are connected, as far as the exporter knows. ``otlp_sender`` counts what receivers did not take.
+    ``server`` is the name of the server, and ``now`` returns Unix time in seconds.
     """
 
     def __init__(
@@ -54,9 +57,10 @@ class GroupCollector(Collector):
         self._group = group
         self._server = server
         self._now = now
+        self._started = now()
 
     def collect(self) -> Iterator[Family]:
-        """Make all families at once, so that no poll changes sums between two of them."""
+        """Return all families, made at once so that no poll changes sums between two of them."""
         with self._group.lock:
             rows = self.rows()
             return iter([family(metric, rows.get(metric.name, ())) for metric in metrics.METRICS])
@@ -65,7 +69,7 @@ class GroupCollector(Collector):
         return ()  # registering must not collect
 
     def rows(self) -> dict[str, list[Row]]:
-        """Return the values of every metric of the table, by its name; of a section that fails there are none."""
+        """Return the rows of every metric in the table, by name. A section that fails has no rows."""
         rows: dict[str, list[Row]] = {metric.name: [] for metric in metrics.METRICS}
         sections = (
             self._now_in_flight, self._measured, self._of_collectives, self._described, self._of_hardware, self._self,
@@ -132,13 +136,13 @@ class GroupCollector(Collector):
     def _now_in_flight(self) -> dict[str, list[Row]]:
         now = self._now()
         found = [
-            ((str(number),), rank.in_flight(now))
-            for number, rank in sorted(self._group.ranks.items())
-            if rank.header is not None
+            ((str(rank),), float(known.base.get("in_flight_number", 0)), *known.in_flight(now))
+            for rank, known in sorted(self._group.ranks.items())
+            if known.header is not None
         ]
         return {
-            "lightllm_gpu_step_in_flight_seconds": [(rank, seconds) for rank, (_, seconds) in found],
-            "lightllm_gpu_step_number": [(rank, number) for rank, (number, _) in found],
+            "lightllm_gpu_step_in_flight_seconds": [(rank, seconds) for rank, _, _, seconds in found],
+            "lightllm_gpu_steps_total": [(rank, earlier + number) for rank, earlier, number, _ in found],
         }
 
     def _described(self) -> dict[str, list[Row]]:
@@ -152,10 +156,13 @@ class GroupCollector(Collector):
             "level": group_level(self._group) or facts.get("level", ""),
             "scope": self._group.matching.scope.value,
         }
-        labels = metrics.BY_NAME["lightllm_server_info"].labels
         return {
             **self._peaks(),
-            "lightllm_server_info": [(tuple(str(known.get(label, "")) for label in labels), None)] if facts else [],
+            **{
+                name: [(tuple(str(known.get(label, "")) for label in metrics.BY_NAME[name].labels), None)]
+                for name in ("lightllm_server_info", "lightllm_otel_state_info")
+                if facts
+            },
             "lightllm_gpu_info": [
                 ((str(number), *self._gpu(rank.facts)), None)
                 for number, rank in sorted(self._group.ranks.items())
@@ -183,11 +190,11 @@ class GroupCollector(Collector):
         )
 
     def _peaks(self) -> dict[str, list[Row]]:
-        """What the hardware could do; nothing of a GPU that is not in the table."""
+        """Return the peaks of the hardware; none for a GPU that is not in the table."""
         gpu = self._group.analytic.gpu
         peak = self.link.bytes_per_second
         return {
-            "lightllm_gpu_peak_flops": [((), gpu.flops)] if gpu is not None else [],
+            "lightllm_gpu_peak_flops_per_second": [((), gpu.flops)] if gpu is not None else [],
             "lightllm_gpu_peak_memory_bytes_per_second": [((), gpu.memory_bytes_per_second)] if gpu is not None else [],
             "lightllm_gpu_peak_link_bytes_per_second": [((self.link.name,), peak)] if peak else [],
         }
@@ -195,6 +202,8 @@ class GroupCollector(Collector):
     def _self(self) -> dict[str, list[Row]]:
         group = self._group
         return {
+            "lightllm_otel_build_info": [((__version__, platform.python_version()), None)],
+            "lightllm_otel_start_time_seconds": [((), self._started)],
             "lightllm_otel_steps_sampled_total": [((), group.counter("sampled_steps"))],
             "lightllm_otel_records_dropped_total": [((r.value,), n) for r, n in group.dropped().items()],
             "lightllm_otel_errors_total": [
@@ -216,7 +225,7 @@ class GroupCollector(Collector):
         }
 
     def _by_mode(self, eager: str, graph: str) -> list[Row]:
-        """The largest value over the ranks, of the clock of each mode; 0 is a clock that is not used."""
+        """Return the largest value over the ranks for the clock of each mode. A clock that is not used has 0 in the header."""
         headers: list[Any] = [rank.header for rank in self._group.ranks.values() if rank.header is not None]
         values = {mode: max((float(h[name]) for h in headers), default=0.0)
                   for mode, name in ((Mode.EAGER, eager), (Mode.GRAPH, graph))}  # fmt: skip
@@ -231,13 +240,13 @@ def _by_operator(sums: Mapping[tuple[int, int], float]) -> list[Row]:
 
 
 def group_level(group: Group) -> str:
-    """The level that the ranks follow now, which live control may have changed; empty before they have said so."""
+    """Return the level that live control or the settings have set; empty before a rank has said so."""
     headers: list[Any] = [rank.header for _, rank in sorted(group.ranks.items()) if rank.header is not None]
     return Level.of(int(headers[0]["level"])).value if headers else ""
 
 
 def buckets(histogram: Histogram) -> list[Any]:
-    """``(le, count)`` pairs, with an exemplar where there is one; only OpenMetrics shows it."""
+    """Return ``(le, count)`` pairs, with an exemplar if the bucket has one. Only OpenMetrics shows exemplars."""
     shown = histogram.exemplars
     pairs = enumerate(histogram.cumulative())
     return [(*pair, _exemplar(shown[at])) if at in shown else pair for at, pair in pairs]
@@ -249,7 +258,7 @@ def _exemplar(exemplar: Exemplar) -> Any:
 
 
 def family(metric: metrics.Metric, rows: Iterable[Row]) -> Family:
-    """One row of the table with its values, as prometheus_client has it."""
+    """Return one metric of the table with its values, as prometheus_client wants it."""
     if metric.kind == metrics.INFO:
         info = InfoMetricFamily(metric.name[: -len("_info")], metric.help)
         for labels, _ in rows:

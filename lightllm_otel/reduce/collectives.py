@@ -19,7 +19,7 @@ from collections import defaultdict
 import numpy as np
 
 from lightllm_otel.records.vocabulary import Operator, Scope, Site
-from lightllm_otel.reduce.histogram import Histogram, collective_bounds
+from lightllm_otel.reduce.histogram import TRANSFER_BOUNDS, WAIT_BOUNDS, Histogram
 from lightllm_otel.reduce.matching import Matched
 from lightllm_otel.reduce.window import Window
 from lightllm_otel.roofline.links import traffic
@@ -152,7 +152,9 @@ class Collectives:
                 self.local_seconds[site, phase] += float((transfer * count)[chosen].sum())
                 self.local_calls[site, phase] += int(count[chosen].sum())
                 continue
-            self._histogram(self.transfer, site, phase).observe(np.repeat(transfer[chosen], count[chosen]))
+            self._histogram(self.transfer, TRANSFER_BOUNDS, site, phase).observe(
+                np.repeat(transfer[chosen], count[chosen])
+            )
             self.windows[site, phase].add(payloads[chosen], transfer[chosen])
 
     def _count_waits(self, matched: Matched, phase: int, coarse: bool, noise: float) -> None:
@@ -162,7 +164,7 @@ class Collectives:
         for site in np.unique(sites).tolist():
             chosen = sites == site
             own, times = wait[:, chosen], kinds.count[chosen]
-            self._histogram(self.wait, site, phase).observe(np.repeat(own, times, axis=1).reshape(-1))
+            self._histogram(self.wait, WAIT_BOUNDS, site, phase).observe(np.repeat(own, times, axis=1).reshape(-1))
             waited = (np.where(own > noise, own, 0.0) * times).sum(axis=1)
             self.operators[site, phase] = int(matched.calls["operator"][kinds.rows][chosen][0])
             for row, rank in enumerate(matched.ranks):
@@ -192,7 +194,7 @@ class Collectives:
             if matched.scope is Scope.GROUP:
                 self.bus_bytes[site, phase] += traffic(Operator.of(operator).value, payload, matched.size)
 
-    def _histogram(self, of: dict[At, Histogram], site: int, phase: int) -> Histogram:
+    def _histogram(self, of: dict[At, Histogram], bounds: np.ndarray, site: int, phase: int) -> Histogram:
         if (site, phase) not in of:
-            of[site, phase] = Histogram(collective_bounds(phase))
+            of[site, phase] = Histogram(bounds)
         return of[site, phase]

@@ -26,7 +26,7 @@ from lightllm_otel.reduce.recent import Recent
 from lightllm_otel.reduce.soundness import are_sound
 from lightllm_otel.reduce.steps import Computed, Steps
 
-_COUNTERS = ("sampled_steps", "hook_seconds")
+_COUNTERS = ("sampled_steps", "hook_seconds", "in_flight_number")
 
 
 class Ring(Protocol):

@@ -10,7 +10,7 @@ import numpy as np
 from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.vocabulary import Mode, Operator, Phase
 from lightllm_otel.reduce.distinct import distinct
-from lightllm_otel.reduce.histogram import Histogram, operator_bounds
+from lightllm_otel.reduce.histogram import OPERATOR_BOUNDS, Histogram
 
 _WIDTH = len(Operator)
 
@@ -69,7 +69,7 @@ class Operators:
             self.sums[phase, mode, rank].add(own)
             for (operator,) in distinct(own.intervals["operator"]):
                 if (operator, phase, mode) not in self.histograms:
-                    self.histograms[operator, phase, mode] = Histogram(operator_bounds(phase))
+                    self.histograms[operator, phase, mode] = Histogram(OPERATOR_BOUNDS)
                 self.histograms[operator, phase, mode].observe(own.seconds[own.intervals["operator"] == operator])
 
     def of(self, phase: Phase, mode: Mode) -> OperatorSums:

@@ -37,7 +37,7 @@ def page(now: Scrape, before: Scrape | None, seconds: float | None, address: str
     info = now.info("lightllm_server_info")
     steps = sum(now.samples.get("lightllm_gpu_step_duration_seconds_count", {}).values())
     head = f"{info.get('model', '?')} on {info.get('gpu') or 'the CPU'}, tp {info.get('tp', '?')} · {steps:.0f} steps · {address}"
-    if info.get("clock") == "host":
+    if now.info("lightllm_otel_state_info").get("clock") == "host":
         head += "\nThere is no GPU: these are times of the host's clock."
     table = render(rows(now, before), seconds)
     if not table:

@@ -187,7 +187,7 @@ def test_what_is_in_flight_is_asked_of_the_ring_when_somebody_asks_and_not_when_
         server.step()
     found = server.scrape()
     assert found["lightllm_gpu_step_in_flight_seconds", "0"] == 0.0
-    assert found["lightllm_gpu_step_number", "0"] == server.number - 1
+    assert found["lightllm_gpu_steps_total", "0"] == server.number - 1
     server.ring.enter(server.number, 1, server.now)
     server.now += 34.0
     assert server.scrape()["lightllm_gpu_step_in_flight_seconds", "0"] == pytest.approx(34.0)

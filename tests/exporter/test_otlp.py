@@ -26,13 +26,22 @@ pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc", reason="the extra 
 
 from receiver import Receiver, attributes_of, closed_port, points_of
 
+from lightllm_otel.exporter import otlp_data as data_module
 from lightllm_otel.exporter import otlp_metrics as push_module
 from lightllm_otel.exporter.otlp_data import SdkExemplar
 from lightllm_otel.exporter.otlp_metrics import OtlpMetrics
 
 PROTOCOLS = ("http/protobuf", "grpc")
 # What a receiver makes of units when it translates to Prometheus' names.
-WORDS = {"s": "seconds", "By": "bytes", "By/s": "bytes_per_second", "Hz": "hertz", "Cel": "celsius", "W": "watts"}
+WORDS = {
+    "s": "seconds",
+    "By": "bytes",
+    "By/s": "bytes_per_second",
+    "{flop}/s": "per_second",
+    "Hz": "hertz",
+    "Cel": "celsius",
+    "W": "watts",
+}
 
 
 def translated(name, unit, kind):
@@ -137,6 +146,68 @@ def test_values_over_otlp_equal_those_of_a_scrape(receiver, pushing, now):
             assert sent.WhichOneof("data") == ("sum" if metric.kind == COUNTER else "gauge")
     assert compared == set(expected)
     assert {metric.kind for metric in METRICS if metric.otlp in {name for name, _ in points}} >= {COUNTER, GAUGE, INFO}
+
+
+EXPONENTIAL = {"OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION": "base2_exponential_bucket_histogram"}
+
+
+def test_exponential_histograms_hold_the_observations_of_a_scrape(receiver, pushing, now):
+    """Every bound of /metrics is a bound of the exponential buckets, or lies where all observations are on one side of it."""
+    group = full_group(ranks=2)
+    group.add(0, records.batch(*(records.step(seconds=2.0**-power) for power in range(12))))
+    collector, push = pushing(group, receiver, **EXPONENTIAL)
+    now[0] = 60.0
+    push.poll()
+    (request,) = receiver.wait(lambda r: r.metrics)
+    expected, kinds = scraped(collector), {metric.otlp: metric for metric in METRICS}
+    sent = {key: both for key, both in points_of(request).items() if kinds[key[0]].kind == HISTOGRAM}
+    assert {data.WhichOneof("data") for data, _ in sent.values()} == {"exponential_histogram"}
+    assert any(point.zero_count for (name, _), (_, point) in sent.items() if name.endswith("wait"))
+    for (name, attributes), (data, point) in sent.items():
+        metric, counts = kinds[name], list(point.positive.bucket_counts)
+        assert data.exponential_histogram.aggregation_temporality == 2  # cumulative
+        assert expected[f"{metric.name}_count", attributes] == point.count == point.zero_count + sum(counts)
+        assert expected[f"{metric.name}_sum", attributes] == point.sum
+        assert not point.negative.bucket_counts
+        assert len(counts) <= 160
+        upper = [2.0 ** ((point.positive.offset + at + 1) / 2.0**point.scale) for at in range(len(counts))]
+        for bound in metric.bounds:
+            at_most = point.zero_count + sum(count for count, end in zip(counts, upper) if end <= bound)
+            assert expected[f"{metric.name}_bucket", attributes | {("le", f"{bound:.7g}")}] == at_most
+
+
+def test_a_receiver_that_wants_exponential_deltas_gets_what_was_added(receiver, pushing, now):
+    group = full_group(ranks=1)
+    _, push = pushing(group, receiver, **EXPONENTIAL, OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE="delta")
+    now[0] = 60.0
+    push.poll()
+    receiver.wait(lambda r: len(r.metrics) == 1)
+    group.add(0, records.batch(records.step(operators=[(Operator.FFN, 0.5)])))
+    now[0] = 120.0
+    push.poll()
+    receiver.wait(lambda r: len(r.metrics) == 2)
+    labels = frozenset({"operator": "ffn", "phase": "decode", "mode": "eager"}.items())
+    metric, added = points_of(receiver.metrics[1])["lightllm.gpu.operator.duration", labels]
+    assert (added.count, added.sum, added.scale, added.zero_count) == (1, 0.5, 3, 0)
+    assert (added.positive.offset, list(added.positive.bucket_counts)) == (-9, [1])  # (2 ** (-9 / 8), 2 ** -1]
+    assert metric.exponential_histogram.aggregation_temporality == 1  # delta
+
+
+def test_without_exponential_histograms_in_the_sdk_explicit_ones_are_sent_and_it_is_said(
+    receiver, pushing, now, monkeypatch, caplog
+):
+    for module in (push_module, data_module):
+        monkeypatch.setattr(module, "HAS_EXPONENTIAL", False)
+    _, push = pushing(full_group(ranks=1), receiver, **EXPONENTIAL)
+    now[0] = 60.0
+    push.poll()
+    (request,) = receiver.wait(lambda r: r.metrics)
+    assert {"histogram"} == {
+        metric.WhichOneof("data")
+        for metric, _ in points_of(request).values()
+        if "histogram" in metric.WhichOneof("data")
+    }
+    assert "explicit buckets are sent instead" in caplog.text
 
 
 def test_counters_are_monotonic_since_the_exporters_start(receiver, pushing, now):
@@ -384,6 +455,13 @@ class TestTheStandardVariables:
     def test_a_queue_and_a_batch_hold_at_least_one_span(self):
         found = OtelEnvironment.from_env({"OTEL_BSP_MAX_QUEUE_SIZE": "0.5", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "0.1"})
         assert (found.span_queue, found.span_batch) == (1, 1)
+
+    def test_ask_for_exponential_histograms(self):
+        name = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION"
+        assert not OtelEnvironment.from_env({}).exponential
+        assert not OtelEnvironment.from_env({name: "explicit_bucket_histogram"}).exponential
+        assert OtelEnvironment.from_env({name: "BASE2_EXPONENTIAL_BUCKET_HISTOGRAM"}).exponential
+        assert "is neither" in OtelEnvironment.from_env({name: "linear"}).problems[0]
 
     @pytest.mark.parametrize(
         "environ",

@@ -193,6 +193,12 @@ def test_a_trickle_of_steps_may_have_none_sampled(promtool, tmp_path):
     assert "LightLLMPluginNotSampling" not in then
 
 
+def test_at_level_steps_nothing_should_be_sampled(promtool, tmp_path):
+    none = {"lightllm_otel_steps_sampled_total": 0}
+    [then] = fired(promtool, tmp_path, [Server(minutes=60, changed=none, level="steps")], [55])
+    assert "LightLLMPluginNotSampling" not in then
+
+
 def test_an_old_tail_without_traffic_is_no_ticket(promtool, tmp_path):
     server = Server(at=BEGINS, minutes=BEGINS + 41)
     server.changed = dict.fromkeys(server.base(), 0)

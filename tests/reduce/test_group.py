@@ -8,14 +8,6 @@ from lightllm_otel.records import layout
 from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.vocabulary import DropReason, ExporterStage, IdleReason, Mode, Operator, Phase, Stage
 from lightllm_otel.reduce.group import Group
-from lightllm_otel.reduce.histogram import (
-    COLLECTIVE_DECODE_BOUNDS,
-    COLLECTIVE_PREFILL_BOUNDS,
-    DECODE_BOUNDS,
-    PREFILL_BOUNDS,
-    STEP_BOUNDS,
-    Histogram,
-)
 from lightllm_otel.roofline import shape, work
 
 DECODE, PREFILL, EAGER, GRAPH = Phase.DECODE.code, Phase.PREFILL.code, Mode.EAGER.code, Mode.GRAPH.code
@@ -26,29 +18,6 @@ def group_of(*steps, rank=0):
     group = Group()
     group.add(rank, records.batch(*steps))
     return group
-
-
-def test_an_observation_equal_to_a_bound_is_at_most_that_bound():
-    histogram = Histogram(np.array([1.0, 2.0]))
-    histogram.observe(np.array([0.5, 1.0, 1.5, 2.0, 9.0]))
-    assert histogram.cumulative() == [("1", 2), ("2", 4), ("+Inf", 5)]
-    assert (histogram.count, histogram.total) == (5, 14.0)
-
-
-@pytest.mark.parametrize(
-    ("bounds", "ends", "fours"),
-    [
-        (DECODE_BOUNDS, "1e-06 0.008192", 2),
-        (PREFILL_BOUNDS, "1.6e-05 0.065536", 2),
-        (COLLECTIVE_DECODE_BOUNDS, "8e-06 0.016384", 2),
-        (COLLECTIVE_PREFILL_BOUNDS, "3.2e-05 0.131072", 2),
-        (STEP_BOUNDS, "0.000128 8.388608", 0),
-    ],
-)
-def test_bounds_are_factor_two_and_factor_four_at_the_end_over_the_documented_ranges(bounds, ends, fours):
-    assert f"{bounds[0]:.7g} {bounds[-1]:.7g}" == ends
-    factors = (bounds[1:] / bounds[:-1]).round(9).tolist()
-    assert factors == [2.0] * (len(factors) - fours) + [4.0] * fours
 
 
 def test_every_call_is_an_observation_and_seconds_are_kept_per_rank():
