@@ -119,16 +119,20 @@ class RingReader:
         first = min(count, self._capacity - start)
         cells = np.concatenate((self._cells[start : start + first], self._cells[: count - first]))
         self._read = written
-        # The writer may have come round while we copied: the oldest of these cells are then torn.
-        torn = int(self._header["written"][0]) - (written - count) - self._capacity
+        # The writer may have come round while we copied, or be on its way: the oldest of these cells are then torn.
+        torn = self._begun() - (written - count) - self._capacity
         if torn > 0:
-            lost = True
-            self.overwritten_cells += min(torn, count)
+            lost = count > 0
             cells = cells[min(torn, count) :]
         if lost:
             self.overwrites += 1
             cells = _from_next_step(cells)
+            self.overwritten_cells += count - len(cells)
         return cells
+
+    def _begun(self) -> int:
+        """Return the number of cells that are written or being written. Writers of earlier versions leave ``begun`` at 0."""
+        return int(max(self._header["begun"][0], self._header["written"][0]))
 
     def _lose(self, written: int) -> bool:
         lost = written - self._read - self._capacity
