@@ -277,6 +277,7 @@ class Exporter:
             return None
         if reader is not None:
             self.group.consume(rank, reader.read())  # what the old process wrote last
+            self.group.ranks[rank].header, self.group.ranks[rank].overwrites = reader.header, reader.overwrites
             self.group.restarted(rank)
             if self._book is not None and rank == min(self.group.ranks):
                 self._book.restarted()

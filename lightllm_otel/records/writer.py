@@ -94,9 +94,9 @@ class RingWriter:
             self._write_around(start, step, intervals)
         self._written += count
         self._steps += 1
+        self._words[_STEPS] = self._steps
         # Last: a reader that sees it finds the cells in place.
         self._words[_WRITTEN] = self._written
-        self._words[_STEPS] = self._steps
 
     def _write_around(self, start: int, step: bytes, intervals: np.ndarray) -> None:
         """Past the end of the ring it goes on at its beginning."""
