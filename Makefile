@@ -37,10 +37,11 @@ test: lint  ## all tests; LIGHTLLM_SRC=… adds the ones with a LightLLM checkou
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory axe || echo 'could not get axe-core'; fi
 	$(BIN)/python -m pytest $(PYTEST)
 
-lint: venv  ## ruff, mypy, and which folder may import which
+lint: venv  ## ruff, mypy, the style of texts and names, and which folder may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tests/docs/test_style.py
 	@if [ -x $(BIN)/lint-imports ]; then $(BIN)/lint-imports; else echo 'import-linter needs Python 3.10: skipped'; fi
 
 # Needs neither LightLLM nor torch.

@@ -27,7 +27,8 @@ class _Change:
 class PatchSet:
     """Replaces attributes of instances, classes and modules.
 
-    :meth:`suspend` puts back exactly what was there, :meth:`resume` puts ours in again, :meth:`undo` forgets it all.
+    :meth:`suspend` puts back exactly what was there, :meth:`resume` puts ours in again, :meth:`undo` forgets it all but what
+    somebody else has wrapped since: call it again when their wrapper is gone.
     """
 
     def __init__(self) -> None:
@@ -70,9 +71,8 @@ class PatchSet:
             else:
                 setattr(change.owner, change.name, change.own)
         self._copies = self._copied()
-        hosts = {id(change.ours): change.host for change in self._changes}
         for module, name, ours in self._copies:
-            setattr(module, name, hosts[id(ours)])
+            setattr(module, name, self._host_of(ours))
 
     def resume(self) -> None:
         """Make all changes again, with the wrappers that were there before."""
@@ -80,11 +80,20 @@ class PatchSet:
             return
         self.suspended = False
         for change in self._changes:
-            if change.suspended:
+            # Where somebody else has set something since, it stays, and this change waits.
+            if change.suspended and vars(change.owner).get(change.name, _MISSING) is change.own:
                 setattr(change.owner, change.name, change.ours)
                 change.suspended = False
         for module, name, ours in self._copies:
-            setattr(module, name, ours)
+            if vars(module).get(name) is self._host_of(ours):
+                setattr(module, name, ours)
+
+    def _host_of(self, ours: Any) -> Any:
+        """Return the host's function below ours, and below ours that is around another one of ours."""
+        hosts = {id(change.ours): change.host for change in self._changes}
+        while id(ours) in hosts:
+            ours = hosts[id(ours)]
+        return ours
 
     def _copied(self) -> list[tuple[ModuleType, str, Any]]:
         """``from module import function`` has put a function of ours into these modules, under these names."""
@@ -100,8 +109,9 @@ class PatchSet:
         ]
 
     def undo(self) -> None:
-        """Undo all changes for good."""
+        """Undo all changes for good. One that somebody else has wrapped stays, and stays known."""
+        self.suspended = False  # look again at what could not be put back before
         self.suspend()
-        self._changes.clear()
+        self._changes = [change for change in self._changes if not change.suspended]
         self._copies.clear()
         self.suspended = False

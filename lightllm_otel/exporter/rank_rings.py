@@ -85,6 +85,7 @@ class RankRings:
         if reader is not None:
             if len(left := reader.read()):  # what the old process wrote last
                 self._take(rank, left)
+            self._look(rank, reader)  # its last counters
             self._restarted(rank)
         self._readers[rank] = successor
         return successor

@@ -94,6 +94,8 @@ HEADER = np.dtype(
         ("control_seq", "<u4"),  # the last order of live control that this rank follows
         ("control_at", "<u4"),  # since which forward
         ("reached", "<u4", (3,)),  # how far the host is in a step with marks: lightllm_otel.records.progress
+        ("reserved3", "<u4"),
+        ("begun", "<u8"),  # cells written or being written: stored before the cells
     ]
 )
 RING_MAGIC = b"LLMOTEL\x00"

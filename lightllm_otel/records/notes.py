@@ -23,8 +23,9 @@ PATTERN = NOTES_PATTERN
 BYTES = 1 << 20
 _MAGIC = b"LLMNOTE1"
 _HEADER = struct.Struct("<8sIIQ")  # magic, pid, reserved, capacity
-_WRITTEN_AT, _READ_AT, _DATA_AT = 32, 40, 64
-_POSITION = struct.Struct("<Q")
+_DATA_AT = 64
+# Words of 8 bytes, which a store changes at once: ``struct.pack_into`` would set their bytes to 0 first.
+_WRITTEN, _READ, _BEGUN = 4, 5, 6
 _LENGTH = struct.Struct("<I")
 
 
@@ -44,6 +45,7 @@ class NotesWriter:
         except BaseException:
             new.discard()
             raise
+        self._words = _words(self._map)
         self.path = path
         self._capacity = capacity
         self._written = 0
@@ -58,13 +60,15 @@ class NotesWriter:
         with self._lock:
             at = self._written % self._capacity
             first = min(len(whole), self._capacity - at)
+            self._words[_BEGUN] = self._written + len(whole)  # first: what is overwritten now cannot be read any more
             self._map[_DATA_AT + at : _DATA_AT + at + first] = whole[:first]
             self._map[_DATA_AT : _DATA_AT + len(whole) - first] = whole[first:]
             self._written += len(whole)
-            _POSITION.pack_into(self._map, _WRITTEN_AT, self._written)
+            self._words[_WRITTEN] = self._written
 
     def close(self) -> None:
         """For tests; a process of the server never closes its notes."""
+        self._words.release()
         self._map.close()
         os.close(self._descriptor)
 
@@ -84,16 +88,16 @@ class NotesReader:
         magic, _, _, self._capacity = _HEADER.unpack_from(self._map)
         if magic != _MAGIC or len(self._map) != _DATA_AT + self._capacity:
             raise ValueError(f"{path} is no notes file that this version reads")
+        self._words = _words(self._map)
         self.lost = 0
 
     def read(self) -> list[Any]:
         """The notes since the last call, of this reader or the one before it; none where the writer was quicker."""
-        (read,) = _POSITION.unpack_from(self._map, _READ_AT)
-        (written,) = _POSITION.unpack_from(self._map, _WRITTEN_AT)
+        read, written = self._words[_READ], self._words[_WRITTEN]
         data = self._copy(read, written) if written - read <= self._capacity else b""
-        _POSITION.pack_into(self._map, _READ_AT, written)
-        (now,) = _POSITION.unpack_from(self._map, _WRITTEN_AT)
-        if now - read > self._capacity:  # it came round, maybe while we copied
+        self._words[_READ] = written
+        begun = max(self._words[_BEGUN], self._words[_WRITTEN])  # writers of earlier versions leave the first at 0
+        if begun - read > self._capacity:  # it came round, maybe while we copied
             self.lost += 1
             return []
         return list(_notes_in(data))
@@ -104,7 +108,13 @@ class NotesReader:
         return self._map[_DATA_AT + at : _DATA_AT + at + first] + self._map[_DATA_AT : _DATA_AT + count - first]
 
     def close(self) -> None:
+        self._words.release()
         self._map.close()
+
+
+def _words(mapped: mmap.mmap) -> memoryview:
+    """Return the header as words of 8 bytes."""
+    return memoryview(mapped)[:_DATA_AT].cast("Q")
 
 
 def _notes_in(data: bytes) -> list[Any]:

@@ -15,6 +15,7 @@ from lightllm_otel.records import layout, private
 from lightllm_otel.records.folder import RING_PATTERN, rank_of
 
 _LOOK_CELLS = 2 * layout.MAX_INTERVALS  # no step is larger than half of it
+_TRIES = 100  # for two words of one moment, beside a writer that does nothing but write
 _IN_FLIGHT = ("in_flight", "in_flight_number", "in_flight_since")
 
 
@@ -63,9 +64,13 @@ class RingReader:
             )
         cells = np.frombuffer(self._map, np.uint8, self._capacity * layout.CELL_BYTES, layout.CELLS_OFFSET)
         self._cells = cells.reshape(self._capacity, layout.CELL_BYTES)
-        self._read = max(0, min(position, int(self._header["written"][0])))
-        self.overwritten_cells = 0
+        written, steps = self._end()
+        self._read = max(0, min(position, written))
+        self._steps = (
+            steps if self._read == written else None
+        )  # up to ``position``; not known where it lies further back
         self.overwrites = 0
+        """Steps that were overwritten before they were read. Those before the first read are one, however many they were."""
 
     @property
     def position(self) -> int:
@@ -112,31 +117,37 @@ class RingReader:
 
     def read(self) -> np.ndarray:
         """The cells written since the last call, shape (n, 16), cut so that they begin and end with whole steps."""
-        written = int(self._header["written"][0])
-        lost = self._lose(written)
+        written, steps = self._end()
+        lost = written - self._read > self._capacity
+        if lost:
+            self._read = written - self._capacity
         count = written - self._read
         start = self._read % self._capacity
         first = min(count, self._capacity - start)
         cells = np.concatenate((self._cells[start : start + first], self._cells[: count - first]))
         self._read = written
-        # The writer may have come round while we copied: the oldest of these cells are then torn.
-        torn = int(self._header["written"][0]) - (written - count) - self._capacity
+        # The writer may have come round while we copied, or be on its way: the oldest of these cells are then torn.
+        torn = self._begun() - (written - count) - self._capacity
         if torn > 0:
-            lost = True
-            self.overwritten_cells += min(torn, count)
+            lost = count > 0
             cells = cells[min(torn, count) :]
         if lost:
-            self.overwrites += 1
             cells = _from_next_step(cells)
+            self.overwrites += 1 if self._steps is None else steps - self._steps - len(layout.steps_in(cells))
+        self._steps = steps
         return cells
 
-    def _lose(self, written: int) -> bool:
-        lost = written - self._read - self._capacity
-        if lost <= 0:
-            return False
-        self.overwritten_cells += lost
-        self._read += lost
-        return True
+    def _end(self) -> tuple[int, int]:
+        """Return how many cells and how many steps had been written at one moment."""
+        for _ in range(_TRIES):
+            written, steps = (int(self._header[name][0]) for name in ("written", "steps"))
+            if self._begun() == written:  # no step was begun since, so both are of the same one
+                break
+        return written, steps
+
+    def _begun(self) -> int:
+        """Return the number of cells that are written or being written. Writers of earlier versions leave ``begun`` at 0."""
+        return int(max(self._header["begun"][0], self._header["written"][0]))
 
 
 def _from_next_step(cells: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ import fcntl
 import json
 import mmap
 import os
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,20 @@ import numpy as np
 from lightllm_otel.records import layout, private
 from lightllm_otel.records.progress import WORDS
 
-# in_flight … heartbeat of the header, in one go: this is on the path of every step.
-_IN_FLIGHT = struct.Struct("<BBHIdd")
-_IN_FLIGHT_OFFSET = layout.HEADER.fields["in_flight"][1] if layout.HEADER.fields else 0
-_WRITTEN = struct.Struct("<QQ")  # written, steps
-_WRITTEN_OFFSET = layout.HEADER.fields["written"][1] if layout.HEADER.fields else 0
-_COUNTS = struct.Struct("<dQd")  # oldest_unread … hook_seconds
-_COUNTS_OFFSET = layout.HEADER.fields["oldest_unread"][1] if layout.HEADER.fields else 0
-_REACHED_OFFSET = layout.HEADER.fields["reached"][1] if layout.HEADER.fields else 0
+
+def _offset(field: str) -> int:
+    """Return where a field of the header begins, in bytes."""
+    return int(layout.HEADER.fields[field][1]) if layout.HEADER.fields else 0
+
+
+# Places of fields among words of 8 bytes. Every step sets them, and a reader may come at any moment: a store into a memoryview
+# changes the word at once, while ``struct.pack_into`` sets its bytes to 0 first, which looks like a counter that began anew.
+_WRITTEN, _STEPS, _BEGUN = (_offset(field) // 8 for field in ("written", "steps", "begun"))
+_IN_FLIGHT, _IN_FLIGHT_SINCE, _HEARTBEAT = (
+    _offset(field) // 8 for field in ("in_flight", "in_flight_since", "heartbeat")
+)
+_OLDEST_UNREAD, _SAMPLED, _HOOK_SECONDS = (_offset(f) // 8 for f in ("oldest_unread", "sampled_steps", "hook_seconds"))
+_IN_FLIGHT_OFFSET, _REACHED_OFFSET = _offset("in_flight"), _offset("reached")
 
 
 class RingWriter:
@@ -56,6 +61,8 @@ class RingWriter:
             raise
         self._capacity = capacity
         self._written = self._steps = 0
+        self._words = memoryview(self._map)[: layout.JSON_OFFSET].cast("Q")
+        self._floats = memoryview(self._map)[: layout.JSON_OFFSET].cast("d")
         self.progress = memoryview(self._map)[_REACHED_OFFSET : _REACHED_OFFSET + 4 * WORDS].cast("I")
         """Words that the boundaries of a step set: :mod:`lightllm_otel.records.progress`."""
         self._dropped: list[int] = []
@@ -75,6 +82,8 @@ class RingWriter:
         """Append one step (the bytes of a ``STEP``) and its intervals (``INTERVAL``, shape (n,))."""
         count = layout.STEP_CELLS + len(intervals)
         start = self._written % self._capacity
+        # First: a reader that comes meanwhile knows that the oldest cells are no longer what they were.
+        self._words[_BEGUN] = self._written + count
         if start + count <= self._capacity:
             at = layout.CELLS_OFFSET + start * layout.CELL_BYTES
             self._map[at : at + layout.STEP_BYTES] = step
@@ -85,8 +94,9 @@ class RingWriter:
             self._write_around(start, step, intervals)
         self._written += count
         self._steps += 1
+        self._words[_STEPS] = self._steps
         # Last: a reader that sees it finds the cells in place.
-        _WRITTEN.pack_into(self._map, _WRITTEN_OFFSET, self._written, self._steps)
+        self._words[_WRITTEN] = self._written
 
     def _write_around(self, start: int, step: bytes, intervals: np.ndarray) -> None:
         """Past the end of the ring it goes on at its beginning."""
@@ -97,7 +107,9 @@ class RingWriter:
 
     def enter(self, number: int, phase: int, wall_time: float) -> None:
         """A step is in flight from here until :meth:`leave`, also if the process never gets that far."""
-        _IN_FLIGHT.pack_into(self._map, _IN_FLIGHT_OFFSET, 1, phase, 0, number & 0xFFFFFFFF, wall_time, wall_time)
+        # The time first: a step must not look as old as the one before it.
+        self._floats[_IN_FLIGHT_SINCE] = self._floats[_HEARTBEAT] = wall_time
+        self._words[_IN_FLIGHT] = 1 | phase << 8 | (number & 0xFFFFFFFF) << 32
 
     def leave(self) -> None:
         """The GPU has finished the step."""
@@ -107,7 +119,8 @@ class RingWriter:
         self, dropped: list[int], whole: list[int], sampled: int, hook_seconds: float, oldest_unread: float
     ) -> None:
         """What the model process knows of itself; ``dropped`` by :class:`DropReason`, ``whole`` by :class:`Whole`."""
-        _COUNTS.pack_into(self._map, _COUNTS_OFFSET, oldest_unread, sampled, hook_seconds)
+        self._floats[_OLDEST_UNREAD], self._floats[_HOOK_SECONDS] = oldest_unread, hook_seconds
+        self._words[_SAMPLED] = sampled
         if dropped != self._dropped:
             self._dropped = list(dropped)
             self.header["dropped"][0, : len(dropped)] = dropped
@@ -123,6 +136,7 @@ class RingWriter:
     def close(self) -> None:
         """For tests and replays; a model process never closes its ring."""
         del self.header, self._cells
-        self.progress.release()
+        for view in (self.progress, self._words, self._floats):
+            view.release()
         self._map.close()
         os.close(self._descriptor)

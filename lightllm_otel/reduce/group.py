@@ -43,7 +43,7 @@ class Rank:
     """State of one rank beside its steps.
 
     ``header`` is a copy from the last poll. ``ring`` is asked for what must be true now, also when polls are slow.
-    ``base`` keeps the header's counters of earlier lives of the rank, so that ours never go down.
+    ``base`` and ``overwrites_before`` keep counters of earlier lives of the rank, so that ours never go down.
     """
 
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -51,6 +51,7 @@ class Rank:
     ring: Optional[Ring] = None
     base: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     overwrites: int = 0
+    overwrites_before: int = 0
     steps: int = 0
 
     def in_flight(self, now: float) -> tuple[int, float]:
@@ -77,6 +78,7 @@ class Rank:
         """The rank's process is a new one: its header starts from zero."""
         for name in (*_COUNTERS, "dropped", "errors", "whole"):
             self.base[name] = self.counter(name)
+        self.overwrites, self.overwrites_before = 0, self.overwrites_before + self.overwrites
         self.header = self.ring = None
         self.facts = {}
 
@@ -178,7 +180,7 @@ class Group:
 
     def dropped(self) -> dict[DropReason, int]:
         drops = {reason: self._by_code("dropped", reason.code) for reason in DropReason}
-        drops[DropReason.OVERWRITTEN] += sum(rank.overwrites for rank in self.ranks.values())
+        drops[DropReason.OVERWRITTEN] += sum(rank.overwrites + rank.overwrites_before for rank in self.ranks.values())
         return drops
 
     def errors(self) -> dict[Union[Stage, ExporterStage], int]:

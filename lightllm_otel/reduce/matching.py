@@ -134,7 +134,7 @@ class Matching:
             absent = expected - self._waiting[number].keys()
             if not absent:
                 self._match(number, tuple(sorted(expected)))
-            elif any(self._progress.get(rank, -1) >= number for rank in absent):
+            elif all(self._progress.get(rank, -1) >= number for rank in absent):  # else it would be given up once more
                 self._give_up(number, Unmatched.MISSING)
         for number in sorted(self._waiting)[: max(len(self._waiting) - MOST_WAITING, 0)]:
             self._give_up(number, Unmatched.LATE)
