@@ -29,7 +29,7 @@ function become(old, fresh) {
 }
 
 // A stream of newer data, and what a reader is told of it. Nobody looks: nothing is asked for.
-class Watch {
+class DataStream {
   constructor(url, show) {
     Object.assign(this, { url, show, source: null, data: null, received: 0, opened: 0, failed: false, paused: false, ended: false, retry: 0 });
     document.addEventListener("visibilitychange", () => (document.hidden ? this.close() : this.open()));
@@ -88,7 +88,7 @@ const STATES = {
 function start() {
   const [header, main, footer] = ["header", "main", "footer"].map((name) => document.querySelector(name));
   const embedded = JSON.parse(document.getElementById("data").textContent);
-  const watch = embedded.events ? new Watch(embedded.events, show) : null;
+  const watch = embedded.events ? new DataStream(embedded.events, show) : null;
   const state = element("span", { id: "state", role: "status" }), age = element("span", { id: "age" });
   const pause = element("button", { type: "button", id: "pause" }), language = element("button", { type: "button", id: "language" });
   pause.onclick = () => watch.pause();

@@ -11,7 +11,7 @@ import numpy as np
 from lightllm_otel.records.vocabulary import Phase
 from lightllm_otel.roofline import shape, work
 from lightllm_otel.roofline.gpus import Gpu, UnknownGpu, find
-from lightllm_otel.roofline.shape import Shape, UnknownModel
+from lightllm_otel.roofline.shape import ModelShape, UnknownModel
 
 
 class Analytic:
@@ -25,7 +25,7 @@ class Analytic:
         self.flops: dict[tuple[int, int], float] = defaultdict(float)
         self.memory_bytes: dict[tuple[int, int], float] = defaultdict(float)
         self.gpu: Gpu | None = None
-        self._shape: Shape | None = None
+        self._shape: ModelShape | None = None
         self._ranks = 1
         self._element = 2.0
 

@@ -8,8 +8,8 @@ from lightllm_otel.records.vocabulary import Operator, Phase
 from lightllm_otel.roofline import links, work
 from lightllm_otel.roofline.gpus import Gpu
 from lightllm_otel.roofline.links import Link
-from lightllm_otel.roofline.shape import Shape
-from lightllm_otel.roofline.work import Batch, Work
+from lightllm_otel.roofline.shape import ModelShape
+from lightllm_otel.roofline.work import Batch, OperatorWork
 
 COMPUTE, MEMORY, LINK = "compute", "memory", "link"
 
@@ -18,12 +18,12 @@ COMPUTE, MEMORY, LINK = "compute", "memory", "link"
 class Ideal:
     """``seconds``: of all calls of the operator in one step of one rank, at the GPU's peaks."""
 
-    work: Work
+    work: OperatorWork
     seconds: float
     bound: str
 
 
-def operator(operator: Operator, work: Work, gpu: Gpu, link: Link | None, ranks: int) -> Ideal:
+def operator(operator: Operator, work: OperatorWork, gpu: Gpu, link: Link | None, ranks: int) -> Ideal:
     """The longer of computing and moving; of a collective its own model."""
     if link is not None and work.payloads:
         seconds = sum(calls * links.ring_seconds(operator.value, size, ranks, link) for _, size, calls in work.payloads)
@@ -33,7 +33,7 @@ def operator(operator: Operator, work: Work, gpu: Gpu, link: Link | None, ranks:
 
 
 def step(
-    shape: Shape, batch: Batch, gpu: Gpu, ranks: int, link: Link | None, element: float = 2
+    shape: ModelShape, batch: Batch, gpu: Gpu, ranks: int, link: Link | None, element: float = 2
 ) -> dict[Operator, Ideal]:
     table = work.step(shape, batch, ranks, element)
     return {each: operator(each, table[each], gpu, link, ranks) for each in Operator if each in table}

@@ -15,7 +15,7 @@ from lightllm_otel.roofline.gpus import Gpu
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class NcclProtocol:
     name: str
     call_seconds: float
     hop_seconds: dict[str, float]
@@ -23,8 +23,8 @@ class Protocol:
 
 
 PROTOCOLS = (
-    Protocol("LL", 6.6e-6, {"nvlink": 0.6e-6, "pcie": 1.0e-6}, 0.5),
-    Protocol("Simple", 8.4e-6, {"nvlink": 3.4e-6, "pcie": 5.7e-6}, 1.0),
+    NcclProtocol("LL", 6.6e-6, {"nvlink": 0.6e-6, "pcie": 1.0e-6}, 0.5),
+    NcclProtocol("Simple", 8.4e-6, {"nvlink": 3.4e-6, "pcie": 5.7e-6}, 1.0),
 )
 # A custom all_reduce (vllm, sgl_kernel) over NVLink: one kernel, one exchange of flags, every rank reads all peers' data at once.
 # What is left of 512 KiB in a decode step between two H100 without the payload's way (benchmarks/results/links.json, custom);

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from lightllm_otel.roofline.shape import Shape
+from lightllm_otel.roofline.shape import ModelShape
 
 
-def weights(shape: Shape) -> float:
+def weights(shape: ModelShape) -> float:
     """How many, over all ranks: matrices, norms, and the embedding and its counterpart apart, as LightLLM keeps them."""
     h = shape.hidden
     norms = 2 * h
     return shape.layers * (_attention(shape) + norms) + _feed_forward(shape) + 2 * shape.vocab * h + h
 
 
-def _attention(shape: Shape) -> float:
+def _attention(shape: ModelShape) -> float:
     h, latent = shape.hidden, shape.latent
     if latent is None:
         return h * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
@@ -22,7 +22,7 @@ def _attention(shape: Shape) -> float:
     return down + h * (latent.kv_rank + latent.rope) + up + shape.heads * latent.value * h
 
 
-def _feed_forward(shape: Shape) -> float:
+def _feed_forward(shape: ModelShape) -> float:
     """Of all layers."""
     dense = shape.ffn_matrices * shape.hidden * shape.intermediate
     experts = shape.experts
@@ -33,12 +33,12 @@ def _feed_forward(shape: Shape) -> float:
     return experts.first_layer * dense + (shape.layers - experts.first_layer) * mixture
 
 
-def weight_bytes(shape: Shape, ranks: int, element: float) -> float:
+def weight_bytes(shape: ModelShape, ranks: int, element: float) -> float:
     """Of one rank: everything is split, but for the norms, which weigh nothing."""
     return weights(shape) * element / ranks
 
 
-def cache_bytes(shape: Shape, ranks: int, element: float) -> float:
+def cache_bytes(shape: ModelShape, ranks: int, element: float) -> float:
     """Of one token in one rank. Latent attention keeps a copy in each; fewer heads than ranks are copied as well."""
     if shape.latent is not None:
         return shape.layers * (shape.latent.kv_rank + shape.latent.rope) * element

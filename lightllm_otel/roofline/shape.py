@@ -39,7 +39,7 @@ class Experts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """``ffn_matrices``: 3 with a gate (SwiGLU), else 2."""
 
     name: str
@@ -62,8 +62,8 @@ class Shape:
 
 def _dense(
     name: str, layers: int, hidden: int, heads: int, kv_heads: int, intermediate: int, vocab: int, head_dim: int = 0
-) -> Shape:
-    return Shape(name, layers, hidden, heads, kv_heads, head_dim or hidden // heads, intermediate, vocab)
+) -> ModelShape:
+    return ModelShape(name, layers, hidden, heads, kv_heads, head_dim or hidden // heads, intermediate, vocab)
 
 
 SHAPES = (
@@ -97,7 +97,7 @@ SHAPES = (
 BY_NAME = {shape.name: shape for shape in SHAPES}
 
 
-def find(name: str) -> Shape:
+def find(name: str) -> ModelShape:
     """By name, however it is capitalised, or from a config.json or a folder that has one. Raises UnknownModel."""
     if name.lower() in BY_NAME:
         return BY_NAME[name.lower()]
@@ -114,7 +114,7 @@ def find(name: str) -> Shape:
     return from_config(config, str(config.get("_name_or_path") or path.resolve().parent.name))
 
 
-def from_config(config: Mapping[str, Any], name: str = "model") -> Shape:
+def from_config(config: Mapping[str, Any], name: str = "model") -> ModelShape:
     """From the keys that LightLLM reads, with their aliases. Raises UnknownModel when one that is needed is missing, or
     is none that a model could have.
     """
@@ -152,7 +152,7 @@ def from_config(config: Mapping[str, Any], name: str = "model") -> Shape:
         "swiglu",
         "gelu_pytorch_tanh",
     )
-    return Shape(
+    return ModelShape(
         name, value("num_hidden_layers", "n_layer"), hidden, heads, value("num_key_value_heads", default=heads),
         value("head_dim", default=hidden // heads), intermediate, value("vocab_size"),
         ffn_matrices=3 if gated else 2, experts=_experts(config, value), latent=_latent(config, value),

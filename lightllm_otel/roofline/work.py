@@ -12,7 +12,7 @@ import dataclasses
 
 from lightllm_otel.records.vocabulary import Operator, Phase, Site
 from lightllm_otel.roofline import links
-from lightllm_otel.roofline.shape import Shape
+from lightllm_otel.roofline.shape import ModelShape
 
 # Per element: a norm squares, sums, scales and multiplies by its weight; an activation is the same order.
 _NORM_FLOPS = 4
@@ -39,7 +39,7 @@ class Batch:
 
 
 @dataclasses.dataclass
-class Work:
+class OperatorWork:
     """Of an operator in one step of one rank, over all layers. ``calls``: how often; ``payloads``: (site, bytes, calls)."""
 
     flops: float = 0.0
@@ -54,12 +54,12 @@ class Work:
         self.calls += times
 
 
-def step(shape: Shape, batch: Batch, ranks: int, element: float = 2) -> dict[Operator, Work]:
+def step(shape: ModelShape, batch: Batch, ranks: int, element: float = 2) -> dict[Operator, OperatorWork]:
     """``element``: bytes of a weight, an activation and a cached key or value."""
-    table: dict[Operator, Work] = {}
+    table: dict[Operator, OperatorWork] = {}
 
     def put(operator: Operator, flops: float, memory_bytes: float, times: int = 1) -> None:
-        table.setdefault(operator, Work()).add(flops, memory_bytes, times)
+        table.setdefault(operator, OperatorWork()).add(flops, memory_bytes, times)
 
     n, h, t, w, layers = batch.tokens, shape.hidden, ranks, element, shape.layers
     hidden_bytes = n * h * w
@@ -77,7 +77,7 @@ def step(shape: Shape, batch: Batch, ranks: int, element: float = 2) -> dict[Ope
     return table
 
 
-def _attention(shape: Shape, batch: Batch, t: int, w: float, put: object) -> None:
+def _attention(shape: ModelShape, batch: Batch, t: int, w: float, put: object) -> None:
     assert callable(put)
     n, h, layers, latent = batch.tokens, shape.hidden, shape.layers, shape.latent
     heads, kv_heads = shape.heads / t, max(shape.kv_heads / t, 1.0)  # fewer heads than ranks: each rank has a copy
@@ -105,7 +105,7 @@ def _attention(shape: Shape, batch: Batch, t: int, w: float, put: object) -> Non
     put(Operator.O_PROJ, 2 * n * (back + out * h), (back + out * h + n * (out + h)) * w, layers)
 
 
-def _feed_forward(shape: Shape, n: int, t: int, w: float, put: object) -> None:
+def _feed_forward(shape: ModelShape, n: int, t: int, w: float, put: object) -> None:
     """LightLLM's layers have one slot for all of it, so the gate and the experts of a mixture are ``ffn`` as well."""
     assert callable(put)
     h, experts = shape.hidden, shape.experts
@@ -125,12 +125,12 @@ def _feed_forward(shape: Shape, n: int, t: int, w: float, put: object) -> None:
     put(Operator.FFN, flops, (weights + moved) * w, shape.layers - dense_layers)
 
 
-def _collectives(shape: Shape, batch: Batch, t: int, w: float, table: dict[Operator, Work]) -> None:
+def _collectives(shape: ModelShape, batch: Batch, t: int, w: float, table: dict[Operator, OperatorWork]) -> None:
     """After the embedding, the attention and the feed-forward of each layer, and of the logits."""
     payload = batch.tokens * shape.hidden * w
     reduces = [(Site.EMBEDDING, payload, 1), (Site.ATTENTION, payload, shape.layers), (Site.FFN, payload, shape.layers)]
     logits = [(Site.LM_HEAD, batch.requests * shape.vocab * w, 1)]
     for operator, payloads in ((Operator.ALL_REDUCE, reduces), (Operator.ALL_GATHER, logits)):
-        work = Work(payloads=payloads, calls=sum(calls for _, _, calls in payloads))
+        work = OperatorWork(payloads=payloads, calls=sum(calls for _, _, calls in payloads))
         work.communication_bytes = sum(links.traffic(operator.value, size, t) * calls for _, size, calls in payloads)
         table[operator] = work

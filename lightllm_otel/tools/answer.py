@@ -12,7 +12,7 @@ from lightllm_otel.roofline import gpus, ideal, links, memory, shape
 from lightllm_otel.roofline.gpus import Gpu
 from lightllm_otel.roofline.ideal import Ideal
 from lightllm_otel.roofline.links import Link
-from lightllm_otel.roofline.shape import Shape
+from lightllm_otel.roofline.shape import ModelShape
 from lightllm_otel.roofline.work import Batch
 from lightllm_otel.tools.analysis import expected
 from lightllm_otel.tools.analysis.expected import Machine
@@ -147,7 +147,7 @@ def _decode_all_reduce(payload: float, ranks: int, link: Link) -> dict[str, Any]
     }
 
 
-def _memory(model: Shape, question: Question, element: float) -> dict[str, float]:
+def _memory(model: ModelShape, question: Question, element: float) -> dict[str, float]:
     """Of a rank, when all requests have all of their tokens."""
     tokens = question.batch_size * (question.input_len + question.output_len)
     return {
@@ -156,7 +156,7 @@ def _memory(model: Shape, question: Question, element: float) -> dict[str, float
     }
 
 
-def _impossible(model: Shape, gpu: Gpu, question: Question, element: float) -> Iterator[str]:
+def _impossible(model: ModelShape, gpu: Gpu, question: Question, element: float) -> Iterator[str]:
     """What the answer takes for granted and the machine does not have."""
     needed = _memory(model, question, element)
     if sum(needed.values()) > gpu.memory_bytes:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lightllm_otel.exporter.control import Refused
 from lightllm_otel.tools.benchmark import launched, prompts, served, static
-from lightllm_otel.tools.benchmark.manifest import Manifest, Outcome, Plan
+from lightllm_otel.tools.benchmark.manifest import Manifest, Outcome, Workload
 from lightllm_otel.tools.benchmark.tap import NoRing
 from lightllm_otel.tools.ctl import find
 from lightllm_otel.tools.ending import ended_by_signals
@@ -30,14 +30,14 @@ _PROBLEMS = (NoRing, Refused, ValueError, prompts.NoTokenizer, served.NoAnswer, 
 @ended_by_signals()
 def bench(given: argparse.Namespace) -> int:
     """Exit status 1 and one sentence for what cannot be measured."""
-    plan = Plan(given.batch_size, given.input_len, given.output_len, given.repeats, given.warmup, given.every)
+    workload = Workload(given.batch_size, given.input_len, given.output_len, given.repeats, given.warmup, given.every)
     out = given.out or Path(f"bench-{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%SZ}")
     try:
-        plan.check()
+        workload.check()
         _check(given)
         way = _static if given.static else _launched if given.serve else _served
-        sides = way(given, plan, out)
-        manifests = _run(sides, plan, given)
+        sides = way(given, workload, out)
+        manifests = _run(sides, workload, given)
     except _PROBLEMS as problem:
         print(f"lightllm-otel bench: {problem}", file=sys.stderr)
         return 1
@@ -84,7 +84,7 @@ def _of_static(given: argparse.Namespace) -> dict[str, bool]:
     }  # fmt: skip
 
 
-def _served(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
+def _served(given: argparse.Namespace, workload: Workload, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
     """Warm every server up, and say how it is asked."""
     own, size = prompts.tokenizer(given.model_dir)
     groups = given.group or [None] * len(given.url)
@@ -96,20 +96,20 @@ def _served(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tupl
         folder = out if len(given.url) == 1 else out / NAMES[place]
 
         def texts(seed: int, side: int = place) -> list[str]:
-            return prompts.prompts(own, size, plan.batch_size, plan.input_len, 1000 * side + seed)
+            return prompts.prompts(own, size, workload.batch_size, workload.input_len, 1000 * side + seed)
 
-        for number in range(plan.warmup):
-            server.batch(texts(_WARM_UP + number), min(plan.output_len, 8))
+        for number in range(workload.warmup):
+            server.batch(texts(_WARM_UP + number), min(workload.output_len, 8))
 
         def once(number: int, server: served.Server = server, texts: Any = texts, folder: Path = folder) -> Outcome:
-            with served.sampling(server.folder, plan.every):
-                return served.repeat(server, plan, texts, number, folder)
+            with served.sampling(server.folder, workload.every):
+                return served.repeat(server, workload, texts, number, folder)
 
-        sides[folder] = once, Manifest(folder, "served", plan, url=server.url)
+        sides[folder] = once, Manifest(folder, "served", workload, url=server.url)
     return sides
 
 
-def _launched(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
+def _launched(given: argparse.Namespace, workload: Workload, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
     """A fresh server for every repeat, as without one: what differs from start to start is then in the repeats."""
     words = launched.words_of(given.serve)
     url = given.url[0] if given.url else launched.url_of(words)
@@ -120,20 +120,20 @@ def _launched(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tu
         folder = out / NAMES[place] if given.ab else out
 
         def texts(seed: int) -> list[str]:
-            return prompts.prompts(own, size, plan.batch_size, plan.input_len, seed)
+            return prompts.prompts(own, size, workload.batch_size, workload.input_len, seed)
 
         def once(number: int, change: dict[str, str] = change, folder: Path = folder) -> Outcome:
             log = folder / f"server-{number}.log"
-            with launched.running(words, url, change, plan.every, log) as server:
-                for again in range(plan.warmup):
-                    server.batch(texts(_WARM_UP + again), min(plan.output_len, 8))
-                return served.repeat(server, plan, texts, number, folder)
+            with launched.running(words, url, change, workload.every, log) as server:
+                for again in range(workload.warmup):
+                    server.batch(texts(_WARM_UP + again), min(workload.output_len, 8))
+                return served.repeat(server, workload, texts, number, folder)
 
-        sides[folder] = once, Manifest(folder, "served", plan, url=url, command=words, changes=change)
+        sides[folder] = once, Manifest(folder, "served", workload, url=url, command=words, changes=change)
     return sides
 
 
-def _static(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
+def _static(given: argparse.Namespace, workload: Workload, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
     changes = [_changes(text) for text in given.ab] if given.ab else [{}]
     sides: dict[Path, tuple[Repeat, Manifest]] = {}
     for place, change in enumerate(changes):
@@ -141,7 +141,7 @@ def _static(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tupl
 
         def once(number: int, change: dict[str, str] = change, folder: Path = folder) -> Outcome:
             return static.repeat(
-                plan, given.model_dir, given.tp, number, folder, change, given.data_type, not given.no_graphs,
+                workload, given.model_dir, given.tp, number, folder, change, given.data_type, not given.no_graphs,
                 given.share_gpu,
             )  # fmt: skip
 
@@ -150,7 +150,7 @@ def _static(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tupl
             Manifest(
                 folder,
                 "static",
-                plan,
+                workload,
                 tp=given.tp,
                 graphs=not given.no_graphs,
                 share_gpu=given.share_gpu,
@@ -178,10 +178,12 @@ def _order(folders: list[Path], repeats: int) -> Iterator[tuple[Path, int]]:
             yield folder, number
 
 
-def _run(sides: dict[Path, tuple[Repeat, Manifest]], plan: Plan, given: argparse.Namespace) -> dict[Path, Manifest]:
-    total = plan.repeats * len(sides)
+def _run(
+    sides: dict[Path, tuple[Repeat, Manifest]], workload: Workload, given: argparse.Namespace
+) -> dict[Path, Manifest]:
+    total = workload.repeats * len(sides)
     with tqdm(total=total, unit="repeat", disable=None, file=sys.stderr) as progress:  # None: only on a terminal
-        for folder, number in _order(list(sides), plan.repeats):
+        for folder, number in _order(list(sides), workload.repeats):
             once, manifest = sides[folder]
             outcome = once(number)
             manifest.add(outcome)

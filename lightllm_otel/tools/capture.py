@@ -21,7 +21,7 @@ def capture(given: argparse.Namespace) -> int:
     """Exit status 1 and one sentence when nothing could be captured; what was measured before goes on afterwards."""
     out = given.out or Path()
     if given.kernels:
-        from lightllm_otel.tools.kernels import kernels
+        from lightllm_otel.tools.kernel_capture import kernels
 
         return kernels(given, out)
     seconds = given.seconds or DEFAULT_SECONDS

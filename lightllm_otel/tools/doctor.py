@@ -24,8 +24,8 @@ from lightllm_otel.settings import PREFIX, SETTINGS, Settings, shown
 from lightllm_otel.tools import layers
 from lightllm_otel.tools.finding import NOTE, OK, WRONG, Finding
 from lightllm_otel.tools.scrape import NoExporter, Scrape, addresses, directories, fetch, folders, refused
+from lightllm_otel.tools.straggler import straggler
 from lightllm_otel.tools.table import table
-from lightllm_otel.tools.verdict import verdict
 
 DRIVER_SECONDS, HANGS = 5.0, "does not answer"
 PACKAGES = (
@@ -306,7 +306,7 @@ def exporter(folder: Path, url: str | None, remote: bool) -> list[Finding]:
     if refused := scrape.value("lightllm_otel_export_errors_total"):
         findings.append(Finding(WRONG, "otlp", f"{refused:.0f} batches did not arrive; why: {folder / 'exporter.log'}",
                                 "look at the collector, or at OTEL_EXPORTER_OTLP_ENDPOINT"))  # fmt: skip
-    late = verdict(scrape)
+    late = straggler(scrape)
     findings += [Finding(NOTE, "ranks", late)] if late else []
     if url.split("//")[1].startswith(("127.", "localhost", "[::1]")):
         findings.append(

@@ -62,7 +62,7 @@ class Fault:
 FLEET = (Fault(), Fault(link=1.25, after=90.0), Fault(rank=2, slow=1.25))
 
 
-class Plan:
+class StepTemplate:
     """The calls of a step in order, with their seconds on a GPU that is well."""
 
     def __init__(self, phase: Phase, requests: int, new: int, context: float) -> None:
@@ -110,14 +110,14 @@ class Plan:
         return all_ranks
 
 
-class Server:
+class SimulatedServer:
     """One simulated server: rings of its ranks, and the exporter that reads them."""
 
     def __init__(self, folder: Path, settings: Settings, fault: Fault, seed: int) -> None:
         self._fault, self._random = fault, np.random.default_rng(seed)
         self._rings = [RingWriter(ring_path(folder, rank), 8) for rank in range(RANKS)]
         self._clock, self._number, self._next_prefill = 0.0, 0, 0.3
-        self._plans: dict[tuple[Phase, int], Plan] = {}
+        self._templates: dict[tuple[Phase, int], StepTemplate] = {}
         self._began = time.time()
         for rank, ring in enumerate(self._rings):
             ring.describe(_facts(rank, seed))
@@ -153,14 +153,14 @@ class Server:
     def _step(self, phase: Phase) -> None:
         decode = phase is Phase.DECODE
         requests = 24 + 4 * round(math.sin(self._clock / 40)) if decode else 1
-        plan = self._plans.get((phase, requests))
-        if plan is None:
-            plan = self._plans[phase, requests] = Plan(
+        template = self._templates.get((phase, requests))
+        if template is None:
+            template = self._templates[phase, requests] = StepTemplate(
                 phase, requests, 1 if decode else PROMPT, 1600 if decode else PROMPT
             )
         sampled = not decode or self._random.random() < 1 / SAMPLE_EVERY  # no stride: ranks take turns by number
         link = self._fault.link if self._clock > self._fault.after else 1.0
-        times = plan.seconds(self._random, self._fault, link, 0.02)
+        times = template.seconds(self._random, self._fault, link, 0.02)
         whole = float(times.sum(axis=1).max()) * 1.004
         for rank, ring in enumerate(self._rings):
             head = np.zeros(1, layout.STEP)
@@ -173,10 +173,10 @@ class Server:
             head["closure_seconds"], head["idle_reason"] = whole, IdleReason.HOST.code
             head["idle_seconds"] = HOST_SECONDS * self._random.uniform(0.8, 1.6)
             head["batch"] = head["requests"] = head["padded"] = requests
-            head["tokens"], head["context"] = plan.batch.tokens, int(requests * plan.batch.context)
-            intervals = plan.intervals[:0]
+            head["tokens"], head["context"] = template.batch.tokens, int(requests * template.batch.context)
+            intervals = template.intervals[:0]
             if sampled:
-                intervals = plan.intervals.copy()
+                intervals = template.intervals.copy()
                 intervals["seconds"] = times[rank]
                 if not decode:
                     intervals["flags"][:2] = layout.STARVED | layout.launching_bits(times[rank, :2])
@@ -221,13 +221,13 @@ def fleet(seconds: float | None, port: int | None, prometheus_port: int | None) 
         settings = dataclasses.replace(
             Settings.from_env({}), directory=at, targets=None, record=None, state=None, nvml=False
         )
-        servers: list[Server] = []
+        servers: list[SimulatedServer] = []
         prometheus = None
         started = time.monotonic()
         try:
             for n, fault in enumerate(FLEET):
                 own = dataclasses.replace(settings, port=port + n) if port else settings
-                servers.append(Server(group_folder(at, f"sim-{n + 1}"), own, fault, n + 1))
+                servers.append(SimulatedServer(group_folder(at, f"sim-{n + 1}"), own, fault, n + 1))
             open_ones = [each.exporter.server.address for each in servers if each.exporter.server is not None]
             if len(open_ones) < len(servers):
                 return 1  # the exporter has said which ports it tried

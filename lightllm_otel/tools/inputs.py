@@ -11,7 +11,7 @@ from typing import Any
 from lightllm_otel.page import render
 from lightllm_otel.records.recording import BadRecording
 from lightllm_otel.roofline import shape
-from lightllm_otel.roofline.shape import Shape
+from lightllm_otel.roofline.shape import ModelShape
 from lightllm_otel.tools.analysis import baseline
 from lightllm_otel.tools.analysis.baseline import Side
 from lightllm_otel.tools.analysis.runs import Run, load
@@ -39,7 +39,7 @@ def side(name: str) -> Side:
     return baseline.read(path) if path.is_file() else baseline.side(run(name))
 
 
-def model(name: str | None) -> Shape | None:
+def model(name: str | None) -> ModelShape | None:
     """Raises UnknownModel."""
     return None if name is None else shape.find(name)
 

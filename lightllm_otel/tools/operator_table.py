@@ -14,7 +14,7 @@ DURATION = "lightllm_gpu_operator_duration_seconds"
 
 
 @dataclasses.dataclass
-class Row:
+class OperatorCalls:
     """Observations of one operator in one phase and mode; ``buckets``: upper bound in seconds → how many at most."""
 
     count: float = 0.0
@@ -34,13 +34,13 @@ class Row:
         return math.nan
 
 
-Rows = dict[tuple[str, str], dict[str, Row]]
+OperatorTable = dict[tuple[str, str], dict[str, OperatorCalls]]
 """(phase, mode) → operator → row."""
 
 
-def rows(now: Scrape, before: Scrape | None = None) -> Rows:
+def rows(now: Scrape, before: Scrape | None = None) -> OperatorTable:
     """What was observed between two readings, or since the exporter's start."""
-    table: Rows = defaultdict(lambda: defaultdict(Row))
+    table: OperatorTable = defaultdict(lambda: defaultdict(OperatorCalls))
     for part, field in (("_count", "count"), ("_sum", "seconds"), ("_bucket", "le")):
         earlier = before.samples.get(DURATION + part, {}) if before is not None else {}
         for labels, value in now.samples.get(DURATION + part, {}).items():
@@ -54,7 +54,7 @@ def rows(now: Scrape, before: Scrape | None = None) -> Rows:
     return table
 
 
-def render(table: Rows, seconds: float | None = None) -> str:
+def render(table: OperatorTable, seconds: float | None = None) -> str:
     """A table per phase and mode, the dearest operator first. ``seconds``: what the rates refer to."""
     lines: list[str] = []
     order = {"prefill": 0, "decode": 1}

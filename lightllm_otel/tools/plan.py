@@ -14,12 +14,9 @@ from lightllm_otel.roofline import gpus, links, shape
 from lightllm_otel.tools import inputs
 from lightllm_otel.tools.analysis.plan import ASSUMED, USABLE, Choice, Load, Machine, NoPlan, Plan
 from lightllm_otel.tools.analysis.plan import plan as plan_for
+from lightllm_otel.tools.answer import BadQuestion
 from lightllm_otel.tools.table import table
 from lightllm_otel.tools.units import duration
-
-
-class BadQuestion(ValueError):
-    """It cannot be asked like that; the message says what to give instead."""
 
 
 def plan(given: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ UNSTABLE_STATUS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class PhaseAgreement:
     """``batch``: of the steps that were looked at."""
 
     phase: Phase
@@ -45,7 +45,7 @@ def compare_repeats(names: Sequence[str], as_json: bool) -> int:
             "lightllm-otel bench makes five"
         )
     kinds = [
-        Kind(phase, mode, batch, trust([calls_of(each, phase, mode, batch) for each in repeats]))
+        PhaseAgreement(phase, mode, batch, trust([calls_of(each, phase, mode, batch) for each in repeats]))
         for phase, mode in dict.fromkeys(kind for run in runs for kind in run.kinds())
         if (batch := usual_batch(repeats, phase, mode))
     ]
@@ -60,7 +60,7 @@ def compare_repeats(names: Sequence[str], as_json: bool) -> int:
     return UNSTABLE_STATUS if any(kind.trust.blame for kind in kinds) else missing
 
 
-def described(repeats: Sequence[Repeat], kinds: Sequence[Kind], notes: Sequence[str]) -> dict[str, Any]:
+def described(repeats: Sequence[Repeat], kinds: Sequence[PhaseAgreement], notes: Sequence[str]) -> dict[str, Any]:
     return {
         "kind": "repeats", "version": 1, "repeats": [str(each.path) for each in repeats], "notes": list(notes),
         "kinds": [
@@ -77,7 +77,7 @@ def described(repeats: Sequence[Repeat], kinds: Sequence[Kind], notes: Sequence[
     }  # fmt: skip
 
 
-def render(repeats: Sequence[Repeat], kinds: Sequence[Kind], notes: Sequence[str]) -> str:
+def render(repeats: Sequence[Repeat], kinds: Sequence[PhaseAgreement], notes: Sequence[str]) -> str:
     """A table for each phase and mode, what differs most first."""
     parts = ["\n".join(f"note: {note}" for note in notes)] if notes else []
     for kind in kinds:

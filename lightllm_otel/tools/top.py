@@ -10,7 +10,7 @@ from typing import Any
 
 from lightllm_otel.tools.operator_table import render, rows
 from lightllm_otel.tools.scrape import NoExporter, Scrape, fetch, only_address
-from lightllm_otel.tools.verdict import verdict
+from lightllm_otel.tools.straggler import straggler
 
 CLEAR = "\x1b[H\x1b[2J"
 
@@ -43,7 +43,7 @@ def page(now: Scrape, before: Scrape | None, seconds: float | None, address: str
     if not table:
         table = f"No operator was sampled {f'in the last {seconds:g} s' if seconds else 'yet'}."
     span = f"the last {seconds:g} s" if seconds else "since the exporter started"
-    late = verdict(now, before)
+    late = straggler(now, before)
     return f"{head}\n{span}\n\n{table}" + (f"\n{late}\n" if late else "")
 
 
@@ -59,7 +59,7 @@ def line(now: Scrape, before: Scrape | None, seconds: float | None, address: str
     ]  # fmt: skip
     said: dict[str, Any] = {
         "kind": "top", "address": address, "server": now.info("lightllm_server_info"), "span_seconds": seconds,
-        "phases": phases, "verdict": verdict(now, before),
+        "phases": phases, "verdict": straggler(now, before),
     }  # fmt: skip
     return json.dumps(said)
 

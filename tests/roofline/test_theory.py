@@ -6,12 +6,12 @@ import pytest
 
 from lightllm_otel.records.vocabulary import Operator
 from lightllm_otel.roofline import gpus, ideal, links, shape, work
-from lightllm_otel.roofline.shape import Shape
+from lightllm_otel.roofline.shape import ModelShape
 from lightllm_otel.tools import cli
 
 B, S, H = 20, 1024, 4096
 # What the original analysis writes of: multi-head attention, and a feed-forward of two matrices of 4h.
-PLAIN = Shape(
+PLAIN = ModelShape(
     "plain", layers=1, hidden=H, heads=32, kv_heads=32, head_dim=128, intermediate=4 * H, vocab=1, ffn_matrices=2
 )
 LLAMA70 = shape.find("llama2-70b")

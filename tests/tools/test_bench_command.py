@@ -8,8 +8,8 @@ import pytest
 
 from lightllm_otel.records import profile_request
 from lightllm_otel.tools import bench, cli
-from lightllm_otel.tools.benchmark.manifest import Manifest, Outcome, Plan
-from lightllm_otel.tools.kernels import NoTrace, capture
+from lightllm_otel.tools.benchmark.manifest import Manifest, Outcome, Workload
+from lightllm_otel.tools.kernel_capture import NoTrace, capture
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def test_a_rank_that_does_not_answer_is_given_up_and_the_errand_withdrawn(tmp_pa
 
 def test_what_the_rank_says_of_its_failure_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "lightllm_otel.tools.kernels.profile_request.ask",
+        "lightllm_otel.tools.kernel_capture.profile_request.ask",
         lambda folder, asked: profile_request.answer(folder, {"ok": False, "text": "no room"}),
     )
     with pytest.raises(NoTrace, match="the server could not: no room"):
@@ -89,9 +89,9 @@ class TestProgress:
             stream = self.Stream()
             stream.terminal = terminal
             monkeypatch.setattr("sys.stderr", stream)
-            plan = Plan(1, 1, 1, repeats=2, warmup=0, every=None)
-            sides = {tmp_path: (self.repeat, Manifest(tmp_path, "static", plan))}
-            bench._run(sides, plan, argparse.Namespace())
+            workload = Workload(1, 1, 1, repeats=2, warmup=0, every=None)
+            sides = {tmp_path: (self.repeat, Manifest(tmp_path, "static", workload))}
+            bench._run(sides, workload, argparse.Namespace())
             return stream.getvalue()
 
         return make

@@ -20,7 +20,7 @@ from lightllm_otel.records.writer import RingWriter
 from lightllm_otel.settings import Settings
 from lightllm_otel.tools import cli
 from lightllm_otel.tools import doctor as doctor_module
-from lightllm_otel.tools.operator_table import Row, duration, render, rows
+from lightllm_otel.tools.operator_table import OperatorCalls, duration, render, rows
 from lightllm_otel.tools.scrape import Scrape
 
 # Nothing of the host may be needed by a replay.
@@ -386,7 +386,7 @@ def test_doctor_does_not_hang_with_nvml(hooked, monkeypatch, capsys):
 
 
 def test_quantiles_are_interpolated_as_prometheus_does():
-    row = Row(count=4, seconds=1.0, buckets={1.0: 1, 2.0: 3, 4.0: 4, float("inf"): 4})
+    row = OperatorCalls(count=4, seconds=1.0, buckets={1.0: 1, 2.0: 3, 4.0: 4, float("inf"): 4})
     assert row.quantile(0.5) == 1.5
     assert row.quantile(1.0) == 4.0
 

@@ -16,7 +16,7 @@ FORMAT, VERSION = "lightllm-otel bench", 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Workload:
     """Lengths in tokens, of each request. ``every``: one decode step in so many is sampled; None leaves it as it is."""
 
     batch_size: int
@@ -57,12 +57,12 @@ class Outcome:
 class Manifest:
     """Written again after every repeat, so that a benchmark that is broken off is still one."""
 
-    def __init__(self, folder: Path, kind: str, plan: Plan, **more: Any) -> None:
+    def __init__(self, folder: Path, kind: str, workload: Workload, **more: Any) -> None:
         self._folder = folder
         self._content: dict[str, Any] = {
             "format": FORMAT, "version": VERSION, "plugin": __version__, "kind": kind,
             "began": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "plan": dataclasses.asdict(plan), **more, "machine": machine.facts(), "repeats": [],
+            "plan": dataclasses.asdict(workload), **more, "machine": machine.facts(), "repeats": [],
         }  # fmt: skip
 
     def add(self, outcome: Outcome) -> None:

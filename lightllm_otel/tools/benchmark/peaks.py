@@ -21,7 +21,7 @@ ROUND_SECONDS = 0.05  # of a round, about
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter")
 
 
-class Bench:
+class PeakBenchmark:
     """On one device, with torch's own collectives. ``device``: ``cuda``, or ``cpu`` to try it out."""
 
     def __init__(self, device: str, rank: int, ranks: int) -> None:
@@ -104,7 +104,7 @@ class Bench:
         return min(self._round(round_trip, calls) for _ in range(ROUNDS)) / calls / 2
 
 
-def measure(bench: Bench, sizes: list[int], matrix: int, copy: int) -> dict[str, Any]:
+def measure(bench: PeakBenchmark, sizes: list[int], matrix: int, copy: int) -> dict[str, Any]:
     kind = 4 if bench.device == "cpu" else 2
     found: dict[str, Any] = {"flops": bench.flops(matrix), "memory_bytes_per_second": bench.copied(copy)}
     if bench.ranks == 1:
@@ -138,7 +138,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.device == "cuda" and not importlib.import_module("torch").cuda.is_available():
         sys.exit("torch finds no GPU here; --device cpu tries it out without one")
-    bench = Bench(given.device, given.rank, given.ranks)
+    bench = PeakBenchmark(given.device, given.rank, given.ranks)
     found = measure(bench, given.sizes, given.matrix, given.copy)
     if bench.device != "cpu":
         properties = bench.torch.cuda.get_device_properties(bench.device)

@@ -16,7 +16,7 @@ from lightllm_otel.exporter.control import ask
 from lightllm_otel.records.reader import RingReader, rings_in
 from lightllm_otel.records.vocabulary import Level, Phase
 from lightllm_otel.tools.analysis.runs import load
-from lightllm_otel.tools.benchmark.manifest import Outcome, Plan
+from lightllm_otel.tools.benchmark.manifest import Outcome, Workload
 from lightllm_otel.tools.benchmark.tap import Tap
 
 ANSWER_SECONDS = 3600.0
@@ -80,13 +80,15 @@ def _state(folder: Path) -> dict[str, Any]:
     return {"level": Level.of(int(header["level"])).value, "every": max(int(header["sample_every"]), 1)}
 
 
-def repeat(server: Server, plan: Plan, prompts_of: Callable[[int], list[str]], number: int, out: Path) -> Outcome:
+def repeat(
+    server: Server, workload: Workload, prompts_of: Callable[[int], list[str]], number: int, out: Path
+) -> Outcome:
     """One batch and its recording. ``prompts_of``: of a seed. Raises NoAnswer and NoRing."""
     prompts = prompts_of(number)
     tap = Tap(server.folder, out / f"repeat-{number}")
     pool = concurrent.futures.ThreadPoolExecutor(1)
     try:
-        running = pool.submit(server.batch, prompts, plan.output_len)
+        running = pool.submit(server.batch, prompts, workload.output_len)
         tap.until(running.done, ANSWER_SECONDS)
         tap.until_quiet()
         tap.close()
@@ -99,19 +101,19 @@ def repeat(server: Server, plan: Plan, prompts_of: Callable[[int], list[str]], n
         tokens,
         tap.lost,
         tap.hook_seconds / seconds,
-        tuple(_complaints(tap, plan)),
+        tuple(_complaints(tap, workload)),
     )
 
 
-def _complaints(tap: Tap, plan: Plan) -> Iterator[str]:
+def _complaints(tap: Tap, workload: Workload) -> Iterator[str]:
     """Where a repeat was not what it was meant to be."""
     steps = load(tap.path).repeats[0]
     lowest = steps.rank == steps.rank.min()
     prefilled = int(steps.steps["tokens"][lowest & (steps.steps["phase"] == Phase.PREFILL.code)].sum())
-    if not 0 <= plan.batch_size * plan.input_len - prefilled <= plan.batch_size * _SHARED_TOKENS:
+    if not 0 <= workload.batch_size * workload.input_len - prefilled <= workload.batch_size * _SHARED_TOKENS:
         yield (
-            f"{prefilled} tokens were prefilled instead of {plan.batch_size} × {plan.input_len}: other requests came in between, "
-            "or the server's prompt cache knew some of them"
+            f"{prefilled} prompt tokens were computed instead of {workload.batch_size} × {workload.input_len}: other requests "
+            "arrived during the repeat, or the server's prompt cache held some of the prompts"
         )
     if tap.lost:
         yield "steps were overwritten before they were read; sample fewer (--every) or set LIGHTLLM_OTEL_RING_MIB higher"

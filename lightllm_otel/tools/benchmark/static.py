@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lightllm_otel.records.folder import RING_PATTERN, is_locked
-from lightllm_otel.tools.benchmark.manifest import Outcome, Plan
+from lightllm_otel.tools.benchmark.manifest import Outcome, Workload
 from lightllm_otel.tools.benchmark.tap import NoRing, Tap
 
 START_SECONDS = 900.0
@@ -33,7 +33,7 @@ class RankFailed(RuntimeError):
 
 
 def repeat(
-    plan: Plan, model_dir: Path, tp: int, number: int, out: Path, changes: Mapping[str, str] | None = None,
+    workload: Workload, model_dir: Path, tp: int, number: int, out: Path, changes: Mapping[str, str] | None = None,
     data_type: str | None = None, graphs: bool = True, share_gpu: bool = False,
 ) -> Outcome:  # fmt: skip
     """Start all ranks, run the batch, end them. ``changes``: of their environment; ``share_gpu``: all ranks on one GPU.
@@ -42,7 +42,9 @@ def repeat(
     """
     with temporary() as directory:
         ranks = [
-            Rank(plan, model_dir, tp, rank, port, number, directory, changes or {}, data_type, graphs, share_gpu)
+            RankProcess(
+                workload, model_dir, tp, rank, port, number, directory, changes or {}, data_type, graphs, share_gpu
+            )
             for port in [_free_port()]
             for rank in range(tp)
         ]
@@ -52,10 +54,10 @@ def repeat(
                 rank.start()
             for rank in ranks:
                 rank.answer(START_SECONDS)
-            return _run(ranks, plan, directory, out, number)
+            return _run(ranks, workload, directory, out, number)
 
 
-def _run(ranks: list[Rank], plan: Plan, directory: Path, out: Path, number: int) -> Outcome:
+def _run(ranks: list[RankProcess], workload: Workload, directory: Path, out: Path, number: int) -> Outcome:
     tap = Tap(group_of(directory, len(ranks)), out / f"repeat-{number}")
     for rank in ranks:
         rank.go()
@@ -74,7 +76,7 @@ def _run(ranks: list[Rank], plan: Plan, directory: Path, out: Path, number: int)
     return Outcome(
         str(tap.path.relative_to(out)),
         seconds,
-        plan.batch_size * plan.output_len,
+        workload.batch_size * workload.output_len,
         tap.lost,
         tap.hook_seconds / seconds,
         notes,
@@ -102,24 +104,24 @@ def group_of(directory: Path, ranks: int) -> Path:
     raise NoRing("the ranks have no rings: the plugin did not start in them; lightllm-otel doctor says more")
 
 
-class Rank:
+class RankProcess:
     """A process with one rank of the model, and the two lines that it is told and tells."""
 
     def __init__(
-        self, plan: Plan, model_dir: Path, tp: int, rank: int, port: int, number: int, directory: Path,
+        self, workload: Workload, model_dir: Path, tp: int, rank: int, port: int, number: int, directory: Path,
         changes: Mapping[str, str], data_type: str | None, graphs: bool, share_gpu: bool,
     ) -> None:  # fmt: skip
         self._command = [
             sys.executable, "-m", "lightllm_otel", "run", "--", sys.executable, "-m", "lightllm_otel.tools.benchmark.rank",
             "--model-dir", str(model_dir), "--tp", str(tp), "--rank", str(rank), "--nccl-port", str(port),
-            "--batch-size", str(plan.batch_size), "--input-len", str(plan.input_len), "--output-len", str(plan.output_len),
-            "--warmup", str(plan.warmup), "--seed", str(1000 + number),
+            "--batch-size", str(workload.batch_size), "--input-len", str(workload.input_len),
+            "--output-len", str(workload.output_len), "--warmup", str(workload.warmup), "--seed", str(1000 + number),
             *(["--graphs"] if graphs else []), *(["--data-type", data_type] if data_type else []),
             *(["--share-gpu"] if share_gpu else []),
         ]  # fmt: skip
         own = {
             "LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_DIR": str(directory), "LIGHTLLM_OTEL_TARGETS": "off",
-            "LIGHTLLM_OTEL_SAMPLE_EVERY": str(plan.every or DEFAULT_EVERY), "TOKENIZERS_PARALLELISM": "false",
+            "LIGHTLLM_OTEL_SAMPLE_EVERY": str(workload.every or DEFAULT_EVERY), "TOKENIZERS_PARALLELISM": "false",
         }  # fmt: skip
         if share_gpu:  # NCCL refuses two ranks of one host on one GPU: each is a host of its own, joined by sockets
             own |= {

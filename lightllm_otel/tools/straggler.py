@@ -21,7 +21,7 @@ _NOT_THE_GPUS_WORK = {operator.value for operator in (*COLLECTIVES, Operator.GAP
 ByRank = dict[str, float]
 
 
-def verdict(now: Scrape, before: Optional[Scrape] = None) -> str:
+def straggler(now: Scrape, before: Optional[Scrape] = None) -> str:
     """Of what happened between two readings, or since the exporter's start. Empty where there is nothing to compare."""
     arrivals = _by_rank("lightllm_gpu_collective_last_arrivals_total", now, before)
     total = sum(arrivals.values())
