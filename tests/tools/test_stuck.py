@@ -134,7 +134,7 @@ def test_the_operator_that_a_host_has_launched_last_is_shown(start, capsys):
     start(7, 7, words=(words(7, None), words(7, 31, Operator.O_PROJ, 3)))
     status, out = asked(capsys)
     assert status == 1
-    assert re.search(r"rank 0: in decode step 7 for 6\d\.\d s, all of its forward launched; last sign", out)
+    assert re.search(r"rank 0: in decode step 7 for 6\d\.\d s, its forward is fully launched; last sign", out)
     assert re.search(r"rank 1: in decode step 7 for 6\d\.\d s, launched up to o_proj of layer 3; last sign", out)
     assert "→ rank 1 is still launching the step" in out
     (server,) = json.loads(asked(capsys, "--json")[1])
