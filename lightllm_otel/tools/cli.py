@@ -161,7 +161,8 @@ def _demo(given: argparse.Namespace) -> int:
 
 
 def _doctor(given: argparse.Namespace) -> int:
-    from lightllm_otel.tools.doctor import contract_table, doctor
+    from lightllm_otel.tools.contract_table import contract_table
+    from lightllm_otel.tools.doctor import doctor
     from lightllm_otel.tools.stuck import stuck
 
     if given.contracts:
