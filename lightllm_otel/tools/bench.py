@@ -1,4 +1,4 @@
-"""``lightllm-otel bench``: the same batch again and again, to a running server or without one, each repeat recorded."""
+"""``lightllm-otel bench``: run the same batch several times, with or without a server, and record each repeat."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from lightllm_otel.tools.benchmark.tap import NoRing
 from lightllm_otel.tools.ctl import find
 from lightllm_otel.tools.ending import ended_by_signals
 
-NAMES = "abcdefgh"  # of the folders, where there are several runs
-# Beyond every repeat's seed: the prompt cache shall know no prompt of a repeat. Not negative: random.Random(-1) is Random(1).
+NAMES = "abcdefgh"  # folders of the sides, if there are several
+# Larger than the seed of any repeat, so that warm-up leaves no prompt of a repeat in the prompt cache. A negative seed would not
+# do: random.Random(-1) equals Random(1).
 _WARM_UP = 1_000_000
 Repeat = Callable[[int], Outcome]
 _PROBLEMS = (NoRing, Refused, ValueError, prompts.NoTokenizer, served.NoAnswer, static.RankFailed, launched.NoServer)
@@ -29,7 +30,7 @@ _PROBLEMS = (NoRing, Refused, ValueError, prompts.NoTokenizer, served.NoAnswer, 
 
 @ended_by_signals()
 def bench(given: argparse.Namespace) -> int:
-    """Exit status 1 and one sentence for what cannot be measured."""
+    """Run the benchmark. Return exit status 0, or 1 with one sentence if it cannot be measured."""
     workload = Workload(given.batch_size, given.input_len, given.output_len, given.repeats, given.warmup, given.every)
     out = given.out or Path(f"bench-{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%SZ}")
     try:
@@ -50,34 +51,37 @@ def bench(given: argparse.Namespace) -> int:
 
 
 def _check(given: argparse.Namespace) -> None:
+    """Raise ValueError for options that are missing or that do not go together."""
     if given.model_dir is None:
-        raise ValueError("give --model-dir: the model's folder" + ("" if given.static else ", for its tokenizer"))
+        raise ValueError("pass --model-dir, the folder of the model" + ("" if given.static else ", for its tokenizer"))
     ways = [bool(given.static), bool(given.serve), bool(given.url) and not given.serve]
     if sum(ways) != 1:
-        raise ValueError("give --url of a running server, or --serve with the command of one, or --static")
+        raise ValueError(
+            "pass exactly one of --url (a running server), --serve (a command that starts one) and --static"
+        )
     if not given.model_dir.is_dir():
-        raise ValueError(f"--model-dir {given.model_dir} is not a folder; give the one with the model's config.json")
+        raise ValueError(f"--model-dir {given.model_dir} is not a folder; pass the one with the model's config.json")
     if given.tp < 1:
-        raise ValueError(f"--tp {given.tp}: give a whole number of at least 1")
+        raise ValueError(f"--tp {given.tp}: pass a whole number of at least 1")
     if given.url and len(given.url) > len(NAMES):
-        raise ValueError(f"give at most {len(NAMES)} servers")
+        raise ValueError(f"pass at most {len(NAMES)} servers")
     if given.ab and not (given.static or given.serve):
         raise ValueError(
-            "--ab starts servers or models of its own, so it goes with --serve or --static; for two running servers give "
+            "--ab needs --serve or --static, because it starts servers or models itself; for two running servers, pass "
             "--url twice"
         )
     foreign = [option for option, value in _of_static(given).items() if value and not given.static]
     foreign += ["--group"] if given.group and (given.serve or given.static) else []
     if foreign:
         raise ValueError(
-            f"{' and '.join(foreign)} would be left out here, so leave it out; a server has options of its own"
+            f"remove {' and '.join(foreign)}, which would have no effect with {'--static' if given.static else '--serve or --url'}"
         )
     if given.serve and given.url and len(given.url) > 1:
-        raise ValueError("with --serve give one --url: where its server listens")
+        raise ValueError("with --serve, pass one --url at most: the address of its server")
 
 
 def _of_static(given: argparse.Namespace) -> dict[str, bool]:
-    """Options of ``--static`` alone, and whether they say something."""
+    """Return which options that only ``--static`` has were given."""
     return {
         "--tp": given.tp != 1, "--data-type": given.data_type is not None, "--no-graphs": given.no_graphs,
         "--share-gpu": given.share_gpu,
@@ -85,11 +89,11 @@ def _of_static(given: argparse.Namespace) -> dict[str, bool]:
 
 
 def _served(given: argparse.Namespace, workload: Workload, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
-    """Warm every server up, and say how it is asked."""
+    """Warm up all servers. Return a function for one repeat and a manifest for each, by folder. Raises ValueError."""
     own, size = prompts.tokenizer(given.model_dir)
     groups = given.group or [None] * len(given.url)
     if len(groups) != len(given.url):
-        raise ValueError("give --group for every --url, in the same order; lightllm-otel doctor lists them")
+        raise ValueError("pass one --group for each --url, in the same order; lightllm-otel doctor lists the groups")
     sides: dict[Path, tuple[Repeat, Manifest]] = {}
     for place, (url, group) in enumerate(zip(given.url, groups)):
         server = served.Server(url, find(group))
@@ -110,7 +114,7 @@ def _served(given: argparse.Namespace, workload: Workload, out: Path) -> dict[Pa
 
 
 def _launched(given: argparse.Namespace, workload: Workload, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
-    """A fresh server for every repeat, as without one: what differs from start to start is then in the repeats."""
+    """Return the sides, with a new server for each repeat, so that variation from start to start is part of the result."""
     words = launched.words_of(given.serve)
     url = given.url[0] if given.url else launched.url_of(words)
     changes = [_changes(text) for text in given.ab or [""]]
@@ -134,6 +138,7 @@ def _launched(given: argparse.Namespace, workload: Workload, out: Path) -> dict[
 
 
 def _static(given: argparse.Namespace, workload: Workload, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
+    """Return the sides, with new processes for each repeat."""
     changes = [_changes(text) for text in given.ab] if given.ab else [{}]
     sides: dict[Path, tuple[Repeat, Manifest]] = {}
     for place, change in enumerate(changes):
@@ -161,18 +166,18 @@ def _static(given: argparse.Namespace, workload: Workload, out: Path) -> dict[Pa
 
 
 def _changes(text: str) -> dict[str, str]:
-    """``'A=1 B=two'``; empty is the environment as it is."""
+    """Parse changes of the environment, such as ``A=1 B=two``; empty means none. Raises ValueError."""
     found = {}
     for word in shlex.split(text):
         name, sign, value = word.partition("=")
         if not sign or not name.isidentifier():
-            raise ValueError(f"--ab {text!r} is not understood: give variables as NAME=VALUE, separated by spaces")
+            raise ValueError(f"--ab {text!r} is not understood: pass variables as NAME=VALUE, separated by spaces")
         found[name] = value
     return found
 
 
 def _order(folders: list[Path], repeats: int) -> Iterator[tuple[Path, int]]:
-    """One of each, turn about who is first: what drifts with time then falls on all alike."""
+    """Yield folder and repeat, with an alternating order of folders, so that drift over time affects all sides equally."""
     for number in range(1, repeats + 1):
         for folder in folders if number % 2 else reversed(folders):
             yield folder, number

@@ -1,4 +1,4 @@
-"""``lightllm-otel top``: the operators of a running server, live."""
+"""``lightllm-otel top``: show the operators of a running server, live."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ CLEAR = "\x1b[H\x1b[2J"
 
 
 def top(url: str | None, once: bool, every: float, as_json: bool = False) -> int:
-    """Since the exporter's start at first, then what the last ``every`` seconds brought."""
+    """Print a table since the start of the exporter, then one for each period of ``every`` seconds.
+
+    Return exit status 0, or 1 with one sentence if the exporter does not answer.
+    """
     shown = line if as_json else page
     try:
         address = url or only_address()
@@ -34,11 +37,12 @@ def top(url: str | None, once: bool, every: float, as_json: bool = False) -> int
 
 
 def page(now: Scrape, before: Scrape | None, seconds: float | None, address: str) -> str:
+    """Return one table as text. ``seconds``: time since the scrape ``before``."""
     info = now.info("lightllm_server_info")
     steps = sum(now.samples.get("lightllm_gpu_step_duration_seconds_count", {}).values())
     head = f"{info.get('model', '?')} on {info.get('gpu') or 'the CPU'}, tp {info.get('tp', '?')} · {steps:.0f} steps · {address}"
     if info.get("clock") == "host":
-        head += "\nThere is no GPU: these are times of the host's clock."
+        head += "\nThere is no GPU: times are measured with the clock of the host."
     table = render(rows(now, before), seconds)
     if not table:
         table = f"No operator was sampled {f'in the last {seconds:g} s' if seconds else 'yet'}."
@@ -48,7 +52,7 @@ def page(now: Scrape, before: Scrape | None, seconds: float | None, address: str
 
 
 def line(now: Scrape, before: Scrape | None, seconds: float | None, address: str) -> str:
-    """The same as JSON: seconds of a call, and of all calls together; what was not observed is null or not there."""
+    """Return one table as a line of JSON; times in seconds. Values that were not observed are null or missing."""
     phases = [
         {"phase": phase, "mode": mode, "operators": {
             operator: {"calls": row.count, "seconds": row.seconds, "mean": _finite(row.seconds / row.count),

@@ -53,7 +53,7 @@ def test_what_is_measured_becomes_a_gpu_for_theory(tmp_path, capsys):
     # The measured 20 us a call in the place of NCCL's own: twice a layer, and once for the embedding.
     assert reduced["ideal_seconds"] == pytest.approx(65 * 20e-6 + sent / 200e9, rel=1e-3)
     assert cli.main(["theory", "--gpu", str(path), "--model", "llama2-7b", "--tp", "8"]) == 0
-    assert "20 µs a call as measured" in capsys.readouterr().out
+    assert "20 µs per call as measured" in capsys.readouterr().out
     assert cli.main(["theory", "--gpu", str(path), "--model", "llama2-7b", "--tp", "4", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["link"]["alpha"] == {}, "it was measured between eight"
 

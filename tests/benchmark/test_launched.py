@@ -178,11 +178,11 @@ def test_a_command_that_is_none_is_refused(command):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--serve", "serve", "--tp", "2"), "--tp would be left out here"),
-        (("--serve", "serve", "--group", "a"), "--group would be left out here"),
-        (("--serve", "serve", "--url", "http://127.0.0.1:1", "--group", "a"), "--group would be left out here"),
-        (("--url", "http://127.0.0.1:1", "--no-graphs", "--share-gpu"), "--no-graphs and --share-gpu would be left out here"),
-        (("--static", "--group", "a"), "--group would be left out here"),
+        (("--serve", "serve", "--tp", "2"), "remove --tp, which would have no effect"),
+        (("--serve", "serve", "--group", "a"), "remove --group, which would have no effect"),
+        (("--serve", "serve", "--url", "http://127.0.0.1:1", "--group", "a"), "remove --group, which would have no effect"),
+        (("--url", "http://127.0.0.1:1", "--no-graphs", "--share-gpu"), "remove --no-graphs and --share-gpu, which would have no effect"),
+        (("--static", "--group", "a"), "remove --group, which would have no effect"),
     ],
 )  # fmt: skip
 def test_an_option_that_would_be_left_out_is_refused(words, said, tmp_path, capsys):

@@ -129,7 +129,7 @@ def test_packaged_recordings_have_both_phases_and_every_rank(name):
     [
         (["demo", "nowhere"], "there is no recording nowhere"),
         (["demo", "."], "is not a recording"),
-        (["run"], "say what to run"),
+        (["run"], "pass the command to run"),
         (["run", "--", "/no/such/program"], "cannot be started"),
     ],
 )

@@ -52,7 +52,7 @@ def test_ranks_that_take_turns_are_none_late():
 
 def test_waits_that_are_next_to_nothing_make_nobody_late():
     assert (
-        straggler(scrape((0, 0, 0, 90), waited=0.01)) == "no rank is late: waits are 0.0 % of the time in collectives"
+        straggler(scrape((0, 0, 0, 90), waited=0.01)) == "no rank is late: waits take 0.0 % of the time in collectives"
     )
 
 
