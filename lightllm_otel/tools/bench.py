@@ -74,7 +74,8 @@ def _check(given: argparse.Namespace) -> None:
     foreign += ["--group"] if given.group and (given.serve or given.static) else []
     if foreign:
         raise ValueError(
-            f"remove {' and '.join(foreign)}, which would have no effect with {'--static' if given.static else '--serve or --url'}"
+            f"remove {' and '.join(foreign)}, which would have no effect "
+            f"with {'--static' if given.static else '--serve or --url'}"
         )
     if given.serve and given.url and len(given.url) > 1:
         raise ValueError("with --serve, pass one --url at most: the address of its server")

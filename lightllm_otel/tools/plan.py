@@ -118,7 +118,7 @@ def render(found: Plan, load: Load, assumed: list[str]) -> str:
         "",
         f"A million output tokens cost {found.apart:.3g} with prefill on {found.prefill.gpu} and decode on {found.decode.gpu}, "
         f"{found.prefill_per_decode:.2g} prefill machines for each decode machine; together: {together or 'not possible'}.",
-        f"Keys and values of a request are {load.transfer_bytes / 1e6:.3g} MB; a transfer takes {duration(load.transfer_seconds)}.",
+        f"Keys and values of a request: {load.transfer_bytes / 1e6:.3g} MB; transfer: {duration(load.transfer_seconds)}.",
         *(f"Assumed: {line}." for line in assumed),
     ]
     return "\n".join(lines)

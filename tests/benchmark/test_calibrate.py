@@ -86,4 +86,4 @@ def test_without_a_gpu_it_says_so(capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     assert cli.main(["calibrate"]) == 1
-    assert "torch finds no GPU here" in capsys.readouterr().err
+    assert "torch finds no GPU on this machine" in capsys.readouterr().err

@@ -119,7 +119,7 @@ def test_the_manifest_is_whole_after_every_repeat_and_keeps_no_secret(tmp_path, 
 
 
 def test_a_rank_that_fails_says_its_last_words(tmp_path):
-    with pytest.raises(static.RankFailed, match=r"^rank 0 ended before it was done: \w.*$"):
+    with pytest.raises(static.RankFailed, match=r"^rank 0 exited early: \w.*$"):
         static.repeat(WORKLOAD, tmp_path / "nothing here", 1, 1, tmp_path)
 
 
