@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from lightllm_otel.records.vocabulary import Operator  # noqa: E402
 from lightllm_otel.roofline import gpus, ideal, links, shape, work  # noqa: E402
-from lightllm_otel.roofline.shape import Shape  # noqa: E402
+from lightllm_otel.roofline.shape import ModelShape  # noqa: E402
 from lightllm_otel.tools.answer import Question, answer  # noqa: E402
 from lightllm_otel.tools.units import duration  # noqa: E402
 
@@ -45,7 +45,7 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
 
 def flops() -> str:
     """Per layer of a rank that is alone, prefill of the batch; b, s, h as the original has them."""
-    plain = Shape("plain", 1, 8192, 64, 64, 128, 4 * 8192, 1, ffn_matrices=2)
+    plain = ModelShape("plain", 1, 8192, 64, 64, 128, 4 * 8192, 1, ffn_matrices=2)
     unit = BATCH * LENGTH * 8192**2
     rows = []
     for name, own in (("as the original has it", plain), ("LLaMA-2-70B as it is", shape.find("llama2-70b"))):

@@ -49,7 +49,7 @@ from lightllm_otel.tools.analysis.baseline import Side
 from lightllm_otel.tools.analysis.compare import ERROR, Comparison, compare
 from lightllm_otel.tools.analysis.report import report
 from lightllm_otel.tools.analysis.runs import BENCH, Run, load
-from lightllm_otel.tools.benchmark.manifest import Manifest, Outcome, Plan
+from lightllm_otel.tools.benchmark.manifest import Manifest, Outcome, Workload
 
 BENCHES = ("static_new", "static_old", "served_new", "served_old", "tp2")
 PARTS = ("machine", "static_new", "same", "static_old", "served_new", "served_old", "tp2", "speed")
@@ -79,8 +79,8 @@ class Batch:
             "--repeats", str(self.repeats), "--warmup", str(self.warmup), "--every", str(self.every),
         ]  # fmt: skip
 
-    def plan(self) -> Plan:
-        return Plan(self.size, self.input_len, self.output_len, self.repeats, self.warmup, self.every)
+    def workload(self) -> Workload:
+        return Workload(self.size, self.input_len, self.output_len, self.repeats, self.warmup, self.every)
 
 
 # A repeat of static_* is a start of its own. Over sockets a decode step of TP 2 takes a third of a second.
@@ -264,7 +264,7 @@ def same(arguments: argparse.Namespace, out: Path, keep: Callable[[Rows], None])
         path, lost, hooks = recorder.end(out / kind, number)
         model.release()
         made = manifests.setdefault(
-            kind, Manifest(out / kind, "static", batch.plan(), tp=1, graphs=not arguments.cpu, starts=1)
+            kind, Manifest(out / kind, "static", batch.workload(), tp=1, graphs=not arguments.cpu, starts=1)
         )
         made.add(Outcome(str(path.relative_to(out / kind)), spent, batch.size * batch.output_len, lost, hooks / spent))
         return path

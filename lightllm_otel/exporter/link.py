@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from lightllm_otel.exporter.nvml import Nvml
-from lightllm_otel.roofline import link_rates as lanes
+from lightllm_otel.roofline import link_rates
 
 NONE, NVLINK, PCIE, SAME_GPU, NETWORK, UNKNOWN = "none", "nvlink", "pcie", "same-gpu", "network", "unknown"
 # NVML's levels of the topology, as nvidia-smi calls them: the higher, the longer the way from GPU to GPU.
@@ -36,11 +36,11 @@ class Ports:
 
     @property
     def nvlink_bytes_per_second(self) -> float:
-        return lanes.nvlink_bytes_per_second(self.nvlink_generation, self.nvlinks, self.capability)
+        return link_rates.nvlink_bytes_per_second(self.nvlink_generation, self.nvlinks, self.capability)
 
     @property
     def pcie_bytes_per_second(self) -> float:
-        return lanes.pcie_bytes_per_second(self.pcie_generation, self.pcie_width)
+        return link_rates.pcie_bytes_per_second(self.pcie_generation, self.pcie_width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _ports(nvml: Nvml, handle: Any, group: Sequence[str]) -> Ports:
     major, minor = nvml.ask((0, 0), "DeviceGetCudaComputeCapability", handle)
     return Ports(
         nvlinks=len(links),
-        nvlink_generation=lanes.NVLINK_GENERATION.get(int(version), 0),
+        nvlink_generation=link_rates.NVLINK_GENERATION.get(int(version), 0),
         capability=(major, minor),
         pcie_generation=nvml.ask(0, "DeviceGetMaxPcieLinkGeneration", handle),
         pcie_width=width or nvml.ask(0, "DeviceGetMaxPcieLinkWidth", handle),

@@ -1,8 +1,8 @@
-"""One page that draws one JSON: a template, a style sheet and scripts, joined into a file that needs nothing else.
+"""Self-contained HTML page that draws one JSON object: a template, a style sheet and scripts, joined into one file.
 
-``data["kind"]`` chooses the drawing: ``report`` (:mod:`lightllm_otel.tools.analysis.report`), ``compare``, or ``live``
-(:mod:`lightllm_otel.exporter.live`). The scripts know nothing of where the JSON came from. With ``data["events"]``, an address,
-they draw it again with whatever comes from there; without, the page is as it was.
+``data["kind"]`` selects the drawing: ``report`` (:mod:`lightllm_otel.tools.analysis.report`), ``compare``
+(:mod:`lightllm_otel.tools.compare`), or ``live`` (:mod:`lightllm_otel.exporter.live`). If ``data["events"]`` is an address, the
+page listens to server-sent events there, and draws each new JSON object. Otherwise the page never changes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ SCRIPTS = ("words.js", "svg.js", "report.js", "compare.js", "live.js", "draw.js"
 
 
 def render(data: dict[str, Any], title: str, live: bool = False) -> str:
-    """A whole HTML document. Whatever text the data holds stays text. ``live``: it may ask its own host for more."""
-    # The only thing that can end a script element is "</"; "<!--" would open a comment in it.
+    """Return an HTML document. Text in ``data`` is never interpreted as HTML. ``live``: the page can connect to its own host."""
+    # "</" could end the script element, and "<!--" would begin a comment in it.
     embedded = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     parts = {
         "POLICY": _policy(live),
@@ -36,7 +36,7 @@ def render(data: dict[str, Any], title: str, live: bool = False) -> str:
 
 
 def policy(live: bool) -> str:
-    """The page's Content-Security-Policy as a header: its own style and script and nothing else, in nobody's frame."""
+    """Return the Content-Security-Policy header of the page: only its own style and script, and no embedding in frames."""
     return f"{_policy(live)}; frame-ancestors 'none'"
 
 

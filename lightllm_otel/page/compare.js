@@ -1,4 +1,4 @@
-// Several runs against the first one.
+// Comparison of several runs with the first one.
 
 function drawCompare(main, data) {
   main.append(element("h1", {}, `${data.first.name} against ${data.comparisons.map((each) => each.second.name).join(", ")}`));
@@ -35,7 +35,7 @@ function drawChanges(rows) {
     }
     svg.append(label(width - right + 70, middle + 4, signed(each.change), "end"), label(width - right + 76, middle + 4, each.verdict === "slower" || each.verdict === "faster" ? each.verdict : "", "start", true));
   });
-  return figure("Change in seconds per step", "95 % intervals, each row's own; colour: sure over all rows together, and at least 1 %; ◇ theory", svg);
+  return figure("Change in seconds per step", "95 % interval of each row; colour: significant over all rows together, and at least 1 %; ◇ theory", svg);
 }
 
 function drawComparisonTable(comparison, first) {
@@ -44,6 +44,6 @@ function drawComparisonTable(comparison, first) {
     row.interval ? `${signed(row.interval[0])} to ${signed(row.interval[1])}` : "–", row.expected === null ? "–" : signed(row.expected - 1),
     row.p === null ? "–" : row.p < 0.001 ? "< 0.001" : row.p.toFixed(3), percent(row.detectable), element("span", { class: row.verdict }, row.verdict),
   ]);
-  return figure("Operators", "seconds per step of one rank; what matters most for the step first",
+  return figure("Operators", "seconds per step of one rank; largest effect on the step first",
     scroll("Operators", table(["operator", first, comparison.second.name, "change", "95 %", "theory", "p (Holm)", "detectable", ""], rows)));
 }

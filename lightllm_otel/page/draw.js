@@ -1,4 +1,4 @@
-// The one entry: draw(main, data) makes the page what it should be, and leaves alone what already is.
+// Entry point: draw(main, data) updates the page, and changes only the nodes that differ.
 
 const DRAWINGS = { report: drawReport, compare: drawCompare, live: drawLive };
 
@@ -8,7 +8,7 @@ function draw(main, data) {
   become(main, fresh);
 }
 
-// One tree takes the shape of another: focus, scroll positions and what a reader has opened stay.
+// Turns one tree into another node by node, so that focus, scroll positions and opened details stay.
 function become(old, fresh) {
   for (const { name } of [...old.attributes]) {
     if (!fresh.hasAttribute(name) && name !== "open") old.removeAttribute(name);
@@ -28,8 +28,8 @@ function become(old, fresh) {
   for (const node of before.slice(after.length)) node.remove();
 }
 
-// A stream of newer data, and what a reader is told of it. Nobody looks: nothing is asked for.
-class Watch {
+// Stream of new data and its state. It is closed while the page is hidden.
+class DataStream {
   constructor(url, show) {
     Object.assign(this, { url, show, source: null, data: null, received: 0, opened: 0, failed: false, paused: false, ended: false, retry: 0 });
     document.addEventListener("visibilitychange", () => (document.hidden ? this.close() : this.open()));
@@ -47,7 +47,7 @@ class Watch {
       this.show();
     };
     this.source.addEventListener("ended", () => { this.ended = true; this.show(); });
-    // A refusal (as many are watching as may) ends a source for good, a lost connection does not.
+    // A refusal (too many open pages) closes an EventSource permanently; after a lost connection, it reconnects by itself.
     this.source.onerror = () => {
       this.failed = true;
       if (this.source && this.source.readyState === EventSource.CLOSED) {
@@ -81,14 +81,14 @@ class Watch {
 }
 
 const STATES = {
-  live: "Live", paused: "Paused", connecting: "Connecting", stale: "Stale: the exporter sends nothing new",
-  lost: "Connection lost, trying again", ended: "The server has ended",
+  live: "Live", paused: "Paused", connecting: "Connecting", stale: "Stale: the exporter sends no new data",
+  lost: "Connection lost, reconnecting", ended: "The server has stopped",
 };
 
 function start() {
   const [header, main, footer] = ["header", "main", "footer"].map((name) => document.querySelector(name));
   const embedded = JSON.parse(document.getElementById("data").textContent);
-  const watch = embedded.events ? new Watch(embedded.events, show) : null;
+  const watch = embedded.events ? new DataStream(embedded.events, show) : null;
   const state = element("span", { id: "state", role: "status" }), age = element("span", { id: "age" });
   const pause = element("button", { type: "button", id: "pause" }), language = element("button", { type: "button", id: "language" });
   pause.onclick = () => watch.pause();
@@ -108,12 +108,12 @@ function start() {
       set(state, t(STATES[watch.state]));
       set(age, watch.age === null ? "" : t("data {age} old", { age: seconds(Math.round(watch.age * 10) / 10 || 0.1) }));
       set(pause, t(watch.paused ? "Resume" : "Pause"));
-    } else if (data.at) set(state, t("As it was on {when}", { when: when(data.at) }));
+    } else if (data.at) set(state, t("Snapshot of {when}", { when: when(data.at) }));
     if (data !== drawn || width !== main.clientWidth) {
       [drawn, width] = [data, main.clientWidth];
       draw(main, data);
       const links = watch ? ["/metrics", "/live.json", "/frozen.html"] : [];
-      become(footer, element("footer", {}, element("p", {}, t(watch ? "The same for other programs, and to keep:" : "hover for figures · the data of this page is in it, as JSON"), " ",
+      become(footer, element("footer", {}, element("p", {}, t(watch ? "The same data for other programs, and a page to save:" : "Hover to see values · this page contains its data as JSON"), " ",
         links.map((each) => [element("a", { href: each }, each), " "]).flat())));
     }
   }

@@ -1,4 +1,4 @@
-// The report on one run.
+// Report on one run.
 
 function drawReport(main, data) {
   const facts = Object.entries(data.facts).map(([name, value]) => `${name === "gpu_name" ? "GPU" : name.replace("_", " ")} ${value}`).join(" · ");
@@ -27,9 +27,9 @@ function drawPhase(main, phase) {
   const step = phase.step;
   main.append(element("h2", {}, kindName(phase)));
   main.append(element("div", { class: "cards" },
-    card(seconds(step.mean), t("a step, {low} to {high}", { low: seconds(step.interval[0]), high: seconds(step.interval[1]) })),
+    card(seconds(step.mean), t("per step, {low} to {high}", { low: seconds(step.interval[0]), high: seconds(step.interval[1]) })),
     card(seconds(step.p99), t("99th percentile")),
-    card(plain(step.tokens_per_second), t("tokens/s while it runs")),
+    card(plain(step.tokens_per_second), t("tokens/s during steps")),
     card(`${plain(step.batch)} × ${plain(step.context)}`, t("requests × context")),
     card(percent(phase.utilisation.mfu), t("of peak FLOP/s (MFU)")),
     card(percent(phase.utilisation.mbu), t("of peak bandwidth (MBU)"))));
@@ -45,7 +45,7 @@ function drawPhase(main, phase) {
   main.append(pair);
 }
 
-// The page of a live server has no intervals; a tick says there what the share was over the last hour.
+// The live page has no confidence intervals; there, a tick shows the share over the last hour.
 function drawShares(operators, room, title) {
   const width = room || fullWidth(), narrow = width < 600;
   const row = 24, left = 104, right = narrow ? 118 : 220, height = operators.length * row + 24;
@@ -62,7 +62,7 @@ function drawShares(operators, room, title) {
     const marks = each.interval
       ? [element("line", { class: "whisker", x1: x(low), x2: x(high), y1: middle, y2: middle }), whisker(low, middle, 3), whisker(high, middle, 3)]
       : [whisker(low, middle, 8)];
-    const words = each.interval ? `${percent(low, 2)} to ${percent(high, 2)}` : `${percent(low, 2)} ${t("over the hour")}`;
+    const words = each.interval ? `${percent(low, 2)} to ${percent(high, 2)}` : `${percent(low, 2)} ${t("over the last hour")}`;
     svg.append(label(left - 10, middle + 4, each.operator, "end"));
     svg.append(element("g", {}, tip(`${each.operator}: ${percent(each.share, 2)}, ${words}`),
       element("rect", { x: left, y: y + 4, width: Math.max(x(each.share) - left, 1), height: row - 10, rx: 2, fill: colour(each.operator) }), marks));
@@ -88,8 +88,8 @@ function drawExample(step, age) {
   }
   svg.append(label(0, height + 15, "0", "start", true), label(width, height + 15, seconds(whole), "end", true));
   const legend = [...seen].sort((one, two) => two[1] - one[1]).map(([name]) => swatch(name, colour(name)));
-  const note = `${t("number {number}, batch {batch}", step)}, ${age || t("the sampled step nearest to the median")}`;
-  return figure(t("One step as it ran"), note, svg, element("p", { class: "legend" }, legend));
+  const note = `${t("number {number}, batch {batch}", step)}, ${age || t("the sampled step closest to the median")}`;
+  return figure(t("Timeline of one step"), note, svg, element("p", { class: "legend" }, legend));
 }
 
 function operatorTable(operators) {
@@ -113,7 +113,7 @@ function drawLayers(layers, width) {
       tip(`${operator}, layer ${layer}: ${seconds(value)}`))));
   });
   for (const at of rounds(0, layers.layers - 1, 6)) svg.append(label(left + (at + 0.5) * cell, height - 6, at, "middle", true));
-  return figure(t("Layer × operator"), t("seconds a step; strongest: the longest of its row"), svg);
+  return figure(t("Layer × operator"), t("seconds per step; strongest colour: the longest of its row"), svg);
 }
 
 function drawCalls(calls) {
@@ -157,15 +157,15 @@ function drawRoofline(data) {
   for (const each of points) {
     const size = 4 + 12 * Math.sqrt(each.share);
     svg.append(element("circle", { cx: x(each.flops_per_byte), cy: y(each.flops_per_second), r: size, fill: `var(--${each.phase})`, "fill-opacity": 0.55, stroke: `var(--${each.phase})` },
-      tip(`${each.operator}, ${each.phase} · ${each.mode}: ${flops(each.flops_per_second)}/s at ${plain(each.flops_per_byte)} FLOPs per byte, ${percent(each.busy)} of what ${each.bound === "host" ? "the hardware" : each.bound} allows`)));
+      tip(`${each.operator}, ${each.phase} · ${each.mode}: ${flops(each.flops_per_second)}/s at ${plain(each.flops_per_byte)} FLOPs per byte, ${percent(each.busy)} of the ${each.bound === "host" ? "hardware" : each.bound} limit`)));
     if (each.share > 0.05) labels.push({ x: x(each.flops_per_byte) + size + 4, y: y(each.flops_per_second) + 4, text: each.operator });
   }
   for (const each of apart(labels)) svg.append(label(each.x, each.y, each.text, "start", true));
   const phases = [...new Set(points.map((each) => each.phase))];
-  return figure(t("Roofline"), t("{gpu}, peaks of its data sheet; area: share of its phase", data.machine), svg, element("p", { class: "legend" }, phases.map((each) => swatch(t(each), `var(--${each})`))));
+  return figure(t("Roofline"), t("{gpu}, peak rates of its data sheet; area: share of the phase", data.machine), svg, element("p", { class: "legend" }, phases.map((each) => swatch(t(each), `var(--${each})`))));
 }
 
-// Words that would lie on one another move down, line by line.
+// Moves labels down that would overlap others.
 function apart(labels) {
   const placed = [];
   for (const each of labels.sort((one, two) => one.y - two.y)) {
@@ -190,5 +190,5 @@ function drawTimeline(timeline) {
       tip(`${each.phase}, batch ${each.batch}: ${seconds(each.seconds)} at ${plain(each.at)} s`)));
   }
   const phases = [...new Set(points.map((each) => each.phase))];
-  return figure(t("Steps"), t("{steps} steps of one rank; a point is the longest of its neighbours", { steps: plain(timeline.steps) }), svg, element("p", { class: "legend" }, phases.map((each) => swatch(t(each), `var(--${each})`))));
+  return figure(t("Steps"), t("{steps} steps of one rank; each point is the longest of neighbouring steps", { steps: plain(timeline.steps) }), svg, element("p", { class: "legend" }, phases.map((each) => swatch(t(each), `var(--${each})`))));
 }

@@ -1,10 +1,10 @@
-// Elements, numbers with units, scales and axes: what every picture is made of.
+// Elements, numbers with units, scales and axes for all charts.
 
 function element(name, attributes, ...children) {
   const svg = SVG_NAMES.has(name);
   const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
   for (const [key, value] of Object.entries(attributes || {})) {
-    if (key === "style") made.style.cssText = value; // as an attribute the page's policy would refuse it
+    if (key === "style") made.style.cssText = value; // the Content-Security-Policy refuses style attributes
     else if (value !== null && value !== undefined) made.setAttribute(key, typeof value === "number" ? +value.toFixed(2) : value);
   }
   for (const child of children.flat(3)) {
@@ -14,7 +14,7 @@ function element(name, attributes, ...children) {
 }
 const SVG_NAMES = new Set(["svg", "g", "rect", "line", "circle", "path", "text", "title", "polygon"]);
 
-// Pictures are as wide as there is room, so that their words keep their size on a phone.
+// Charts use the available width, so that their text stays readable on a phone.
 const room = () => document.querySelector("main").clientWidth - (innerWidth <= 760 ? 58 : 80);
 const fullWidth = () => Math.max(240, Math.min(980, room()));
 const halfWidth = () => (innerWidth <= 760 ? fullWidth() : Math.max(240, Math.min(480, (room() - 56) / 2)));
@@ -67,7 +67,7 @@ function table(heads, rows) {
     element("tr", {}, cells.map((cell) => element("td", {}, cell))))));
 }
 
-// Black or white, whichever can be read on a colour of the style sheet.
+// Returns black or white, whichever is readable on a colour of the style sheet.
 function inkOn(fill) {
   const name = /--[\w-]+/.exec(fill)[0];
   const hex = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -75,7 +75,7 @@ function inkOn(fill) {
   return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "#000000" : "#ffffff";
 }
 
-// Parts of a whole side by side: {name, short, value (of 1), text, fill}.
+// Stacked bar. Each part is {name, short, value (0 to 1), text, fill}.
 function drawStack(title, parts, height, room) {
   const width = room || fullWidth(), tall = height || 30;
   const words = parts.filter((each) => each.value > 0).map((each) => `${each.name} ${each.text}`).join("; ");
@@ -85,7 +85,7 @@ function drawStack(title, parts, height, room) {
     const wide = Math.max(each.value, 0) * width;
     if (wide > 0) svg.append(element("rect", { x: at, y: 0, width: Math.max(wide - 1, 0.3), height: tall, rx: wide > 6 ? 2 : 0, fill: each.fill }, tip(`${each.name}: ${each.text}`)));
     const name = each.short || each.name;
-    const needed = [...name].reduce((sum, each) => sum + (each > "\u2e7f" ? 13 : 8), 16); // Chinese is twice as wide
+    const needed = [...name].reduce((sum, each) => sum + (each > "\u2e7f" ? 13 : 8), 16); // Chinese characters are wider
     if (wide > needed) svg.append(element("text", { x: at + 8, y: tall / 2 + 4, class: "on", style: `fill:${inkOn(each.fill)}` }, name));
     at += wide;
   }

@@ -1,1 +1,1 @@
-"""Shared format between processes and on disk: ring, notes, control page, recording, vocabulary."""
+"""Data formats that processes share in memory and on disk: ring, notes, control page, recording, vocabulary."""

@@ -1,9 +1,9 @@
-"""Live control: a page in the group's folder that the exporter and the first rank write, and every rank reads.
+"""Live control: a memory page in the group's folder that changes what all ranks measure, from the same forward on.
 
-The exporter leaves a *request*. The first rank turns it into an *order*: from forward ``at`` on, this is the rule. It
-does so at the entry of a forward, before it launches anything of it, and names one that lies some forwards ahead. No
-rank can have entered that one yet: it would need collectives of forwards that the first rank has not launched. So all
-ranks follow the order from the same forward on, without any of them waiting for another.
+The exporter and the first rank write the page; every rank reads it. The exporter writes a *request*. The first rank turns it
+into an *order*, which holds from forward ``at`` on. It does so when it enters a forward, before it launches anything of that
+forward, and chooses an ``at`` some forwards ahead. No rank can have entered that forward yet: it would need collectives of
+forwards that the first rank has not launched. So all ranks follow the order from the same forward on, and no rank waits.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from lightllm_otel.records.vocabulary import Level
 
 NAME = "control"
 SIZE = 4096
-AHEAD = 8  # forwards; a host launches at most two before the first one of them is done
-# Words of 32 bits. A sequence number is written last, so what belongs to it is there when it is seen. The two numbers
-# are also one word of 64 bits: whoever asks at every step whether there is anything new compares that one.
+AHEAD = 8  # forwards; a host launches at most two before the first of them has ended
+# Words of 32 bits. The sequence number of an entry is written last, so a reader that sees it finds the rest in place. Both
+# sequence numbers also form one word of 64 bits, which the fast path compares at every step.
 REQUEST, ORDER = 0, 16
 _LEVEL, _EVERY, _AT, _AT_HIGH = range(4)
 _SEQS = 32
@@ -31,7 +31,7 @@ BOTH = _SEQS // 2
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """From forward ``at`` on: this level, one decode step in ``every``."""
+    """Order: from forward ``at`` on, measure at this level and sample one decode step in ``every``."""
 
     seq: int
     level: Level
@@ -40,7 +40,7 @@ class Order:
 
 
 class ControlPage:
-    """The mapped page; made if it is missing. Raises OSError when there is no room for it, and NotOurs."""
+    """Mapped control page. The file is created if it is missing. Raises OSError if the file system is full, and NotOurs."""
 
     def __init__(self, path: Path) -> None:
         descriptor = private.open_file(path, os.O_RDWR | os.O_CREAT)
@@ -54,15 +54,17 @@ class ControlPage:
 
     @property
     def requested(self) -> int:
+        """Sequence number of the last request."""
         return self.words[_SEQ[REQUEST]]
 
     def request(self, level: Level, every: int) -> int:
-        """The exporter's side. Returns the request's number."""
+        """Write a request (exporter only), and return its sequence number."""
         seq = (self.requested + 1) & 0xFFFFFFFF or 1
         self._write(REQUEST, Order(seq, level, every))
         return seq
 
     def order(self, order: Order) -> None:
+        """Write an order (first rank only)."""
         self._write(ORDER, order)
 
     def _write(self, at: int, order: Order) -> None:
@@ -72,12 +74,14 @@ class ControlPage:
         words[_SEQ[at]] = order.seq
 
     def read(self, at: int) -> Order:
+        """Return the entry at ``REQUEST`` or ``ORDER``."""
         words = self.words
         level = Level.of(min(words[at + _LEVEL], len(Level) - 1))
         first = words[at + _AT] | words[at + _AT_HIGH] << 32
         return Order(self.seq(at), Level(level), max(words[at + _EVERY], 1), first)
 
     def seq(self, at: int) -> int:
+        """Return the sequence number of the entry at ``REQUEST`` or ``ORDER``."""
         return self.words[_SEQ[at]]
 
     def close(self) -> None:
@@ -87,12 +91,13 @@ class ControlPage:
 
 
 class Listener:
-    """A rank's side. ``place`` makes it the leader, the first rank, which turns requests into orders: it is given the
-    forward that is being entered and the request, and says from which forward on the order holds.
+    """Reader of the control page in one rank.
 
-    What was requested or ordered before it began to listen is over. :meth:`due` must be asked at the entry of a forward
-    unless ``both[BOTH] == heard and waiting is None``, which a hot path finds out by itself. Without a page there is
-    nothing to hear.
+    ``place`` is given to the first rank only, which turns requests into orders. It takes the number of the forward that is being
+    entered and the request, and returns the forward from which the order holds.
+
+    Requests and orders from before the listener was created are ignored. Call :meth:`due` when a forward is entered, unless
+    ``both[BOTH] == heard and waiting is None``; the fast path checks that condition itself. Without a page, no order ever comes.
     """
 
     def __init__(self, page: ControlPage | None, place: Callable[[int, Order], int] | None) -> None:
@@ -104,11 +109,11 @@ class Listener:
         self._taken, self._seen = (page.seq(REQUEST), page.seq(ORDER)) if page is not None else (0, 0)
 
     def due(self, number: int) -> Order | None:
-        """The order that begins with forward ``number``, which is being entered."""
+        """Return the order that begins with forward ``number``, which is being entered; None if there is none."""
         if self._page is None:
             return None
-        # One order after the other: the leader makes the next one when it has followed this one, so a rank that is
-        # still before it will find that next one on the page afterwards.
+        # One order at a time: the first rank makes the next order only after it has followed this one. A slower rank finds the
+        # next order on the page later.
         if self.waiting is None:
             self._look(number, self._page)
         if self.waiting is None or number < self.waiting.at:
@@ -117,7 +122,7 @@ class Listener:
         return order
 
     def _look(self, number: int, page: ControlPage) -> None:
-        self.heard = self.both[BOTH]  # first: what is written while we read is news the next time
+        self.heard = self.both[BOTH]  # first: whatever is written while we read counts as new the next time
         if page.seq(REQUEST) != self._taken:
             request = page.read(REQUEST)
             self._taken = request.seq

@@ -1,6 +1,7 @@
-"""Where rings lie, who owns them, and who is alive: one folder per TP group, locks instead of process ids.
+"""Folders of rings: one per TP group. File locks, not process ids, tell which processes are alive.
 
-``DIR/GROUP/rank-N.ring`` (locked by its model process), ``DIR/GROUP/exporter.lock``. Both folders are ours alone.
+The files are ``DIR/GROUP/rank-N.ring``, locked by its model process, and ``DIR/GROUP/exporter.lock``. Both folders belong to
+the user of the server, and nobody else can write there.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ from lightllm_otel.records import private
 RING_PATTERN = "rank-*.ring"
 _RING_NAME = re.compile(r"rank-(0|[1-9][0-9]{0,4})\.ring")
 NOTES_PATTERN = "*.notes"
-NEW_PATTERN = "*.new"  # files that had no name yet when their process ended
+NEW_PATTERN = "*.new"  # temporary files whose process ended before it renamed them
 LOCK_NAME = "exporter.lock"
-PROCESS_NAME = "lightllm-otel"  # of the exporter; the kernel keeps 15 characters
+PROCESS_NAME = "lightllm-otel"  # of the exporter process; the kernel keeps 15 characters
 NEW_SECONDS = 3600.0
-NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what this process lacks says nothing of a file
+NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors of this process, which say nothing about the file
 
 
 def group_key(host: str, port: int, dp_rank: int) -> str:
-    """One name for all ranks of a tensor-parallel group on this machine, whichever server started them."""
+    """Return the name of a tensor-parallel group, which is the same for all of its ranks on this machine."""
     return re.sub(r"[^A-Za-z0-9.-]", "-", f"{host}-{port}-dp{dp_rank}")
 
 
 def group_folder(directory: Path, key: str) -> Path:
-    """Make the group's folder if it is missing; it and ``directory`` are ours, and nobody else can write there.
+    """Return the group's folder, and create it if it is missing, so that only this user can write there.
 
-    Raises OSError when it cannot be made, and NotOurs when somebody else's folder lies at that (predictable) place.
+    Raises OSError if it cannot be created, and NotOurs if another user has created a folder at this (predictable) path.
     """
     above = private.make_folder(directory)
     try:
@@ -50,7 +51,7 @@ def group_folder(directory: Path, key: str) -> Path:
 
 
 def groups(directory: Path) -> list[Path]:
-    """Folders of groups in ``directory`` that are ours. Raises NotOurs where ``directory`` is not."""
+    """Return the group folders in ``directory`` that belong to this user. Raises NotOurs if ``directory`` does not."""
     try:
         above = private.open_folder(directory)
     except FileNotFoundError:
@@ -67,6 +68,7 @@ def groups(directory: Path) -> list[Path]:
 
 
 def ring_path(folder: Path, rank: int) -> Path:
+    """Return the path of a rank's ring."""
     return folder / f"rank-{rank}.ring"
 
 
@@ -80,10 +82,10 @@ def rank_of(path: Path) -> Optional[int]:
 
 
 class FileLock:
-    """A POSIX record lock on a file: freed by the kernel when its process ends, not inherited by a fork.
+    """POSIX record lock on a file. The kernel frees it when the process ends, and a fork does not inherit it.
 
-    The file is never closed while the lock is held: closing any descriptor of it would free the lock. Nobody else can open
-    it: a lock that only reads would be enough to keep us out.
+    The file stays open while the lock is held, because closing any descriptor of it would free the lock. Other users must not be
+    able to open the file: even their read lock would block ours.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,7 +93,7 @@ class FileLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> bool:
-        """Take the lock if it is free; False when another process has it. Raises NotOurs and OSError."""
+        """Take the lock if it is free, else return False. Raises NotOurs and OSError."""
         descriptor = private.open_file(self._path, os.O_RDWR | os.O_CREAT)
         try:
             private.close_to_others(descriptor)
@@ -103,6 +105,7 @@ class FileLock:
         return True
 
     def release(self) -> None:
+        """Free the lock."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -113,9 +116,9 @@ _WHOLE_FILE = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 def _lock_on(path: Path) -> tuple[int, int]:
-    """(kind, process) of the lock that another process holds on this file of ours. Asking takes no lock.
+    """Return ``(kind, process)`` of the lock that another process holds on this file, without taking a lock.
 
-    A file that cannot be asked because no descriptor is free counts as held by a process that we cannot see.
+    If this process has no free descriptor, the file counts as locked by a process that we cannot see.
     """
     try:
         descriptor = private.open_file(path)
@@ -133,39 +136,39 @@ def _lock_on(path: Path) -> tuple[int, int]:
 def is_locked(path: Path) -> bool:
     """Return whether another process holds the lock on this file. (A process does not see its own locks.)
 
-    True, too, where no descriptor is free to ask with: nobody is taken for dead for what we lack.
+    Return True if this process has no free descriptor, so that a living process never counts as dead.
     """
     return _lock_on(path)[0] != fcntl.F_UNLCK
 
 
 def lock_owner(path: Path) -> int:
-    """The process that holds the lock on this file, by the number that it has for us; 0 for none that we can see."""
+    """Return the id of the process that holds the lock, in our PID namespace; 0 if there is none that we can see."""
     kind, owner = _lock_on(path)
     return 0 if kind == fcntl.F_UNLCK else owner
 
 
 def hold(descriptor: int) -> None:
-    """Lock a file for as long as this descriptor is open; other descriptors of this process can be closed. Raises OSError."""
+    """Lock a file until this descriptor is closed; closing other descriptors of the file is safe. Raises OSError."""
     fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _WHOLE_FILE)
 
 
 def is_held(descriptor: int) -> bool:
-    """Whether somebody who may write the file holds it. A reader's lock, which anybody may take, is not counted."""
+    """Return whether a process that can write the file has locked it. Read locks, which any process can take, do not count."""
     kind = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _WHOLE_FILE))[0]
     return bool(kind == fcntl.F_WRLCK)
 
 
-# What the dead left --------------------------------------------------------------------------------------------------
+# Files of processes that have ended ----------------------------------------------------------------------------------
 
 
 def sweep(directory: Path, own: Path, more: tuple[str, ...]) -> None:
-    """Remove what processes that have ended left in the groups of ``directory``: whatever nobody has locked.
+    """Remove the files of processes that have ended from the groups in ``directory``: all rings and notes that are not locked.
 
-    ``own``: the group whose exporter we are. ``more``: names of files that are of no use once all ranks have ended. A group
-    with an exporter is left to it, and so are files that only look like rings: they may be somebody's copies. Raises OSError.
+    ``own``: the group of this exporter. ``more``: names of further files, which are removed once all ranks of a group have ended.
+    A group that has its own exporter is skipped. Files that only look like rings stay: they may be copies. Raises OSError.
     """
     for folder in groups(directory):
-        # Asking for a lock that is our own would free it.
+        # Checking our own lock would free it: opening and closing the file again releases it.
         if folder.name == own.name or not is_locked(folder / LOCK_NAME):
             _sweep(folder, more)
 
@@ -186,10 +189,10 @@ def _rings(folder: Path) -> list[Path]:
 
 
 def remove_if_dead(path: Path) -> None:
-    """Remove a ring or notes file that no process holds. Raises OSError.
+    """Remove a ring or notes file that no process has locked. Raises OSError.
 
-    A process that starts in this moment may give the same name to a file of its own, so the file gets another name first
-    and is looked at again under that.
+    A process that starts at this moment may create a file with the same name. So the file is renamed first, and its lock is
+    checked again under the new name.
     """
     if is_locked(path):
         return

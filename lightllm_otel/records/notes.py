@@ -1,8 +1,8 @@
-"""Notes: short messages of a process of the server for its exporter, in a file beside the rings.
+"""Notes: short JSON messages from a server process to its exporter, in a file beside the rings.
 
-Who runs in a step, and what became of a request, is of no fixed size, so it has no place among the cells of a ring. A notes
-file is a header and a ring of bytes; a note is its length and JSON. A writer never waits: what is not read in time is
-overwritten. The reader keeps its position in the file, so that its successor goes on there.
+The requests of a step and the events of a request have no fixed size, so they do not fit into the cells of a ring. A notes
+file is a header and a ring of bytes; a note is its length and JSON. A writer never waits: notes that are not read in time are
+overwritten. The reader stores its position in the file, so that its successor continues there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ _LENGTH = struct.Struct("<I")
 
 
 class NotesWriter:
-    """Creates the file; its lock says that the process is alive. Raises OSError when there is no room for it, and NotOurs."""
+    """Writer of one notes file.
+
+    Its lock shows that the process is alive. Raises OSError if the file system is full, and NotOurs.
+    """
 
     def __init__(self, path: Path, capacity: int = BYTES) -> None:
         size = _DATA_AT + capacity
@@ -52,7 +55,7 @@ class NotesWriter:
         self._lock = threading.Lock()
 
     def write(self, note: Any) -> None:
-        """Append a note of plain values. One that does not fit is not written."""
+        """Append a note that JSON can represent. A note larger than a quarter of the ring is discarded."""
         text = json.dumps(note, separators=(",", ":")).encode()
         if len(text) > self._capacity // 4:
             return
@@ -67,37 +70,40 @@ class NotesWriter:
             self._words[_WRITTEN] = self._written
 
     def close(self) -> None:
-        """For tests; a process of the server never closes its notes."""
+        """Close the file. Only tests do so: a server process keeps its notes open until it ends."""
         self._words.release()
         self._map.close()
         os.close(self._descriptor)
 
 
 class NotesReader:
-    """Follows one file; ``lost``: how often it was overtaken. Raises ValueError for a file that is none, NotOurs and OSError."""
+    """Reader of one notes file. ``lost``: how often notes were overwritten before they were read.
+
+    Raises ValueError if the file is not a notes file, NotOurs and OSError.
+    """
 
     def __init__(self, path: Path) -> None:
         descriptor = private.open_file(path, os.O_RDWR)
         try:
             self.inode = os.fstat(descriptor).st_ino
             if os.fstat(descriptor).st_size <= _DATA_AT:
-                raise ValueError(f"{path} is no notes file of lightllm-otel")
+                raise ValueError(f"{path} is not a notes file of lightllm-otel")
             self._map = mmap.mmap(descriptor, 0)
         finally:
             os.close(descriptor)
         magic, _, _, self._capacity = _HEADER.unpack_from(self._map)
         if magic != _MAGIC or len(self._map) != _DATA_AT + self._capacity:
-            raise ValueError(f"{path} is no notes file that this version reads")
+            raise ValueError(f"{path} is not a notes file that this version can read")
         self._words = _words(self._map)
         self.lost = 0
 
     def read(self) -> list[Any]:
-        """The notes since the last call, of this reader or the one before it; none where the writer was quicker."""
+        """Return the notes since the last call, by this reader or its predecessor; none if the writer has overwritten them."""
         read, written = self._words[_READ], self._words[_WRITTEN]
         data = self._copy(read, written) if written - read <= self._capacity else b""
         self._words[_READ] = written
         begun = max(self._words[_BEGUN], self._words[_WRITTEN])  # writers of earlier versions leave the first at 0
-        if begun - read > self._capacity:  # it came round, maybe while we copied
+        if begun - read > self._capacity:  # the writer overtook us, maybe while we copied
             self.lost += 1
             return []
         return list(_notes_in(data))

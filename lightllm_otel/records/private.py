@@ -1,8 +1,8 @@
-"""Folders and files that are ours alone: no other user made them, and no other user can change them.
+"""Private folders and files: this user owns them, and no other user can change them.
 
-Rings lie in /dev/shm or /tmp, where every local user may write, under names that can be guessed. So a path is never trusted.
-A folder is opened without following links, its owner and mode are checked on the descriptor, and what lies in it is opened by
-that descriptor. A new file is made under a name that nobody can know before, and renamed when it is whole.
+Rings are in /dev/shm or /tmp, where every local user can write, under names that can be guessed. So a path is never trusted.
+A folder is opened without following links, and its owner and mode are checked on the descriptor. Files in it are opened
+relative to that descriptor. A new file is created under a random name, and renamed once it is complete.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # opening a pipe must not 
 
 
 class NotOurs(PermissionError):
-    """A file or folder of another user, or one that others can change; the message says what to do."""
+    """Raised for a file or folder that another user owns or can change; the message says what to do."""
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(errno.EPERM, what, str(path))
@@ -35,9 +35,9 @@ class NotOurs(PermissionError):
 
 
 def open_folder(path: Path, parent: int | None = None) -> int:
-    """Open a folder of ours. ``parent``: the descriptor of the folder in which ``path.name`` lies.
+    """Open a private folder and return its descriptor. ``parent``: the descriptor of the folder that contains ``path.name``.
 
-    Raises NotOurs, and OSError where there is no such folder.
+    Raises NotOurs, and OSError if there is no such folder.
     """
     name = path if parent is None else Path(path.name)
     try:
@@ -54,7 +54,7 @@ def open_folder(path: Path, parent: int | None = None) -> int:
 
 
 def make_folder(path: Path, parent: int | None = None) -> int:
-    """Open a folder of ours, and make it (0700) if it is missing. Raises NotOurs and OSError."""
+    """Open a private folder and return its descriptor; create it (0700) if it is missing. Raises NotOurs and OSError."""
     if parent is None:
         make_parents(path)
     with contextlib.suppress(FileExistsError):
@@ -63,7 +63,7 @@ def make_folder(path: Path, parent: int | None = None) -> int:
 
 
 def make_parents(path: Path) -> None:
-    """Make the folders above. No umask gives them to others: mkdir is asked for 0755."""
+    """Create the parent folders with mode 0755, so that no umask lets other users write there."""
     for folder in reversed(path.parents):
         if not folder.exists():
             with contextlib.suppress(FileExistsError):
@@ -71,7 +71,7 @@ def make_parents(path: Path) -> None:
 
 
 def close_to_others(descriptor: int) -> None:
-    """Take reading and listing from others: an earlier version made such files and folders 0644 and 0755."""
+    """Remove all permissions of other users. An earlier version created such files and folders with 0644 and 0755."""
     mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
     if mode & 0o077:
         os.fchmod(descriptor, mode & ~0o077)
@@ -81,10 +81,10 @@ def close_to_others(descriptor: int) -> None:
 
 
 def open_file(path: Path, flags: int = os.O_RDONLY, foreign_folder: bool = False, refused: int = OTHERS_WRITE) -> int:
-    """Open a plain file of ours that has one name; ``flags`` with O_CREAT make it (0600).
+    """Open a private regular file that has one name, and return its descriptor; with O_CREAT in ``flags``, create it (0600).
 
-    ``foreign_folder``: the folder need not be ours; the file must be. ``refused``: bits of the mode that it must not have.
-    Raises NotOurs and OSError.
+    ``foreign_folder``: the folder may belong to another user, but the file must not. ``refused``: mode bits that the file
+    must not have. Raises NotOurs and OSError.
     """
     folder = _any_folder(path.parent) if foreign_folder else open_folder(path.parent)
     try:
@@ -103,26 +103,26 @@ def open_file(path: Path, flags: int = os.O_RDONLY, foreign_folder: bool = False
 
 
 def check_file(descriptor: int, path: Path, refused: int = OTHERS_WRITE) -> None:
-    """Raise NotOurs unless it is a plain file of ours that has one name and that others cannot write."""
+    """Raise NotOurs unless this is a regular file of this user that has one name and no ``refused`` mode bits."""
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         raise NotOurs(path, "is not a plain file; remove it")
     _check(found, path, refused)
     if found.st_nlink > 1:
-        raise NotOurs(path, f"has {found.st_nlink} names (hard links), so others may know it; remove it")
+        raise NotOurs(path, f"has {found.st_nlink} names (hard links), so other users may have access to it; remove it")
 
 
 def read(path: Path, most: int, foreign_folder: bool = False, refused: int = OTHERS_WRITE) -> bytes:
-    """Read a file of ours. Raises NotOurs, OSError, and ValueError for more than ``most`` bytes."""
+    """Read a private file. Raises NotOurs, OSError, and ValueError if it has more than ``most`` bytes."""
     with os.fdopen(open_file(path, os.O_RDONLY, foreign_folder, refused), "rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise ValueError(f"{path} has more than {most} bytes, so it is not ours; remove it")
+        raise ValueError(f"{path} has more than {most} bytes, so lightllm-otel did not write it; remove it")
     return content
 
 
 def write(path: Path, content: bytes, mode: int = 0o600, foreign_folder: bool = False) -> None:
-    """Replace a file, whole or not at all. Raises NotOurs and OSError."""
+    """Replace a file atomically. Raises NotOurs and OSError."""
     new = NewFile(path, foreign_folder)
     try:
         with os.fdopen(os.dup(new.descriptor), "wb") as file:
@@ -135,8 +135,10 @@ def write(path: Path, content: bytes, mode: int = 0o600, foreign_folder: bool = 
 
 
 class NewFile:
-    """A file under a name that nobody knows. :meth:`name` or :meth:`discard` ends that; the caller closes ``descriptor``
-    after the first, the second does so itself. Raises NotOurs and OSError.
+    """New file under a random temporary name.
+
+    Call :meth:`name` or :meth:`discard` once. After :meth:`name`, the caller closes ``descriptor``; :meth:`discard` closes it.
+    Raises NotOurs and OSError.
     """
 
     def __init__(self, path: Path, foreign_folder: bool = False) -> None:
@@ -151,12 +153,16 @@ class NewFile:
             raise
 
     def name(self, mode: int = 0o600) -> None:
-        """Give it its name and mode, whatever the umask is; what had the name before is replaced, never followed."""
+        """Rename the file to its final name, with this mode.
+
+        An existing file or link of that name is replaced, never followed.
+        """
         os.fchmod(self.descriptor, mode)
         os.rename(self._temporary, self._path.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         os.close(self._folder)
 
     def discard(self) -> None:
+        """Close and remove the file."""
         os.close(self.descriptor)
         with contextlib.suppress(OSError):
             os.unlink(self._temporary, dir_fd=self._folder)
@@ -178,12 +184,14 @@ def _any_folder(path: Path) -> int:
 
 
 def _explain(error: OSError, path: Path, name: Path, parent: int | None) -> None:
-    """Raise NotOurs where that is why it could not be opened; else give the error its whole path."""
+    """Raise NotOurs if that explains why the file could not be opened; else set the full path in the error."""
     error.filename = str(path)
     try:
         found = os.stat(name, dir_fd=parent, follow_symlinks=False)
     except OSError:
         return
     if stat.S_ISLNK(found.st_mode):
-        raise NotOurs(path, "is a symbolic link and is not followed; remove it, or name what it leads to") from error
+        raise NotOurs(
+            path, "is a symbolic link and is not followed; remove it, or use the path that it points to"
+        ) from error
     _check(found, path, 0)

@@ -1,8 +1,8 @@
-"""An errand for the first rank of a running group, and its answer: two small files in the group's folder.
+"""Profile request to the first rank of a running group, and its answer: two small files in the group's folder.
 
-``lightllm-otel capture --kernels`` leaves ``errand.json`` there; the rank, which looks once a second, takes it away and answers
-with ``errand-done.json``. An errand names a path that the server then writes to, so it is taken only where folder and file
-belong to the server's own user and nobody else can write there.
+``lightllm-otel capture --kernels`` writes the request to ``errand.json``. The rank looks for it once a second, removes it, and
+answers with ``errand-done.json``. A request names a path to which the server then writes. So the rank accepts it only if folder
+and file belong to the server's own user, and nobody else can write there.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from typing import Any
 from lightllm_otel.records import private
 
 ASKED, DONE = "errand.json", "errand-done.json"
-MOST_BYTES = 64 << 20  # an answer names the operators of every graph
+MOST_BYTES = 64 << 20  # an answer lists the operators of every graph
 
 
 def ask(folder: Path, profile_request: dict[str, Any]) -> None:
-    """Raises OSError."""
+    """Write the request, and remove the answer to an earlier one. Raises OSError."""
     (folder / DONE).unlink(missing_ok=True)
     _write(folder / ASKED, profile_request)
 
 
 def withdraw(folder: Path) -> None:
+    """Remove a request that was not answered."""
     (folder / ASKED).unlink(missing_ok=True)
 
 
 def take(folder: Path) -> dict[str, Any] | None:
-    """The errand, once; None when there is none, or none that can be read, or it is not ours."""
+    """Return the request and remove it; None if there is none, if it cannot be read, or if another user wrote it."""
     try:
         text = private.read(folder / ASKED, MOST_BYTES)
         (folder / ASKED).unlink()
@@ -39,12 +40,12 @@ def take(folder: Path) -> dict[str, Any] | None:
 
 
 def answer(folder: Path, answered: dict[str, Any]) -> None:
-    """Raises OSError."""
+    """Write the answer. Raises OSError."""
     _write(folder / DONE, answered)
 
 
 def answered(folder: Path) -> dict[str, Any] | None:
-    """What was answered; None before."""
+    """Return the answer; None if there is none yet."""
     try:
         found = json.loads(private.read(folder / DONE, MOST_BYTES))
     except (OSError, ValueError):

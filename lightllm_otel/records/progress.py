@@ -1,7 +1,7 @@
-"""How far a rank's host has come in a step whose operators it marks, as three words of the ring's header.
+"""Progress of a rank's host in a step with boundaries, as three words in the ring's header.
 
-Only the host's way: what it has launched, not what the GPU has done of it. A mark sets two words and computes nothing; a step
-without marks sets none. The first word carries the step's number, so that what is there says nothing about another step.
+The words tell what the host has launched, not what the GPU has finished. A boundary sets two words and computes nothing. A step
+without boundaries sets none. The first word holds the step's number, so that a reader never takes it for another step.
 """
 
 from __future__ import annotations
@@ -13,37 +13,39 @@ from lightllm_otel.records.vocabulary import Operator
 
 
 class Words(Protocol):
-    """The mapped header's, or a list."""
+    """Three words of 32 bits: in the mapped header, or a list."""
 
     def __setitem__(self, at: int, word: int, /) -> None: ...
 
 
 STEP, BOUNDARIES, PLACE = range(3)
 WORDS = 3
-_SET = 1 << 31  # beside the step's number: there is something to read
-_ALL = (1 << 32) - 1  # marks: everything is launched
+_SET = 1 << 31  # set beside the step's number: the words are valid
+_ALL = (1 << 32) - 1  # in BOUNDARIES: the whole step is launched
 _LAYER_AT = 8
 
 
 def begin(words: Words, number: int) -> None:
-    """A step that takes marks is entered."""
+    """Begin a step that records boundaries."""
     words[BOUNDARIES] = words[PLACE] = 0
     words[STEP] = _SET | number & _SET - 1
 
 
 def launched(words: Words) -> None:
-    """Everything of that step."""
+    """Record that the host has launched the whole step."""
     words[BOUNDARIES] = _ALL
 
 
 def forget(words: Words) -> None:
-    """The step's marks have ended before it has."""
+    """Invalidate the words: the step records no more boundaries."""
     words[STEP] = 0
 
 
 def place(operator: Operator, layer: int) -> int:
-    """What has been launched when this mark is taken. A gap launches nothing: 0, the place before it remains. A layer below -1
-    stands for something else than an operator.
+    """Return the word for the operator that has been launched at this boundary.
+
+    Return 0 for a gap, which launches nothing: the last position stays. A layer below -1 stands for launches that belong to no
+    operator.
     """
     if layer < -1:
         return 1
@@ -52,11 +54,11 @@ def place(operator: Operator, layer: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a host is with launching a step. ``boundaries``: how many so far. ``operator``: the last one, or empty.
+    """Progress of a host in launching a step.
 
-    ``layer``: -1 outside layers, -2 where what is launched is no operator.
-
-    ``everything``: the whole step is launched, and the host waits for the GPU or has gone on.
+    ``boundaries``: the number of boundaries so far. ``operator``: the last operator launched, or empty. ``layer``: its layer, -1
+    outside layers, -2 if the last launch belongs to no operator. ``everything``: the whole step is launched, and the host waits
+    for the GPU or has continued.
     """
 
     boundaries: int
@@ -66,14 +68,14 @@ class Progress:
 
     def __str__(self) -> str:
         if self.everything:
-            return "all of its forward launched"
+            return "its forward is fully launched"
         if not self.operator:
-            return "nothing of it launched yet" if self.layer == -1 else "launched in part"
+            return "nothing launched yet" if self.layer == -1 else "partly launched"
         return f"launched up to {self.operator}" + (f" of layer {self.layer}" if self.layer >= 0 else "")
 
 
 def read(header: Any) -> Optional[Progress]:
-    """Of the step that is in flight; None where it takes no boundaries."""
+    """Return the progress of the step in flight, from the ring's header; None if that step records no boundaries."""
     words = [int(word) for word in header["reached"]]
     if not header["in_flight"] or words[STEP] != _SET | int(header["in_flight_number"]) & _SET - 1:
         return None

@@ -1,4 +1,4 @@
-"""The exporter's side of the ring: reads without ever stopping the writer, and knows what it missed."""
+"""Ring reader of the exporter. It never stops the writer, and counts what it missed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ _IN_FLIGHT = ("in_flight", "in_flight_number", "in_flight_since")
 
 
 def rings_in(folder: Path) -> tuple[list[tuple[int, Path]], list[Path]]:
-    """Return ``(rings, strays)``: rank and file of each ring by rank, and files that only look like one
-    (``rank-0.bak.ring``). Raises OSError where the folder cannot be read.
+    """Return ``(rings, strays)``: (rank, path) of each ring, sorted by rank, and files that only look like a ring.
+
+    A file like ``rank-0.bak.ring`` is a stray. Raises OSError if the folder cannot be read.
     """
     rings, strays = [], []
     for path in sorted(folder.iterdir()):
@@ -34,9 +35,10 @@ def rings_in(folder: Path) -> tuple[list[tuple[int, Path]], list[Path]]:
 
 
 class RingReader:
-    """Follows one rank's ring from cell ``position`` on. Raises ValueError for a file that is not a ring, NotOurs and OSError.
+    """Reader that follows one rank's ring from cell ``position`` on.
 
-    For other processes than the rank's: there it would free the rank's own lock (:class:`.folder.FileLock`).
+    Never use it in the rank's own process: it would free the rank's lock (:class:`.folder.FileLock`). Raises ValueError if the
+    file is not a ring, NotOurs and OSError.
     """
 
     def __init__(self, path: Path, position: int = 0) -> None:
@@ -53,14 +55,14 @@ class RingReader:
         self._header = np.frombuffer(self._map, layout.HEADER, 1)
         if self._header["magic"][0] != layout.RING_MAGIC.rstrip(b"\0") or self._header["version"][0] != layout.VERSION:
             raise ValueError(
-                f"{path} is not a ring that this version reads (format {layout.VERSION}); "
-                "restart the server so that both sides are of one version"
+                f"{path} is not a ring that this version can read (format {layout.VERSION}); "
+                "restart the server so that both sides have the same version"
             )
         self._capacity = int(self._header["cells"][0])
         if not 0 < self._capacity <= (size - layout.CELLS_OFFSET) // layout.CELL_BYTES:
             raise ValueError(
-                f"{path} is damaged: its header says {self._capacity} cells, which {size} bytes cannot be; "
-                "restart the server, which makes a new one"
+                f"{path} is damaged: its header says {self._capacity} cells, which do not fit into {size} bytes; "
+                "restart the server, which creates a new ring"
             )
         cells = np.frombuffer(self._map, np.uint8, self._capacity * layout.CELL_BYTES, layout.CELLS_OFFSET)
         self._cells = cells.reshape(self._capacity, layout.CELL_BYTES)
@@ -74,14 +76,14 @@ class RingReader:
 
     @property
     def position(self) -> int:
-        """Cells read so far: where a successor of this reader goes on."""
+        """Number of cells read so far, where a successor of this reader continues."""
         return self._read
 
     @property
     def header(self) -> Any:
-        """A copy of the header (:data:`layout.HEADER`) as it is now."""
+        """Copy of the current header (:data:`layout.HEADER`)."""
         header = self._header.copy()[0]
-        for _ in range(3):  # a step may have begun meanwhile, and left its number with the time of the one before it
+        for _ in range(3):  # a step may begin while we copy, and mix its number with the time of the step before
             again = self._header.copy()[0]
             if all(header[name] == again[name] for name in _IN_FLIGHT):
                 break
@@ -89,21 +91,21 @@ class RingReader:
         return header
 
     def unread_since(self) -> float:
-        """Return the Unix time at which the oldest step in the ring that was not read yet had ended; 0 for none.
+        """Return the Unix time, in seconds, at which the oldest unread step in the ring ended; 0 if there is none.
 
         It may be called while another thread reads.
         """
         written = int(self._header["written"][0])
         at = max(self._read, written - self._capacity)
         places = np.arange(at, min(written, at + _LOOK_CELLS)) % self._capacity
-        begins = np.flatnonzero(layout.steps_begin(self._cells[places]))  # the first one may be overwritten in part
+        begins = np.flatnonzero(layout.steps_begin(self._cells[places]))  # the first cells may be partly overwritten
         if not len(begins) or len(places) - begins[0] < layout.STEP_CELLS:
             return 0.0
         step = self._cells[places[begins[0] :][: layout.STEP_CELLS]].reshape(-1).view(layout.STEP)[0]
         return float(step["wall_time"]) + float(step["seconds"])
 
     def facts(self) -> dict[str, Any]:
-        """The rank's JSON page; empty while it is being written, or where it holds something else."""
+        """Return the facts of the rank, from its JSON area; empty while it is being written, or if it holds no JSON object."""
         for _ in range(3):
             version, count = int(self._header["json_version"][0]), int(self._header["json_bytes"][0])
             text = self._map[layout.JSON_OFFSET : layout.JSON_OFFSET + count]
@@ -116,7 +118,7 @@ class RingReader:
         return {}
 
     def read(self) -> np.ndarray:
-        """The cells written since the last call, shape (n, 16), cut so that they begin and end with whole steps."""
+        """Return the cells written since the last call, uint8, shape (n, 16); they begin and end with complete steps."""
         written, steps = self._end()
         lost = written - self._read > self._capacity
         if lost:

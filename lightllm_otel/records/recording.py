@@ -1,4 +1,4 @@
-"""A run on disk: a manifest and, per rank, the same cells that the ring carried (docs/recording.md)."""
+"""Recording of a run on disk: a manifest and, for each rank, the cells of its ring (docs/recording.md)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ MANIFEST = "manifest.json"
 
 
 class BadRecording(ValueError):
-    """Not a recording, or not one that this version reads; the message says what, where and what to do."""
+    """Raised for a folder that is no recording, or that this version cannot read; the message says what to do."""
 
 
 class RecordingWriter:
-    """Appends the cells of each rank below ``directory``. Whatever fails ends the recording, with one log line."""
+    """Writer of a recording in a new folder of ``directory``. Any failure ends the recording, with one log line."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class RecordingWriter:
             self._end(f"{self.path} can no longer be written ({error.strerror}): the recording ends here")
 
     def append(self, rank: int, cells: np.ndarray) -> None:
-        """Add whole steps (uint8, shape (n, 16))."""
+        """Append complete steps (uint8, shape (n, 16))."""
         if not self._open or not len(cells):
             return
         if cells.nbytes > self._left:
@@ -100,7 +100,10 @@ class RecordingWriter:
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """``facts`` and ``cells`` (uint8, shape (n, 16), whole steps) by rank; ``torn`` has a sentence per damaged file."""
+    """Recording of a run. ``facts`` and ``cells`` are by rank; ``torn`` has a sentence for each damaged file.
+
+    ``cells``: complete steps, uint8, shape (n, 16).
+    """
 
     path: Path
     facts: dict[int, dict[str, Any]]
@@ -112,7 +115,7 @@ class Recording:
 
 
 def read_recording(path: Path) -> Recording:
-    """Read a run. What was written before a crash is kept. Raises BadRecording."""
+    """Read a recording, up to the last complete step of each rank. Raises BadRecording."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except OSError as error:

@@ -1,6 +1,6 @@
-"""The closed vocabulary: every label value that a metric can carry, and the small integers that stand for them.
+"""Closed vocabulary: every label value that a metric can have, and its integer code.
 
-Codes are positions in these enums. They are written to rings and recordings, so members are only ever appended.
+A code is the position in the enum. Rings and recordings store codes, so members are only ever appended.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import enum
 
 
 class Label(str, enum.Enum):
-    """A member of a closed label set; ``code`` is its position, ``str()`` its value."""
+    """Member of a closed label set; ``code`` is its position, ``str()`` its value."""
 
     __str__ = str.__str__
     _value_: str
@@ -20,13 +20,14 @@ class Label(str, enum.Enum):
 
     @classmethod
     def of(cls, code: int) -> Label:
+        """Return the member with this code. Raises IndexError."""
         return list(cls)[code]
 
 
 class Operator(Label):
-    """A named part of a layer or step. A kernel is what CUDA launches; we time operators.
+    """Named part of a layer or step, which consists of one or more CUDA kernels.
 
-    ``gap``: the GPU waits for the host inside a step. ``other``: work that no other name claims.
+    ``gap``: the GPU waits for the host inside a step. ``other``: work that belongs to no other operator.
     """
 
     GAP = "gap"
@@ -54,11 +55,11 @@ class Operator(Label):
 
 COLLECTIVES = (Operator.ALL_REDUCE, Operator.ALL_GATHER, Operator.REDUCE_SCATTER, Operator.ALL_TO_ALL)
 UNATTRIBUTED = "unattributed"
-"""Value of the label ``operator`` for estimated time of steps for which no sample speaks. Not an operator: no ring has it."""
+"""Value of the label ``operator`` for the time of steps without comparable samples. It is not an operator: no ring has it."""
 
 
 class Phase(Label):
-    """What a step computes: prompts, one more token each, or both at once (OLD's splitfuse)."""
+    """Kind of step: it computes prompts, one more token per request, or both at once (splitfuse of LightLLM 0.0.1)."""
 
     PREFILL = "prefill"
     DECODE = "decode"
@@ -66,14 +67,14 @@ class Phase(Label):
 
 
 class Mode(Label):
-    """Whether Python launched the step's kernels one by one, or replayed a CUDA graph."""
+    """Launch mode of a step: Python launched its kernels one by one, or replayed a CUDA graph."""
 
     EAGER = "eager"
     GRAPH = "graph"
 
 
 class Site(Label):
-    """Where in the model a collective was called; ``none`` for everything else."""
+    """Part of the model that called a collective; ``none`` for all other operators."""
 
     NONE = "none"
     EMBEDDING = "embedding"
@@ -83,10 +84,10 @@ class Site(Label):
 
 
 class Implementation(Label):
-    """The library that moved the data of a collective.
+    """Library that executed a collective.
 
-    ``custom``: a kernel that LightLLM calls itself and that has no name of its own here (vllm's or sgl_kernel's, up to v1.1.0).
-    ``flashinfer`` and ``symm_mem``: FlashInfer's all_reduce and that of torch's symmetric memory, since v1.2.0.
+    ``custom``: a custom all_reduce kernel that LightLLM calls itself (of vllm or sgl_kernel, up to v1.1.0). ``flashinfer``:
+    FlashInfer's all_reduce; ``symm_mem``: the one of torch's symmetric memory, both since v1.2.0.
     """
 
     UNKNOWN = "unknown"
@@ -98,14 +99,14 @@ class Implementation(Label):
 
 
 class Scope(Label):
-    """Whether this exporter sees every rank of the tensor-parallel group, or only those of one of its hosts."""
+    """View of the exporter: every rank of the tensor-parallel group, or only the ranks of one of its hosts."""
 
     GROUP = "group"
     NODE = "node"
 
 
 class Throttle(Label):
-    """What holds a GPU's clock down: heat, its power limit, or the board without saying why."""
+    """Reason for a reduced GPU clock: heat, the power limit, or a hardware slowdown without a further reason."""
 
     THERMAL = "thermal"
     POWER = "power"
@@ -113,8 +114,10 @@ class Throttle(Label):
 
 
 class IdleReason(Label):
-    """Why no step ran on the GPU: no work to do, the host had not launched it yet, or its scheduler talked to other ranks and
-    loaded caches, which is work of the GPU outside of steps.
+    """Reason why no step ran on the GPU.
+
+    ``no_requests``: there was no work. ``host``: the host had not launched the next step yet. ``scheduler``: the scheduler
+    communicated with other ranks or loaded caches, which is GPU work outside of steps.
     """
 
     NONE = "none"
@@ -124,7 +127,7 @@ class IdleReason(Label):
 
 
 class Feature(Label):
-    """What the plugin can tell of a LightLLM; a row of the table of contracts says which of these is lost without it."""
+    """Feature of the plugin. Each row of the contract table names the feature that is lost without it."""
 
     STEPS = "steps"
     STEP_SIZES = "step_sizes"
@@ -147,7 +150,7 @@ class Feature(Label):
 
 
 class Level(Label):
-    """How much is measured: nothing, whole steps, or their operators as well."""
+    """Level of measurement: nothing, steps, or steps and their operators."""
 
     OFF = "off"
     STEPS = "steps"
@@ -155,7 +158,7 @@ class Level(Label):
 
 
 class Stage(Label):
-    """Where one of our own errors happened."""
+    """Part of the plugin in the model process where an error happened."""
 
     ACTIVATE = "activate"
     PATCH = "patch"
@@ -164,11 +167,11 @@ class Stage(Label):
 
 
 class ExporterStage(Label):
-    """Where an error of the exporter happened. Values of the label ``stage``, beside those of :class:`Stage`.
+    """Part of the exporter where an error happened. The label ``stage`` has these values and those of :class:`Stage`.
 
-    ``rings``: opening or reading a rank's ring; ``aggregate``: adding up what it holds; ``notes``: what HTTP processes say
-    of requests; ``positions``: how far rings were read, for a successor; ``discovery``: the address and its file;
-    ``metrics``: making a part of ``/metrics``; ``http``: answering; ``poll``: anything else.
+    ``rings``: opening or reading a rank's ring. ``aggregate``: aggregating its steps. ``notes``: reading the notes of server
+    processes. ``positions``: storing the read positions for a successor. ``discovery``: the discovery file. ``metrics``:
+    rendering a part of ``/metrics``. ``http``: answering a request. ``poll``: anything else.
     """
 
     RINGS = "rings"
@@ -188,7 +191,7 @@ class ExporterStage(Label):
 
 
 class DropReason(Label):
-    """Why a step, or its operators, did not reach the exporter."""
+    """Reason why a step, or its operators, did not reach the exporter."""
 
     OVERWRITTEN = "overwritten"
     PENDING_FULL = "pending_full"
@@ -198,10 +201,10 @@ class DropReason(Label):
 
 
 class StepOnlyReason(Label):
-    """Why a step that was due has its whole time only, or (drafts) none.
+    """Reason why only the total time of a sampled step was measured (or, for drafts, no time).
 
-    ``overlap``: two microbatches, or the forwards of two threads, interleave. ``prefill_graph``: Python does not see the
-    operators in one.
+    ``not_instrumented``: its batch size has no instrumented graph. ``overlap``: two microbatches, or the forwards of two threads,
+    interleave. ``draft``: a forward of a draft model. ``prefill_graph``: Python does not see the operators in a prefill graph.
     """
 
     NOT_INSTRUMENTED = "not_instrumented"
@@ -211,10 +214,10 @@ class StepOnlyReason(Label):
 
 
 class Unmatched(Label):
-    """Why the collectives of a sampled step were not compared over the ranks of the group.
+    """Reason why the collectives of a sampled step were not compared over the ranks of the group.
 
-    ``missing``: a rank has gone past the step without its operators; ``late``: a rank has not said anything for many
-    steps; ``restarted``: a step from before a rank's start; ``different``: the ranks did not compute the same.
+    ``missing``: a rank has passed the step without its operators. ``late``: a rank has reported nothing for many steps.
+    ``restarted``: the step is from before a rank's restart. ``different``: the ranks did not compute the same step.
     """
 
     MISSING = "missing"
@@ -224,15 +227,17 @@ class Unmatched(Label):
 
 
 class Signal(Label):
-    """What is handed to a receiver of OpenTelemetry's protocol."""
+    """OpenTelemetry signal that is sent to an OTLP receiver."""
 
     METRICS = "metrics"
     TRACES = "traces"
 
 
 class SpanDrop(Label):
-    """Why spans did not reach the receiver: more than we make in a second, a queue that is full, a receiver that did not take
-    them, or notes of requests and steps that were overwritten before they were read.
+    """Reason why spans did not reach the OTLP receiver.
+
+    ``rate``: the limit of spans per second. ``queue``: the queue was full. ``receiver``: the receiver did not accept them.
+    ``overwritten``: notes or steps were overwritten before they were read.
     """
 
     RATE = "rate"

@@ -1,4 +1,4 @@
-"""The model process's side of the ring: one vectorised copy per step."""
+"""Ring writer of the model process: one vectorised copy per step."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _IN_FLIGHT_OFFSET, _REACHED_OFFSET = _offset("in_flight"), _offset("reached")
 
 
 class RingWriter:
-    """Creates and fills one rank's ring.
+    """Writer of one rank's ring; ``mebibytes``: its size.
 
-    Raises OSError when there is no room: the space is reserved before it is mapped, because writing to a sparse
-    mapping of a full file system would end the host with SIGBUS. So would a file that somebody else can truncate: it raises
-    NotOurs where the folder is not ours alone.
+    The space is reserved before it is mapped, because writing to a sparse mapping on a full file system would kill the server
+    with SIGBUS. Raises OSError if the file system is full. A file that another user truncates would kill it as well, so NotOurs
+    is raised if the folder is not private.
     """
 
     def __init__(self, path: Path, mebibytes: int) -> None:
@@ -46,7 +46,7 @@ class RingWriter:
         try:
             os.posix_fallocate(self._descriptor, 0, size)
             self._map = mmap.mmap(self._descriptor, size)
-            # The descriptor stays open for the life of the process: the lock says that this rank is alive.
+            # The descriptor stays open until the process ends: its lock shows that this rank is alive.
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.header = np.frombuffer(self._map, layout.HEADER, 1)
             self._cells = np.frombuffer(self._map, np.uint8, capacity * layout.CELL_BYTES, layout.CELLS_OFFSET)
@@ -55,7 +55,7 @@ class RingWriter:
             self.header["version"], self.header["pid"] = layout.VERSION, os.getpid()
             self.header["cells"] = capacity
             self.header["magic"] = layout.RING_MAGIC
-            new.name()  # a reader sees a whole header or the previous server's ring, never half of one
+            new.name()  # a reader sees a complete header or the previous server's ring, never half a header
         except BaseException:
             new.discard()
             raise
@@ -64,22 +64,22 @@ class RingWriter:
         self._words = memoryview(self._map)[: layout.JSON_OFFSET].cast("Q")
         self._floats = memoryview(self._map)[: layout.JSON_OFFSET].cast("d")
         self.progress = memoryview(self._map)[_REACHED_OFFSET : _REACHED_OFFSET + 4 * WORDS].cast("I")
-        """Words that the boundaries of a step set: :mod:`lightllm_otel.records.progress`."""
+        """Progress words of a step: :mod:`lightllm_otel.records.progress`."""
         self._dropped: list[int] = []
         self._whole: list[int] = []
 
     def describe(self, facts: dict[str, Any]) -> None:
-        """Replace the JSON page: what this rank is. Raises ValueError when it does not fit."""
+        """Replace the facts about this rank in the JSON area. Raises ValueError if they do not fit."""
         text = json.dumps(facts, separators=(",", ":"), default=str).encode()
         if len(text) > layout.JSON_BYTES:
-            raise ValueError(f"{len(text)} bytes of facts, {layout.JSON_BYTES} fit")
+            raise ValueError(f"the facts of this rank have {len(text)} bytes, at most {layout.JSON_BYTES} fit")
         self.header["json_bytes"] = 0
         self._map[layout.JSON_OFFSET : layout.JSON_OFFSET + len(text)] = text
         self.header["json_bytes"] = len(text)
         self.header["json_version"] += 1
 
     def write(self, step: bytes, intervals: np.ndarray) -> None:
-        """Append one step (the bytes of a ``STEP``) and its intervals (``INTERVAL``, shape (n,))."""
+        """Append one step (the bytes of a ``STEP``) and its intervals (``INTERVAL``, shape (n,), seconds)."""
         count = layout.STEP_CELLS + len(intervals)
         start = self._written % self._capacity
         # First: a reader that comes meanwhile knows that the oldest cells are no longer what they were.
@@ -99,7 +99,7 @@ class RingWriter:
         self._words[_WRITTEN] = self._written
 
     def _write_around(self, start: int, step: bytes, intervals: np.ndarray) -> None:
-        """Past the end of the ring it goes on at its beginning."""
+        """Write a step that crosses the end of the ring and continues at its beginning."""
         whole = np.frombuffer(step + intervals.tobytes(), np.uint8).reshape(-1, layout.CELL_BYTES)
         first = self._capacity - start
         self._cells[start:] = whole[:first]
@@ -112,7 +112,7 @@ class RingWriter:
         self._words[_IN_FLIGHT] = 1 | phase << 8 | (number & 0xFFFFFFFF) << 32
 
     def leave(self) -> None:
-        """The GPU has finished the step."""
+        """Record that the GPU has finished the step."""
         self._map[_IN_FLIGHT_OFFSET] = 0
 
     def count(
@@ -130,11 +130,11 @@ class RingWriter:
 
     @property
     def fits(self) -> int:
-        """The most intervals that one step may have in this ring."""
+        """Largest number of intervals that one step can have in this ring."""
         return min(layout.MAX_INTERVALS, self._capacity // 4)
 
     def close(self) -> None:
-        """For tests and replays; a model process never closes its ring."""
+        """Close the ring. Only tests and replays do so: a model process keeps its ring open until it ends."""
         del self.header, self._cells
         for view in (self.progress, self._words, self._floats):
             view.release()

@@ -12,17 +12,19 @@ from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.vocabulary import Operator, Phase
 from lightllm_otel.roofline import shape, work
 from lightllm_otel.roofline.gpus import Gpu, UnknownGpu, find
-from lightllm_otel.roofline.shape import Shape, UnknownModel
+from lightllm_otel.roofline.shape import ModelShape, UnknownModel
 
 
-def required(steps: np.ndarray, model: Shape, ranks: int, element: float) -> dict[tuple[Operator, int], work.Work]:
+def required(
+    steps: np.ndarray, model: ModelShape, ranks: int, element: float
+) -> dict[tuple[Operator, int], work.OperatorWork]:
     """Return the FLOPs and bytes that one of ``ranks`` ranks needs for all of these steps, by operator and phase code.
 
     ``steps``: ``STEP``, shape (n,). ``element``: bytes of a weight. Steps of one phase, batch and tokens are put together, at
     their mean context, because everything is linear in it. Only sums are known of the requests of a prefill, so they are taken
     as equally long. Steps without tokens of requests need nothing.
     """
-    total: dict[tuple[Operator, int], work.Work] = defaultdict(work.Work)
+    total: dict[tuple[Operator, int], work.OperatorWork] = defaultdict(work.OperatorWork)
     kinds = np.stack([steps[name].astype(np.int64) for name in ("phase", "batch", "tokens")], axis=1)
     found, group = np.unique(kinds, axis=0, return_inverse=True)
     group = group.reshape(-1)
@@ -55,7 +57,7 @@ class Analytic:
         self.flops: dict[tuple[int, int], float] = defaultdict(float)
         self.memory_bytes: dict[tuple[int, int], float] = defaultdict(float)
         self.gpu: Gpu | None = None
-        self._shape: Shape | None = None
+        self._shape: ModelShape | None = None
         self._ranks = 1
         self._element = 2.0
 

@@ -1,1 +1,1 @@
-"""Theory: FLOPs, bytes and communication of each operator, and the hardware that bounds them."""
+"""Roofline model: FLOPs, bytes and communication of each operator, and the hardware limits that bound them."""

@@ -1,7 +1,7 @@
-"""The table of GPUs. A row is a data sheet; what is not in it can be described in a file.
+"""GPU table. Each row comes from a data sheet; a JSON file can describe a GPU that the table lacks.
 
-Dense tensor FLOP/s in fp16 or bf16 with fp32 accumulation, never the figures with sparsity. NVLink in bytes per second of
-one GPU, both directions together, as data sheets give it; ``nvlink_group``: how many GPUs it joins (bridges join two).
+FLOP/s are dense tensor FLOP/s in fp16 or bf16 with fp32 accumulation, never the figures with sparsity. NVLink bandwidth is in
+bytes per second of one GPU, both directions together, as data sheets give it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ GEN3, GEN4, GEN5 = 32e9, 64e9, 128e9  # PCI Express x16, both directions, PCI-SI
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """Bytes and bytes per second; ``flops`` per second. ``words``: what of NVML's name identifies it, all of them.
+    """Peak rates and memory of one GPU model.
 
-    ``latencies``: (operator, seconds of a call that moves nothing) of collectives between ``latency_ranks`` GPUs, as calibrate
-    measured them; none in data sheets.
+    ``flops``: FLOP per second. ``memory_bytes``: bytes. ``*_bytes_per_second``: bytes per second; links count both directions.
+    ``nvlink_group``: the number of GPUs that NVLink connects (a bridge connects two). ``words``: the words of NVML's device name
+    that identify this GPU; all of them must occur. ``source``: the URL of the data sheet, or the path of the file.
+    ``latencies``: pairs of operator and seconds of a call that transfers no data, between ``latency_ranks`` GPUs. Only
+    ``lightllm-otel calibrate`` measures them; data sheets have none.
     """
 
     name: str
@@ -49,7 +52,7 @@ class Gpu:
 
 
 class UnknownGpu(LookupError):
-    """Not in the table and not a file; the message says what to do."""
+    """Raised when a GPU is neither in the table nor in a readable file; the message says what to do."""
 
 
 GPUS = (
@@ -57,7 +60,7 @@ GPUS = (
     Gpu("A100-SXM-80GB", 312e12, 2.039e12, 80e9, 600e9, 8, GEN4, ("A100", "SXM4", "80GB"), _A100),
     Gpu("A100-PCIE-40GB", 312e12, 1.555e12, 40e9, 600e9, 2, GEN4, ("A100", "PCIE", "40GB"), _A100),
     Gpu("A100-PCIE-80GB", 312e12, 1.935e12, 80e9, 600e9, 2, GEN4, ("A100", "80GB", "PCIE"), _A100),
-    # Half of what the name suggests: one bridge, 56.25 GB/s each way.
+    # One bridge carries 56.25 GB/s each way, half of what NVLink 3 suggests.
     Gpu("A40", 149.7e12, 0.696e12, 48e9, 112.5e9, 2, GEN4, ("A40",), _A40),
     Gpu("A10", 125e12, 0.600e12, 24e9, 0.0, 1, GEN4, ("A10",), _A10),
     Gpu("T4", 65e12, 0.320e12, 16e9, 0.0, 1, GEN3, ("T4",), _T4),
@@ -76,13 +79,16 @@ GPUS = (
 )  # fmt: skip
 BY_NAME = {gpu.name: gpu for gpu in GPUS}
 _NUMBERS = ("flops", "memory_bytes_per_second", "memory_bytes", "nvlink_bytes_per_second", "pcie_bytes_per_second")
-# calibrate with a single rank has no link to measure.
-_MAYBE_NONE = ("nvlink_bytes_per_second", "pcie_bytes_per_second")
-_MOST = 1e20  # beyond it are other units, or none
+# calibrate with a single rank has no link to measure, so it writes 0.
+_MAY_BE_ZERO = ("nvlink_bytes_per_second", "pcie_bytes_per_second")
+_MOST = 1e20  # a larger number is in the wrong unit
 
 
 def find(name: str) -> Gpu:
-    """By its name in the table, by NVML's name, or from a JSON file with the fields of :class:`Gpu`. Raises UnknownGpu."""
+    """Return the GPU with this name in the table, with this NVML device name, or from this ``.json`` file.
+
+    The file has the fields of :class:`Gpu`. Raises UnknownGpu.
+    """
     if name in BY_NAME:
         return BY_NAME[name]
     if name.endswith(".json"):
@@ -93,27 +99,30 @@ def find(name: str) -> Gpu:
         return max(matching, key=lambda gpu: len(gpu.words))
     raise UnknownGpu(
         f"GPU {name!r} is not known; known: {', '.join(BY_NAME)}. Describe it in a .json file with "
-        f"name, {', '.join(_NUMBERS)} and nvlink_group, and give that file"
+        f"name, {', '.join(_NUMBERS)} and nvlink_group, and pass the path of that file"
     )
 
 
 def read(path: Path) -> Gpu:
-    """A GPU from a file. Raises UnknownGpu when it cannot be read or something is missing in it."""
+    """Read a GPU from a JSON file. Raises UnknownGpu if the file is unreadable, or if a field is missing or out of range."""
     try:
         given: Any = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UnknownGpu(f"{path} cannot be read as the description of a GPU: {error}") from error
     if not isinstance(given, dict):
-        raise UnknownGpu(f"{path} does not describe a GPU: write an object with {', '.join(_NUMBERS)}")
+        raise UnknownGpu(f"{path} does not describe a GPU: write a JSON object with {', '.join(_NUMBERS)}")
     missing = [field for field in _NUMBERS if not isinstance(given.get(field), (int, float))]
     if missing:
         raise UnknownGpu(f"{path} lacks {', '.join(missing)}: numbers in bytes, bytes per second and FLOP per second")
-    wrong = [field for field in _NUMBERS if not (0 if field in _MAYBE_NONE else 1) <= given[field] <= _MOST]
+    wrong = [field for field in _NUMBERS if not (0 if field in _MAY_BE_ZERO else 1) <= given[field] <= _MOST]
     if wrong:
-        raise UnknownGpu(f"{path} has {wrong[0]} {given[wrong[0]]}, which no GPU has; write what it really is")
+        raise UnknownGpu(
+            f"{path} has {wrong[0]} {given[wrong[0]]}, which no GPU has; "
+            "write the value in bytes, bytes per second or FLOP per second"
+        )
     group = given.get("nvlink_group", 1)
     if not isinstance(group, int) or group < 1:
-        raise UnknownGpu(f"{path} has nvlink_group {group!r}; write how many GPUs NVLink joins, or 1 for none")
+        raise UnknownGpu(f"{path} has nvlink_group {group!r}; write how many GPUs NVLink connects, or 1 for none")
     ranks = given.get("ranks")
     return Gpu(
         name=str(given.get("name", path.stem)), nvlink_group=group, words=(), source=str(path),
@@ -123,7 +132,7 @@ def read(path: Path) -> Gpu:
 
 
 def _latencies(collectives: Any, path: Path) -> tuple[tuple[str, float], ...]:
-    """What calibrate wrote; a file that somebody wrote by hand need not have it."""
+    """Return the latencies that calibrate measured; a file written by hand may have none. Raises UnknownGpu."""
     if not isinstance(collectives, dict):
         return ()
     found = []
@@ -131,7 +140,8 @@ def _latencies(collectives: Any, path: Path) -> tuple[tuple[str, float], ...]:
         seconds = fit.get("alpha_seconds") if isinstance(fit, dict) else None
         if not isinstance(seconds, (int, float)) or not 0 <= seconds < 1:
             raise UnknownGpu(
-                f"{path} has no alpha_seconds below one second for {name}; calibrate again, or take collectives out"
+                f"{path} has no alpha_seconds below one second for {name}; "
+                "run calibrate again, or remove collectives from the file"
             )
         found.append((str(name), float(seconds)))
     return tuple(found)

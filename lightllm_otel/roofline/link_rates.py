@@ -1,7 +1,7 @@
-"""The table of links: what one NVLink and one lane of PCI Express carry, by generation, in one direction.
+"""Bandwidth of one NVLink and of one PCI Express lane, by generation and in one direction.
 
-Data sheets of GPUs give all their links and both directions together; NVML gives generation and number. This is what
-lies between the two.
+Data sheets of GPUs give the sum over all links and both directions. NVML gives the generation and the number of links.
+This table converts between the two.
 """
 
 from __future__ import annotations
@@ -18,45 +18,48 @@ _PCI_SIG = "https://pcisig.com/specifications"
 
 
 @dataclasses.dataclass(frozen=True)
-class FastPath:
-    """``bytes_per_second`` of one link or lane in one direction, as it is advertised."""
+class LinkRate:
+    """Advertised ``bytes_per_second`` of one NVLink or PCI Express lane in one direction, with the URL of its source."""
 
     bytes_per_second: float
     source: str
 
 
-# H800 and A800 have the links of H100 and A100, only fewer of them: NVML counts those that are there.
+# H800 and A800 have the links of H100 and A100, only fewer of them: NVML counts the links that exist.
 NVLINK = {
-    1: FastPath(20e9, _P100),
-    2: FastPath(25e9, _V100),
-    3: FastPath(25e9, _A100),
-    4: FastPath(25e9, _H100),
-    5: FastPath(50e9, _B200),
+    1: LinkRate(20e9, _P100),
+    2: LinkRate(25e9, _V100),
+    3: LinkRate(25e9, _A100),
+    4: LinkRate(25e9, _H100),
+    5: LinkRate(50e9, _B200),
 }
-# A40, A6000, RTX 3090: third generation by name, with four narrow links of 14.0625 GB/s. A bridge of all four carries
-# 56.25 GB/s each way, 112.5 GB/s in all: not 200, as four of A100's would.
-NARROW_NVLINK = FastPath(14.0625e9, _GA102)
+# A40, A6000 and RTX 3090 report generation 3, but have four narrow links of 14.0625 GB/s. A bridge of all four carries
+# 56.25 GB/s each way, 112.5 GB/s in total. Four links of an A100 would carry 200 GB/s.
+NARROW_NVLINK = LinkRate(14.0625e9, _GA102)
 NARROW_CAPABILITY = (8, 6)  # GA102
-# What NVML calls versions (nvmlNvlinkVersion_t), as generations.
+# NVML reports versions (nvmlNvlinkVersion_t); this maps them to generations.
 NVLINK_GENERATION = {1: 1, 2: 2, 3: 2, 4: 3, 5: 3, 6: 4, 7: 5}
 
 PCIE = {
-    1: FastPath(0.25e9, _PCI_SIG),
-    2: FastPath(0.5e9, _PCI_SIG),
-    3: FastPath(1e9, _PCI_SIG),
-    4: FastPath(2e9, _PCI_SIG),
-    5: FastPath(4e9, _PCI_SIG),
-    6: FastPath(8e9, _PCI_SIG),
+    1: LinkRate(0.25e9, _PCI_SIG),
+    2: LinkRate(0.5e9, _PCI_SIG),
+    3: LinkRate(1e9, _PCI_SIG),
+    4: LinkRate(2e9, _PCI_SIG),
+    5: LinkRate(4e9, _PCI_SIG),
+    6: LinkRate(8e9, _PCI_SIG),
 }
 
 
 def nvlink_bytes_per_second(generation: int, links: int, capability: tuple[int, int]) -> float:
-    """Of so many links, both directions together; 0 for a generation that is not in the table."""
-    fast_path = NARROW_NVLINK if capability == NARROW_CAPABILITY else NVLINK.get(generation)
-    return 2 * links * fast_path.bytes_per_second if fast_path is not None else 0.0
+    """Return the bandwidth of ``links`` NVLinks, both directions together; 0 for an unknown generation.
+
+    ``capability``: the compute capability of the GPU, as ``(major, minor)``.
+    """
+    rate = NARROW_NVLINK if capability == NARROW_CAPABILITY else NVLINK.get(generation)
+    return 2 * links * rate.bytes_per_second if rate is not None else 0.0
 
 
 def pcie_bytes_per_second(generation: int, width: int) -> float:
-    """Of so many lanes, both directions together; 0 for a generation that is not in the table."""
-    fast_path = PCIE.get(generation)
-    return 2 * width * fast_path.bytes_per_second if fast_path is not None else 0.0
+    """Return the bandwidth of ``width`` PCI Express lanes, both directions together; 0 for an unknown generation."""
+    rate = PCIE.get(generation)
+    return 2 * width * rate.bytes_per_second if rate is not None else 0.0

@@ -1,9 +1,9 @@
-"""Links between the GPUs of a group, and how long a collective must take over one.
+"""Links between the GPUs of a group, and the ideal time of a collective over a link.
 
-Time of a collective = α per call + α per hop · hops + bytes / β, for each algorithm and protocol; NCCL takes the best.
-The latencies are NCCL's own (``ncclTunerConstantsDefaults`` in src/graph/tuning.cc, at 5067397): seconds per call and
-per hop of a ring. Its LL protocol sends a flag with every four bytes of data, so half of the bandwidth is left. Where
-calibrate has measured a machine, its own α per call stands in the place of both.
+The model is: seconds = α per call + α per hop · hops + bytes / β, for each NCCL protocol. NCCL chooses the fastest protocol.
+The latencies come from NCCL (``ncclTunerConstantsDefaults`` in src/graph/tuning.cc, at commit 5067397): seconds per call and
+per hop of a ring. The LL protocol sends a flag with every four bytes of data, so half of the bandwidth is left. If
+``lightllm-otel calibrate`` has measured the machine, the measured α per call replaces both latencies.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from lightllm_otel.roofline.gpus import Gpu
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class NcclProtocol:
+    """Latency and bandwidth of one NCCL protocol in a ring.
+
+    ``call_seconds``: seconds per call. ``hop_seconds``: seconds per hop, by kind of link. ``bandwidth_share``: the share of the
+    link's bandwidth that carries data, 0 to 1.
+    """
+
     name: str
     call_seconds: float
     hop_seconds: dict[str, float]
@@ -23,24 +29,25 @@ class Protocol:
 
 
 PROTOCOLS = (
-    Protocol("LL", 6.6e-6, {"nvlink": 0.6e-6, "pcie": 1.0e-6}, 0.5),
-    Protocol("Simple", 8.4e-6, {"nvlink": 3.4e-6, "pcie": 5.7e-6}, 1.0),
+    NcclProtocol("LL", 6.6e-6, {"nvlink": 0.6e-6, "pcie": 1.0e-6}, 0.5),
+    NcclProtocol("Simple", 8.4e-6, {"nvlink": 3.4e-6, "pcie": 5.7e-6}, 1.0),
 )
-# A custom all_reduce (vllm, sgl_kernel) over NVLink: one kernel, one exchange of flags, every rank reads all peers' data at once.
-# What is left of 512 KiB in a decode step between two H100 without the payload's way (benchmarks/results/links.json, custom);
-# for other GPUs and more ranks it is an assumption.
+# Latency of a custom all_reduce (vllm, sgl_kernel) over NVLink: one kernel, one exchange of flags, and every rank reads the data
+# of all peers at once. It was measured with 512 KiB in decode steps on two H100, less the transfer time of the payload
+# (benchmarks/results/links.json, custom). For other GPUs and more ranks it is an assumption.
 ONE_SHOT_CALL_SECONDS = 5.3e-6
 
 
 class NoLink(ValueError):
-    """The GPU does not have the link that is asked for; the message says what to give instead."""
+    """Raised when the GPU does not have the requested link; the message says what to pass instead."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """``bytes_per_second``: of one GPU, both directions together, as in data sheets; a collective uses one at a time.
+    """Link that all ranks of a group share.
 
-    ``alpha``: operator → measured seconds of a call that moves nothing, between as many ranks as share the link.
+    ``kind``: ``nvlink`` or ``pcie``. ``bytes_per_second``: bandwidth of one GPU, both directions together, as in data sheets.
+    ``alpha``: measured seconds of a call that transfers no data, by operator, between all ranks that share the link.
     """
 
     kind: str
@@ -49,14 +56,15 @@ class Link:
 
     @property
     def one_way(self) -> float:
+        """Bandwidth in one direction, in bytes per second. This is the one that bounds a collective."""
         return self.bytes_per_second / 2
 
 
 def link_of(gpu: Gpu, ranks: int, kind: str | None = None) -> Link | None:
-    """The fastest link that all ``ranks`` share, or the one that is asked for; None for a single rank.
+    """Return the link of this ``kind``, or the fastest link that all ``ranks`` share; None for a single rank.
 
-    Four A40s are two pairs with NVLink, so a group of four crosses PCI Express. Raises NoLink for an NVLink that the
-    GPU does not have, and where its file does not know the link.
+    Four A40 are two pairs with NVLink, so a group of four uses PCI Express. Raises NoLink if the GPU has no NVLink, or if its
+    file does not give the bandwidth of the link.
     """
     if ranks == 1:
         return None
@@ -68,29 +76,33 @@ def link_of(gpu: Gpu, ranks: int, kind: str | None = None) -> Link | None:
         return Link("nvlink", gpu.nvlink_bytes_per_second, alpha)
     if gpu.pcie_bytes_per_second == 0:
         raise NoLink(
-            f"{gpu.source} does not say what the link between its GPUs carries; measure it with lightllm-otel calibrate "
+            f"{gpu.source} does not give the bandwidth between its GPUs; measure it with lightllm-otel calibrate "
             f"--ranks {ranks}, or write pcie_bytes_per_second into it"
         )
-    # What was measured was measured over NVLink, where there is one.
+    # calibrate measures over NVLink if there is one, so its latencies do not apply to PCI Express then.
     return Link("pcie", gpu.pcie_bytes_per_second, {} if has_nvlink else alpha)
 
 
 def traffic(operator: str, payload: float, ranks: int) -> float:
-    """Bytes that each rank sends (and receives) in a ring, of a collective with this payload.
+    """Return the bytes that each rank sends (and receives) in a ring collective. ``payload``: bytes.
 
-    all_reduce: 2(t-1)/t of the payload; all_gather, reduce_scatter and all_to_all: (t-1)/t, where the payload is all of the data
-    (nccl-tests, doc/PERFORMANCE.md: the factors of bus bandwidth).
+    For t ranks, all_reduce sends 2(t-1)/t of the payload. all_gather, reduce_scatter and all_to_all send (t-1)/t; their
+    payload is the data of all ranks together. These are the bus bandwidth factors of nccl-tests (doc/PERFORMANCE.md).
     """
     factor = 2 if operator == "all_reduce" else 1
     return factor * payload * (ranks - 1) / ranks
 
 
 def hops(operator: str, ranks: int) -> int:
+    """Return the number of ring hops of one collective: 2(t-1) for all_reduce, else t-1, with t ranks."""
     return (2 if operator == "all_reduce" else 1) * (ranks - 1)
 
 
 def ring_seconds(operator: str, payload: float, ranks: int, link: Link) -> float:
-    """Of one call: as it was measured, or else by the better protocol."""
+    """Return the seconds of one ring collective. ``payload``: bytes.
+
+    The latency is the measured one if the link has it, else that of the faster NCCL protocol.
+    """
     sent = traffic(operator, payload, ranks)
     if operator in link.alpha:
         return link.alpha[operator] + sent / link.one_way
@@ -102,12 +114,15 @@ def ring_seconds(operator: str, payload: float, ranks: int, link: Link) -> float
 
 
 def one_shot_seconds(payload: float, ranks: int, link: Link) -> float | None:
-    """Of one all_reduce in which every rank reads the whole payload of every peer; None over PCI Express: not measured."""
+    """Return the seconds of an all_reduce in which every rank reads the whole payload of every peer. ``payload``: bytes.
+
+    Return None over PCI Express, where its latency was not measured.
+    """
     return ONE_SHOT_CALL_SECONDS + (ranks - 1) * payload / link.one_way if link.kind == "nvlink" else None
 
 
 def takeover_payload(operator: str, ranks: int, link: Link) -> float:
-    """The payload in bytes at which moving it takes as long as all latencies: below it, more bandwidth hardly helps."""
+    """Return the payload in bytes whose transfer takes as long as all latencies. Below it, more bandwidth hardly helps."""
     low, high = 1.0, 1e12
     for _ in range(80):
         middle = (low * high) ** 0.5

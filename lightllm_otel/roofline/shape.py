@@ -1,4 +1,4 @@
-"""Shapes of models: from a table of names, or from any config.json of Hugging Face's form."""
+"""Model shapes: from a table of names, or from a Hugging Face config.json."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float8": 1, "int8": 1}
-_MOST = 1 << 32  # of anything that a config counts
+_MOST = 1 << 32  # largest plausible number in a config
 
 
 class UnknownModel(LookupError):
-    """No shape of this name, and no config that says one; the message says what is missing."""
+    """Raised when neither the table nor a config gives the shape of a model; the message says what is missing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Latent:
-    """Multi-head latent attention (DeepSeek): ranks of the compressions and dimensions of each head's parts."""
+    """Multi-head latent attention (DeepSeek).
+
+    ``kv_rank`` and ``q_rank``: ranks of the compressed keys/values and queries (``q_rank`` 0: not compressed). ``nope`` and
+    ``rope``: dimensions of a query head without and with rotary embedding. ``value``: dimensions of a value head.
+    """
 
     kv_rank: int
     q_rank: int
@@ -29,7 +33,11 @@ class Latent:
 
 @dataclasses.dataclass(frozen=True)
 class Experts:
-    """Of a layer with a mixture: how many, how many of them a token uses, how wide each is, and those all tokens use."""
+    """Mixture of experts.
+
+    ``count``: routed experts of a layer. ``active``: experts that a token uses. ``intermediate``: width of one expert.
+    ``shared``: experts that all tokens use. ``first_layer``: the first layer with experts; the layers before it are dense.
+    """
 
     count: int
     active: int
@@ -39,8 +47,8 @@ class Experts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-    """``ffn_matrices``: 3 with a gate (SwiGLU), else 2."""
+class ModelShape:
+    """Dimensions of a transformer model. ``ffn_matrices``: 3 with a gate (SwiGLU), else 2."""
 
     name: str
     layers: int
@@ -56,14 +64,17 @@ class Shape:
 
     @property
     def is_plain(self) -> bool:
-        """Multi-head attention and a feed-forward of two matrices of 4h, as in the original analysis."""
+        """Return whether the model has multi-head attention and a feed-forward part of two matrices of width 4h.
+
+        The original analysis (docs/original-analysis.md) assumes this shape.
+        """
         return self.heads == self.kv_heads and self.ffn_matrices == 2 and self.intermediate == 4 * self.hidden
 
 
 def _dense(
     name: str, layers: int, hidden: int, heads: int, kv_heads: int, intermediate: int, vocab: int, head_dim: int = 0
-) -> Shape:
-    return Shape(name, layers, hidden, heads, kv_heads, head_dim or hidden // heads, intermediate, vocab)
+) -> ModelShape:
+    return ModelShape(name, layers, hidden, heads, kv_heads, head_dim or hidden // heads, intermediate, vocab)
 
 
 SHAPES = (
@@ -97,8 +108,8 @@ SHAPES = (
 BY_NAME = {shape.name: shape for shape in SHAPES}
 
 
-def find(name: str) -> Shape:
-    """By name, however it is capitalised, or from a config.json or a folder that has one. Raises UnknownModel."""
+def find(name: str) -> ModelShape:
+    """Return the shape for a model name (in any case), a config.json, or a folder with one. Raises UnknownModel."""
     if name.lower() in BY_NAME:
         return BY_NAME[name.lower()]
     path = Path(name)
@@ -108,23 +119,24 @@ def find(name: str) -> Shape:
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UnknownModel(f"{path} is damaged: {error}") from error
+        raise UnknownModel(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(config, dict):
-        raise UnknownModel(f"{path} is damaged: it is no config of a model; take the model's own config.json")
+        raise UnknownModel(f"{path} does not hold a JSON object; pass the config.json of the model")
     return from_config(config, str(config.get("_name_or_path") or path.resolve().parent.name))
 
 
-def from_config(config: Mapping[str, Any], name: str = "model") -> Shape:
-    """From the keys that LightLLM reads, with their aliases. Raises UnknownModel when one that is needed is missing, or
-    is none that a model could have.
+def from_config(config: Mapping[str, Any], name: str = "model") -> ModelShape:
+    """Return the shape from the keys that LightLLM reads, with their aliases.
+
+    Raises UnknownModel if a required key is missing, or if a value is not a plausible number.
     """
     if not isinstance(config, Mapping):
-        raise UnknownModel(f"the config of {name} is no object with keys; take the model's own config.json")
+        raise UnknownModel(f"the config of {name} is not a JSON object; pass the config.json of the model")
 
     def value(*keys: str, default: int | None = None) -> int:
         for key in keys:
             if (found := config.get(key)) is not None:
-                # What is 0 where it is left out may be said to be 0 as well.
+                # A key whose default is 0 may also be written as 0.
                 least = 0 if default == 0 else 1
                 if (
                     isinstance(found, bool)
@@ -133,7 +145,7 @@ def from_config(config: Mapping[str, Any], name: str = "model") -> Shape:
                     or found % 1
                 ):
                     raise UnknownModel(
-                        f"the config of {name} has {key} {found!r}; it is a whole number of at least {least}"
+                        f"the config of {name} has {key} {found!r}; it must be a whole number of at least {least}"
                     )
                 return int(found)
         if default is None:
@@ -152,7 +164,7 @@ def from_config(config: Mapping[str, Any], name: str = "model") -> Shape:
         "swiglu",
         "gelu_pytorch_tanh",
     )
-    return Shape(
+    return ModelShape(
         name, value("num_hidden_layers", "n_layer"), hidden, heads, value("num_key_value_heads", default=heads),
         value("head_dim", default=hidden // heads), intermediate, value("vocab_size"),
         ffn_matrices=3 if gated else 2, experts=_experts(config, value), latent=_latent(config, value),

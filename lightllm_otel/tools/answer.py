@@ -1,4 +1,4 @@
-"""What theory answers: FLOPs, bytes, least time and bound of each operator, at a size that is asked for or that a run had."""
+"""Answers of ``lightllm-otel theory``: FLOPs, bytes, ideal time and bound of each operator, for given sizes or those of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightllm_otel.roofline import gpus, ideal, links, memory, shape
 from lightllm_otel.roofline.gpus import Gpu
 from lightllm_otel.roofline.ideal import Ideal
 from lightllm_otel.roofline.links import Link
-from lightllm_otel.roofline.shape import Shape
+from lightllm_otel.roofline.shape import ModelShape
 from lightllm_otel.roofline.work import Batch
 from lightllm_otel.tools.analysis import expected
 from lightllm_otel.tools.analysis.expected import Machine
@@ -22,13 +22,16 @@ from lightllm_otel.tools.analysis.runs import Run
 from lightllm_otel.tools.units import amount
 
 _SHARED = (
-    "the ranks shared a GPU: no link joined them, so their collectives have no least time; --link sets one beside them"
+    "the ranks shared a GPU, so no link connected them, and their collectives have no ideal time; --link assumes a link"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """Lengths in tokens of each request; ``link``: ``nvlink``, ``pcie``, or None for the fastest that all ranks share."""
+    """Question to the roofline model.
+
+    ``input_len`` and ``output_len``: tokens per request. ``link``: ``nvlink``, ``pcie``, or None for the fastest shared link.
+    """
 
     model: str
     gpu: str
@@ -41,16 +44,21 @@ class Question:
 
 
 class BadQuestion(ValueError):
-    """It has no answer; the message says what to give instead."""
+    """Raised for a question that has no answer; the message says what to pass instead."""
 
 
 def answer(question: Question) -> dict[str, Any]:
-    """Everything per rank. Raises UnknownModel, UnknownGpu, NoLink and BadQuestion."""
+    """Return the answer as JSON values, all per rank; times in seconds.
+
+    Raises UnknownModel, UnknownGpu, NoLink and BadQuestion.
+    """
     model, gpu = shape.find(question.model), gpus.find(question.gpu)
     if question.tp < 1 or question.batch_size < 1 or question.input_len < 1 or question.output_len < 1:
-        raise BadQuestion("--tp, --batch-size, --input-len and --output-len are whole numbers of at least 1")
+        raise BadQuestion("--tp, --batch-size, --input-len and --output-len must be whole numbers of at least 1")
     if model.heads % question.tp:
-        raise BadQuestion(f"{model.name} has {model.heads} heads, which {question.tp} ranks cannot share evenly")
+        raise BadQuestion(
+            f"{model.name} has {model.heads} heads, which cannot be divided evenly among {question.tp} ranks"
+        )
     link = links.link_of(gpu, question.tp, question.link)
     element = shape.DTYPE_BYTES[question.dtype]
     batches = {
@@ -81,9 +89,9 @@ def answer(question: Question) -> dict[str, Any]:
 
 
 def answer_beside(run: Run, question: Question) -> dict[str, Any]:
-    """At the run's own sizes, with what was measured at ``phases.<phase>.measured.<mode>``. Raises as :func:`answer` does.
+    """Return the answer for the run's own sizes, with the measured times in ``phases.<phase>.measured.<mode>``.
 
-    Of the question only what is not empty counts; the rest is what the run says of itself.
+    Empty fields of the question are taken from the run. Raises the errors of :func:`answer`.
     """
     on = expected.machine(
         run.facts,
@@ -91,9 +99,9 @@ def answer_beside(run: Run, question: Question) -> dict[str, Any]:
         gpus.find(question.gpu) if question.gpu else None,
     )
     if why := expected.unlike(run.facts, on.shape):
-        raise BadQuestion(f"{run.name} cannot be set beside that: {why}; give the model that was run")
+        raise BadQuestion(f"{run.name} cannot be compared with this model: {why}; pass the model of the run")
     if on.shape is None or on.gpu is None:
-        raise BadQuestion(f"{run.name} does not say {'its model' if on.shape is None else 'a known GPU'}; give "
+        raise BadQuestion(f"{run.name} does not name {'its model' if on.shape is None else 'a known GPU'}; pass "
                          f"{'--model' if on.shape is None else '--gpu'}")  # fmt: skip
     link = _link_beside(run, on, question)
     phases: dict[str, Any] = {}
@@ -118,7 +126,7 @@ def answer_beside(run: Run, question: Question) -> dict[str, Any]:
 
 
 def _link_beside(run: Run, on: Machine, question: Question) -> Link | None:
-    """What is asked for, else what the run had. Raises NoLink."""
+    """Return the link of the question, else that of the run. Raises NoLink."""
     if question.link is None and run.facts.get("link") == SAME_GPU:
         return None
     if question.link is None and on.link is not None:
@@ -132,8 +140,8 @@ def _notes(dtype: str, element: float) -> list[str]:
         return []
     what = "compute more" if element < 2 else "compute less"
     return [
-        f"bytes are those of {dtype}, but the peak of FLOP/s is that of 16-bit types: most GPUs {what} a second in {dtype}, "
-        "so times that are bound by compute are not its own"
+        f"bytes are for {dtype}, but peak FLOP/s are for 16-bit types: most GPUs {what} per second in {dtype}, so times that "
+        "are bound by compute are not exact"
     ]
 
 
@@ -147,8 +155,8 @@ def _decode_all_reduce(payload: float, ranks: int, link: Link) -> dict[str, Any]
     }
 
 
-def _memory(model: Shape, question: Question, element: float) -> dict[str, float]:
-    """Of a rank, when all requests have all of their tokens."""
+def _memory(model: ModelShape, question: Question, element: float) -> dict[str, float]:
+    """Return the bytes of weights and KV cache in one rank, when all requests have all of their tokens."""
     tokens = question.batch_size * (question.input_len + question.output_len)
     return {
         "weight_bytes": memory.weight_bytes(model, question.tp, element),
@@ -156,18 +164,18 @@ def _memory(model: Shape, question: Question, element: float) -> dict[str, float
     }
 
 
-def _impossible(model: Shape, gpu: Gpu, question: Question, element: float) -> Iterator[str]:
-    """What the answer takes for granted and the machine does not have."""
+def _impossible(model: ModelShape, gpu: Gpu, question: Question, element: float) -> Iterator[str]:
+    """Yield a note for each assumption of the answer that this machine does not meet."""
     needed = _memory(model, question, element)
     if sum(needed.values()) > gpu.memory_bytes:
         yield (
-            f"{amount(needed['weight_bytes'])} of weights and {amount(needed['cache_bytes'])} of keys and values in each rank do "
-            f"not fit into the {amount(gpu.memory_bytes)} of {gpu.name}, so it cannot run this; give more ranks or fewer requests"
+            f"each rank needs {amount(needed['weight_bytes'])} for weights and {amount(needed['cache_bytes'])} for keys and "
+            f"values, which do not fit into the {amount(gpu.memory_bytes)} of {gpu.name}; use more ranks or fewer requests"
         )
     if question.link == "nvlink" and 1 < gpu.nvlink_group < question.tp:
         yield (
-            f"NVLink joins {gpu.nvlink_group} {gpu.name}, so {question.tp} of them cross PCI Express: these are times that they "
-            "would have if it joined them all"
+            f"NVLink connects {gpu.nvlink_group} {gpu.name}, so {question.tp} of them use PCI Express; these times assume that "
+            "NVLink connects all of them"
         )
 
 

@@ -1,4 +1,4 @@
-"""``lightllm-otel bench``: the same batch again and again, to a running server or without one, each repeat recorded."""
+"""``lightllm-otel bench``: run the same batch several times, with or without a server, and record each repeat."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from lightllm_otel.exporter.control import Refused
 from lightllm_otel.tools.benchmark import launched, prompts, served, static
-from lightllm_otel.tools.benchmark.manifest import Manifest, Outcome, Plan
+from lightllm_otel.tools.benchmark.manifest import Manifest, Outcome, Workload
 from lightllm_otel.tools.benchmark.tap import NoRing
 from lightllm_otel.tools.ctl import find
 from lightllm_otel.tools.ending import ended_by_signals
 
-NAMES = "abcdefgh"  # of the folders, where there are several runs
-# Beyond every repeat's seed: the prompt cache shall know no prompt of a repeat. Not negative: random.Random(-1) is Random(1).
+NAMES = "abcdefgh"  # folders of the sides, if there are several
+# Larger than the seed of any repeat, so that warm-up leaves no prompt of a repeat in the prompt cache. A negative seed would not
+# do: random.Random(-1) equals Random(1).
 _WARM_UP = 1_000_000
 Repeat = Callable[[int], Outcome]
 _PROBLEMS = (NoRing, Refused, ValueError, prompts.NoTokenizer, served.NoAnswer, static.RankFailed, launched.NoServer)
@@ -29,15 +30,15 @@ _PROBLEMS = (NoRing, Refused, ValueError, prompts.NoTokenizer, served.NoAnswer, 
 
 @ended_by_signals()
 def bench(given: argparse.Namespace) -> int:
-    """Exit status 1 and one sentence for what cannot be measured."""
-    plan = Plan(given.batch_size, given.input_len, given.output_len, given.repeats, given.warmup, given.every)
+    """Run the benchmark. Return exit status 0, or 1 with one sentence if it cannot be measured."""
+    workload = Workload(given.batch_size, given.input_len, given.output_len, given.repeats, given.warmup, given.every)
     out = given.out or Path(f"bench-{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%SZ}")
     try:
-        plan.check()
+        workload.check()
         _check(given)
         way = _static if given.static else _launched if given.serve else _served
-        sides = way(given, plan, out)
-        manifests = _run(sides, plan, given)
+        sides = way(given, workload, out)
+        manifests = _run(sides, workload, given)
     except _PROBLEMS as problem:
         print(f"lightllm-otel bench: {problem}", file=sys.stderr)
         return 1
@@ -50,67 +51,71 @@ def bench(given: argparse.Namespace) -> int:
 
 
 def _check(given: argparse.Namespace) -> None:
+    """Raise ValueError for options that are missing or that do not go together."""
     if given.model_dir is None:
-        raise ValueError("give --model-dir: the model's folder" + ("" if given.static else ", for its tokenizer"))
+        raise ValueError("pass --model-dir, the folder of the model" + ("" if given.static else ", for its tokenizer"))
     ways = [bool(given.static), bool(given.serve), bool(given.url) and not given.serve]
     if sum(ways) != 1:
-        raise ValueError("give --url of a running server, or --serve with the command of one, or --static")
+        raise ValueError(
+            "pass exactly one of --url (a running server), --serve (a command that starts one) and --static"
+        )
     if not given.model_dir.is_dir():
-        raise ValueError(f"--model-dir {given.model_dir} is not a folder; give the one with the model's config.json")
+        raise ValueError(f"--model-dir {given.model_dir} is not a folder; pass the one with the model's config.json")
     if given.tp < 1:
-        raise ValueError(f"--tp {given.tp}: give a whole number of at least 1")
+        raise ValueError(f"--tp {given.tp}: pass a whole number of at least 1")
     if given.url and len(given.url) > len(NAMES):
-        raise ValueError(f"give at most {len(NAMES)} servers")
+        raise ValueError(f"pass at most {len(NAMES)} servers")
     if given.ab and not (given.static or given.serve):
         raise ValueError(
-            "--ab starts servers or models of its own, so it goes with --serve or --static; for two running servers give "
+            "--ab needs --serve or --static, because it starts servers or models itself; for two running servers, pass "
             "--url twice"
         )
     foreign = [option for option, value in _of_static(given).items() if value and not given.static]
     foreign += ["--group"] if given.group and (given.serve or given.static) else []
     if foreign:
         raise ValueError(
-            f"{' and '.join(foreign)} would be left out here, so leave it out; a server has options of its own"
+            f"remove {' and '.join(foreign)}, which would have no effect "
+            f"with {'--static' if given.static else '--serve or --url'}"
         )
     if given.serve and given.url and len(given.url) > 1:
-        raise ValueError("with --serve give one --url: where its server listens")
+        raise ValueError("with --serve, pass one --url at most: the address of its server")
 
 
 def _of_static(given: argparse.Namespace) -> dict[str, bool]:
-    """Options of ``--static`` alone, and whether they say something."""
+    """Return which options that only ``--static`` has were given."""
     return {
         "--tp": given.tp != 1, "--data-type": given.data_type is not None, "--no-graphs": given.no_graphs,
         "--share-gpu": given.share_gpu,
     }  # fmt: skip
 
 
-def _served(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
-    """Warm every server up, and say how it is asked."""
+def _served(given: argparse.Namespace, workload: Workload, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
+    """Warm up all servers. Return a function for one repeat and a manifest for each, by folder. Raises ValueError."""
     own, size = prompts.tokenizer(given.model_dir)
     groups = given.group or [None] * len(given.url)
     if len(groups) != len(given.url):
-        raise ValueError("give --group for every --url, in the same order; lightllm-otel doctor lists them")
+        raise ValueError("pass one --group for each --url, in the same order; lightllm-otel doctor lists the groups")
     sides: dict[Path, tuple[Repeat, Manifest]] = {}
     for place, (url, group) in enumerate(zip(given.url, groups)):
         server = served.Server(url, find(group))
         folder = out if len(given.url) == 1 else out / NAMES[place]
 
         def texts(seed: int, side: int = place) -> list[str]:
-            return prompts.prompts(own, size, plan.batch_size, plan.input_len, 1000 * side + seed)
+            return prompts.prompts(own, size, workload.batch_size, workload.input_len, 1000 * side + seed)
 
-        for number in range(plan.warmup):
-            server.batch(texts(_WARM_UP + number), min(plan.output_len, 8))
+        for number in range(workload.warmup):
+            server.batch(texts(_WARM_UP + number), min(workload.output_len, 8))
 
         def once(number: int, server: served.Server = server, texts: Any = texts, folder: Path = folder) -> Outcome:
-            with served.sampling(server.folder, plan.every):
-                return served.repeat(server, plan, texts, number, folder)
+            with served.sampling(server.folder, workload.every):
+                return served.repeat(server, workload, texts, number, folder)
 
-        sides[folder] = once, Manifest(folder, "served", plan, url=server.url)
+        sides[folder] = once, Manifest(folder, "served", workload, url=server.url)
     return sides
 
 
-def _launched(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
-    """A fresh server for every repeat, as without one: what differs from start to start is then in the repeats."""
+def _launched(given: argparse.Namespace, workload: Workload, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
+    """Return the sides, with a new server for each repeat, so that variation from start to start is part of the result."""
     words = launched.words_of(given.serve)
     url = given.url[0] if given.url else launched.url_of(words)
     changes = [_changes(text) for text in given.ab or [""]]
@@ -120,20 +125,21 @@ def _launched(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tu
         folder = out / NAMES[place] if given.ab else out
 
         def texts(seed: int) -> list[str]:
-            return prompts.prompts(own, size, plan.batch_size, plan.input_len, seed)
+            return prompts.prompts(own, size, workload.batch_size, workload.input_len, seed)
 
         def once(number: int, change: dict[str, str] = change, folder: Path = folder) -> Outcome:
             log = folder / f"server-{number}.log"
-            with launched.running(words, url, change, plan.every, log) as server:
-                for again in range(plan.warmup):
-                    server.batch(texts(_WARM_UP + again), min(plan.output_len, 8))
-                return served.repeat(server, plan, texts, number, folder)
+            with launched.running(words, url, change, workload.every, log) as server:
+                for again in range(workload.warmup):
+                    server.batch(texts(_WARM_UP + again), min(workload.output_len, 8))
+                return served.repeat(server, workload, texts, number, folder)
 
-        sides[folder] = once, Manifest(folder, "served", plan, url=url, command=words, changes=change)
+        sides[folder] = once, Manifest(folder, "served", workload, url=url, command=words, changes=change)
     return sides
 
 
-def _static(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
+def _static(given: argparse.Namespace, workload: Workload, out: Path) -> dict[Path, tuple[Repeat, Manifest]]:
+    """Return the sides, with new processes for each repeat."""
     changes = [_changes(text) for text in given.ab] if given.ab else [{}]
     sides: dict[Path, tuple[Repeat, Manifest]] = {}
     for place, change in enumerate(changes):
@@ -141,7 +147,7 @@ def _static(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tupl
 
         def once(number: int, change: dict[str, str] = change, folder: Path = folder) -> Outcome:
             return static.repeat(
-                plan, given.model_dir, given.tp, number, folder, change, given.data_type, not given.no_graphs,
+                workload, given.model_dir, given.tp, number, folder, change, given.data_type, not given.no_graphs,
                 given.share_gpu,
             )  # fmt: skip
 
@@ -150,7 +156,7 @@ def _static(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tupl
             Manifest(
                 folder,
                 "static",
-                plan,
+                workload,
                 tp=given.tp,
                 graphs=not given.no_graphs,
                 share_gpu=given.share_gpu,
@@ -161,27 +167,29 @@ def _static(given: argparse.Namespace, plan: Plan, out: Path) -> dict[Path, tupl
 
 
 def _changes(text: str) -> dict[str, str]:
-    """``'A=1 B=two'``; empty is the environment as it is."""
+    """Parse changes of the environment, such as ``A=1 B=two``; empty means none. Raises ValueError."""
     found = {}
     for word in shlex.split(text):
         name, sign, value = word.partition("=")
         if not sign or not name.isidentifier():
-            raise ValueError(f"--ab {text!r} is not understood: give variables as NAME=VALUE, separated by spaces")
+            raise ValueError(f"--ab {text!r} is not understood: pass variables as NAME=VALUE, separated by spaces")
         found[name] = value
     return found
 
 
 def _order(folders: list[Path], repeats: int) -> Iterator[tuple[Path, int]]:
-    """One of each, turn about who is first: what drifts with time then falls on all alike."""
+    """Yield folder and repeat, with an alternating order of folders, so that drift over time affects all sides equally."""
     for number in range(1, repeats + 1):
         for folder in folders if number % 2 else reversed(folders):
             yield folder, number
 
 
-def _run(sides: dict[Path, tuple[Repeat, Manifest]], plan: Plan, given: argparse.Namespace) -> dict[Path, Manifest]:
-    total = plan.repeats * len(sides)
+def _run(
+    sides: dict[Path, tuple[Repeat, Manifest]], workload: Workload, given: argparse.Namespace
+) -> dict[Path, Manifest]:
+    total = workload.repeats * len(sides)
     with tqdm(total=total, unit="repeat", disable=None, file=sys.stderr) as progress:  # None: only on a terminal
-        for folder, number in _order(list(sides), plan.repeats):
+        for folder, number in _order(list(sides), workload.repeats):
             once, manifest = sides[folder]
             outcome = once(number)
             manifest.add(outcome)

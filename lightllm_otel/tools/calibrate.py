@@ -1,4 +1,4 @@
-"""``lightllm-otel calibrate``: what this machine really reaches, as a file for ``theory --gpu`` instead of data sheets."""
+"""``lightllm-otel calibrate``: measure what this machine reaches, as a file for ``theory --gpu`` in place of data sheets."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ COPY = {"cuda": 1 << 30, "cpu": 1 << 24}
 
 
 class CannotMeasure(RuntimeError):
-    """A rank did not come to its end; the message says what it said."""
+    """Raised if a rank fails; the message has the last line that it printed."""
 
 
 def calibrate(given: argparse.Namespace) -> int:
-    """Exit status 1 and one sentence where nothing can be measured."""
+    """Measure this machine. Return exit status 0, or 1 with one sentence if it cannot be measured."""
     try:
         if given.ranks < 1:
-            raise CannotMeasure(f"--ranks {given.ranks}: give a whole number of at least 1")
+            raise CannotMeasure(f"--ranks {given.ranks}: pass a whole number of at least 1")
         data = described(measure(given.device, given.ranks), given.device, given.ranks)
         if given.out is not None:
             given.out.write_text(json.dumps(data, indent=1) + "\n")
@@ -47,12 +47,12 @@ def calibrate(given: argparse.Namespace) -> int:
 
 
 def sizes(device: str) -> list[int]:
-    """1 KiB to 1 GiB, in steps of four (less on a CPU)."""
+    """Return the payloads in bytes: 1 KiB to 1 GiB by factors of four (to 4 MiB on a CPU)."""
     return [1024 * 4**power for power in range(11) if 1024 * 4**power <= LARGEST[device]]
 
 
 def measure(device: str, ranks: int) -> dict[str, Any]:
-    """What rank 0 says. Raises CannotMeasure."""
+    """Start the ranks, and return the measurements of rank 0. Raises CannotMeasure."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -70,21 +70,24 @@ def measure(device: str, ranks: int) -> dict[str, Any]:
     try:
         said = [process.communicate(timeout=LIMIT_SECONDS) for process in processes]
     except subprocess.TimeoutExpired as error:
-        raise CannotMeasure(f"the ranks were not done after {LIMIT_SECONDS:.0f} s") from error
+        raise CannotMeasure(f"the ranks have not finished within {LIMIT_SECONDS:.0f} s") from error
     finally:
         for process in processes:
             process.kill()
             process.wait()
     for process, (_, problem) in zip(processes, said):
         if process.returncode:
-            last = next((line for line in reversed(problem.splitlines()) if line.strip()), "it said nothing")
+            last = next((line for line in reversed(problem.splitlines()) if line.strip()), "it printed nothing")
             raise CannotMeasure(f"a rank ended with status {process.returncode}: {last.strip()[:300]}")
     found: dict[str, Any] = json.loads(said[0][0].strip().splitlines()[-1])
     return found
 
 
 def described(found: dict[str, Any], device: str, ranks: int) -> dict[str, Any]:
-    """With what follows from it, in the form that ``theory --gpu FILE`` reads: a link's bytes count both directions."""
+    """Return the measurements and what follows from them, in the format of ``theory --gpu FILE``.
+
+    The bandwidth of a link counts both directions, in bytes per second.
+    """
     fits = {name: _fit(name, rows, ranks) for name, rows in found.get("collectives", {}).items()}
     both_ways = 2 * fits["all_reduce"]["beta_bytes_per_second"] if "all_reduce" in fits else 0.0
     about = machine.facts()
@@ -100,7 +103,7 @@ def described(found: dict[str, Any], device: str, ranks: int) -> dict[str, Any]:
 
 
 def _joined_by_nvlink(found: dict[str, Any], both_ways: float) -> bool:
-    """By what a pair reaches: PCI Express 5.0 x16 carries 64 GB/s one way."""
+    """Return whether NVLink connects the ranks: they reach more than the 64 GB/s one way of PCI Express 5.0 x16."""
     slowest = min((pair["bytes_per_second"] for pair in found.get("pairs", [])), default=0.0)
     return max(slowest, both_ways / 2) > 70e9
 
@@ -130,7 +133,7 @@ def render(data: dict[str, Any], out: Path | None) -> str:
         beta, worst = rate(fit["beta_bytes_per_second"], "B"), 100 * fit["worst_relative_error"]
         lines.append(
             f"{name}: α {duration(fit['alpha_seconds'])}, β {beta} one way; bandwidth takes over at "
-            f"{fit['takeover_payload_bytes'] / 1e3:.3g} kB; the line misses its points by {worst:.0f} % at worst"
+            f"{fit['takeover_payload_bytes'] / 1e3:.3g} kB; largest error of the fit {worst:.0f} %"
         )
         cells = [
             [f"{row['payload_bytes']:.0f} B", duration(row["seconds"]), f"{rate(row['bus_bytes_per_second'], 'B')} bus"]
@@ -138,10 +141,13 @@ def render(data: dict[str, Any], out: Path | None) -> str:
         ]
         lines += table(cells, ">>>", (16, 9, 16))
     if data["pairs"]:
-        lines += ["pairs: latency of a small message, and bandwidth, one way", *_matrix(data)]
+        lines += [
+            "pairs of GPUs, one way: latency of a small message (below the diagonal) and bandwidth (above)",
+            *_matrix(data),
+        ]
     if any(len(row) > 1 for row in data["links"]):
         lines += [
-            "how NVML says they are joined",
+            "connections according to NVML",
             *table(data["links"], ">" * len(data["links"]), (8, *(6 for _ in data["links"][1:])), gap=1),
         ]
     if out is not None:
@@ -150,7 +156,7 @@ def render(data: dict[str, Any], out: Path | None) -> str:
 
 
 def _matrix(data: dict[str, Any]) -> list[str]:
-    """GPU by GPU: above the diagonal bandwidth, below it latency."""
+    """Return a matrix of GPUs: bandwidth above the diagonal, latency below it."""
     ranks = range(data["ranks"])
     cells = {(pair["ranks"][0], pair["ranks"][1]): pair for pair in data["pairs"]}
     rows = [["", *(f"GPU {rank}" for rank in ranks)]]

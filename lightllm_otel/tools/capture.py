@@ -1,4 +1,4 @@
-"""``lightllm-otel capture --steps N``: every step of a running server for a moment, as a recording."""
+"""``lightllm-otel capture --steps N``: record every step of a running server for a short time."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ DEFAULT_SECONDS = 60.0
 
 @ended_by_signals()
 def capture(given: argparse.Namespace) -> int:
-    """Exit status 1 and one sentence when nothing could be captured; what was measured before goes on afterwards."""
+    """Record N sampled steps, and restore the server's sampling afterwards.
+
+    Return exit status 0, or 1 with one sentence if nothing was captured.
+    """
     out = given.out or Path()
     if given.kernels:
-        from lightllm_otel.tools.kernels import kernels
+        from lightllm_otel.tools.kernel_capture import kernels
 
         return kernels(given, out)
     seconds = given.seconds or DEFAULT_SECONDS
     try:
         if given.steps < 1:
-            raise ValueError(f"--steps {given.steps}: give a whole number of at least 1")
+            raise ValueError(f"--steps {given.steps}: pass a whole number of at least 1")
         folder = find(given.group)
         with sampling(folder, 1):
             tap = Tap(folder, out)
@@ -37,11 +40,11 @@ def capture(given: argparse.Namespace) -> int:
         print(f"lightllm-otel capture: {problem}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"lightllm-otel capture: the exporter does not answer ({error.strerror or error}); lightllm-otel doctor "
-              "says more", file=sys.stderr)  # fmt: skip
+        print(f"lightllm-otel capture: the exporter does not answer ({error.strerror or error}); run lightllm-otel "
+              "doctor to find out why", file=sys.stderr)  # fmt: skip
         return 1
     if not tap.sampled:
-        print(f"lightllm-otel capture: no step within {seconds:g} s; send the server requests meanwhile",
+        print(f"lightllm-otel capture: no step within {seconds:g} s; send requests to the server meanwhile",
               file=sys.stderr)  # fmt: skip
         return 1
     found = {

@@ -1,4 +1,4 @@
-"""``lightllm-otel``: few commands, each in a file of its own, imported when it is called."""
+"""``lightllm-otel``: the command line. Each command is in a file of its own, which is imported when it is called."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lightllm_otel.tools import analyses, grafana
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
     top = argparse.ArgumentParser(prog="lightllm-otel", description="GPU time of every operator of a LightLLM server.")
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -19,64 +20,73 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="start a LightLLM server with the plugin, without a .pth file")
     run.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND …")
 
-    doctor = commands.add_parser("doctor", help="what is active here, what is missing, and how to mend it")
+    doctor = commands.add_parser(
+        "doctor", help="show what is active on this machine, what is missing, and how to fix it"
+    )
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     doctor.add_argument("--contracts", action="store_true",
-                        help="print every place where LightLLM is touched or read, and what is lost without it")  # fmt: skip
+                        help="print every place where the plugin hooks or reads LightLLM, with its state")  # fmt: skip
     doctor.add_argument("--stuck", nargs="?", type=_patience, const=10.0, metavar="SECONDS",
-                        help="where each rank stands, and whom the others wait for (after so long; default: 10)")  # fmt: skip
+                        help="show where each rank is, and for which rank the others wait; a step of more than "
+                             "SECONDS counts as stuck (default: 10)")  # fmt: skip
     doctor.add_argument(
-        "--remote", action="store_true", help="Prometheus runs on another machine: a loopback exporter is wrong"
+        "--remote",
+        action="store_true",
+        help="Prometheus runs on another machine, so an exporter on the loopback address is wrong",
     )
 
-    live = commands.add_parser("top", help="a live table of operators by phase")
-    live.add_argument("--once", action="store_true", help="print one table and end")
-    live.add_argument("--url", help="address of an exporter; default: the one that announced itself on this machine")
-    live.add_argument("--every", type=float, default=2.0, metavar="SECONDS")
-    live.add_argument("--json", action="store_true", help="a line of JSON instead of each table")
+    live = commands.add_parser("top", help="show a live table of operators by phase")
+    live.add_argument("--once", action="store_true", help="print one table and exit")
+    live.add_argument("--url", help="address of an exporter; default: the exporter on this machine")
+    live.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="refresh interval; default: 2")
+    live.add_argument("--json", action="store_true", help="print a line of JSON for each table")
 
     control = commands.add_parser("ctl", help="change what a running server measures, without a restart")
     control.add_argument("words", nargs="+", metavar="off|steps|operators|every N")
-    control.add_argument("--group", help="the server's name as doctor shows it, where several run")
+    control.add_argument("--group", help="name of the server as doctor shows it, if several run")
     control.add_argument("--json", action="store_true")
 
-    ideal = commands.add_parser("theory", help="what a step must cost on a machine, and what bounds it")
-    ideal.add_argument("--model", help="a name (llama2-70b), a config.json, or a folder with one")
-    ideal.add_argument("--gpu", help="a name (A100-SXM-40GB), or a .json file that describes one")
-    ideal.add_argument("--run", help="a recording to set beside it, at its own sizes, with MFU and MBU")
+    ideal = commands.add_parser("theory", help="show the ideal time of a step on a machine, and what bounds it")
+    ideal.add_argument("--model", help="name of a model (llama2-70b), a config.json, or a folder with one")
+    ideal.add_argument("--gpu", help="name of a GPU (A100-SXM-40GB), or a .json file that describes one")
+    ideal.add_argument("--run", help="recording to compare with theory, at its own sizes, with MFU and MBU")
     for option, words in (
-        ("--tp", "ranks; default: 1"), ("--batch-size", "requests at once; default: 20"),
+        ("--tp", "ranks; default: 1"), ("--batch-size", "concurrent requests; default: 20"),
         ("--input-len", "tokens of each prompt; default: 1024"), ("--output-len", "new tokens of each request; default: 1024"),
     ):  # fmt: skip
         ideal.add_argument(option, type=int, metavar="N", help=words)
-    ideal.add_argument("--link", choices=("nvlink", "pcie"), help="default: the fastest that all ranks share")
+    ideal.add_argument("--link", choices=("nvlink", "pcie"), help="default: the fastest link that all ranks share")
     ideal.add_argument(
-        "--dtype", choices=("float16", "bfloat16", "float32", "float8", "int8"), help="of weights; default: float16"
+        "--dtype",
+        choices=("float16", "bfloat16", "float32", "float8", "int8"),
+        help="type of the weights; default: float16",
     )
     ideal.add_argument("--json", action="store_true")
 
     analyses.add(commands)
 
-    demo = commands.add_parser("demo", help="replay a recorded run through the exporter, without a GPU")
+    demo = commands.add_parser("demo", help="replay a recording through the exporter, without a GPU")
     demo.add_argument(
-        "recording", nargs="?", help="a recording's folder, or the name of one that comes with the package"
+        "recording", nargs="?", help="folder of a recording, or name of a recording that the package contains"
     )
-    demo.add_argument("--seconds", type=float, help="end by itself after so long")
-    demo.add_argument("--port", type=int, help="default: the first free port of 9464–9479")
+    demo.add_argument("--seconds", type=float, help="stop after this time")
+    demo.add_argument("--port", type=int, help="default: the first free port in 9464–9479")
     demo.add_argument(
         "--fleet",
         action="store_true",
-        help="three simulated servers instead, one of them with a slow link, one with a slow GPU",
+        help="simulate three servers instead: one healthy, one with a slow link, one with a slow GPU",
     )
     demo.add_argument("--prometheus", nargs="?", type=int, const=9090, metavar="PORT",
-                      help="with --fleet: start a Prometheus that scrapes them (default: 9090)")  # fmt: skip
-    demo.add_argument("--speed", type=float, default=1.0, help="how much faster than it was")
+                      help="start a Prometheus that scrapes them (only with --fleet; default: 9090)")  # fmt: skip
+    demo.add_argument("--speed", type=float, default=1.0, help="factor on the speed of the recording; default: 1")
 
     grafana.add(commands)
 
-    exporter = commands.add_parser("exporter", help="the process that serves /metrics (servers start it themselves)")
-    exporter.add_argument("--folder", type=Path, required=True, help="the group's folder below LIGHTLLM_OTEL_DIR")
-    exporter.add_argument("--detach", action="store_true", help="go on in the background")
+    exporter = commands.add_parser(
+        "exporter", help="run the process that serves /metrics (servers start it themselves)"
+    )
+    exporter.add_argument("--folder", type=Path, required=True, help="folder of the group in LIGHTLLM_OTEL_DIR")
+    exporter.add_argument("--detach", action="store_true", help="run in the background")
     exporter.add_argument("--detached", action="store_true", help=argparse.SUPPRESS)
     return top
 
@@ -84,12 +94,12 @@ def parser() -> argparse.ArgumentParser:
 def _patience(text: str) -> float:
     seconds = float(text)
     if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: give seconds, more than 0")
+        raise argparse.ArgumentTypeError(f"{text}: pass seconds, more than 0")
     return seconds
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 fine, 1 something is wrong (said in one sentence), 2 bad usage."""
+    """Run one command. Return its exit status: 0 for success, 1 for a problem (with one sentence), 2 for wrong usage."""
     given = parser().parse_args(arguments)
     try:
         return _command(given)
@@ -108,7 +118,7 @@ def _run(given: argparse.Namespace) -> int:
 
     words = given.words[1:] if given.words[:1] == ["--"] else given.words
     if not words:
-        print("lightllm-otel run: say what to run: lightllm-otel run -- python -m lightllm.server.api_server …",
+        print("lightllm-otel run: pass the command to run: lightllm-otel run -- python -m lightllm.server.api_server …",
               file=sys.stderr)  # fmt: skip
         return 2
     return run(words)
@@ -137,7 +147,7 @@ def _theory(given: argparse.Namespace) -> int:
     from lightllm_otel.tools.theory import theory
 
     if given.run is None and not (given.model and given.gpu):
-        print("lightllm-otel theory: give --model and --gpu, or --run with a recording", file=sys.stderr)
+        print("lightllm-otel theory: pass --model and --gpu, or --run with a recording", file=sys.stderr)
         return 2
     sizes = {
         name: value for name in ("tp", "batch_size", "input_len", "output_len", "dtype")
@@ -145,7 +155,7 @@ def _theory(given: argparse.Namespace) -> int:
     }  # fmt: skip
     if given.run is not None and sizes:
         options = " and ".join(f"--{name.replace('_', '-')}" for name in sizes)
-        print(f"lightllm-otel theory: a recording has its own sizes; leave out {options}, or --run", file=sys.stderr)
+        print(f"lightllm-otel theory: a recording has its own sizes; remove {options} or --run", file=sys.stderr)
         return 2
     return theory(Question(given.model or "", given.gpu or "", link=given.link, **sizes), given.json, given.run)
 
@@ -161,7 +171,8 @@ def _demo(given: argparse.Namespace) -> int:
 
 
 def _doctor(given: argparse.Namespace) -> int:
-    from lightllm_otel.tools.doctor import contract_table, doctor
+    from lightllm_otel.tools.contract_table import contract_table
+    from lightllm_otel.tools.doctor import doctor
     from lightllm_otel.tools.stuck import stuck
 
     if given.contracts:

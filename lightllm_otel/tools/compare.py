@@ -1,4 +1,4 @@
-"""``lightllm-otel compare A B [C …]``: how much slower or faster each operator is than in A, and how sure that is."""
+"""``lightllm-otel compare A B [C …]``: show how much slower or faster each operator is than in A, with significance."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from lightllm_otel.tools.repeats import compare_repeats
 from lightllm_otel.tools.table import table
 from lightllm_otel.tools.units import duration, interval, percent, signed
 
-GATE_STATUS = 3  # a condition of --fail-if is met; 1 would be a comparison that could not be made
+GATE_STATUS = 3  # a condition of --fail-if is met; status 1 means that the comparison failed
 VERSION = 1
 _HEADS = ["", "", "before", "now", "change", "95 %", "theory", "p (Holm)", "detectable", "verdict"]
 
 
 def compare(given: argparse.Namespace) -> int:
-    """Exit status 1 and one sentence for what cannot be compared, 3 where a condition of ``--fail-if`` is met, else 4 and a
-    sentence where a part of a recording is missing: a gate does not pass on what is left.
+    """Compare runs with the first one. Return exit status 0, or:
+
+    1, with one sentence, if they cannot be compared; 3 if a condition of ``--fail-if`` is met; else 4, with a sentence, if a part
+    of a recording is missing. So a gate never passes on an incomplete recording.
     """
     try:
         _check(given)
@@ -58,7 +60,7 @@ def compare(given: argparse.Namespace) -> int:
 
 
 def _check(given: argparse.Namespace) -> None:
-    """Nothing that is asked for is left out in silence. Raises CannotCompare."""
+    """Raise CannotCompare for options that would have no effect."""
     if given.repeats:
         options = {
             "--fail-if": given.fail_if, "--save-baseline": given.save_baseline, "--html": given.html,
@@ -66,39 +68,38 @@ def _check(given: argparse.Namespace) -> None:
         }  # fmt: skip
         foreign = [name for name, value in options.items() if value]
         if foreign:
-            raise CannotCompare(
-                f"{' and '.join(foreign)} cannot go with --repeats, which sets no run against another; leave out one of them"
-            )
+            raise CannotCompare(f"remove {' and '.join(foreign)}, or --repeats, which compares no run with another")
         return
     if len(given.runs) > 1:
         return
     if given.fail_if:
-        raise CannotCompare("--fail-if needs a second run, or there is no change to judge; give two runs or more")
+        raise CannotCompare("--fail-if needs a second run to compare with; pass two runs or more")
     if given.save_baseline is None:
-        raise CannotCompare("give two runs or more, or --save-baseline FILE with one")
+        raise CannotCompare("pass two runs or more, or one run with --save-baseline FILE")
     if given.html:
-        raise CannotCompare("a page needs a second run, or there is nothing to draw; give two runs or more")
+        raise CannotCompare("--html needs a second run to compare with; pass two runs or more")
 
 
 def _save(given: argparse.Namespace, first: Side) -> str:
-    """What was written, in a sentence. Raises BadRecording."""
-    path, said = given.save_baseline, "for comparisons alone"
+    """Save the first run as a baseline, and return a sentence about it. Raises BadRecording."""
+    path, said = given.save_baseline, "for comparisons only"
     if not Path(given.runs[0]).is_file():
         run = inputs.run(given.runs[0])
         try:
             first = dataclasses.replace(first, expectation=learned.described(run, learned.learn(run)))
         except BadRecording as problem:
-            said = f"for comparisons alone: {problem}"
+            said = f"for comparisons only: {problem}"
     try:
         baseline.save(path, first)
     except OSError as error:
-        raise BadRecording(f"{path} cannot be written ({error.strerror}); give another file") from error
+        raise BadRecording(f"{path} cannot be written ({error.strerror}); pass another file") from error
     if first.expectation is not None:
-        said = f"for comparisons, and for servers with LIGHTLLM_OTEL_BASELINE={path}, which are then held against it"
+        said = f"for comparisons, and for servers with LIGHTLLM_OTEL_BASELINE={path}, whose operators are then compared with it"
     return f"wrote {path}, {said}"
 
 
 def as_json(first: Side, comparisons: list[Comparison], met: list[str]) -> dict[str, Any]:
+    """Return the comparisons as JSON values; times in seconds. ``met``: sentences of the conditions that are met."""
     return {
         "kind": "compare",
         "version": VERSION,
@@ -122,7 +123,7 @@ def as_json(first: Side, comparisons: list[Comparison], met: list[str]) -> dict[
 
 
 def _without_difference(row: Row) -> dict[str, Any]:
-    """What follows from it is in the other fields."""
+    """Return the row as JSON values, without the difference, which the other fields contain."""
     return {name: value for name, value in dataclasses.asdict(row).items() if name != "difference"}
 
 
@@ -132,10 +133,11 @@ def _side(side: Side) -> dict[str, Any]:
 
 
 def render(comparison: Comparison) -> str:
+    """Return one comparison as text."""
     first, second = comparison.first, comparison.second
     lines = [
         f"{second.name} against {first.name}: {len(second.tables)} and {len(first.tables)} repeats; seconds per step of one "
-        "rank at the same batch and context",
+        "rank, at equal batch and context",
         *(f"note: {note}" for note in comparison.notes),
         "",
         *_table(comparison.rows),

@@ -13,7 +13,7 @@ from lightllm_otel.tools.scrape import folders, looked_in
 
 
 def ctl(words: list[str], group: str | None, as_json: bool = False) -> int:
-    """Exit status 0 when it was accepted."""
+    """Send one request to the exporter. Return exit status 0 if it was accepted, else 1 with one sentence."""
     try:
         folder, asked = find(group), request(words)
         said = ask(folder, asked)
@@ -22,14 +22,15 @@ def ctl(words: list[str], group: str | None, as_json: bool = False) -> int:
         print(f"lightllm-otel ctl: {problem}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"lightllm-otel ctl: the exporter does not answer ({error.strerror or error}); lightllm-otel doctor says more",
+        print(f"lightllm-otel ctl: the exporter does not answer ({error.strerror or error}); run lightllm-otel doctor to "
+              "find out why",
               file=sys.stderr)  # fmt: skip
         return 1
     return 0
 
 
 def request(words: list[str]) -> dict[str, Any]:
-    """``off``, ``steps``, ``operators``, ``every N``, or ``operators every N``. Raises Refused."""
+    """Return the request for ``off``, ``steps``, ``operators``, ``every N``, or ``operators every N``. Raises Refused."""
     asked: dict[str, Any] = {}
     rest = list(words)
     while rest:
@@ -39,12 +40,12 @@ def request(words: list[str]) -> dict[str, Any]:
         elif word == "every" and rest and rest[0].isdigit():
             asked["every"] = int(rest.pop(0))
         else:
-            raise Refused(f"{' '.join(words)!r} is not understood; say off, steps, operators, or every N")
+            raise Refused(f"{' '.join(words)!r} is not understood; pass off, steps, operators, or every N")
     return asked
 
 
 def find(group: str | None) -> Path:
-    """The folder of the one running group, or of the one that is named. Raises Refused."""
+    """Return the folder of the running group with this name, or of the only running group. Raises Refused."""
     listening = {folder.name: folder for folder in folders() if (folder / SOCKET).exists()}
     alive = {name: folder for name, folder in listening.items() if is_locked(folder / LOCK_NAME)}
     if group is not None and group in alive:
@@ -55,5 +56,5 @@ def find(group: str | None) -> Path:
     raise Refused(
         f"there is no running server {group}; running: {names}" if group is not None
         else f"no server with the plugin runs here ({looked_in()})" if not alive
-        else f"several servers run here, name one with --group: {names}"
+        else f"several servers run here; select one with --group: {names}"
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""``lightllm-otel demo``: a recorded run through the same ring, exporter and ``/metrics``; needs no GPU."""
+"""``lightllm-otel demo``: replay a recording through ring, exporter and ``/metrics``, without a GPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _POLL = 0.05
 
 
 class Replay:
-    """The steps of all ranks in the order in which they began, again and again, at their own pace times ``speed``."""
+    """Replay of a recording in a loop: the steps of all ranks in the order in which they began, ``speed`` times as fast."""
 
     def __init__(self, recording: Recording, folder: Path, speed: float) -> None:
         self._speed = speed
@@ -47,7 +47,7 @@ class Replay:
         self._round = 0
 
     def advance(self, elapsed: float) -> None:
-        """Write every step that has begun ``elapsed`` seconds after the start of the replay."""
+        """Write every step that begins within ``elapsed`` seconds after the start of the replay."""
         while True:
             wall, rank, step, intervals = self._steps[self._next]
             due = (self._round * self._span + wall - self._first) / self._speed
@@ -66,13 +66,13 @@ class Replay:
 
 @ended_by_signals(status=0)
 def demo(name: str | None, seconds: float | None, port: int | None, speed: float) -> int:
-    """Until Ctrl-C, or for ``seconds``. Exit status 1 and one sentence for a recording that cannot be read."""
+    """Replay until Ctrl-C, or for ``seconds``. Return exit status 0, or 1 with one sentence if the recording cannot be read."""
     try:
         recording = read_recording(find(name))
         if not any(len(cells) for cells in recording.cells.values()):
             raise BadRecording(f"{recording.path} has no steps; record a run with requests in it")
         if speed <= 0:
-            raise BadRecording(f"--speed {speed:g}: give a number above 0")
+            raise BadRecording(f"--speed {speed:g}: pass a number above 0")
     except BadRecording as problem:
         print(f"lightllm-otel demo: {problem}", file=sys.stderr)
         return 1
@@ -88,18 +88,19 @@ def demo(name: str | None, seconds: float | None, port: int | None, speed: float
 
 
 def play(replay: Replay, exporter: Exporter, recording: Recording, seconds: float | None) -> int:
+    """Write the steps, poll the exporter, and print one table meanwhile. Return the exit status."""
     started = time.monotonic()
     shown = False
     exporter.poll()
     if exporter.server is None:
-        return 1  # the exporter has said which ports it tried
+        return 1  # the exporter has printed which ports it tried
     address = f"http://{exporter.server.address}/metrics"
     facts = next(iter(recording.facts.values()))
     page = address.rpartition("/")[0]
     print(f"Replaying {recording.path.name}: {facts.get('model')} on {facts.get('gpu_name')}, tp {facts.get('tp')}, "
           f"LightLLM {facts.get('lightllm')}.\nLive page: {page}/\nMetrics: {address}\n"
           f"Live table: lightllm-otel top --url {address}\n"
-          + ("Ctrl-C ends it." if seconds is None else f"Ends after {seconds:g} s."), flush=True)  # fmt: skip
+          + ("Press Ctrl-C to stop." if seconds is None else f"Stops after {seconds:g} s."), flush=True)  # fmt: skip
     try:
         while seconds is None or time.monotonic() - started < seconds:
             replay.advance(time.monotonic() - started)
@@ -113,12 +114,12 @@ def play(replay: Replay, exporter: Exporter, recording: Recording, seconds: floa
     except KeyboardInterrupt:
         print("" if shown else "\n" + render(rows(fetch(address))), flush=True)
     finally:
-        exporter.close()  # and no discovery file stays
+        exporter.close()  # also removes the discovery file
     return 0
 
 
 def find(name: str | None) -> Path:
-    """A folder as given, or a recording that comes with the package. Raises BadRecording."""
+    """Return the folder of a recording: this folder, or one in the package with this name. Raises BadRecording."""
     given = Path(name or DEFAULT)
     if given.is_dir():
         return given
@@ -126,4 +127,4 @@ def find(name: str | None) -> Path:
     if packaged.is_dir():
         return packaged
     known = ", ".join(sorted(path.name for path in PACKAGED.glob("*/"))) or "none"
-    raise BadRecording(f"there is no recording {name or DEFAULT}; packaged ones: {known}")
+    raise BadRecording(f"there is no recording {name or DEFAULT}; the package contains: {known}")

@@ -1,4 +1,4 @@
-"""Commands that must put something back end like Python ends, also when they are told to by a signal."""
+"""Clean exit on signals, for commands that must restore something or stop other processes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 @contextlib.contextmanager
 def ended_by_signals(status: int | None = None) -> Iterator[None]:
-    """SIGTERM and SIGHUP raise SystemExit in the block, so that every ``finally`` has its turn. In the main thread only.
+    """Raise SystemExit on SIGTERM and SIGHUP inside the block, so that every ``finally`` runs. Only for the main thread.
 
-    ``status``: of the process; default: as a shell gives it, 128 and the signal's number.
+    ``status``: exit status of the process; default: 128 plus the signal's number, as in a shell.
     """
-    # Who started us with nohup wants us to go on.
+    # nohup ignores SIGHUP, and the process should then continue.
     own = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.getsignal(number) for number in own}
     for number in own:

@@ -1,4 +1,4 @@
-"""``lightllm-otel exporter``: what a model process starts, or a sidecar runs."""
+"""``lightllm-otel exporter``: the exporter process, started by a model process or by a sidecar."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from lightllm_otel.settings import REPORTED, Settings
 
 
 def exporter(folder: Path, start_detached: bool, detached: bool) -> int:
+    """Run the exporter of the group in ``folder``, or start it in the background. Return its exit status."""
     name_process()
     settings = Settings.from_env(os.environ)
-    if REPORTED not in os.environ:  # else the server has said it
+    if REPORTED not in os.environ:  # else the server has printed them
         os.environ[REPORTED] = str(os.getpid())
         for sentence in (*settings.problems, *settings.notes):
             print(f"lightllm-otel exporter: {sentence}", file=sys.stderr)

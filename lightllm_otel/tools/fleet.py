@@ -1,7 +1,7 @@
-"""``lightllm-otel demo --fleet``: simulated servers, each with its exporter, for dashboards that have something to show.
+"""``lightllm-otel demo --fleet``: simulated servers, each with its exporter, as example data for dashboards.
 
-Times are the analytic model's, with an assumed share of the roofline and noise; nothing of it was measured. Three servers of
-four ranks: one is well, one has a link that becomes slower after a while, one has a GPU whose clock is held down.
+Times come from the roofline model, with an assumed efficiency and noise; none of them is measured. There are three servers of
+four ranks: one is healthy, one has a link that becomes slower after a while, and one has a GPU with a throttled clock.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from lightllm_otel.tools.ending import ended_by_signals
 from lightllm_otel.tools.prometheus import NoPrometheus, Prometheus
 
 MODEL, GPU, RANKS, SAMPLE_EVERY = "llama2-70b", "H200", 4, 16
-ROOF = 0.72  # assumed: what an operator reaches of its roofline
+EFFICIENCY = 0.72  # assumed share of its roofline that an operator reaches
 PREFILL_EVERY, PROMPT = 0.8, 1024  # seconds, tokens
 HOST_SECONDS = 0.25e-3  # between two steps
 LAYER = (
@@ -51,7 +51,10 @@ LAYER = (
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """After ``after`` seconds transfers take ``link`` times as long; ``rank`` computes ``slow`` times as long, always."""
+    """Fault of a simulated server.
+
+    Transfers take ``link`` times as long after ``after`` seconds. Operators of ``rank`` always take ``slow`` times as long.
+    """
 
     link: float = 1.0
     after: float = 0.0
@@ -62,8 +65,8 @@ class Fault:
 FLEET = (Fault(), Fault(link=1.25, after=90.0), Fault(rank=2, slow=1.25))
 
 
-class Plan:
-    """The calls of a step in order, with their seconds on a GPU that is well."""
+class StepTemplate:
+    """Template of a step: its calls in order, with their seconds on a healthy GPU."""
 
     def __init__(self, phase: Phase, requests: int, new: int, context: float) -> None:
         model, gpu = shape.find(MODEL), gpus.find(GPU)
@@ -76,7 +79,7 @@ class Plan:
         seen = 0
         for row, (each, layer) in zip(self.intervals, order):
             known = table.get(each)
-            share = ROOF * (1.0 if known is not None and known.bound != ideal.LINK else 0.8)
+            share = EFFICIENCY * (1.0 if known is not None and known.bound != ideal.LINK else 0.8)
             calls = max(known.work.calls, 1) if known is not None else 1
             row["operator"], row["layer"] = each.code, layer
             row["seconds"] = max(known.seconds / calls / share if known is not None else 40e-6, 2e-6)
@@ -98,7 +101,10 @@ class Plan:
         self.batch = batch
 
     def seconds(self, generator: np.random.Generator, fault: Fault, link: float, noise: float) -> np.ndarray:
-        """Of each rank's calls, shape (ranks, calls): who comes early to a collective waits for the last."""
+        """Return the seconds of each call, shape (ranks, calls). A rank that is early at a collective waits for the last one.
+
+        ``link``: factor on transfer times. ``noise``: relative standard deviation.
+        """
         base = self.intervals["seconds"]
         all_ranks = base * (1 + noise * np.abs(generator.standard_normal((RANKS, len(base)))))
         if fault.rank >= 0:
@@ -110,14 +116,14 @@ class Plan:
         return all_ranks
 
 
-class Server:
-    """One simulated server: rings of its ranks, and the exporter that reads them."""
+class SimulatedServer:
+    """Simulated server: the rings of its ranks, and the exporter that reads them."""
 
     def __init__(self, folder: Path, settings: Settings, fault: Fault, seed: int) -> None:
         self._fault, self._random = fault, np.random.default_rng(seed)
         self._rings = [RingWriter(ring_path(folder, rank), 8) for rank in range(RANKS)]
         self._clock, self._number, self._next_prefill = 0.0, 0, 0.3
-        self._plans: dict[tuple[Phase, int], Plan] = {}
+        self._templates: dict[tuple[Phase, int], StepTemplate] = {}
         self._began = time.time()
         for rank, ring in enumerate(self._rings):
             ring.describe(_facts(rank, seed))
@@ -153,14 +159,16 @@ class Server:
     def _step(self, phase: Phase) -> None:
         decode = phase is Phase.DECODE
         requests = 24 + 4 * round(math.sin(self._clock / 40)) if decode else 1
-        plan = self._plans.get((phase, requests))
-        if plan is None:
-            plan = self._plans[phase, requests] = Plan(
+        template = self._templates.get((phase, requests))
+        if template is None:
+            template = self._templates[phase, requests] = StepTemplate(
                 phase, requests, 1 if decode else PROMPT, 1600 if decode else PROMPT
             )
-        sampled = not decode or self._random.random() < 1 / SAMPLE_EVERY  # no stride: ranks take turns by number
+        sampled = (
+            not decode or self._random.random() < 1 / SAMPLE_EVERY
+        )  # at random, because ranks take turns by step number
         link = self._fault.link if self._clock > self._fault.after else 1.0
-        times = plan.seconds(self._random, self._fault, link, 0.02)
+        times = template.seconds(self._random, self._fault, link, 0.02)
         whole = float(times.sum(axis=1).max()) * 1.004
         for rank, ring in enumerate(self._rings):
             head = np.zeros(1, layout.STEP)
@@ -173,10 +181,10 @@ class Server:
             head["closure_seconds"], head["idle_reason"] = whole, IdleReason.HOST.code
             head["idle_seconds"] = HOST_SECONDS * self._random.uniform(0.8, 1.6)
             head["batch"] = head["requests"] = head["padded"] = requests
-            head["tokens"], head["context"] = plan.batch.tokens, int(requests * plan.batch.context)
-            intervals = plan.intervals[:0]
+            head["tokens"], head["context"] = template.batch.tokens, int(requests * template.batch.context)
+            intervals = template.intervals[:0]
             if sampled:
-                intervals = plan.intervals.copy()
+                intervals = template.intervals.copy()
                 intervals["seconds"] = times[rank]
                 if not decode:
                     intervals["flags"][:2] = layout.STARVED | layout.launching_bits(times[rank, :2])
@@ -189,6 +197,7 @@ class Server:
         self._clock += whole + HOST_SECONDS
 
     def close(self) -> None:
+        """Stop the exporter."""
         self.exporter.close()
 
 
@@ -209,29 +218,32 @@ def _facts(rank: int, seed: int) -> dict[str, object]:
         "plugin": __version__, "dtype": "float16", "config": config, "torch": "none", "cuda": "none", "pci_bus_id": _bus(rank),
         "graphs": {"state": "armed", "sizes": [1, 8, 16, 24, 32], "bytes": 0, "seconds": 0.0},
         "slots": {each.value: "installed" for each in Operator if each in found},
-        "contracts": {},  # all that the plugin needs is there
+        "contracts": {},  # LightLLM has all that the plugin needs
     }  # fmt: skip
 
 
-@ended_by_signals(status=0)  # and not without ending Prometheus
+@ended_by_signals(status=0)  # so that Prometheus is stopped as well
 def fleet(seconds: float | None, port: int | None, prometheus_port: int | None) -> int:
-    """Until Ctrl-C, or for ``seconds``. ``prometheus_port``: where a real Prometheus scrapes them; None for none."""
+    """Simulate until Ctrl-C, or for ``seconds``. ``prometheus_port``: the port of a Prometheus to start, or None.
+
+    Return exit status 0, or 1 with one sentence.
+    """
     with tempfile.TemporaryDirectory(prefix="lightllm-otel-fleet-") as directory:
         at = Path(directory)
         settings = dataclasses.replace(
             Settings.from_env({}), directory=at, targets=None, record=None, state=None, nvml=False
         )
-        servers: list[Server] = []
+        servers: list[SimulatedServer] = []
         prometheus = None
         started = time.monotonic()
         try:
             for n, fault in enumerate(FLEET):
                 own = dataclasses.replace(settings, port=port + n) if port else settings
-                servers.append(Server(group_folder(at, f"sim-{n + 1}"), own, fault, n + 1))
+                servers.append(SimulatedServer(group_folder(at, f"sim-{n + 1}"), own, fault, n + 1))
             open_ones = [each.exporter.server.address for each in servers if each.exporter.server is not None]
             if len(open_ones) < len(servers):
-                return 1  # the exporter has said which ports it tried
-            print(f"{len(servers)} simulated servers ({MODEL} on {RANKS} × {GPU}, times by the analytic model, not measured):\n"
+                return 1  # the exporter has printed which ports it tried
+            print(f"{len(servers)} simulated servers ({MODEL} on {RANKS} × {GPU}, times from the roofline model, not measured):\n"
                   + "\n".join(f"  http://{address}/metrics" for address in open_ones), flush=True)  # fmt: skip
             if prometheus_port is not None:
                 prometheus = Prometheus.start(at, open_ones, prometheus_port)

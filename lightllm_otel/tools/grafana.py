@@ -1,4 +1,4 @@
-"""``lightllm-otel grafana push|check``: the dashboards into a Grafana, or whether they are there as they should be."""
+"""``lightllm-otel grafana push|check``: install the dashboards in a Grafana, or check that they are installed and current."""
 
 from __future__ import annotations
 
@@ -15,26 +15,30 @@ DUE = {"create": "is missing", "change": "differs", "same": "is current"}
 
 
 def add(commands: Any) -> None:
-    """Add the parser."""
-    grafana = commands.add_parser("grafana", help="put the dashboards into a Grafana, or check that they are there")
+    """Add the parser of this command."""
+    grafana = commands.add_parser("grafana", help="install the dashboards in a Grafana, or check that they are current")
     grafana.add_argument("action", choices=("push", "check"))
     grafana.add_argument("--url", default=os.environ.get("GRAFANA_URL", ""), help="http://…:3000; default: GRAFANA_URL")
     grafana.add_argument(
-        "--token", default=os.environ.get("GRAFANA_TOKEN", ""), help="of a service account; default: GRAFANA_TOKEN"
+        "--token",
+        default=os.environ.get("GRAFANA_TOKEN", ""),
+        help="token of a service account; default: GRAFANA_TOKEN",
     )
     grafana.add_argument(
         "--user",
         default=os.environ.get("GRAFANA_USER", ""),
-        help="without a token; password: GRAFANA_PASSWORD",
+        help="user, if there is no token; its password is read from GRAFANA_PASSWORD",
     )
-    grafana.add_argument("--datasource", metavar="NAME", help="the Prometheus that the dashboards show at first")
-    grafana.add_argument("--prometheus-url", metavar="URL", help="make that data source (or change it) to point there")
-    grafana.add_argument("--dry-run", action="store_true", help="with push: say what would change, as a diff")
+    grafana.add_argument(
+        "--datasource", metavar="NAME", help="data source (a Prometheus) that the dashboards select by default"
+    )
+    grafana.add_argument("--prometheus-url", metavar="URL", help="create that data source, or change its URL")
+    grafana.add_argument("--dry-run", action="store_true", help="with push: only print what would change, as a diff")
     grafana.add_argument("--json", action="store_true")
 
 
 def grafana(given: argparse.Namespace) -> int:
-    """Exit status: 0 done or current, 1 a problem or (check) a difference, 2 bad usage."""
+    """Push or check. Return exit status 0 for success, 1 for a problem or (check) a difference, 2 for wrong usage."""
     problem = _usage(given)
     if problem:
         print(f"lightllm-otel grafana: {problem}", file=sys.stderr)
@@ -48,9 +52,9 @@ def grafana(given: argparse.Namespace) -> int:
 
 def _usage(given: argparse.Namespace) -> str:
     if not given.url:
-        return "give --url, or set GRAFANA_URL"
+        return "pass --url, or set GRAFANA_URL"
     if not given.token and not (given.user and os.environ.get("GRAFANA_PASSWORD")):
-        return "give --token or set GRAFANA_TOKEN; or --user with GRAFANA_PASSWORD"
+        return "pass --token, or set GRAFANA_TOKEN, or pass --user and set GRAFANA_PASSWORD"
     if given.prometheus_url and not given.datasource:
         return "--prometheus-url needs the name of the data source: --datasource"
     return ""
@@ -75,7 +79,7 @@ def _push(given: argparse.Namespace) -> int:
                 server.apply(change)
                 say(f"{change.what}: {DONE[change.state]}")
             done.append(change)
-    finally:  # also what was done before one that failed
+    finally:  # also print what was done before a failure
         if given.json:
             print(_json(given, done))
     return 0
@@ -96,7 +100,7 @@ def _check(given: argparse.Namespace) -> int:
 
 
 def _json(given: argparse.Namespace, changes: list[Change]) -> str:
-    """What was done, or (check, --dry-run) is due."""
+    """Return the changes as JSON: those that were made, or (check, --dry-run) those that are due."""
     words = DUE if given.action == "check" or given.dry_run else DONE
     found = [{"what": each.what, "state": words[each.state], "diff": list(each.diff)} for each in changes]
     return json.dumps({"kind": "grafana", "action": given.action, "url": given.url, "changes": found})

@@ -1,4 +1,4 @@
-"""What commands are given on their lines: recordings, shapes, GPUs, and pages to write."""
+"""Inputs of commands: recordings, baselines and model shapes; and their outputs: pages and files."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from typing import Any
 from lightllm_otel.page import render
 from lightllm_otel.records.recording import BadRecording
 from lightllm_otel.roofline import shape
-from lightllm_otel.roofline.shape import Shape
+from lightllm_otel.roofline.shape import ModelShape
 from lightllm_otel.tools.analysis import baseline
 from lightllm_otel.tools.analysis.baseline import Side
 from lightllm_otel.tools.analysis.runs import Run, load
 
-INCOMPLETE_STATUS = 4  # what is printed stands, and is of a part of what was recorded
+INCOMPLETE_STATUS = 4  # the printed result is valid, but covers only a part of the recording
 PACKAGED = Path(__file__).resolve().parents[1] / "recordings"
 
 
 def run(name: str) -> Run:
-    """A folder as given, or a recording that comes with the package. Raises BadRecording."""
+    """Load the recording in this folder, or the one in the package with this name. Raises BadRecording."""
     given = Path(name)
     if not given.exists() and (PACKAGED / name).is_dir():
         return load(PACKAGED / name)
     if not given.exists():
         known = ", ".join(sorted(path.name for path in PACKAGED.glob("*/"))) or "none"
         raise BadRecording(
-            f"there is no {name}; give a recording's folder, or one that comes with the package: {known}"
+            f"there is no {name}; pass the folder of a recording, or one that the package contains: {known}"
         )
     return load(given)
 
 
 def side(name: str) -> Side:
-    """A run, or a saved baseline. Raises BadRecording."""
+    """Load one side of a comparison: a run, or a saved baseline. Raises BadRecording."""
     path = Path(name)
     return baseline.read(path) if path.is_file() else baseline.side(run(name))
 
 
-def model(name: str | None) -> Shape | None:
-    """Raises UnknownModel."""
+def model(name: str | None) -> ModelShape | None:
+    """Return the shape of a model, None for None. Raises UnknownModel."""
     return None if name is None else shape.find(name)
 
 
 def write_page(given: argparse.Namespace, data: dict[str, Any], title: str) -> list[Path]:
-    """Write the page of ``--html``, if it is asked for. Raises BadRecording."""
+    """Write the page of ``--html`` if it was requested, and return the paths written. Raises BadRecording."""
     if given.html is None:
         return []
     write(given.html, render(data, title))
@@ -53,15 +53,15 @@ def write_page(given: argparse.Namespace, data: dict[str, Any], title: str) -> l
 
 
 def write(path: Path, text: str) -> None:
-    """Raises BadRecording when it cannot be written."""
+    """Write a text file. Raises BadRecording if it cannot be written."""
     try:
         path.write_text(text)
     except OSError as error:
-        raise BadRecording(f"{path} cannot be written ({error.strerror}); give another file") from error
+        raise BadRecording(f"{path} cannot be written ({error.strerror}); pass another file") from error
 
 
 def incomplete(command: str, missing: Iterable[str]) -> int:
-    """Say what recordings lack, each in a sentence, where a script sees it too: the exit status, 0 when they lack nothing."""
+    """Print what the recordings lack, one sentence each. Return exit status 0 if nothing is missing, else 4."""
     sentences = list(dict.fromkeys(missing))
     for sentence in sentences:
         print(f"lightllm-otel {command}: {sentence}", file=sys.stderr)

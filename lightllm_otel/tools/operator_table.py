@@ -1,4 +1,4 @@
-"""The table of operators by phase, from two readings of ``/metrics`` or from one."""
+"""Table of operators by phase, from one or two scrapes of ``/metrics``."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ DURATION = "lightllm_gpu_operator_duration_seconds"
 
 
 @dataclasses.dataclass
-class Row:
-    """Observations of one operator in one phase and mode; ``buckets``: upper bound in seconds → how many at most."""
+class OperatorCalls:
+    """Calls of one operator in one phase and mode.
+
+    ``count``: calls. ``seconds``: their total. ``buckets``: cumulative count of calls by upper bound in seconds.
+    """
 
     count: float = 0.0
     seconds: float = 0.0
     buckets: dict[float, float] = dataclasses.field(default_factory=dict)
 
     def quantile(self, share: float) -> float:
-        """Seconds, interpolated within its bucket as Prometheus' histogram_quantile does; NaN when empty."""
+        """Return a quantile in seconds; NaN without calls. Like Prometheus' histogram_quantile, interpolate within a bucket.
+
+        ``share``: 0 to 1.
+        """
         below, floor = 0.0, 0.0
         wanted = share * self.count
         for bound, count in sorted(self.buckets.items()):
@@ -34,13 +40,13 @@ class Row:
         return math.nan
 
 
-Rows = dict[tuple[str, str], dict[str, Row]]
-"""(phase, mode) → operator → row."""
+OperatorTable = dict[tuple[str, str], dict[str, OperatorCalls]]
+"""Calls by (phase, mode), then by operator."""
 
 
-def rows(now: Scrape, before: Scrape | None = None) -> Rows:
-    """What was observed between two readings, or since the exporter's start."""
-    table: Rows = defaultdict(lambda: defaultdict(Row))
+def rows(now: Scrape, before: Scrape | None = None) -> OperatorTable:
+    """Return the calls between two scrapes, or since the start of the exporter."""
+    table: OperatorTable = defaultdict(lambda: defaultdict(OperatorCalls))
     for part, field in (("_count", "count"), ("_sum", "seconds"), ("_bucket", "le")):
         earlier = before.samples.get(DURATION + part, {}) if before is not None else {}
         for labels, value in now.samples.get(DURATION + part, {}).items():
@@ -54,8 +60,8 @@ def rows(now: Scrape, before: Scrape | None = None) -> Rows:
     return table
 
 
-def render(table: Rows, seconds: float | None = None) -> str:
-    """A table per phase and mode, the dearest operator first. ``seconds``: what the rates refer to."""
+def render(table: OperatorTable, seconds: float | None = None) -> str:
+    """Return a text table per phase and mode, longest operator first. ``seconds``: time between the scrapes, for rates."""
     lines: list[str] = []
     order = {"prefill": 0, "decode": 1}
     for (phase, mode), operators in sorted(table.items(), key=lambda item: order.get(item[0][0], 2)):

@@ -1,4 +1,4 @@
-"""``lightllm-otel plan``: which machine for prefill, which for decode, and what a million tokens cost."""
+"""``lightllm-otel plan``: choose machines for prefill and decode, and estimate the cost of a million tokens."""
 
 from __future__ import annotations
 
@@ -14,20 +14,17 @@ from lightllm_otel.roofline import gpus, links, shape
 from lightllm_otel.tools import inputs
 from lightllm_otel.tools.analysis.plan import ASSUMED, USABLE, Choice, Load, Machine, NoPlan, Plan
 from lightllm_otel.tools.analysis.plan import plan as plan_for
+from lightllm_otel.tools.answer import BadQuestion
 from lightllm_otel.tools.table import table
 from lightllm_otel.tools.units import duration
 
 
-class BadQuestion(ValueError):
-    """It cannot be asked like that; the message says what to give instead."""
-
-
 def plan(given: argparse.Namespace) -> int:
-    """Exit status 1 and one sentence where there is none."""
+    """Print a plan. Return exit status 0, or 1 with one sentence if there is none."""
     try:
         sizes = (given.input_len, given.output_len, given.network, given.ttft, given.tpot)
-        if not all(each > 0 for each in sizes):  # nan is not, either
-            raise BadQuestion("--input-len, --output-len, --ttft, --tpot and --network are above 0")
+        if not all(each > 0 for each in sizes):  # also refuses nan
+            raise BadQuestion("--input-len, --output-len, --ttft, --tpot and --network must be above 0")
         load = Load(
             shape.find(given.model), given.input_len, given.output_len, given.ttft, given.tpot,
             shape.DTYPE_BYTES[given.dtype], given.network * 1e9,
@@ -42,20 +39,24 @@ def plan(given: argparse.Namespace) -> int:
 
 
 def machine(text: str) -> Machine:
-    """``A100-SXM-40GB:8:12.5``: GPU, cards, price of the whole machine an hour. Raises BadQuestion and UnknownGpu."""
+    """Parse ``GPU:CARDS:PRICE``, such as ``A100-SXM-40GB:8:12.5``; the price is per hour and machine.
+
+    Raises BadQuestion and UnknownGpu.
+    """
     words = text.rsplit(":", 2)
     try:
         name, cards, price = words[0], int(words[1]), float(words[2])
     except (IndexError, ValueError):
         raise BadQuestion(
-            f"--machine {text!r} is not understood: give GPU:CARDS:PRICE an hour, like A40:8:4.0"
+            f"--machine {text!r} is not understood: pass GPU:CARDS:PRICE with the price per hour, like A40:8:4.0"
         ) from None
     if cards < 1 or not 0 < price < math.inf:
-        raise BadQuestion(f"--machine {text!r}: cards and price are above 0, and finite")
+        raise BadQuestion(f"--machine {text!r}: cards and price must be above 0 and finite")
     return Machine(gpus.find(name), cards, price)
 
 
 def as_json(found: Plan, load: Load) -> dict[str, Any]:
+    """Return the plan as JSON values; times in seconds."""
     return {
         "kind": "plan",
         "prefill": _choice(found.prefill),
@@ -71,32 +72,32 @@ def as_json(found: Plan, load: Load) -> dict[str, Any]:
 
 
 def _choice(choice: Choice) -> dict[str, Any]:
-    """JSON has no infinity: a range that is open above ends with null."""
+    """Return one choice as JSON values. JSON has no infinity, so an open range ends with null."""
     low, high = choice.range
     return {**dataclasses.asdict(choice), "range": [low, None if math.isinf(high) else high]}
 
 
 def assumptions(found: Plan, load: Load) -> list[str]:
+    """Return the assumptions of the plan, one sentence each."""
     lines = []
     if any(not choice.measured for choice in found.choices):
         low, middle, high = (f"{100 * each:.0f}" for each in ASSUMED)
-        lines.append(
-            f"where no run was given, {middle} % of what data sheets allow is reached; ranges are for {low} to {high} %"
-        )
+        lines.append(f"GPUs without a run reach {middle} % of their data sheets; ranges are for {low} to {high} %")
     if any(choice.measured for choice in found.choices):
         lines.append(
-            "where a run was given, as near to the data sheet as that run came; ranges are for the 95 % interval of its mean "
-            "step (of a single recording: within it), and leave out what other sizes than its own would change"
+            "GPUs with a run reach the same share of their data sheets as that run; ranges are for the 95 % interval of its mean "
+            "step (within a single recording, if there is only one), and ignore the effect of other sizes than those of the run"
         )
     return [
         *lines,
-        f"{100 * USABLE:.0f} % of a GPU's memory is for weights and cache; every request has {load.input_len} tokens in and "
-        f"{load.output_len} out, and all places are always taken",
-        "input tokens are paid through the output tokens of their requests; idle hours, the network and failures cost nothing",
+        f"{100 * USABLE:.0f} % of a GPU's memory is used for weights and cache; every request has {load.input_len} tokens in and "
+        f"{load.output_len} out, and the batch is always full",
+        "the cost of input tokens is part of the cost of output tokens; idle hours, the network and failures cost nothing",
     ]
 
 
 def render(found: Plan, load: Load, assumed: list[str]) -> str:
+    """Return the plan as text."""
     heads = ["", "phase", "tp", "requests", "step", "tokens/s", "cost per million", "bound by, limited by"]
     cells = [heads]
     for each in sorted(found.choices, key=lambda each: (each.phase == "decode", each.cost)):
@@ -117,7 +118,7 @@ def render(found: Plan, load: Load, assumed: list[str]) -> str:
         "",
         f"A million output tokens cost {found.apart:.3g} with prefill on {found.prefill.gpu} and decode on {found.decode.gpu}, "
         f"{found.prefill_per_decode:.2g} prefill machines for each decode machine; together: {together or 'not possible'}.",
-        f"A request's keys and values are {load.transfer_bytes / 1e6:.3g} MB, {duration(load.transfer_seconds)} on the way.",
+        f"Keys and values of a request: {load.transfer_bytes / 1e6:.3g} MB; transfer: {duration(load.transfer_seconds)}.",
         *(f"Assumed: {line}." for line in assumed),
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A real Prometheus beside the demonstration, where one is installed."""
+"""Prometheus server that the demonstration starts, if one is installed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ START_SECONDS = 60.0
 
 
 class NoPrometheus(Exception):
-    """There is none, or it did not start; the message is a sentence for a person."""
+    """Raised if Prometheus is not installed or does not start; the message is a sentence for the user."""
 
 
 class Prometheus:
-    """``url``: of its API; it ends with :meth:`stop`."""
+    """Running Prometheus server. ``url``: its API. End it with :meth:`stop`."""
 
     def __init__(self, process: subprocess.Popen[bytes], url: str) -> None:
         self._process = process
@@ -29,10 +29,13 @@ class Prometheus:
     def start(
         cls, folder: Path, targets: Sequence[str], port: int, every: str = "2s", jobs: Sequence[tuple[str, str]] = ()
     ) -> Prometheus:
-        """One that answers, scrapes ``targets`` and ``jobs`` (name, target), and keeps all in ``folder``. Raises NoPrometheus."""
+        """Start a server and wait until it is ready.
+
+        It scrapes ``targets``, and ``jobs`` as pairs of name and target, and stores its data in ``folder``. Raises NoPrometheus.
+        """
         program = shutil.which("prometheus")
         if program is None:
-            raise NoPrometheus("there is no prometheus in PATH; Debian's package is called prometheus")
+            raise NoPrometheus("there is no prometheus in PATH; install it (Debian's package is called prometheus)")
         scrapes = [(JOB, list(targets)), *((name, [target]) for name, target in jobs)]
         config = {
             "global": {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every},
@@ -53,13 +56,16 @@ class Prometheus:
         return found
 
     def wait_ready(self, log: Path) -> None:
-        """Another one at that port would answer as well, so this one must be alive when it does. Raises NoPrometheus."""
+        """Wait until this server is ready. Another server at the port would answer, too, so this one must be alive.
+
+        Raises NoPrometheus.
+        """
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             time.sleep(0.2)
             if self._process.poll() is not None:
                 last = log.read_text(errors="replace").strip().splitlines()[-1:]
-                raise NoPrometheus(f"prometheus ended at once: {' '.join(last)}")
+                raise NoPrometheus(f"prometheus exited: {' '.join(last)}")
             try:
                 with urllib.request.urlopen(f"{self.url}/-/ready", timeout=5) as answer:
                     ready = answer.status == 200
@@ -71,9 +77,10 @@ class Prometheus:
 
     @staticmethod
     def _listens(log: Path) -> bool:
-        """It says so itself, with 2.x and 3.x, as the last thing."""
+        """Return whether its log says that it is ready, in versions 2.x and 3.x."""
         return "Server is ready to receive web requests" in log.read_text(errors="replace")
 
     def stop(self) -> None:
+        """End the server and wait for it."""
         self._process.terminate()
         self._process.wait(timeout=30)

@@ -1,4 +1,4 @@
-"""``lightllm-otel compare --repeats RUN…``: do repeats of the same agree, and if not, which operator is it?"""
+"""``lightllm-otel compare --repeats RUN…``: check whether repeats of one run agree, and name the operators that do not."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ UNSTABLE_STATUS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
-    """``batch``: of the steps that were looked at."""
+class PhaseAgreement:
+    """Agreement of the repeats in one phase and mode. ``batch``: batch size of the steps that were compared."""
 
     phase: Phase
     mode: Mode
@@ -30,29 +30,31 @@ class Kind:
 
 
 def compare_repeats(names: Sequence[str], as_json: bool) -> int:
-    """Exit status 3 where some operator differs from run to run, else 4 where a part of a recording is missing. Raises
-    BadRecording and CannotCompare.
+    """Print the agreement of the repeats. Return exit status 0 if they agree and are complete.
+
+    Return 3 if an operator differs from run to run, else 4 if a part of a recording is missing. Raises BadRecording and
+    CannotCompare.
     """
     runs = [inputs.run(name) for name in names]
     repeats = [repeat for run in runs for repeat in run.repeats]
     paths = [each.path.resolve() for each in repeats]
     if twice := next((path for path in paths if paths.count(path) > 1), None):
-        raise CannotCompare(f"{twice} is given twice, and would agree with itself; give each recording once")
+        raise CannotCompare(f"{twice} is given twice, and would agree with itself; pass each recording once")
     check_same(repeats)
     if len(repeats) < LEAST_RUNS:
         raise CannotCompare(
-            f"--repeats needs at least {LEAST_RUNS} recordings of the same load, there are {len(repeats)}; "
-            "lightllm-otel bench makes five"
+            f"--repeats needs at least {LEAST_RUNS} recordings of the same load, but got {len(repeats)}; "
+            "lightllm-otel bench makes five by default"
         )
     kinds = [
-        Kind(phase, mode, batch, trust([calls_of(each, phase, mode, batch) for each in repeats]))
+        PhaseAgreement(phase, mode, batch, trust([calls_of(each, phase, mode, batch) for each in repeats]))
         for phase, mode in dict.fromkeys(kind for run in runs for kind in run.kinds())
         if (batch := usual_batch(repeats, phase, mode))
     ]
     if not any(kind.trust.operators for kind in kinds):
         raise CannotCompare(
-            "hardly any step of these recordings has its operators, so nothing can be said; record more of them, with a smaller "
-            "LIGHTLLM_OTEL_SAMPLE_EVERY or lightllm-otel bench --every 1"
+            "these recordings have too few sampled steps to compare their operators; record more of them, with a smaller "
+            "LIGHTLLM_OTEL_SAMPLE_EVERY or with lightllm-otel bench --every 1"
         )
     notes = [note for run in runs for note in run.notes]
     print(json.dumps(described(repeats, kinds, notes), indent=1) if as_json else render(repeats, kinds, notes))
@@ -60,7 +62,8 @@ def compare_repeats(names: Sequence[str], as_json: bool) -> int:
     return UNSTABLE_STATUS if any(kind.trust.blame for kind in kinds) else missing
 
 
-def described(repeats: Sequence[Repeat], kinds: Sequence[Kind], notes: Sequence[str]) -> dict[str, Any]:
+def described(repeats: Sequence[Repeat], kinds: Sequence[PhaseAgreement], notes: Sequence[str]) -> dict[str, Any]:
+    """Return the agreement as JSON values."""
     return {
         "kind": "repeats", "version": 1, "repeats": [str(each.path) for each in repeats], "notes": list(notes),
         "kinds": [
@@ -77,8 +80,8 @@ def described(repeats: Sequence[Repeat], kinds: Sequence[Kind], notes: Sequence[
     }  # fmt: skip
 
 
-def render(repeats: Sequence[Repeat], kinds: Sequence[Kind], notes: Sequence[str]) -> str:
-    """A table for each phase and mode, what differs most first."""
+def render(repeats: Sequence[Repeat], kinds: Sequence[PhaseAgreement], notes: Sequence[str]) -> str:
+    """Return a text table for each phase and mode; the operators that differ most come first."""
     parts = ["\n".join(f"note: {note}" for note in notes)] if notes else []
     for kind in kinds:
         lines = [

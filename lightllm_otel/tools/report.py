@@ -1,4 +1,4 @@
-"""``lightllm-otel report RUN``: where the time of a recorded run went."""
+"""``lightllm-otel report RUN``: show where the time of a recorded run went."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WIDTHS = (17, 5, 13, 8, 8, 8, 12, 10, 10, 7)
 
 
 def report(given: argparse.Namespace) -> int:
-    """Exit status 1 and one sentence for what cannot be read, 4 and a sentence where a part of it cannot."""
+    """Print the report. Return exit status 0; 1 with one sentence if the run cannot be read; 4 if a part of it is missing."""
     try:
         run = inputs.run(given.run)
         data = report_on(run, inputs.model(given.model), gpus.find(given.gpu) if given.gpu else None)
@@ -37,7 +37,7 @@ def report(given: argparse.Namespace) -> int:
 
 
 def _write(given: argparse.Namespace, run: Run, data: dict[str, Any]) -> list[Path]:
-    """Whatever else is wanted. Raises BadRecording."""
+    """Write the page and the trace that were requested, and return their paths. Raises BadRecording."""
     paths = inputs.write_page(given, data, f"{data['name']} · lightllm-otel")
     if given.perfetto is not None:
         inputs.write(given.perfetto, json.dumps(perfetto.trace(run.repeats[0]), separators=(",", ":")))
@@ -46,13 +46,14 @@ def _write(given: argparse.Namespace, run: Run, data: dict[str, Any]) -> list[Pa
 
 
 def render(data: dict[str, Any]) -> str:
+    """Return the report as text."""
     facts, whole = data["facts"], data["pace"]
     repeats = f"{data['repeats']} repeats" if data["repeats"] > 1 else "one recording"
     lines = [
         f"{data['name']}: {facts.get('model')} on {facts.get('tp', 1)} × {facts.get('gpu_name') or 'an unknown GPU'}, LightLLM "
         f"{facts.get('lightllm')}, {repeats}",
-        f"{whole['seconds']:.3g} s: {percent(whole['busy'])} in steps, idle {percent(whole['host'])} for the host and "
-        f"{percent(whole['no_requests'])} for lack of requests; {whole['output_tokens_per_second']:.4g} output tokens/s",
+        f"{whole['seconds']:.3g} s: {percent(whole['busy'])} in steps, idle {percent(whole['host'])} (waiting for the host) and "
+        f"{percent(whole['no_requests'])} (no requests); {whole['output_tokens_per_second']:.4g} output tokens/s",
         *(f"note: {note}" for note in data["notes"]),
     ]
     for phase in data["phases"]:

@@ -1,4 +1,4 @@
-"""What an exporter on this machine says now: found through its discovery file, read as Prometheus would."""
+"""Scrapes of exporters on this machine, which are found through their discovery files."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Labels = tuple[tuple[str, str], ...]
 
 
 class NoExporter(Exception):
-    """There is nothing to read; the message says why and what to do."""
+    """Raised if no exporter answers; the message says why and what to do."""
 
 
 class Scrape:
-    """Samples by name and labels."""
+    """One scrape of ``/metrics``. ``samples``: value by name and labels."""
 
     def __init__(self, text: str) -> None:
         self.samples: dict[str, dict[Labels, float]] = defaultdict(dict)
@@ -33,22 +33,22 @@ class Scrape:
                 self.samples[sample.name][tuple(sorted(sample.labels.items()))] = sample.value
 
     def info(self, name: str) -> dict[str, str]:
-        """Labels of the one series of an info metric; empty when there is none."""
+        """Return the labels of an info metric with one series; empty if there is none."""
         return dict(next(iter(self.samples.get(name, {})), ()))
 
     def value(self, name: str) -> float:
-        """Sum over all series of a name."""
+        """Return the sum over all series of this name."""
         return sum(self.samples.get(name, {}).values())
 
 
 def directories() -> list[Path]:
-    """Where groups of this machine may lie: the configured folder, and the one used when that has no room."""
+    """Return the folders that can hold groups: the configured one, and the fallback that is used when that one is full."""
     fallback = Path(f"/tmp/lightllm-otel-{os.getuid()}")
     return [Settings.from_env(os.environ).directory, fallback]
 
 
 def folders() -> list[Path]:
-    """The folder of every group of ours on this machine. :func:`refused` says what is left out."""
+    """Return the folder of every group of this user. :func:`refused` explains which folders are left out."""
     found: list[Path] = []
     for directory in directories():
         with contextlib.suppress(OSError):
@@ -57,7 +57,7 @@ def folders() -> list[Path]:
 
 
 def refused() -> dict[Path, str]:
-    """A sentence for each place where groups of ours would lie, but which is not ours or cannot be read."""
+    """Return a sentence for each folder of :func:`directories` that belongs to another user or cannot be read."""
     problems = {}
     for directory in directories():
         try:
@@ -70,12 +70,12 @@ def refused() -> dict[Path, str]:
 
 
 def looked_in() -> str:
-    """Where nothing was found, and what was left out, for the end of a sentence."""
+    """Return the end of a sentence that says which folder was searched, and which folders were left out."""
     return "; ".join([f"looked in {directories()[0]}", *refused().values()])
 
 
 def addresses() -> dict[str, str]:
-    """Group → URL of every exporter that lives and has announced itself."""
+    """Return the URL of every running exporter, by group, from the discovery files."""
     found: dict[str, str] = {}
     for directory in directories():
         with contextlib.suppress(OSError):
@@ -84,7 +84,7 @@ def addresses() -> dict[str, str]:
 
 
 def fetch(url: str) -> Scrape:
-    """Raises NoExporter."""
+    """Scrape the exporter at this URL or address. Raises NoExporter."""
     url = url if "://" in url else f"http://{url}"
     url = url if url.rstrip("/").endswith("/metrics") else url.rstrip("/") + "/metrics"
     try:
@@ -93,16 +93,16 @@ def fetch(url: str) -> Scrape:
     except (OSError, ValueError, urllib.error.URLError) as error:
         reason = getattr(error, "reason", error)
         raise NoExporter(
-            f"{url} does not answer ({reason}); is the server running? lightllm-otel doctor says more"
+            f"{url} does not answer ({reason}); check that the server is running, or run lightllm-otel doctor to find out why"
         ) from error
 
 
 def only_address() -> str:
-    """The URL of this machine's exporter; of the first one, where there are several. Raises NoExporter."""
+    """Return the URL of the exporter on this machine; the first one if there are several. Raises NoExporter."""
     known = addresses()
     if not known:
         raise NoExporter(
             f"no exporter has announced itself ({looked_in()}); start a server with LIGHTLLM_OTEL=1, "
-            "or see lightllm-otel demo"
+            "or try lightllm-otel demo"
         )
     return next(iter(known.values()))

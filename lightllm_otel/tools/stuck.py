@@ -1,6 +1,6 @@
-"""``lightllm-otel doctor --stuck``: where each rank of a server stands, and which one the others wait for.
+"""``lightllm-otel doctor --stuck``: show where each rank of a server is, and for which rank the others wait.
 
-From the headers of the rings alone: a server that is stuck answers nothing, and its exporter may be stuck with it.
+It reads only the headers of the rings. A stuck server does not answer, and its exporter may be stuck as well.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ from lightllm_otel.records.reader import RingReader, rings_in
 from lightllm_otel.records.vocabulary import Phase
 from lightllm_otel.tools.scrape import folders, looked_in
 
-PATIENCE_SECONDS = 10.0  # a long prefill takes some seconds
+PATIENCE_SECONDS = 10.0  # a long prefill can take several seconds
 STATES = {"T": "stopped", "t": "traced", "Z": "a zombie", "D": "waiting in the kernel"}
 STOPPED = ("T", "t")
 
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """``number``: of the step that the rank entered last; ``on_gpu``: for how many seconds that step has been in flight, None
-    when it has ended; ``state``: the kernel's letter for the process, empty where it cannot be seen; ``reached``: how far its
-    host is with launching that step, None where no boundaries are taken of it.
+    """Position of one rank.
+
+    ``number``: the step that the rank entered last. ``on_gpu``: for how many seconds that step has been in flight; None if it has
+    ended. ``last_sign``: seconds since the last heartbeat. ``state``: the process state letter of the Linux kernel; empty if the
+    process cannot be seen. ``progress``: how far the host has launched that step; None if it records no boundaries. ``pid``: 0 if
+    unknown.
     """
 
     rank: int
@@ -44,10 +47,12 @@ class Position:
 
     @property
     def place(self) -> tuple[int, bool]:
+        """Sort key: a rank that has ended a step is ahead of one that is still in it."""
         return self.number, self.on_gpu is None
 
     @property
     def way(self) -> str:
+        """End of a sentence that says how far the host has launched the step; empty if that is unknown."""
         return "" if self.progress is None else f", {self.progress}"
 
     def __str__(self) -> str:
@@ -64,7 +69,7 @@ class Position:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """``ranks``: whom the others wait for; empty where nothing is stuck, or where the headers cannot tell."""
+    """Verdict on a group. ``ranks``: those that the others wait for; empty if nothing is stuck or the headers cannot tell."""
 
     stuck: bool
     ranks: tuple[int, ...]
@@ -72,7 +77,10 @@ class Verdict:
 
 
 def stuck(as_json: bool, patience: float) -> int:
-    """0 when no server of this machine is stuck, else 1. What cannot be read is one line of the error output."""
+    """Print where each rank is. Return exit status 0 if no server on this machine is stuck, else 1.
+
+    ``patience``: seconds after which a step counts as stuck. Each unreadable file is one line on stderr.
+    """
     findings = []
     for folder in sorted(set(folders())):
         positions, unread = positions_in(folder, time.time())
@@ -95,13 +103,16 @@ def stuck(as_json: bool, patience: float) -> int:
 
 
 def positions_in(folder: Path, now: float) -> tuple[list[Position], list[str]]:
-    """Return the position of every rank that has a ring in this folder, and a sentence for each file that cannot be read."""
+    """Return the position of every rank with a ring in this folder, and a sentence for each unreadable file.
+
+    ``now``: Unix time, seconds.
+    """
     found: list[Position] = []
     try:
         rings, strays = rings_in(folder)
     except OSError as error:
         return found, [f"{folder} cannot be read ({error.strerror})"]
-    unread = [f"{path} is no ring of a rank, whose name is rank-N.ring; it is left out" for path in strays]
+    unread = [f"{path} is left out: the ring of a rank is named rank-N.ring" for path in strays]
     for rank, path in rings:
         try:
             header = RingReader(path).header
@@ -119,7 +130,7 @@ def positions_in(folder: Path, now: float) -> tuple[list[Position], list[str]]:
 
 
 def state_of(pid: int) -> str:
-    """The kernel's letter; empty where the process cannot be seen."""
+    """Return the process state letter of the Linux kernel; empty if the process cannot be seen."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
@@ -127,7 +138,10 @@ def state_of(pid: int) -> str:
 
 
 def judge(positions: Sequence[Position], patience: float) -> Verdict:
-    """Who is behind: a process that does not run, else a rank that has not come as far as the others."""
+    """Return the verdict: a process that does not run is behind, else a rank that is behind the others.
+
+    ``patience``: seconds after which a step counts as stuck.
+    """
     gone = tuple(each.rank for each in positions if not each.alive)
     if gone:
         return Verdict(
@@ -135,7 +149,7 @@ def judge(positions: Sequence[Position], patience: float) -> Verdict:
         )
     stopped = tuple(each.rank for each in positions if each.state in STOPPED)
     if stopped:
-        return Verdict(True, stopped, f"{_ranks(stopped)} stopped (SIGSTOP, or a debugger): kill -CONT lets it go on")
+        return Verdict(True, stopped, f"{_ranks(stopped)} stopped (by SIGSTOP or a debugger): kill -CONT continues it")
     longest = max((each.on_gpu for each in positions if each.on_gpu is not None), default=0.0)
     if longest < patience:
         return Verdict(False, (), f"nothing is stuck: no step has been in flight for {patience:g} s")
@@ -143,20 +157,22 @@ def judge(positions: Sequence[Position], patience: float) -> Verdict:
     behind = tuple(each.rank for each in positions if each.place == least)
     if len(behind) < len(positions):
         return Verdict(
-            True, behind, f"{_ranks(behind)} behind: the others wait for it in a later step, or have ended this one"
+            True, behind, f"{_ranks(behind)} behind: the others wait for it in a later step, or have finished this one"
         )
     if len(positions) == 1:
         return Verdict(
             True,
             behind,
-            f"rank {behind[0]} has been in one step for {longest:.1f} s: its GPU or the host does not go on",
+            f"rank {behind[0]} has been in one step for {longest:.1f} s: its GPU or its host makes no progress",
         )
     return _in_one_step(positions, longest)
 
 
 def _in_one_step(positions: Sequence[Position], longest: float) -> Verdict:
-    """All are in the same step. How far they have launched it says where to look first, not who is to blame: where a GPU is
-    stuck, its full queue, or an allocation, holds up hosts that have done nothing wrong.
+    """Return the verdict when all ranks are in the same step.
+
+    The progress of the hosts tells where to look first, not which rank is to blame: if a GPU is stuck, its full queue or an
+    allocation blocks a healthy host.
     """
     known = [each for each in positions if each.progress is not None]
     launching = [each for each in known if each.progress is not None and not each.progress.everything]
@@ -165,19 +181,19 @@ def _in_one_step(positions: Sequence[Position], longest: float) -> Verdict:
         if len(launching) < len(positions):
             return Verdict(
                 True,
-                (),  # where to look, not who is to blame
-                f"{_ranks([each.rank for each in launching])} still launching the step, all of which the others have launched. "
-                "Look there first: a host that is held up (compiling, loading, waiting for a lock: py-spy dump shows where) "
-                "or waits for a GPU",
+                (),  # this tells where to look, not which rank is to blame
+                f"{_ranks([each.rank for each in launching])} still launching the step, which the others have fully launched. "
+                "Look there first: its host is busy (compiling, loading, waiting for a lock: py-spy dump shows where) "
+                "or waits for its GPU",
             )
         least = min(launching, key=lambda each: each.progress.boundaries if each.progress is not None else 0)
         if any(each.progress != least.progress for each in launching):
-            hint = f"; rank {least.rank} has launched the least of it, so look there first"
+            hint = f"; look at rank {least.rank} first, which has launched the least of it"
     return Verdict(
         True,
         (),
-        f"all ranks have been in the same step for up to {longest:.1f} s, so the headers cannot tell whom the others wait for: a "
-        f"kernel that does not end, or a link that is down (nvidia-smi shows which GPU works, dmesg a lost one){hint}",
+        f"all ranks have been in the same step for up to {longest:.1f} s, so the headers cannot tell which rank is behind. "
+        f"A kernel hangs, or a link is down (nvidia-smi shows which GPUs are busy, dmesg shows a lost GPU){hint}",
     )
 
 

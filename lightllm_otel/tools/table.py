@@ -1,4 +1,4 @@
-"""Text tables: columns never touch, numbers stand to the right, and a Chinese character takes two columns."""
+"""Text tables with aligned columns, in which a Chinese character is two columns wide."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 LEFT, RIGHT = "<", ">"
-_WIDE = ("W", "F")  # of East Asian Width: wide and fullwidth
-_NO_WIDTH = ("Mn", "Me", "Cf")  # of Unicode's categories: marks on the character before, and format characters
+_WIDE = ("W", "F")  # East Asian Width: wide and fullwidth
+_NO_WIDTH = ("Mn", "Me", "Cf")  # Unicode categories: combining marks and format characters
 
 
 def width(text: str) -> int:
-    """Return the columns that a terminal needs for ``text``."""
+    """Return the number of terminal columns of ``text``."""
     if text.isascii():
         return len(text)
     return sum(
@@ -22,10 +22,10 @@ def width(text: str) -> int:
 
 
 def table(rows: Iterable[Sequence[str]], align: str, least: Sequence[int] = (), gap: int = 2) -> list[str]:
-    """Return a line for each row. ``align``: ``<`` or ``>`` for each column. ``least``: widths, which longer cells widen.
+    """Return a line for each row.
 
-    A row may have fewer cells than there are columns. A row's last cell may be of any length if its column is to the left:
-    it widens nothing.
+    ``align``: ``<`` or ``>`` for each column. ``least``: smallest width of each column. ``gap``: spaces between columns. A
+    row can have fewer cells than there are columns. The last cell of a row does not widen a left-aligned column.
     """
     filled = [list(row) for row in rows]
     widths = list(itertools.islice(itertools.chain(least, itertools.repeat(0)), len(align)))

@@ -1,4 +1,4 @@
-"""``lightllm-otel theory``: what a step must cost on a machine, operator by operator, and what bounds it."""
+"""``lightllm-otel theory``: show the ideal time of a step on a machine, operator by operator, and what bounds it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from lightllm_otel.tools.units import amount, duration
 
 
 def theory(question: Question, as_json: bool, run: str | None = None) -> int:
-    """``run``: a recording to set beside it. Exit status 1 and one sentence for an unknown model or GPU, or a link that is
-    not there.
+    """Print the answer. ``run``: a recording to compare with it.
+
+    Return exit status 0, or 1 with one sentence if there is no answer.
     """
     try:
         answered = answer(question) if run is None else answer_beside(inputs.run(run), question)
@@ -28,13 +29,14 @@ def theory(question: Question, as_json: bool, run: str | None = None) -> int:
 
 
 def render(answered: dict[str, Any]) -> str:
+    """Return the answer as text."""
     asked, gpu, link = answered["question"], answered["gpu"], answered["link"]
     size = (
         f"{asked['dtype']}, batch {asked['batch_size']}, {asked['input_len']} tokens in, {asked['output_len']} out"
         if "run" not in asked else f"at the mean sizes of {asked['run']}"
     )  # fmt: skip
     lines = [
-        f"{asked['model']} on {asked['tp']} × {gpu['name']}, {size}; per rank, at the peaks of "
+        f"{asked['model']} on {asked['tp']} × {gpu['name']}, {size}; per rank, at peak rates from "
         f"{'data sheets' if gpu['source'].startswith('https:') else gpu['source']}",
         f"{gpu['flops'] / 1e12:.4g} TFLOP/s, {gpu['memory_bytes_per_second'] / 1e9:.4g} GB/s: bound by compute above "
         f"{gpu['ridge_flops_per_byte']:.0f} FLOPs per byte",
@@ -42,7 +44,11 @@ def render(answered: dict[str, Any]) -> str:
     if link is not None:
         lines.append(
             f"{link['kind']} {link['bytes_per_second'] / 1e9:.4g} GB/s both ways"
-            + (f", {duration(link['alpha']['all_reduce'])} a call as measured" if "all_reduce" in link["alpha"] else "")
+            + (
+                f", {duration(link['alpha']['all_reduce'])} per call as measured"
+                if "all_reduce" in link["alpha"]
+                else ""
+            )
             + f": bandwidth takes over latency at {amount(link['takeover_payload_bytes'])}"
             + (
                 f"; one all_reduce of decode is {amount(link['decode_payload_bytes'])}{_decode_seconds(link)}"
@@ -59,7 +65,7 @@ def render(answered: dict[str, Any]) -> str:
     lines += [
         "",
         f"prefill {duration(answered['prefill_seconds'])}, decode {duration(answered['decode_seconds'])}, "
-        f"{answered['output_tokens_per_second']:.4g} output tokens a second at best",
+        f"{answered['output_tokens_per_second']:.4g} output tokens per second at best",
     ]
     return "\n".join(lines)
 
@@ -79,12 +85,12 @@ def _phase(name: str, phase: dict[str, Any]) -> list[str]:
 
 def _decode_seconds(link: dict[str, Any]) -> str:
     seconds = link["decode_all_reduce_seconds"]
-    custom = "" if seconds["one_shot"] is None else f", {duration(seconds['one_shot'])} by a custom kernel in one shot"
+    custom = "" if seconds["one_shot"] is None else f", {duration(seconds['one_shot'])} by a one-shot custom kernel"
     return f", {duration(seconds['ring'])} by NCCL's ring{custom}"
 
 
 def _measured(mode: str, seen: dict[str, Any], phase: dict[str, Any]) -> list[str]:
-    """What a run took beside the least time, and how much of the GPU's peaks its steps needed."""
+    """Return lines with the measured times of a run, its MFU and MBU, and the ideal time as a share of each measured time."""
     least = phase["operators"]
     shares = [
         f"{name} {duration(seconds)} ({100 * least[name]['ideal_seconds'] / seconds:.0f} %)"
@@ -93,5 +99,5 @@ def _measured(mode: str, seen: dict[str, Any], phase: dict[str, Any]) -> list[st
     ]
     return [
         f"  measured, {mode}: a step {duration(seen['step_seconds'])}, MFU {100 * seen['mfu']:.1f} %, MBU "
-        f"{100 * seen['mbu']:.1f} %; and in brackets how near to the least time: {', '.join(shares) or 'no step was sampled'}"
+        f"{100 * seen['mbu']:.1f} %; ideal time in percent of the measured time: {', '.join(shares) or 'no step was sampled'}"
     ]

@@ -8,7 +8,7 @@ import pytest
 from lightllm_otel.records import profile_request
 from lightllm_otel.tools.analysis.kernels import OUTSIDE, STAMPS, kernels
 from lightllm_otel.tools.analysis.timestamped import from_its_start, ranges_in_graphs
-from lightllm_otel.tools.kernels import NoTrace, capture, with_operators
+from lightllm_otel.tools.kernel_capture import NoTrace, capture, with_operators
 
 TWIN = ["gap", "ffn", "all_reduce", "ffn"]
 MAIN, BRANCH, OTHER = 7, 9, 8
@@ -113,7 +113,7 @@ def test_a_capture_puts_the_ranges_into_the_trace_that_it_keeps(tmp_path, monkey
         path.write_text(json.dumps({"traceEvents": replay(100.0)}))
         profile_request.answer(folder, {"ok": True, "text": str(path), "instrumented_graphs": [TWIN]})
 
-    monkeypatch.setattr("lightllm_otel.tools.kernels.profile_request.ask", asked)
+    monkeypatch.setattr("lightllm_otel.tools.kernel_capture.profile_request.ask", asked)
     trace = with_operators(path, capture(tmp_path, path, 0.1, 1.0))
     assert json.loads(path.read_text()) == trace
     assert [row.operator for row in kernels(trace)][:2] == ["ffn", "all_reduce"]

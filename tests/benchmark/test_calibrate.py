@@ -53,7 +53,7 @@ def test_what_is_measured_becomes_a_gpu_for_theory(tmp_path, capsys):
     # The measured 20 us a call in the place of NCCL's own: twice a layer, and once for the embedding.
     assert reduced["ideal_seconds"] == pytest.approx(65 * 20e-6 + sent / 200e9, rel=1e-3)
     assert cli.main(["theory", "--gpu", str(path), "--model", "llama2-7b", "--tp", "8"]) == 0
-    assert "20 µs a call as measured" in capsys.readouterr().out
+    assert "20 µs per call as measured" in capsys.readouterr().out
     assert cli.main(["theory", "--gpu", str(path), "--model", "llama2-7b", "--tp", "4", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["link"]["alpha"] == {}, "it was measured between eight"
 
@@ -86,4 +86,4 @@ def test_without_a_gpu_it_says_so(capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     assert cli.main(["calibrate"]) == 1
-    assert "torch finds no GPU here" in capsys.readouterr().err
+    assert "torch finds no GPU on this machine" in capsys.readouterr().err

@@ -92,7 +92,7 @@ def test_a_process_that_hides_its_environment_and_belongs_to_nobody_is_ended_too
         "time.sleep(1); sys.exit(3)"
     )
     running = launched.running([sys.executable, "-c", code], f"http://127.0.0.1:{port}", {}, None, tmp_path / "log")
-    with pytest.raises(launched.NoServer, match="ended with status 3"), running:
+    with pytest.raises(launched.NoServer, match="exited with status 3"), running:
         pass
     assert not alive(int(notes.read_text()))
 
@@ -112,7 +112,7 @@ def test_a_server_that_takes_a_request_and_says_nothing_is_given_up(tmp_path):
 def test_a_server_that_ends_before_it_answers_is_a_sentence_with_its_last_line(port, tmp_path):
     words = [sys.executable, "-c", "import sys; print('no such model'); sys.exit(3)"]
     with (
-        pytest.raises(launched.NoServer, match="ended with status 3 before it answered: no such model"),
+        pytest.raises(launched.NoServer, match="exited with status 3 before it answered: no such model"),
         launched.running(words, f"http://127.0.0.1:{port}", {}, None, tmp_path / "log"),
     ):
         pass
@@ -141,7 +141,7 @@ def test_what_listens_there_already_is_not_taken_for_the_server(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         url = f"http://127.0.0.1:{other.getsockname()[1]}"
         running = launched.running(["true"], url, {}, None, tmp_path / "log")
-        with pytest.raises(launched.NoServer, match="something listens at"), running:
+        with pytest.raises(launched.NoServer, match="another process already listens at"), running:
             pass
 
 
@@ -178,11 +178,11 @@ def test_a_command_that_is_none_is_refused(command):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--serve", "serve", "--tp", "2"), "--tp would be left out here"),
-        (("--serve", "serve", "--group", "a"), "--group would be left out here"),
-        (("--serve", "serve", "--url", "http://127.0.0.1:1", "--group", "a"), "--group would be left out here"),
-        (("--url", "http://127.0.0.1:1", "--no-graphs", "--share-gpu"), "--no-graphs and --share-gpu would be left out here"),
-        (("--static", "--group", "a"), "--group would be left out here"),
+        (("--serve", "serve", "--tp", "2"), "remove --tp, which would have no effect"),
+        (("--serve", "serve", "--group", "a"), "remove --group, which would have no effect"),
+        (("--serve", "serve", "--url", "http://127.0.0.1:1", "--group", "a"), "remove --group, which would have no effect"),
+        (("--url", "http://127.0.0.1:1", "--no-graphs", "--share-gpu"), "remove --no-graphs and --share-gpu, which would"),
+        (("--static", "--group", "a"), "remove --group, which would have no effect"),
     ],
 )  # fmt: skip
 def test_an_option_that_would_be_left_out_is_refused(words, said, tmp_path, capsys):

@@ -53,10 +53,10 @@ def test_a_length_that_no_text_has_is_said():
 
 def test_a_folder_without_a_tokenizer_is_one_sentence(tmp_path):
     pytest.importorskip("transformers", reason="transformers is not installed here")
-    with pytest.raises(NoTokenizer, match="has no tokenizer; give the folder with the model's"):
+    with pytest.raises(NoTokenizer, match="has no tokenizer; pass the folder with the model's"):
         tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(NoTokenizer, match="has no tokenizer that can be read: ") as refusal:
+    with pytest.raises(NoTokenizer, match="has no readable tokenizer: ") as refusal:
         tokenizer(tmp_path)
     assert "\n" not in str(refusal.value)
     with pytest.raises(NoTokenizer, match="is not a folder"):

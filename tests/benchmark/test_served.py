@@ -13,7 +13,7 @@ import simulated
 
 from lightllm_otel.tools import cli
 from lightllm_otel.tools.benchmark import served
-from lightllm_otel.tools.benchmark.manifest import Plan
+from lightllm_otel.tools.benchmark.manifest import Workload
 from lightllm_otel.tools.benchmark.tap import Tap
 
 BATCH, TOKENS, REPEATS = 3, 8, 2
@@ -169,7 +169,7 @@ class TestAnEndByASignal:
         assert has_transfer[-1] == BEFORE
 
 
-PLAN = Plan(batch_size=80, input_len=1024, output_len=4, repeats=1, warmup=0, every=None)
+WORKLOAD = Workload(batch_size=80, input_len=1024, output_len=4, repeats=1, warmup=0, every=None)
 
 
 @pytest.mark.parametrize(
@@ -179,5 +179,5 @@ PLAN = Plan(batch_size=80, input_len=1024, output_len=4, repeats=1, warmup=0, ev
 )
 def test_prompts_that_were_not_prefilled_whole_are_said_but_for_the_beginning_that_all_share(tmp_path, prefilled, said):
     path = simulated.write(tmp_path, steps=4, context=prefilled)  # four prefills of 20 requests
-    notes = list(served._complaints(types.SimpleNamespace(path=path, lost=0), PLAN))
-    assert any("tokens were prefilled instead of 80 × 1024" in note for note in notes) is said
+    notes = list(served._complaints(types.SimpleNamespace(path=path, lost=0), WORKLOAD))
+    assert any("prompt tokens were computed instead of 80 × 1024" in note for note in notes) is said

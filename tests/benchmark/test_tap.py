@@ -13,10 +13,10 @@ from lightllm_otel.records.writer import RingWriter
 from lightllm_otel.tools.analysis.runs import load
 from lightllm_otel.tools.bench import _changes, _order
 from lightllm_otel.tools.benchmark import static
-from lightllm_otel.tools.benchmark.manifest import Manifest, Outcome, Plan
+from lightllm_otel.tools.benchmark.manifest import Manifest, Outcome, Workload
 from lightllm_otel.tools.benchmark.tap import NoRing, Tap
 
-PLAN = Plan(batch_size=2, input_len=8, output_len=4, repeats=3, warmup=0, every=1)
+WORKLOAD = Workload(batch_size=2, input_len=8, output_len=4, repeats=3, warmup=0, every=1)
 
 
 def step(number):
@@ -107,7 +107,7 @@ def test_environments_are_read_as_a_shell_would():
 def test_the_manifest_is_whole_after_every_repeat_and_keeps_no_secret(tmp_path, monkeypatch):
     monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
     monkeypatch.setenv("LIGHTLLM_API_TOKEN", "secret")
-    manifest = Manifest(tmp_path, "static", PLAN, tp=1)
+    manifest = Manifest(tmp_path, "static", WORKLOAD, tp=1)
     for number in (1, 2):
         manifest.add(Outcome(f"repeat-{number}", 2.0, 100))
         content = json.loads((tmp_path / "bench.json").read_text())
@@ -119,8 +119,8 @@ def test_the_manifest_is_whole_after_every_repeat_and_keeps_no_secret(tmp_path, 
 
 
 def test_a_rank_that_fails_says_its_last_words(tmp_path):
-    with pytest.raises(static.RankFailed, match=r"^rank 0 ended before it was done: \w.*$"):
-        static.repeat(PLAN, tmp_path / "nothing here", 1, 1, tmp_path)
+    with pytest.raises(static.RankFailed, match=r"^rank 0 exited early: \w.*$"):
+        static.repeat(WORKLOAD, tmp_path / "nothing here", 1, 1, tmp_path)
 
 
 @pytest.mark.parametrize("field", ["batch_size", "input_len", "output_len", "repeats"])
@@ -128,4 +128,4 @@ def test_numbers_below_one_are_refused(field):
     import dataclasses
 
     with pytest.raises(ValueError, match=f"--{field.replace('_', '-')} 0"):
-        dataclasses.replace(PLAN, **{field: 0}).check()
+        dataclasses.replace(WORKLOAD, **{field: 0}).check()

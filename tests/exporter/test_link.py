@@ -9,8 +9,7 @@ from nvml_answers import FakeGpu, FakeNvml
 from lightllm_otel.exporter import nvml as nvml_module
 from lightllm_otel.exporter.link import joined, link
 from lightllm_otel.exporter.nvml import Nvml
-from lightllm_otel.roofline import gpus
-from lightllm_otel.roofline import link_rates as lanes
+from lightllm_otel.roofline import gpus, link_rates
 
 
 def found(machine, numbers=None, **facts):
@@ -103,19 +102,21 @@ def test_no_nvml_is_one_line_in_the_log(monkeypatch, caplog):
     ],
 )  # fmt: skip
 def test_links_by_generation_add_up_to_what_data_sheets_say(name, generation, links, capability):
-    assert lanes.nvlink_bytes_per_second(generation, links, capability) == gpus.BY_NAME[name].nvlink_bytes_per_second
+    assert (
+        link_rates.nvlink_bytes_per_second(generation, links, capability) == gpus.BY_NAME[name].nvlink_bytes_per_second
+    )
 
 
 @pytest.mark.parametrize("name", ["T4", "A40", "H200"])
 def test_lanes_by_generation_add_up_to_what_data_sheets_say(name):
     generation = {"T4": 3, "A40": 4, "H200": 5}[name]
-    assert lanes.pcie_bytes_per_second(generation, 16) == gpus.BY_NAME[name].pcie_bytes_per_second
+    assert link_rates.pcie_bytes_per_second(generation, 16) == gpus.BY_NAME[name].pcie_bytes_per_second
 
 
 def test_every_link_has_a_source():
-    table = [*lanes.NVLINK.values(), lanes.NARROW_NVLINK, *lanes.PCIE.values()]
-    assert all(fast_path.source.startswith("https://") for fast_path in table)
-    assert set(lanes.NVLINK_GENERATION.values()) == set(lanes.NVLINK)
+    table = [*link_rates.NVLINK.values(), link_rates.NARROW_NVLINK, *link_rates.PCIE.values()]
+    assert all(rate.source.startswith("https://") for rate in table)
+    assert set(link_rates.NVLINK_GENERATION.values()) == set(link_rates.NVLINK)
 
 
 @pytest.mark.parametrize(

@@ -393,4 +393,4 @@ def test_a_file_that_holds_no_notes_is_named_and_the_others_are_read(exporting, 
     exporter.poll()
     exporter.close()
     assert receiver.wait(lambda r: r.spans())
-    assert [record for record in caplog.records if "http-0.notes is no notes file" in record.message]
+    assert [record for record in caplog.records if "http-0.notes is not a notes file" in record.message]

@@ -36,7 +36,7 @@ def runs(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("bench")
     # Heads of 128: LightLLM's kernels are written for those.
-    shape = checkpoint.Shape(layers=LAYERS, hidden=512, intermediate=1024, heads=4, kv_heads=4, vocab=512)
+    shape = checkpoint.ModelShape(layers=LAYERS, hidden=512, intermediate=1024, heads=4, kv_heads=4, vocab=512)
     model = checkpoint.write(folder / "model", shape)
     path = [
         source,

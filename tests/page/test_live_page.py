@@ -199,18 +199,18 @@ class TestEmptyStates:
         server.close()
 
     def test_a_server_without_requests_yet(self, has_transfer):
-        assert "No steps yet. Send the server a request" in has_transfer()
+        assert "No steps yet. Send a request to the server" in has_transfer()
 
     def test_graphs_without_twins_have_whole_steps_and_the_reason(self, has_transfer):
         said = has_transfer(records.step(mode=Mode.GRAPH), graphs={"state": "off", "reason": "outputs differed"})
         assert "no instrumented graphs (outputs differed)" in said
-        assert "1 s\na step, all steps" in said
+        assert "1 s\nper step, all steps" in said
 
     def test_two_ranks_of_which_no_step_was_compared(self, has_transfer):
-        assert "No step has been compared over the ranks yet" in has_transfer(records.step(), tp=2)
+        assert "No step has been compared across ranks yet" in has_transfer(records.step(), tp=2)
 
     def test_ranks_on_other_hosts(self, has_transfer):
-        assert "The group spans hosts" in has_transfer(records.step(), tp=2, nodes=2)
+        assert "The group spans several hosts" in has_transfer(records.step(), tp=2, nodes=2)
 
     def test_prefill_alone(self, has_transfer):
         assert "No decode step in the last hour" in has_transfer(records.step(phase=Phase.PREFILL))
@@ -298,6 +298,6 @@ def test_the_end_of_the_server_is_told(page):
 def test_the_frozen_page_shows_the_same_and_asks_for_nothing(page, two_ranks):
     page.go(f"{two_ranks}frozen.html")
     page.wait(DRAWN)
-    assert "As it was on" in page.evaluate("document.getElementById('state').textContent")
+    assert "Snapshot of" in page.evaluate("document.getElementById('state').textContent")
     assert page.requested == [f"{two_ranks}frozen.html"]
     assert page.problems == []

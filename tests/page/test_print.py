@@ -50,7 +50,7 @@ def test_a_report_printed_to_pdf_has_its_headline_and_its_tables(chromium, repor
     assert re.sub(r"\s+", " ", headline) in words
     assert "attention" in words
     assert "中文" not in words
-    assert "hover for figures" not in words
+    assert "Hover to see values" not in words
     assert 1 < len(pages) < 20
 
 

@@ -81,7 +81,7 @@ def test_a_full_file_system_is_an_error_before_anything_is_mapped(tmp_path, monk
 def test_any_other_file_is_refused(tmp_path, content):
     path = tmp_path / "http-1.notes"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="is no notes file"):
+    with pytest.raises(ValueError, match="is not a notes file"):
         NotesReader(path)
 
 

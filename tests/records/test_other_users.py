@@ -170,7 +170,7 @@ class TestPlantedFiles:
         assert kept.read_bytes() == SECRET
 
     @pytest.mark.parametrize("kind", ["file", "link"])
-    def test_an_errand_of_another_user_is_not_done(self, group, kind):
+    def test_a_profile_request_of_another_user_is_refused(self, group, kind):
         """Found: a planted errand.json made the profiler of the server write to any path."""
         wanted = b'{"path": "/etc/passwd", "seconds": 1}'
         self.plant(group, profile_request.ASKED, kind)

@@ -45,7 +45,7 @@ def test_what_is_forgotten_says_nothing():
 
 
 def test_what_is_no_operator_is_launched_in_part():
-    assert str(read(words(7, 3, Operator.GAP, -2), 7)) == "launched in part"
+    assert str(read(words(7, 3, Operator.GAP, -2), 7)) == "partly launched"
 
 
 def test_the_sentence_names_the_operator_that_was_launched_last():
@@ -53,9 +53,9 @@ def test_the_sentence_names_the_operator_that_was_launched_last():
     assert str(read(found, 7)) == "launched up to ffn of layer 12"
     assert str(read(words(7, 3, Operator.LM_HEAD, -1), 7)) == "launched up to lm_head"
     progress.launched(found)
-    assert str(read(found, 7)) == "all of its forward launched"
+    assert str(read(found, 7)) == "its forward is fully launched"
     progress.begin(found, 8)
-    assert str(read(found, 8)) == "nothing of it launched yet"
+    assert str(read(found, 8)) == "nothing launched yet"
 
 
 def test_a_gap_is_no_place():

@@ -60,7 +60,7 @@ class TestReport:
     @pytest.mark.parametrize(
         ("words", "said"),
         [
-            (["nothing"], "there is no nothing; give a recording's folder"),
+            (["nothing"], "there is no nothing; pass the folder of a recording"),
             (["h200-llama-7b-tp1", "--model", "gpt-5"], "model 'gpt-5' is not known"),
             (["h200-llama-tp2", "--model", "llama2-70b"], "with 8 layers, and llama2-70b has 80"),
             (["h200-llama-7b-tp1", "--gpu", "A1000"], "GPU 'A1000' is not known"),
@@ -129,7 +129,7 @@ class TestCompare:
     @pytest.mark.parametrize(
         ("words", "said"),
         [
-            (["A"], "give two runs or more"),
+            (["A"], "pass two runs or more"),
             (["A", "h200-llama-tp2"], "different models"),
             (["A", "A", "--fail-if", "all_reduce"], "write OPERATOR:PHASE:+PERCENT%"),
             (
@@ -140,11 +140,11 @@ class TestCompare:
             (["A", "nothing"], "there is no nothing"),
             (["A", "--fail-if", "ffn:decode:+5%"], "--fail-if needs a second run"),
             (["A", "--fail-if", "ffn:decode:+5%", "--save-baseline", "a.json"], "--fail-if needs a second run"),
-            (["A", "--html", "a.html", "--save-baseline", "a.json"], "a page needs a second run"),
-            (["A", "--repeats", "--fail-if", "ffn:decode:+5%"], "--fail-if cannot go with --repeats"),
+            (["A", "--html", "a.html", "--save-baseline", "a.json"], "--html needs a second run"),
+            (["A", "--repeats", "--fail-if", "ffn:decode:+5%"], "remove --fail-if, or --repeats"),
             (
                 ["A", "--repeats", "--save-baseline", "a.json", "--html", "a.html"],
-                "--save-baseline and --html cannot go with --repeats",
+                "remove --save-baseline and --html, or --repeats",
             ),
         ],
     )
@@ -304,7 +304,7 @@ class TestInABrowser:
 
 def test_a_run_of_another_model_is_set_beside_no_theory(capsys):
     assert cli.main(["theory", "--run", "h200-llama-7b-tp1", "--model", "llama2-70b"]) == 1
-    assert "with 32 layers, and llama2-70b has 80; give the model that was run" in capsys.readouterr().err
+    assert "with 32 layers, and llama2-70b has 80; pass the model of the run" in capsys.readouterr().err
 
 
 def test_a_run_of_another_model_is_no_measure_of_a_gpu(capsys):

@@ -8,8 +8,8 @@ import pytest
 
 from lightllm_otel.records import profile_request
 from lightllm_otel.tools import bench, cli
-from lightllm_otel.tools.benchmark.manifest import Manifest, Outcome, Plan
-from lightllm_otel.tools.kernels import NoTrace, capture
+from lightllm_otel.tools.benchmark.manifest import Manifest, Outcome, Workload
+from lightllm_otel.tools.kernel_capture import NoTrace, capture
 
 
 @pytest.fixture(autouse=True)
@@ -22,21 +22,21 @@ def own_folder(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--static"], "give --model-dir"),
-        (["--model-dir", "."], "give --url of a running server, or --serve"),
+        (["--static"], "pass --model-dir"),
+        (["--model-dir", "."], "pass exactly one of --url (a running server), --serve"),
         (
             ["--model-dir", ".", "--static", "--url", "http://127.0.0.1:1"],
-            "give --url of a running server, or --serve",
+            "pass exactly one of --url (a running server), --serve",
         ),
-        (["--model-dir", ".", "--url", "http://127.0.0.1:1", "--ab", "A=1", ""], "so it goes with --serve or --static"),
-        (["--model-dir", ".", "--serve", "x", "--static"], "or --serve with the command of one, or --static"),
-        (["--model-dir", ".", "--serve", "x", "--url", "a", "--url", "b"], "with --serve give one --url"),
+        (["--model-dir", ".", "--url", "http://127.0.0.1:1", "--ab", "A=1", ""], "--ab needs --serve or --static"),
+        (["--model-dir", ".", "--serve", "x", "--static"], "--serve (a command that starts one) and --static"),
+        (["--model-dir", ".", "--serve", "x", "--url", "a", "--url", "b"], "with --serve, pass one --url"),
         (["--model-dir", ".", "--serve", "x", "--ab", "A", ""], "NAME=VALUE"),
         (["--model-dir", ".", "--static", "--ab", "A", "B=1"], "NAME=VALUE"),
         (["--model-dir", ".", "--static", "--repeats", "0"], "--repeats 0"),
         (["--model-dir", "nothing here", "--url", "http://127.0.0.1:1"], "is not a folder"),
         (["--model-dir", "nothing here", "--static"], "is not a folder"),
-        (["--model-dir", ".", "--static", "--tp", "0"], "--tp 0: give a whole number of at least 1"),
+        (["--model-dir", ".", "--static", "--tp", "0"], "--tp 0: pass a whole number of at least 1"),
     ],
 )
 def test_bench_refuses_in_one_sentence(capsys, tmp_path, words, said):
@@ -53,22 +53,22 @@ def test_capture_without_a_server_says_so(capsys, tmp_path, words):
     assert "no server with the plugin runs here" in capsys.readouterr().err
 
 
-def test_a_rank_that_does_not_answer_is_given_up_and_the_errand_withdrawn(tmp_path):
-    with pytest.raises(NoTrace, match="send it requests meanwhile"):
+def test_a_rank_that_does_not_answer_is_given_up_and_the_request_withdrawn(tmp_path):
+    with pytest.raises(NoTrace, match="send requests to it meanwhile"):
         capture(tmp_path, tmp_path / "trace.json", 0.1, 0.2)
     assert not (tmp_path / profile_request.ASKED).exists()
 
 
 def test_what_the_rank_says_of_its_failure_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "lightllm_otel.tools.kernels.profile_request.ask",
+        "lightllm_otel.tools.kernel_capture.profile_request.ask",
         lambda folder, asked: profile_request.answer(folder, {"ok": False, "text": "no room"}),
     )
-    with pytest.raises(NoTrace, match="the server could not: no room"):
+    with pytest.raises(NoTrace, match="the server could not write a trace: no room"):
         capture(tmp_path, tmp_path / "trace.json", 0.1, 1.0)
 
 
-def test_an_errand_is_taken_once(tmp_path):
+def test_a_profile_request_is_taken_once(tmp_path):
     profile_request.ask(tmp_path, {"path": "/x", "seconds": 1})
     assert profile_request.take(tmp_path) == {"path": "/x", "seconds": 1}
     assert profile_request.take(tmp_path) is None
@@ -89,9 +89,9 @@ class TestProgress:
             stream = self.Stream()
             stream.terminal = terminal
             monkeypatch.setattr("sys.stderr", stream)
-            plan = Plan(1, 1, 1, repeats=2, warmup=0, every=None)
-            sides = {tmp_path: (self.repeat, Manifest(tmp_path, "static", plan))}
-            bench._run(sides, plan, argparse.Namespace())
+            workload = Workload(1, 1, 1, repeats=2, warmup=0, every=None)
+            sides = {tmp_path: (self.repeat, Manifest(tmp_path, "static", workload))}
+            bench._run(sides, workload, argparse.Namespace())
             return stream.getvalue()
 
         return make

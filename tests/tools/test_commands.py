@@ -18,9 +18,8 @@ from lightllm_otel.records.recording import RecordingWriter
 from lightllm_otel.records.vocabulary import ExporterStage, Operator, Signal
 from lightllm_otel.records.writer import RingWriter
 from lightllm_otel.settings import Settings
-from lightllm_otel.tools import cli
-from lightllm_otel.tools import doctor as doctor_module
-from lightllm_otel.tools.operator_table import Row, duration, render, rows
+from lightllm_otel.tools import cli, contract_table, environment_findings, exporter_findings, group_findings
+from lightllm_otel.tools.operator_table import OperatorCalls, duration, render, rows
 from lightllm_otel.tools.scrape import Scrape
 
 # Nothing of the host may be needed by a replay.
@@ -130,7 +129,7 @@ def test_packaged_recordings_have_both_phases_and_every_rank(name):
     [
         (["demo", "nowhere"], "there is no recording nowhere"),
         (["demo", "."], "is not a recording"),
-        (["run"], "say what to run"),
+        (["run"], "pass the command to run"),
         (["run", "--", "/no/such/program"], "cannot be started"),
     ],
 )
@@ -142,13 +141,19 @@ def test_bad_input_is_one_sentence_and_no_traceback(arguments, sentence, tmp_pat
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def set_locked(monkeypatch, is_locked):
+    """Replace the check for locks in all modules of ``doctor``."""
+    for module in (contract_table, exporter_findings, group_findings):
+        monkeypatch.setattr(module, "is_locked", is_locked)
+
+
 def findings(capsys):
     return [(f["state"], f["about"], f["what"]) for f in json.loads(capsys.readouterr().out)]
 
 
 @pytest.fixture
 def hooked(monkeypatch):
-    monkeypatch.setattr(doctor_module, "hook", lambda measured: [])
+    monkeypatch.setattr(environment_findings, "hook", lambda measured: [])
 
 
 def test_doctor_finds_nothing_wrong_where_nothing_is(hooked, capsys):
@@ -161,7 +166,7 @@ def alive(serving, monkeypatch):
     """The ring of a server that runs and is measured."""
     _, ring = serving
     ring.describe(records.FACTS)
-    monkeypatch.setattr(doctor_module, "is_locked", lambda path: True)
+    set_locked(monkeypatch, lambda path: True)
     return ring
 
 
@@ -210,7 +215,7 @@ def test_doctor_notes_what_kubernetes_has_set(hooked, capsys, monkeypatch):
 def test_doctor_says_that_the_hook_is_missing_where_no_server_is_measured(unhooked, capsys):
     assert cli.main(["doctor"]) == 1
     out = capsys.readouterr().out
-    assert "no .pth file of ours" in out
+    assert "have no lightllm_otel_boot.pth" in out
     assert "→ start the server with: lightllm-otel run -- python -m …" in out
     assert "pip install -c installed.txt lightllm-otel" in out
 
@@ -220,14 +225,14 @@ def test_what_a_running_server_says_counts_more_than_a_missing_hook(alive, unhoo
     assert cli.main(["doctor", "--json"]) == 0
     (found,) = [finding for finding in findings(capsys) if finding[1] == "hook"]
     assert found[0] == "note"
-    assert "The running server is measured all the same" in found[2]
+    assert "The running server is measured" in found[2]
     assert "lightllm-otel run -- python -m …" in found[2]
 
 
 def test_a_server_that_has_ended_does_not_stand_for_the_hook(serving, unhooked, monkeypatch, capsys):
-    monkeypatch.setattr(doctor_module, "is_locked", lambda path: False)
+    set_locked(monkeypatch, lambda path: False)
     assert cli.main(["doctor"]) == 1
-    assert "a server that is started from it is not measured" in capsys.readouterr().out
+    assert "a server that is started with this Python is not measured" in capsys.readouterr().out
 
 
 def test_the_settings_of_a_running_server_count_more_than_those_of_this_shell(alive, hooked, monkeypatch, capsys):
@@ -251,7 +256,7 @@ def test_doctor_says_what_a_running_server_found_wrong_with_its_settings(alive, 
     [
         ({}, True, False, 0, "listens on this machine only"),
         ({}, True, True, 1, "listens on this machine only"),
-        ({}, False, False, 1, "none runs for"),
+        ({}, False, False, 1, "no exporter runs for"),
         ({"slots": {"ffn": "installed", "kv_write": "missing"}}, True, False, 1, "not found in this model: kv_write"),
     ],
 )
@@ -260,7 +265,7 @@ def test_doctor_looks_at_the_running_server(
 ):
     _, ring = serving
     ring.describe({**records.FACTS, **facts})
-    monkeypatch.setattr(doctor_module, "is_locked", lambda path: path.suffix == ".ring" or exporter_lives)
+    set_locked(monkeypatch, lambda path: path.suffix == ".ring" or exporter_lives)
     assert cli.main(["doctor", "--json", *(["--remote"] if remote else [])]) == status
     assert any(sentence in what for _, _, what in findings(capsys))
 
@@ -280,7 +285,7 @@ CLASSES = {
 @pytest.fixture
 def doctor_of(serving, hooked, monkeypatch, capsys):
     """``doctor_of(facts)`` → (exit status, (state, what) of each finding on the rank) of a server with these facts."""
-    monkeypatch.setattr(doctor_module, "is_locked", lambda path: True)
+    set_locked(monkeypatch, lambda path: True)
 
     def run(**facts):
         serving[1].describe({**records.FACTS, **facts})
@@ -294,9 +299,9 @@ def test_doctor_says_for_each_class_of_layers_what_is_missing_and_what_is_other(
     status, found = doctor_of(layer_classes=CLASSES)
     assert [each for each in found if "TransformerLayerInfer" in each[1]] == [
         ("wrong", "LlamaTransformerLayerInfer (30 layers): not found: kv_write, o_proj"),
-        ("note", "Gemma3TransformerLayerInfer (1 layer): calls whose time is `other`, because they are no operator's: copy, mm"),
-        ("note", "NewTransformerLayerInfer (2 layers): its code is not understood (the source of token_forward cannot be read), "
-                 "so what lies between two of its operators is `other`"),
+        ("note", "Gemma3TransformerLayerInfer (1 layer): calls that belong to no operator, so they count as `other`: copy, mm"),
+        ("note", "NewTransformerLayerInfer (2 layers): the plugin cannot analyse its code (the source of token_forward cannot be "
+                 "read), so the time between two of its operators counts as `other`"),
     ]  # fmt: skip
     assert status == 1
 
@@ -319,27 +324,30 @@ def test_an_operator_outside_of_all_layers_that_is_missing_is_wrong(doctor_of):
 def test_doctor_says_that_a_receiver_takes_nothing(serving, hooked, monkeypatch, capsys):
     exporter, ring = serving
     ring.describe(records.FACTS)
-    monkeypatch.setattr(doctor_module, "is_locked", lambda path: True)
+    set_locked(monkeypatch, lambda path: True)
     exporter._collector.otlp_sender.errors[Signal.METRICS] = 3
     assert cli.main(["doctor", "--json"]) == 1
     (what,) = [what for _, about, what in findings(capsys) if about == "otlp"]
-    assert what.startswith("3 batches did not arrive")
+    assert what.startswith("3 batches could not be sent")
 
 
 def test_doctor_says_which_part_of_the_exporter_has_failed(serving, hooked, monkeypatch, capsys, lenient):
     exporter, _ = serving
-    monkeypatch.setattr(doctor_module, "is_locked", lambda path: True)
+    set_locked(monkeypatch, lambda path: True)
     for _ in range(3):
         with exporter.group.parts(ExporterStage.POSITIONS):
             raise OSError(28, "No space left on device")
     assert cli.main(["doctor", "--json"]) == 1
     wrong = [what for state, about, what in findings(capsys) if (state, about) == ("wrong", "exporter")]
-    assert "its part positions has failed 3 times; everything else goes on" in wrong
+    assert "its part positions has failed 3 times; all other parts still work" in wrong
 
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("rank-0.bak.ring", "is no ring of a rank"), ("rank-1.ring", "is damaged: its header says 0 cells")],
+    [
+        ("rank-0.bak.ring", "the ring of a rank is named rank-N.ring"),
+        ("rank-1.ring", "is damaged: its header says 0 cells"),
+    ],
 )
 def test_doctor_names_a_ring_that_is_none_and_looks_at_the_others(serving, hooked, monkeypatch, capsys, name, sentence):
     exporter, ring = serving
@@ -347,7 +355,7 @@ def test_doctor_names_a_ring_that_is_none_and_looks_at_the_others(serving, hooke
     header = ring.header.copy()
     header["cells"] = 0
     path.write_bytes(header.tobytes() + bytes((1 << 20) - header.nbytes))
-    monkeypatch.setattr(doctor_module, "is_locked", lambda path: True)
+    set_locked(monkeypatch, lambda path: True)
     exporter.poll()
     assert cli.main(["doctor", "--json"]) == 1
     said = [(about, what) for _, about, what in findings(capsys)]
@@ -361,32 +369,32 @@ def test_the_table_of_contracts_does_without_a_ring_that_is_damaged(serving, mon
     ring.describe({**records.FACTS, "contracts": {"rows": {HOOKS[0].name: "changed"}}})
     for name in ("rank-1.ring", "rank-0.bak.ring"):
         ring_path(exporter._folder, 0).with_name(name).write_bytes(bytes(1 << 20))
-    monkeypatch.setattr(doctor_module, "is_locked", lambda path: True)
+    set_locked(monkeypatch, lambda path: True)
     assert cli.main(["doctor", "--contracts"]) == 0
     assert capsys.readouterr().out.count("here: changed; then") == 1
 
 
 def test_doctor_shows_the_rest_when_it_cannot_look_at_something(serving, hooked, monkeypatch, capsys):
-    monkeypatch.setattr(doctor_module, "is_locked", lambda path: True)
-    monkeypatch.setattr(doctor_module, "rank", lambda path: 1 / 0)
+    set_locked(monkeypatch, lambda path: True)
+    monkeypatch.setattr(group_findings, "rank", lambda path: 1 / 0)
     assert cli.main(["doctor"]) == 1
     shown = capsys.readouterr()
-    assert "rank-0.ring cannot be looked at: ZeroDivisionError" in " ".join(shown.out.split())
+    assert "rank-0.ring cannot be checked: ZeroDivisionError" in " ".join(shown.out.split())
     assert "oldest unread step" in shown.out
     assert "Traceback" not in shown.out + shown.err
 
 
 def test_doctor_does_not_hang_with_nvml(hooked, monkeypatch, capsys):
     free = threading.Event()
-    monkeypatch.setattr(doctor_module, "_driver", lambda: free.wait(30) and "")
-    monkeypatch.setattr(doctor_module, "DRIVER_SECONDS", 0.2)
+    monkeypatch.setattr(environment_findings, "_driver", lambda: free.wait(30) and "")
+    monkeypatch.setattr(environment_findings, "DRIVER_SECONDS", 0.2)
     assert cli.main(["doctor", "--json"]) == 1
     assert ("wrong", "driver", "NVML has not answered for 0.2 s") in findings(capsys)
     free.set()
 
 
 def test_quantiles_are_interpolated_as_prometheus_does():
-    row = Row(count=4, seconds=1.0, buckets={1.0: 1, 2.0: 3, 4.0: 4, float("inf"): 4})
+    row = OperatorCalls(count=4, seconds=1.0, buckets={1.0: 1, 2.0: 3, 4.0: 4, float("inf"): 4})
     assert row.quantile(0.5) == 1.5
     assert row.quantile(1.0) == 4.0
 

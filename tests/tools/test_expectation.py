@@ -82,7 +82,7 @@ def test_a_run_that_is_too_short_is_a_baseline_for_comparisons_alone(short, good
     kept = tmp_path / "short.json"
     assert cli.main(["compare", str(short), "--save-baseline", str(kept)]) == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"wrote {kept}, for comparisons alone: ")
+    assert said.startswith(f"wrote {kept}, for comparisons only: ")
     assert "record a longer run" in said
     assert cli.main(["compare", str(kept), str(good)]) == 0
     (first, *_) = runs.load(good).repeats

@@ -14,7 +14,7 @@ from lightllm_otel.records.folder import group_folder
 from lightllm_otel.records.vocabulary import Operator, Phase, Site
 from lightllm_otel.settings import Settings
 from lightllm_otel.tools import cli, prometheus
-from lightllm_otel.tools.fleet import RANKS, Fault, Plan, Server
+from lightllm_otel.tools.fleet import RANKS, Fault, SimulatedServer, StepTemplate
 
 
 def free_port():
@@ -29,36 +29,36 @@ def settings(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def plan():
-    return Plan(Phase.DECODE, 24, 1, 1600)
+def template():
+    return StepTemplate(Phase.DECODE, 24, 1, 1600)
 
 
-def test_who_is_slow_is_waited_for_and_waits_for_nobody(plan):
-    times = plan.seconds(np.random.default_rng(1), Fault(rank=2, slow=1.5), 1.0, 0.0)
-    reduces = plan.intervals["operator"] == Operator.ALL_REDUCE.code
+def test_who_is_slow_is_waited_for_and_waits_for_nobody(template):
+    times = template.seconds(np.random.default_rng(1), Fault(rank=2, slow=1.5), 1.0, 0.0)
+    reduces = template.intervals["operator"] == Operator.ALL_REDUCE.code
     assert (times[2, reduces] <= times[:, reduces].min(axis=0) + 1e-12).all()
     assert times[0, reduces].sum() > 1.5 * times[2, reduces].sum()
     ends = times.sum(axis=1)
-    last = float(times[:, np.flatnonzero(plan.collective)[-1] + 1 :].sum(axis=1).max())
+    last = float(times[:, np.flatnonzero(template.collective)[-1] + 1 :].sum(axis=1).max())
     assert np.ptp(ends) <= last  # they leave each collective together
 
 
-def test_a_slow_link_makes_transfers_longer_and_nothing_else(plan):
-    well, slow = (plan.seconds(np.random.default_rng(1), Fault(), link, 0.0) for link in (1.0, 1.25))
+def test_a_slow_link_makes_transfers_longer_and_nothing_else(template):
+    well, slow = (template.seconds(np.random.default_rng(1), Fault(), link, 0.0) for link in (1.0, 1.25))
     ratio = slow / well
-    assert np.allclose(ratio[:, plan.collective], 1.25)
-    assert np.allclose(ratio[:, ~plan.collective], 1.0)
+    assert np.allclose(ratio[:, template.collective], 1.25)
+    assert np.allclose(ratio[:, ~template.collective], 1.0)
 
 
-def test_collectives_carry_what_the_model_says(plan):
-    at = plan.intervals[plan.collective]
+def test_collectives_carry_what_the_model_says(template):
+    at = template.intervals[template.collective]
     assert set(at["site"]) == {Site.EMBEDDING.code, Site.ATTENTION.code, Site.FFN.code, Site.LM_HEAD.code}
     reduces = at[at["operator"] == Operator.ALL_REDUCE.code]
     assert set(reduces["payload_bytes"]) == {24 * 8192 * 2}
 
 
 def test_its_exporter_matches_every_sampled_step_of_all_ranks(tmp_path, settings):
-    server = Server(group_folder(tmp_path, "one"), settings, Fault(), 1)
+    server = SimulatedServer(group_folder(tmp_path, "one"), settings, Fault(), 1)
     try:
         server.advance(1.0)
         group = server.exporter.group

@@ -63,7 +63,7 @@ def test_too_few_are_one_sentence(tmp_path, capsys, count):
     runs = written(tmp_path, [1.0] * count)
     assert cli.main(["compare", "--repeats", *runs]) == 1
     said = capsys.readouterr().err
-    assert f"needs at least 3 recordings of the same load, there are {count}" in said
+    assert f"needs at least 3 recordings of the same load, but got {count}" in said
     assert len(said.splitlines()) == 1
 
 
@@ -71,7 +71,7 @@ def test_hardly_any_sampled_step_is_told_as_such(tmp_path, capsys):
     runs = [str(simulated.write(tmp_path / str(number), number, steps=20, every=10**6)) for number in range(3)]
     assert cli.main(["compare", "--repeats", *runs]) == 1  # the first step of each is sampled, and no other
     said = capsys.readouterr().err
-    assert "nothing can be said" in said
+    assert "too few sampled steps" in said
     assert len(said.splitlines()) == 1
 
 

@@ -55,12 +55,12 @@ def at(boundaries):
         ([position(0, on_gpu=None), position(1, on_gpu=None, state="T")], True, (1,), "kill -CONT"),
         ([position(0), position(1, alive=False)], True, (1,), "rank 1 is gone"),
         ([position(0), position(1)], True, (), "cannot tell"),
-        ([position(0)], True, (0,), "does not go on"),
+        ([position(0)], True, (0,), "makes no progress"),
         ([position(0, progress=LAUNCHED), position(1, progress=at(9))], True, (), "rank 1 is still launching"),
-        ([position(0, progress=LAUNCHED), position(1, progress=LAUNCHED)], True, (), "or a link that is down"),
+        ([position(0, progress=LAUNCHED), position(1, progress=LAUNCHED)], True, (), "or a link is down"),
         ([position(0, progress=LAUNCHED), position(1)], True, (), "cannot tell"),
-        ([position(0, progress=at(9)), position(1, progress=at(8))], True, (), "rank 1 has launched the least"),
-        ([position(0, progress=at(9)), position(1, progress=at(9))], True, (), "dmesg a lost one)"),
+        ([position(0, progress=at(9)), position(1, progress=at(8))], True, (), "look at rank 1 first"),
+        ([position(0, progress=at(9)), position(1, progress=at(9))], True, (), "dmesg shows a lost GPU)"),
     ],
 )
 def test_who_is_behind(positions, stuck, ranks, word):
@@ -134,7 +134,7 @@ def test_the_operator_that_a_host_has_launched_last_is_shown(start, capsys):
     start(7, 7, words=(words(7, None), words(7, 31, Operator.O_PROJ, 3)))
     status, out = asked(capsys)
     assert status == 1
-    assert re.search(r"rank 0: in decode step 7 for 6\d\.\d s, all of its forward launched; last sign", out)
+    assert re.search(r"rank 0: in decode step 7 for 6\d\.\d s, its forward is fully launched; last sign", out)
     assert re.search(r"rank 1: in decode step 7 for 6\d\.\d s, launched up to o_proj of layer 3; last sign", out)
     assert "→ rank 1 is still launching the step" in out
     (server,) = json.loads(asked(capsys, "--json")[1])

@@ -10,7 +10,7 @@ import simulated
 
 from lightllm_otel.contracts.table import FIELDS, HOOKS
 from lightllm_otel.records.vocabulary import Operator
-from lightllm_otel.tools import calibrate, cli, compare, doctor, kernels, operator_table
+from lightllm_otel.tools import calibrate, cli, compare, doctor, kernel_capture, operator_table
 from lightllm_otel.tools.analysis.compare import Row as Change
 from lightllm_otel.tools.analysis.kernels import Kernel
 from lightllm_otel.tools.finding import NOTE, WRONG, Finding
@@ -75,7 +75,7 @@ def test_compare_keeps_the_longest_operator_apart_from_its_phase():
 
 
 def test_top_keeps_large_numbers_apart():
-    rows = {("decode", "graph"): {LONG: operator_table.Row(123456789.0, 1e9, {math.inf: 123456789.0})}}
+    rows = {("decode", "graph"): {LONG: operator_table.OperatorCalls(123456789.0, 1e9, {math.inf: 123456789.0})}}
     heads, line, _ = operator_table.render(rows).split("\n")
     assert len(cells(heads)) == len(cells(line)) == 6
     assert len(heads) == len(line)
@@ -84,7 +84,7 @@ def test_top_keeps_large_numbers_apart():
 def test_kernels_stand_in_columns_below_their_operators(tmp_path):
     made = [Kernel(operator="ffn", name=name, calls=calls, seconds=seconds)
             for name, calls, seconds in (("gemm", 12345678901, 4e4), ("silu", 2, 1e-3))]  # fmt: skip
-    head, one, two, *_ = kernels.render(made, tmp_path).split("\n")
+    head, one, two, *_ = kernel_capture.render(made, tmp_path).split("\n")
     assert cells(head)[0] == "ffn"
     assert cells(one)[-1] == "gemm"
     assert one.index("gemm") == two.index("silu")

@@ -69,7 +69,7 @@ def test_while_a_step_is_launched_the_ring_says_how_far_its_host_is(serve):
     layer._ffn, pre.token_forward = map(looked, ours)
     request(rpc)
     layer._ffn, pre.token_forward = ours
-    assert seen == ["nothing of it launched yet", "launched up to ffn_norm of layer 1"]
+    assert seen == ["nothing launched yet", "launched up to ffn_norm of layer 1"]
 
 
 def test_when_a_step_is_launched_the_ring_says_so_until_the_next_one_with_marks(serve):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightllm_otel.records.vocabulary import Mode, Operator, Phase
-from lightllm_otel.roofline.shape import Shape
+from lightllm_otel.roofline.shape import ModelShape
 from lightllm_otel.tools.analysis import expected
 from lightllm_otel.tools.analysis.baseline import Side
 from lightllm_otel.tools.analysis.lacking import Lacking, lacking
@@ -78,7 +78,7 @@ class Comparison:
     lacking: tuple[Lacking, ...] = ()
 
 
-def compare(first: Side, second: Side, shape: Shape | None = None) -> Comparison:
+def compare(first: Side, second: Side, shape: ModelShape | None = None) -> Comparison:
     """``shape``: of the model, where the recordings do not say it. Raises CannotCompare."""
     _check(first, second)
     notes = [*first.notes, *second.notes, *_differences(first, second)]
@@ -184,7 +184,7 @@ def _match(first: Side, second: Side, phase: Phase, mode: Mode) -> tuple[Match |
 
 
 def _rows(
-    first: Side, second: Side, matched: Match, phase: Phase, mode: Mode, judged: bool, shape: Shape | None
+    first: Side, second: Side, matched: Match, phase: Phase, mode: Mode, judged: bool, shape: ModelShape | None
 ) -> list[Row]:
     count = len(first.tables)
     operators, steps = matched.operators(), matched.seconds()

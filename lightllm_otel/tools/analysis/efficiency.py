@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from lightllm_otel.records.vocabulary import Mode, Phase
 from lightllm_otel.roofline import ideal
-from lightllm_otel.roofline.shape import Shape
+from lightllm_otel.roofline.shape import ModelShape
 from lightllm_otel.tools.analysis.expected import batch as batch_of
 from lightllm_otel.tools.analysis.expected import machine as machine_of
 from lightllm_otel.tools.analysis.expected import unlike
@@ -29,7 +29,7 @@ class Measured:
     run: str
 
 
-def efficiencies(runs: Iterable[Run], shape: Shape) -> Known:
+def efficiencies(runs: Iterable[Run], shape: ModelShape) -> Known:
     """The best of all runs, by GPU and phase."""
     found: dict[tuple[str, Phase], Measured] = {}
     for run in runs:
@@ -49,7 +49,7 @@ def efficiencies(runs: Iterable[Run], shape: Shape) -> Known:
     return found
 
 
-def useless(runs: Iterable[Run], asked: Collection[str], shape: Shape) -> Iterator[str]:
+def useless(runs: Iterable[Run], asked: Collection[str], shape: ModelShape) -> Iterator[str]:
     """A sentence on each run whose GPU is none of those asked for, or whose model cannot be told."""
     for run in runs:
         on = machine_of(run.facts)

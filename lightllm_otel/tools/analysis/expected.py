@@ -14,7 +14,7 @@ from lightllm_otel.reduce import analytic
 from lightllm_otel.roofline import gpus, ideal, links, shape
 from lightllm_otel.roofline.gpus import Gpu
 from lightllm_otel.roofline.links import Link
-from lightllm_otel.roofline.shape import Shape
+from lightllm_otel.roofline.shape import ModelShape
 from lightllm_otel.roofline.work import Batch
 
 
@@ -22,14 +22,14 @@ from lightllm_otel.roofline.work import Batch
 class Machine:
     """``link``: None for a single rank, or where it is not known; ``element``: bytes of a weight."""
 
-    shape: Shape | None
+    shape: ModelShape | None
     gpu: Gpu | None
     link: Link | None
     ranks: int
     element: float
 
 
-def machine(facts: Mapping[str, Any], given: Shape | None = None, gpu: Gpu | None = None) -> Machine:
+def machine(facts: Mapping[str, Any], given: ModelShape | None = None, gpu: Gpu | None = None) -> Machine:
     """From what a rank says of itself; what is given goes before that, and what is not known stays None."""
     own = given
     if own is None:
@@ -54,7 +54,7 @@ def machine(facts: Mapping[str, Any], given: Shape | None = None, gpu: Gpu | Non
     return Machine(own, gpu, link, ranks, shape.DTYPE_BYTES.get(str(facts.get("dtype", "")), 2))
 
 
-def unlike(facts: Mapping[str, Any], given: Shape | None) -> str:
+def unlike(facts: Mapping[str, Any], given: ModelShape | None) -> str:
     """Why a recording cannot be of this model; empty where nothing speaks against it."""
     layers = int(facts.get("layers") or 0)
     if given is None or not layers or layers == given.layers:
@@ -85,7 +85,7 @@ def load(steps: np.ndarray, phase: Phase, on: Machine) -> dict[Operator, Load]:
 
 def ratios(
     first: Mapping[str, Any], second: Mapping[str, Any], phase: Phase, size: tuple[float, float, float],
-    given: Shape | None = None,
+    given: ModelShape | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Least time on the second machine / on the first, of each operator and of the step (``step``); empty if unknown."""
     tables = []

@@ -8,7 +8,7 @@ import numpy as np
 
 from lightllm_otel.records.vocabulary import COLLECTIVES, Mode, Operator, Phase
 from lightllm_otel.roofline import ideal, links
-from lightllm_otel.roofline.work import Work
+from lightllm_otel.roofline.work import OperatorWork
 from lightllm_otel.tools.analysis import expected, resampling
 from lightllm_otel.tools.analysis.expected import Machine
 from lightllm_otel.tools.analysis.runs import Repeat, Run
@@ -118,7 +118,7 @@ def _rated(
     )  # fmt: skip
     if on.gpu is None:
         return rated
-    least = ideal.operator(operator, Work(load.flops, load.memory_bytes), on.gpu, None, on.ranks)
+    least = ideal.operator(operator, OperatorWork(load.flops, load.memory_bytes), on.gpu, None, on.ranks)
     share = row.seconds_per_step / seconds
     busy = least.seconds / seconds
     bound = least.bound if busy > _BUSY else host or least.bound

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from lightllm_otel.records.vocabulary import Operator, Phase
 from lightllm_otel.roofline import ideal, links, memory
 from lightllm_otel.roofline.gpus import Gpu
-from lightllm_otel.roofline.shape import Shape
+from lightllm_otel.roofline.shape import ModelShape
 from lightllm_otel.roofline.work import Batch
 from lightllm_otel.tools.analysis.efficiency import Measured, efficiencies, unfair, useless
 from lightllm_otel.tools.analysis.runs import Run
@@ -43,7 +43,7 @@ class Load:
     ``element``: bytes of a weight and of a cached value; ``network``: bytes per second between machines.
     """
 
-    shape: Shape
+    shape: ModelShape
     input_len: int
     output_len: int
     first_token_seconds: float
@@ -155,7 +155,7 @@ def _best(machine: Machine, load: Load, phase: Phase, measured: Measured | None)
     return min(options, key=lambda each: each.cost), ""
 
 
-def _cuts(machine: Machine, shape: Shape) -> list[int]:
+def _cuts(machine: Machine, shape: ModelShape) -> list[int]:
     return [tp for tp in (1, 2, 4, 8, 16) if tp <= machine.cards and shape.heads % tp == 0]
 
 

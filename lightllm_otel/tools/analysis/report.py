@@ -10,7 +10,7 @@ from lightllm_otel.records.recording import BadRecording
 from lightllm_otel.records.vocabulary import Mode, Phase
 from lightllm_otel.roofline import ideal
 from lightllm_otel.roofline.gpus import Gpu
-from lightllm_otel.roofline.shape import Shape
+from lightllm_otel.roofline.shape import ModelShape
 from lightllm_otel.tools.analysis import expected, pace, pictures
 from lightllm_otel.tools.analysis.expected import Machine
 from lightllm_otel.tools.analysis.operators import Spent, spent, utilisation
@@ -35,7 +35,7 @@ KNOWN = (
 )
 
 
-def report(run: Run, shape: Shape | None = None, gpu: Gpu | None = None) -> dict[str, Any]:
+def report(run: Run, shape: ModelShape | None = None, gpu: Gpu | None = None) -> dict[str, Any]:
     """``shape`` and ``gpu``: where the recording does not say them, or is to be seen otherwise."""
     on = expected.machine(run.facts, shape, gpu)
     if why := expected.unlike(run.facts, shape):

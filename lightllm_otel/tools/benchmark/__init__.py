@@ -1,1 +1,1 @@
-"""Benchmarks: the same batch again and again, a recording of each repeat, and what it ran on."""
+"""Benchmarks: run the same batch several times, record each repeat, and describe the machine."""

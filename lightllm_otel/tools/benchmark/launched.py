@@ -1,4 +1,4 @@
-"""A server of the benchmark's own, from a command: started for one repeat, asked, and ended with all of its processes."""
+"""Server that the benchmark starts from a command for one repeat, and ends with all of its processes."""
 
 from __future__ import annotations
 
@@ -19,39 +19,42 @@ from lightllm_otel.tools.benchmark import served
 from lightllm_otel.tools.benchmark.static import group_of, temporary
 
 START_SECONDS = 1800.0  # a large model from a slow disk
-TERM_SECONDS, KILL_SECONDS = 5.0, 20.0  # LightLLM's processes swallow SIGTERM, most of them
-ATTEMPT_SECONDS = 60.0  # a first request may have to compile kernels
-DEFAULT_PORT = 8000  # LightLLM's own
+TERM_SECONDS, KILL_SECONDS = 5.0, 20.0  # most processes of LightLLM ignore SIGTERM
+ATTEMPT_SECONDS = 60.0  # the first request may compile kernels
+DEFAULT_PORT = 8000  # default of LightLLM
 ANY_HOST = ("", "0.0.0.0", "::", "localhost")
-_MARK = "LIGHTLLM_BENCH_SERVER"  # in the environment of every process of one server, however far detached
+_TAG = "LIGHTLLM_BENCH_SERVER"  # environment variable that all processes of one server inherit, even detached ones
 _POLL_SECONDS = 0.3
 
 
 class NoServer(RuntimeError):
-    """The command did not become a server that answers; the message has the end of what it wrote."""
+    """Raised if the command does not start a server that answers; the message has the last line of its output."""
 
 
 def words_of(command: str) -> list[str]:
-    """Raises ValueError for what no shell would take."""
+    """Split the command of ``--serve`` into words. Raises ValueError if a shell would not accept it."""
     try:
         words = shlex.split(command)
     except ValueError as problem:
-        raise ValueError(f"--serve {command!r} is not understood ({problem}): give a command in quotes") from problem
+        raise ValueError(f"--serve {command!r} is not understood ({problem}): pass a command in quotes") from problem
     if not words:
-        raise ValueError("--serve: give the command that starts the server, in quotes")
+        raise ValueError("--serve: pass the command that starts the server, in quotes")
     return words
 
 
 def url_of(words: Sequence[str]) -> str:
-    """Where the server of this command listens, if on this machine: its ``--host`` and ``--port``, or LightLLM's defaults."""
+    """Return the URL of the server that this command starts on this machine, from its ``--host`` and ``--port``.
+
+    The defaults are those of LightLLM. Raises ValueError.
+    """
     port, host = _option(words, "--port", str(DEFAULT_PORT)), _option(words, "--host", "")
     if not port.isdecimal():
-        raise ValueError(f"--serve has --port {port}: give a number, or say with --url where it listens")
+        raise ValueError(f"--serve has --port {port}: pass a number, or pass the address of the server with --url")
     return f"http://{'127.0.0.1' if host in ANY_HOST else f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _option(words: Sequence[str], name: str, default: str) -> str:
-    """The last one counts, as for argparse."""
+    """Return the value of an option; the last one counts, as in argparse."""
     found = default
     for word, following in zip(words, [*words[1:], ""]):
         if word == name:
@@ -70,17 +73,21 @@ def running(
     log: Path,
     start_seconds: float = START_SECONDS,
 ) -> Iterator[served.Server]:
-    """``changes``: of its environment. ``log``: a file for what it writes. Raises NoServer and NoRing."""
+    """Run the server inside the block.
+
+    ``changes``: variables of its environment. ``every``: sample one decode step in so many. ``log``: file for its output. Raises
+    NoServer and NoRing.
+    """
     address = urllib.parse.urlsplit(url)
     if _listens(address.hostname or "127.0.0.1", address.port or DEFAULT_PORT):
-        raise NoServer(f"something listens at {url} already; end it, or give another --port in --serve")
-    mark = uuid.uuid4().hex
+        raise NoServer(f"another process already listens at {url}; end it, or pass another --port in --serve")
+    tag = uuid.uuid4().hex
     log.parent.mkdir(parents=True, exist_ok=True)
     with temporary() as directory, log.open("wb") as output:
-        # The last one: a process that gives itself a title would write it over the environment by which we know it.
+        # SPT_NOENV keeps setproctitle from overwriting the environment, which identifies the processes of this server.
         own = {
             "LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_DIR": str(directory), "LIGHTLLM_OTEL_TARGETS": "off",
-            _MARK: mark, "SPT_NOENV": "1",
+            _TAG: tag, "SPT_NOENV": "1",
         }  # fmt: skip
         if every is not None:
             own["LIGHTLLM_OTEL_SAMPLE_EVERY"] = str(every)
@@ -96,20 +103,23 @@ def running(
             groups = {path.parent.name for path in directory.glob(f"*/{RING_PATTERN}")}
             if len(groups) > 1:
                 raise NoServer(
-                    f"the server has {len(groups)} groups (--dp?), and a benchmark is of one: {', '.join(sorted(groups))}"
+                    f"the server has {len(groups)} groups (--dp?), but a benchmark needs exactly one: {', '.join(sorted(groups))}"
                 )
             yield served.Server(url, group_of(directory, 1))
         finally:
-            _end(process, mark)
+            _end(process, tag)
 
 
 def _wait(process: subprocess.Popen[bytes], server: served.Server, log: Path, seconds: float) -> None:
-    """Until it has answered a request: an older LightLLM calls itself healthy before its model is loaded."""
+    """Wait until the server has answered a request. LightLLM 0.0.1 reports that it is healthy before the model is loaded.
+
+    Raises NoServer.
+    """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if process.poll() is not None:
             raise NoServer(
-                f"the server ended with status {process.returncode} before it answered: {_last(log)} (all of it: {log})"
+                f"the server exited with status {process.returncode} before it answered: {_last(log)} (full log: {log})"
             )
         try:
             server.generate("a", 1, min(ATTEMPT_SECONDS, max(end - time.monotonic(), 1.0)))
@@ -117,7 +127,7 @@ def _wait(process: subprocess.Popen[bytes], server: served.Server, log: Path, se
             time.sleep(_POLL_SECONDS)
         else:
             return
-    raise NoServer(f"the server has not answered at {server.url} for {seconds:g} s: {_last(log)} (all of it: {log})")
+    raise NoServer(f"the server has not answered at {server.url} for {seconds:g} s: {_last(log)} (full log: {log})")
 
 
 def _last(log: Path) -> str:
@@ -133,20 +143,21 @@ def _listens(host: str, port: int) -> bool:
         return False
 
 
-def _end(process: subprocess.Popen[bytes], mark: str) -> None:
-    """As it likes; with force after a while, because LightLLM's processes outlive the one that started them. Whoever ends the
-    benchmark a second time meanwhile has it with force at once.
+def _end(process: subprocess.Popen[bytes], tag: str) -> None:
+    """Send SIGTERM, then SIGKILL after a grace period, because LightLLM's processes outlive their parent.
+
+    If the benchmark is interrupted a second time meanwhile, SIGKILL is sent at once.
     """
     try:
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGTERM)
         end = time.monotonic() + TERM_SECONDS
-        while _processes(mark, process.pid) and time.monotonic() < end:
+        while _processes(tag, process.pid) and time.monotonic() < end:
             process.poll()
             time.sleep(_POLL_SECONDS)
     finally:
         end = time.monotonic() + KILL_SECONDS
-        while (left := _processes(mark, process.pid)) and time.monotonic() < end:
+        while (left := _processes(tag, process.pid)) and time.monotonic() < end:
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
             for pid in left:
@@ -154,13 +165,18 @@ def _end(process: subprocess.Popen[bytes], mark: str) -> None:
                     os.kill(pid, signal.SIGKILL)
             process.poll()
             time.sleep(_POLL_SECONDS)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # one in the kernel's hands: nothing more can be done
+        with contextlib.suppress(
+            subprocess.TimeoutExpired
+        ):  # a process in an uninterruptible system call cannot be killed
             process.wait(KILL_SECONDS)
 
 
-def _processes(mark: str, first: int) -> set[int]:
-    """The living ones with this mark, an exporter that detached itself included; what ``first`` has started, and its session."""
-    wanted, parents, found = f"{_MARK}={mark}".encode(), {}, set()
+def _processes(tag: str, first: int) -> set[int]:
+    """Return the ids of the server's living processes.
+
+    These have the tag in their environment (a detached exporter as well), or are descendants of ``first``, or in its session.
+    """
+    wanted, parents, found = f"{_TAG}={tag}".encode(), {}, set()
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, IndexError):
             pid, state = int(entry.name), (entry / "stat").read_text().rpartition(")")[2].split()

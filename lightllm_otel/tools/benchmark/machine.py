@@ -1,4 +1,4 @@
-"""What a benchmark ran on, beside what the ranks say of themselves: clocks, power, driver, links, versions."""
+"""Facts about the machine of a benchmark: clocks, power, driver, links, versions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = (
     "vllm",
     "sgl-kernel",
 )
-# What changes how fast LightLLM runs. Values of others (paths, tokens) stay where they are.
+# Prefixes of variables that can change the speed of LightLLM. Other variables can hold private values (paths, tokens).
 VARIABLES = (
     "CUDA_",
     "NCCL_",
@@ -40,7 +40,7 @@ PRIVATE = ("TOKEN", "KEY", "SECRET", "PASSWORD", "DIR", "PATH", "HOME")
 
 
 def facts() -> dict[str, Any]:
-    """JSON; an empty list of GPUs where NVML finds none."""
+    """Return the facts as JSON values; the list of GPUs is empty if NVML finds none."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -78,7 +78,7 @@ def _nvml() -> dict[str, Any]:
 
 
 def _gpu(nvml: Any, handle: Any) -> dict[str, Any]:
-    """What a GPU does not say is left out."""
+    """Return the facts about one GPU, without those that NVML does not provide."""
     asked: dict[str, Any] = {
         "name": lambda: _text(nvml.nvmlDeviceGetName(handle)),
         "sm_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
@@ -98,7 +98,7 @@ def _gpu(nvml: Any, handle: Any) -> dict[str, Any]:
 
 
 def _links(module: Any, handles: list[Any]) -> list[list[str]]:
-    """GPU by GPU."""
+    """Return the kind of connection between each pair of GPUs, as a matrix."""
     nvml = Nvml(module)
     places = [nvml.ask(None, "DeviceGetPciInfo", handle) for handle in handles]
     buses = ["" if place is None else address(place) for place in places]

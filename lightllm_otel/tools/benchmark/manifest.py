@@ -1,4 +1,4 @@
-"""``bench.json``: what was asked for, what it ran on, and what each repeat took, beside the recordings of the repeats."""
+"""``bench.json``: workload, machine and the result of each repeat, beside the recordings of the repeats."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ FORMAT, VERSION = "lightllm-otel bench", 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """Lengths in tokens, of each request. ``every``: one decode step in so many is sampled; None leaves it as it is."""
+class Workload:
+    """Workload of a benchmark.
+
+    ``input_len`` and ``output_len``: tokens per request. ``warmup``: batches before the first repeat. ``every``: sample one
+    decode step in so many; None keeps the server's setting.
+    """
 
     batch_size: int
     input_len: int
@@ -27,19 +31,21 @@ class Plan:
     every: int | None
 
     def check(self) -> None:
-        """Raises ValueError."""
+        """Raise ValueError if a number is out of range."""
         numbers = dataclasses.asdict(self)
         for name in ("batch_size", "input_len", "output_len", "repeats"):
             if numbers[name] < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {numbers[name]}: give a whole number of at least 1")
+                raise ValueError(f"--{name.replace('_', '-')} {numbers[name]}: pass a whole number of at least 1")
         if self.warmup < 0 or (self.every is not None and self.every < 1):
-            raise ValueError("--warmup is at least 0 and --every at least 1")
+            raise ValueError("--warmup must be at least 0 and --every at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Of one repeat. ``recording``: its folder, below the benchmark's; ``seconds``: from the first request to the last answer.
-    ``hook_share``: of that time, what the model's thread spent in the plugin.
+    """Outcome of one repeat.
+
+    ``recording``: its folder, relative to that of the benchmark. ``seconds``: from the first request to the last answer.
+    ``hook_share``: the share of that time that the model's thread spent in the plugin.
     """
 
     recording: str
@@ -51,21 +57,23 @@ class Outcome:
 
     @property
     def output_tokens_per_second(self) -> float:
+        """Output tokens per second of the whole batch."""
         return self.output_tokens / self.seconds
 
 
 class Manifest:
-    """Written again after every repeat, so that a benchmark that is broken off is still one."""
+    """Writer of ``bench.json``. It writes the file after every repeat, so that an interrupted benchmark can still be used."""
 
-    def __init__(self, folder: Path, kind: str, plan: Plan, **more: Any) -> None:
+    def __init__(self, folder: Path, kind: str, workload: Workload, **more: Any) -> None:
         self._folder = folder
         self._content: dict[str, Any] = {
             "format": FORMAT, "version": VERSION, "plugin": __version__, "kind": kind,
             "began": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "plan": dataclasses.asdict(plan), **more, "machine": machine.facts(), "repeats": [],
+            "plan": dataclasses.asdict(workload), **more, "machine": machine.facts(), "repeats": [],
         }  # fmt: skip
 
     def add(self, outcome: Outcome) -> None:
+        """Add a repeat and write the file. Raises OSError."""
         row = {**dataclasses.asdict(outcome), "output_tokens_per_second": outcome.output_tokens_per_second}
         self._content["repeats"].append(row)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -73,4 +81,5 @@ class Manifest:
 
     @property
     def content(self) -> dict[str, Any]:
+        """Content of the file, as JSON values."""
         return self._content

@@ -1,8 +1,7 @@
-"""The process of one rank of ``lightllm-otel calibrate``: ``python -m lightllm_otel.tools.benchmark.peaks``.
+"""Process of one rank of ``lightllm-otel calibrate``: ``python -m lightllm_otel.tools.benchmark.peaks``.
 
-Times matrix products, copies, collectives and pairs of ranks, and prints JSON from rank 0. Each figure is the best of several
-rounds of many calls between two synchronisations, so the launch of a single call does not count but for the smallest payloads,
-where it is what a caller pays.
+It times matrix products, copies, collectives and pairs of ranks, and rank 0 prints JSON. Each figure is the best of several
+rounds. A round is many calls between two synchronisations, so launch time counts only for the smallest payloads.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from collections.abc import Callable
 from typing import Any
 
 ROUNDS = 5
-ROUND_SECONDS = 0.05  # of a round, about
+ROUND_SECONDS = 0.05  # approximate duration of a round
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter")
 
 
-class Bench:
-    """On one device, with torch's own collectives. ``device``: ``cuda``, or ``cpu`` to try it out."""
+class PeakBenchmark:
+    """Benchmark of one device, with the collectives of torch. ``device``: ``cuda``, or ``cpu`` for tests."""
 
     def __init__(self, device: str, rank: int, ranks: int) -> None:
         self.torch: Any = importlib.import_module("torch")
@@ -36,7 +35,7 @@ class Bench:
             self.dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=rank, world_size=ranks)
 
     def seconds(self, call: Callable[[], Any], together: bool = False) -> float:
-        """Of one call, the best round. ``together``: the same number of calls on all ranks."""
+        """Return the seconds of one call, in the best round. ``together``: make the same number of calls on all ranks."""
         for _ in range(3):
             call()
         once = self._round(call, 3) / 3
@@ -60,19 +59,22 @@ class Bench:
             self.torch.cuda.synchronize()
 
     def flops(self, size: int) -> float:
-        """Per second, of a product of two square matrices in 16 bits (32 on a CPU)."""
+        """Return the FLOP/s of a product of two square fp16 matrices (fp32 on a CPU)."""
         kind = self.torch.float32 if self.device == "cpu" else self.torch.float16
         one, two = (self.torch.randn(size, size, device=self.device).to(kind) for _ in range(2))
         out = self.torch.empty(size, size, device=self.device, dtype=kind)
         return 2 * size**3 / self.seconds(lambda: self.torch.mm(one, two, out=out))
 
     def copied(self, size: int) -> float:
-        """Bytes per second read and written, of a copy of so many bytes within the memory."""
+        """Return the bytes per second, read and written, of a copy of ``size`` bytes in memory."""
         source, target = (self.torch.zeros(size, dtype=self.torch.uint8, device=self.device) for _ in range(2))
         return 2 * size / self.seconds(lambda: target.copy_(source))
 
     def collective(self, name: str, size: int) -> float:
-        """Seconds of one call whose payload (all ranks' data together, but for all_reduce) is so many bytes."""
+        """Return the seconds of one call with a payload of ``size`` bytes.
+
+        The payload is the data of all ranks together, except for all_reduce.
+        """
         count = max(size // 2, self.ranks) // self.ranks * self.ranks
         kind = self.torch.float32 if self.device == "cpu" else self.torch.float16
         whole = self.torch.zeros(count, dtype=kind, device=self.device)
@@ -85,7 +87,7 @@ class Bench:
         return self.seconds(calls[name], together=True)
 
     def pair(self, one: int, two: int, size: int) -> float | None:
-        """Seconds for so many bytes one way between two ranks, half of a round trip; None on the ranks that look on."""
+        """Return the seconds of a transfer of ``size`` bytes between two ranks, as half of a round trip; None on other ranks."""
         self.dist.barrier()
         if self.rank not in (one, two):
             return None
@@ -104,7 +106,8 @@ class Bench:
         return min(self._round(round_trip, calls) for _ in range(ROUNDS)) / calls / 2
 
 
-def measure(bench: Bench, sizes: list[int], matrix: int, copy: int) -> dict[str, Any]:
+def measure(bench: PeakBenchmark, sizes: list[int], matrix: int, copy: int) -> dict[str, Any]:
+    """Return all measurements as JSON values. ``sizes``: payloads in bytes. ``matrix``: rows. ``copy``: bytes."""
     kind = 4 if bench.device == "cpu" else 2
     found: dict[str, Any] = {"flops": bench.flops(matrix), "memory_bytes_per_second": bench.copied(copy)}
     if bench.ranks == 1:
@@ -113,7 +116,7 @@ def measure(bench: Bench, sizes: list[int], matrix: int, copy: int) -> dict[str,
         name: [{"payload_bytes": size // 2 // bench.ranks * bench.ranks * kind, "seconds": bench.collective(name, size)}
                for size in sizes]
         for name in COLLECTIVES
-        # Gloo, on a CPU, has no reduce_scatter of one tensor.
+        # Gloo, which is used on a CPU, has no reduce_scatter_tensor.
         if bench.device != "cpu" or name == "all_reduce"
     }  # fmt: skip
     pairs = [(one, two) for one in range(bench.ranks) for two in range(one + 1, bench.ranks)]
@@ -130,6 +133,7 @@ def measure(bench: Bench, sizes: list[int], matrix: int, copy: int) -> dict[str,
 
 
 def main() -> None:
+    """Measure, and print JSON in rank 0."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
     for name in ("rank", "ranks", "matrix", "copy"):
@@ -137,8 +141,8 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", required=True)
     given = parser.parse_args()
     if given.device == "cuda" and not importlib.import_module("torch").cuda.is_available():
-        sys.exit("torch finds no GPU here; --device cpu tries it out without one")
-    bench = Bench(given.device, given.rank, given.ranks)
+        sys.exit("torch finds no GPU on this machine; use --device cpu for a test without one")
+    bench = PeakBenchmark(given.device, given.rank, given.ranks)
     found = measure(bench, given.sizes, given.matrix, given.copy)
     if bench.device != "cpu":
         properties = bench.torch.cuda.get_device_properties(bench.device)

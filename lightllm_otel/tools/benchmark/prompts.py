@@ -1,4 +1,4 @@
-"""Prompts of an exact length in tokens, each with another beginning, so that no cache of prefixes helps."""
+"""Prompts of an exact length in tokens. Each begins differently, so that a prompt cache does not help."""
 
 from __future__ import annotations
 
@@ -9,51 +9,54 @@ from pathlib import Path
 from typing import Any, Protocol
 
 _TRIES = 400
-# At least one of them is in every folder that a tokenizer can be read from.
+# Every folder with a tokenizer has at least one of these files.
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
 class Tokenizer(Protocol):
+    """Tokenizer of a model."""
+
     def encode(self, text: str) -> list[int]: ...
     def decode(self, tokens: list[int]) -> str: ...
 
 
 class NoTokenizer(LookupError):
-    """The folder has none that can be read here; the message says what is missing."""
+    """Raised if the folder has no readable tokenizer; the message says what is missing."""
 
 
 def tokenizer(model_dir: Path) -> tuple[Tokenizer, int]:
-    """The model's own as LightLLM loads it, and how many tokens it has. Raises NoTokenizer."""
+    """Load the model's tokenizer as LightLLM does, and return it with its number of tokens. Raises NoTokenizer."""
     try:
         transformers: Any = importlib.import_module("transformers")
     except ImportError as error:
-        raise NoTokenizer("prompts of an exact length need the package transformers, which LightLLM has: run this in "
-                          "its environment") from error  # fmt: skip
+        raise NoTokenizer("prompts of an exact length need the package transformers: run this in the environment "
+                          "of LightLLM, which has it") from error  # fmt: skip
     if not model_dir.is_dir():
-        raise NoTokenizer(f"--model-dir {model_dir} is not a folder; give the one that the server was started with")
+        raise NoTokenizer(f"--model-dir {model_dir} is not a folder; pass the one that the server was started with")
     if not any(any(model_dir.glob(pattern)) for pattern in TOKENIZER_FILES):
         raise NoTokenizer(
-            f"{model_dir} has no tokenizer; give the folder with the model's {' or '.join(TOKENIZER_FILES)}"
+            f"{model_dir} has no tokenizer; pass the folder with the model's {' or '.join(TOKENIZER_FILES)}"
         )
     try:
         found: Any = transformers.AutoTokenizer.from_pretrained(str(model_dir))
     except Exception as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)
-        raise NoTokenizer(f"{model_dir} has no tokenizer that can be read: {why}") from error
+        raise NoTokenizer(f"{model_dir} has no readable tokenizer: {why}") from error
     return found, len(found)
 
 
 def prompts(own: Tokenizer, size: int, count: int, tokens: int, seed: int) -> list[str]:
-    """``count`` texts that the server's tokenizer makes exactly ``tokens`` of. Raises ValueError where it cannot be.
+    """Return ``count`` texts of exactly ``tokens`` tokens each. ``size``: number of tokens of the tokenizer.
 
-    ``seed``: at least 0; the negative of a seed would make the same texts.
+    ``seed``: at least 0, because a negative seed gives the same texts as its absolute value. Raises ValueError if the tokenizer
+    cannot produce such texts.
     """
     chance = random.Random(seed)
     return [_prompt(own, size, tokens, chance) for _ in range(count)]
 
 
 def _prompt(own: Tokenizer, size: int, tokens: int, chance: random.Random) -> str:
-    """Random tokens as text come back as about as many; what is too much is cut off, what is missing is added."""
+    """Return one text. Random tokens are decoded to text, which is then cut or extended until it has the exact length."""
 
     def piece(count: int) -> str:
         return own.decode([chance.randrange(3, size) for _ in range(count)]).strip()
@@ -70,11 +73,11 @@ def _prompt(own: Tokenizer, size: int, tokens: int, chance: random.Random) -> st
             text = f"{text} {piece(missing - 4)}".strip()
         else:
             text += chance.choice((" a", " the", "b", " c", ".", "d"))
-    raise ValueError(f"this tokenizer makes no text of exactly {tokens} tokens; try another --input-len")
+    raise ValueError(f"found no text of exactly {tokens} tokens with this tokenizer; try another --input-len")
 
 
 def _cut(encode: Callable[[str], list[int]], text: str, tokens: int) -> str:
-    """The longest beginning with at most so many tokens, by bisection."""
+    """Return the longest prefix with at most ``tokens`` tokens, by bisection."""
     low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,7 +1,7 @@
-"""The process of one rank of the static benchmark: ``python -m lightllm_otel.tools.benchmark.rank``, started by :mod:`.static`.
+"""Process of one rank of the static benchmark: ``python -m lightllm_otel.tools.benchmark.rank``, started by :mod:`.static`.
 
-It says ``ready`` when the model is there and warm, waits for a line, runs the batch, prints what it took as JSON, and waits
-for another line before it ends: until then the rings are read.
+It prints ``ready`` once the model is loaded and warm, and waits for a line. Then it runs the batch, prints the seconds as JSON,
+and waits for another line before it ends, so that its ring can be read meanwhile.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Beyond the batch: what a step leaves is read when the next ones run, so the last ones would be missing.
+# Extra steps after the batch: the plugin reads a step when the next ones run, so the last steps would be missing.
 TRAILING_STEPS = 3
-# All_reduces for ranks on GPUs of their own, which are on unless they are switched off; by the versions that have them.
+# Switch off the all_reduces that need one GPU per rank. A version of LightLLM may lack some of these options.
 WITHIN_A_HOST = ("--disable_custom_allreduce", "--disable_flashinfer_allreduce", "--disable_symm_mem_allreduce")
 
 
 def main() -> None:
+    """Run one rank."""
     given = _arguments()
-    # LightLLM writes to stdout as it likes; ours is for the parent.
+    # LightLLM prints to stdout, too, but stdout is our channel to the parent.
     channel, sys.stdout = sys.stdout, sys.stderr
     with _model(given) as model:
         for number in range(given.warmup):
@@ -45,32 +46,32 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def is_new() -> bool:
-    """Which LightLLM this is: 0.0.1 has no module of communication operators of its own."""
+def is_after_0_0_1() -> bool:
+    """Return whether LightLLM is newer than 0.0.1, which has no module ``lightllm.distributed``."""
     return importlib.util.find_spec("lightllm.distributed") is not None
 
 
 def _model(given: argparse.Namespace) -> Any:
     length = given.input_len + given.output_len + TRAILING_STEPS
     total = given.batch_size * (length + 1)
-    if is_new():
-        from lightllm_otel.tools.benchmark import static_v1 as static_new
+    if is_after_0_0_1():
+        from lightllm_otel.tools.benchmark import static_v1
 
         more = ["--data_type", given.data_type] if given.data_type else []
-        if given.share_gpu:  # every rank is a node of its own, and all nodes are this host
+        if given.share_gpu:  # every rank is a node of its own on this host
             more += ["--nnodes", str(given.tp), "--node_rank", str(given.rank)]
-        return static_new.StaticModel(
-            given.model_dir, None, max(total, length + static_new.SPARE) + static_new.SPARE, given.batch_size, given.graphs,
+        return static_v1.StaticModel(
+            given.model_dir, None, max(total, length + static_v1.SPARE) + static_v1.SPARE, given.batch_size, given.graphs,
             given.tp, given.rank, given.nccl_port, max_length=length, graph_batches=[given.batch_size],
             arguments=[*more, "--batch_max_tokens", str(given.batch_size * given.input_len),
                        "--running_max_req_size", str(given.batch_size)],
             switches=WITHIN_A_HOST if given.share_gpu else (),
         )  # fmt: skip
     if given.share_gpu:
-        sys.exit("LightLLM 0.0.1 cannot share a GPU among ranks: it knows of one host only")
-    from lightllm_otel.tools.benchmark import static_0_0_1 as static_old
+        sys.exit("LightLLM 0.0.1 cannot share a GPU among ranks, because it supports only one host")
+    from lightllm_otel.tools.benchmark import static_0_0_1
 
-    return static_old.StaticModel(
+    return static_0_0_1.StaticModel(
         given.model_dir,
         total,
         given.tp,
@@ -83,7 +84,10 @@ def _model(given: argparse.Namespace) -> Any:
 
 
 def _batch(model: Any, given: argparse.Namespace, seed: int, output_len: int, trailing: int = 0) -> tuple[float, float]:
-    """``(seconds of the prefill, seconds of all decode steps)``, on the host's clock: each step ends with its tokens read."""
+    """Run one batch. Return the seconds of the prefill and of all decode steps, on the host's clock.
+
+    Each step ends when its tokens have been read, so the host's clock includes the GPU's work.
+    """
     began = time.perf_counter()
     model.prefill(given.batch_size, given.input_len, seed)
     prefilled = time.perf_counter()

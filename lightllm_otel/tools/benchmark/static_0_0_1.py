@@ -1,6 +1,6 @@
-"""One rank of LightLLM 0.0.1's model in this process, without a server: the same face as :mod:`.static_new`.
+"""One rank of a model of LightLLM 0.0.1 in this process, without a server; the interface is that of :mod:`.static_v1`.
 
-LightLLM's own backend does each step, called as its router would call it.
+The backend of LightLLM executes each step, called as its router would call it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BATCH = "batch"
 
 
 class StaticModel:
-    """A process can have one only."""
+    """Model of LightLLM 0.0.1. A process can have only one."""
 
     def __init__(
         self, model_dir: Path, max_total_tokens: int, tp: int, rank: int, nccl_port: int, max_length: int,
@@ -31,7 +31,7 @@ class StaticModel:
             "rank_id": rank, "world_size": tp, "weight_dir": str(model_dir), "load_way": "HF", "mode": [],
             "max_total_token_num": max_total_tokens, "nccl_port": nccl_port, "max_req_num": most_requests + SPARE,
             "max_seq_length": max_length + SPARE, "data_type": data_type, "eos_id": [2],
-            # The prompt cache stays out: a prompt that comes a second time must be computed a second time.
+            # No prompt cache: a repeated prompt must be computed again.
             "use_dynamic_prompt_cache": False,
         })  # fmt: skip
         self._tokens: dict[int, list[int]] = {}
@@ -41,7 +41,7 @@ class StaticModel:
         from lightllm.server.io_struct import ReqRunStatus
 
         if self._tokens:
-            raise RuntimeError("a batch is there already: release() it first")
+            raise RuntimeError("there is a batch already: call release() first")
         prompts = np.random.default_rng(seed).integers(
             FIRST_ORDINARY_TOKEN, self._backend.model.vocab_size, (batch, input_len), dtype=np.int64
         )
@@ -57,7 +57,7 @@ class StaticModel:
         self._keep(self._backend.prefill_batch(_BATCH))
 
     def decode(self) -> None:
-        """One more token for every request."""
+        """Compute one more token for every request."""
         self._keep(self._backend.decode_batch(_BATCH))
 
     def _keep(self, answered: dict[int, Any]) -> None:
@@ -66,11 +66,11 @@ class StaticModel:
 
     @property
     def tokens(self) -> list[list[int]]:
-        """The new tokens of every request."""
+        """New tokens of every request."""
         return list(self._tokens.values())
 
     def release(self) -> None:
-        """Forget the batch."""
+        """Release the batch."""
         if self._tokens:
             self._backend.remove_batch(_BATCH)
             self._tokens = {}

@@ -1,7 +1,7 @@
-"""Steps of LightLLM since v1.1.0 without its two infer threads: the backend's own ``prefill`` and ``decode``, one at a time.
+"""Steps of LightLLM since v1.1.0 without its two infer threads: ``prefill`` and ``decode`` of the backend, one at a time.
 
-A server's infer threads take turns, so that the host's work on one step lies under the GPU's work on the next. Here a step
-ends before the next one begins.
+In a server, two infer threads alternate, so that the host's work on one step overlaps with the GPU's work on the other. Here
+each step ends before the next one begins.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ OVERLAP = Path("server", "router", "model_infer", "mode_backend", "overlap_event
 
 
 def has_infer_threads() -> bool:
-    """Whether this LightLLM steps in infer threads, v1.1.0 or later. Imports nothing of it."""
+    """Return whether this LightLLM (v1.1.0 or later) has infer threads, without importing it."""
     found = importlib.util.find_spec("lightllm")
     places = found.submodule_search_locations if found is not None else None
     return any((Path(place) / OVERLAP).exists() for place in places or ())
 
 
 class BackendSteps:
-    """The requests and steps of one rank. ``spare``: requests, and tokens per request, beyond what the arguments say."""
+    """Requests and steps of one rank. ``spare``: requests, and tokens per request, in addition to the arguments."""
 
-    # The prompt cache stays out: a prompt that comes a second time must be computed a second time.
+    # No prompt cache: a repeated prompt must be computed again.
     ARGUMENTS = ("--disable_dynamic_prompt_cache",)
 
     def __init__(self, given: argparse.Namespace, rank: int, spare: int) -> None:
@@ -40,9 +40,9 @@ class BackendSteps:
 
         class Backend(ChunkedPrefillBackend):  # type: ignore[misc]
             def infer_loop(self) -> None:
-                """Nobody sends requests here."""
+                """Do nothing: there are no requests from a server."""
 
-        # Ranks of a server share requests in memory that goes by this name; these ranks have their own.
+        # The ranks of a server share requests in memory with this name. Here each rank has its own.
         self._name = f"{os.environ['LIGHTLLM_UNIQUE_SERVICE_NAME_ID']}-rank{rank}"
         os.environ["LIGHTLLM_UNIQUE_SERVICE_NAME_ID"] = self._name
         _configure_allreduce(given)
@@ -54,7 +54,7 @@ class BackendSteps:
         self._context.shm_req_manager = SimpleNamespace(get_req_obj_by_index=self._shared.__getitem__)
 
     def requests(self, prompts: np.ndarray) -> list[Any]:
-        """LightLLM's own requests, greedy, one for each row of ``prompts``."""
+        """Return greedy requests of LightLLM, one for each row of ``prompts`` (int64, shape (requests, tokens))."""
         from lightllm.server.core.objs import SamplingParams
         from lightllm.server.core.objs.req import ChunkedPrefillReq
         from lightllm.server.multimodal_params import MultimodalParams
@@ -66,7 +66,7 @@ class BackendSteps:
             shared = self._shared[number] = ChunkedPrefillReq()
             shared.index_in_shm_mem = number
             shared.init(8 * (number + 1), prompt.tolist(), parameters, None, chunked_prefill_size=room)
-            # The request links the memory once more, as another process would; this view of it must not keep it open.
+            # The request maps the memory again, as another process would. This view must not keep it open.
             shared.shm_prompt_ids.arr = shared.shm_logprobs.arr = None
         made: list[Any] = self._context.add_reqs(
             [(8 * (number + 1), number, MultimodalParams(), 0) for number in range(len(prompts))]
@@ -74,25 +74,28 @@ class BackendSteps:
         return made
 
     def prefill(self, requests: list[Any]) -> None:
-        self._backend.prefill(event_pack=_nobody_to_wait_for(), prefill_reqs=requests)
+        """Compute the prompts of all requests in one step."""
+        self._backend.prefill(event_pack=_events_that_are_set(), prefill_reqs=requests)
 
     def decode(self, requests: list[Any]) -> None:
-        self._backend.decode(event_pack=_nobody_to_wait_for(), decode_reqs=requests)
+        """Compute one more token for every request."""
+        self._backend.decode(event_pack=_events_that_are_set(), decode_reqs=requests)
 
     def forget(self, requests: list[Any]) -> None:
+        """Remove the requests from LightLLM's context."""
         for request in requests:
             self._context.requests_mapping.pop(request.req_id, None)
             request.shm_req.shm_prompt_ids.arr = request.shm_req.shm_logprobs.arr = None
         self._context.infer_req_ids.clear()
 
     def close(self) -> None:
-        """Remove the locks that LightLLM leaves behind. The shared memory goes with the process."""
+        """Remove the lock files that LightLLM leaves behind. The shared memory ends with the process."""
         for path in Path("/tmp").glob(f"{self._name}*.lock"):
             path.unlink(missing_ok=True)
 
 
-def _nobody_to_wait_for() -> Any:
-    """The events by which the infer threads take turns, all of them set."""
+def _events_that_are_set() -> Any:
+    """Return the events with which infer threads alternate, all set, so that a step waits for no other thread."""
     from lightllm.server.router.model_infer.mode_backend.overlap_events import OverlapEventPack
 
     pack = OverlapEventPack(**{field.name: threading.Event() for field in dataclasses.fields(OverlapEventPack)})
@@ -102,7 +105,7 @@ def _nobody_to_wait_for() -> Any:
 
 
 def _configure_allreduce(given: argparse.Namespace) -> None:
-    """Try the ways to all_reduce that not every machine has, as LightLLM does when it starts (since May 2026)."""
+    """Check which all_reduce implementations work on this machine, as LightLLM does at its start (since May 2026)."""
     if importlib.util.find_spec("lightllm.utils.dist_check_utils") is not None:
         from lightllm.utils.dist_check_utils import auto_configure_allreduce_flags_from_args
         from lightllm.utils.envs_utils import set_env_start_args
@@ -112,7 +115,7 @@ def _configure_allreduce(given: argparse.Namespace) -> None:
 
 
 def _arguments_of_model(given: argparse.Namespace, rank: int, spare: int) -> dict[str, Any]:
-    """What the router passes to ``init_model``, of all versions together."""
+    """Return the arguments of ``init_model`` that the router passes, for all versions together."""
     names = (
         "load_way", "max_total_token_num", "nccl_host", "nccl_port", "disable_chunked_prefill", "chunked_prefill_size",
         "use_reward_model", "disable_dynamic_prompt_cache", "data_type", "eos_id", "diverse_mode", "graph_max_batch_size",

@@ -1,13 +1,13 @@
-"""One rank of LightLLM's model in this process, without a server: the same batch, step by step, whenever it is wanted.
+"""One rank of a LightLLM model in this process, without a server, executed step by step.
 
     model = StaticModel(folder, checkout, max_total_tokens=4096, graph_max_batch=8, graphs=True)
     model.prefill(8, 256, seed=0)
     model.decode()
-    model.tokens  # of every request, for comparison with another run
+    model.tokens  # new tokens of every request, to compare with another run
     model.release()
 
-What the server's model process does in a step on the host is done here as well, by LightLLM's own functions. To measure
-with the plugin, activate it before the first StaticModel: LightLLM must not be imported yet.
+On the host, each step does what the model process of a server does, with the functions of LightLLM. To measure with the
+plugin, activate it before the first StaticModel: LightLLM must not be imported yet.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from lightllm_otel.tools.benchmark.graph_sizes import graph_sizes_for
 from lightllm_otel.tools.benchmark.static_backend import BackendSteps, has_infer_threads
 
 MAX_LENGTH = 4096
-SPARE = 8  # requests, and tokens per request, that the server adds to its limits
-FIRST_ORDINARY_TOKEN = 3  # below are unknown, begin and end
+SPARE = 8  # requests, and tokens per request, that a server adds to its limits
+FIRST_ORDINARY_TOKEN = 3  # smaller tokens are unknown, begin and end
 
 
 class StaticModel:
-    """``graph_batches``: the batch sizes that must have a graph of their own; None: those that a server captures.
+    """Model of LightLLM since July 2025. A process can have only one.
 
-    ``arguments``: further words of LightLLM's command line; ``switches``: options without a value, for a LightLLM that has
-    them. A process can have one StaticModel only.
+    ``graph_batches``: batch sizes that must have a graph of their own; None for those that a server captures. ``arguments``:
+    further words of LightLLM's command line. ``switches``: options without a value, which are ignored if LightLLM lacks them.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class StaticModel:
         arguments: Sequence[str] = (),
         switches: Sequence[str] = (),
     ) -> None:
-        # With recent torch the tensor cache never finds a buffer free: a forward would keep all activations.
+        # With recent torch, the tensor cache never finds a free buffer, so a forward would keep all activations.
         os.environ.setdefault("DISABLE_GPU_TENSOR_CACHE", "1")
         if source is not None:
             sys.path.insert(0, str(source))
@@ -78,7 +78,7 @@ class StaticModel:
     def prefill(self, batch: int, input_len: int, seed: int = 0) -> None:
         """Compute ``batch`` prompts of ``input_len`` tokens in one forward, and their first new token."""
         if self._requests:
-            raise RuntimeError("a batch is there already: release() it first")
+            raise RuntimeError("there is a batch already: call release() first")
         prompts = np.random.default_rng(seed).integers(
             FIRST_ORDINARY_TOKEN, self.model.vocab_size, (batch, input_len), dtype=np.int64
         )
@@ -86,28 +86,28 @@ class StaticModel:
         self._steps.prefill(self._requests)
 
     def decode(self) -> None:
-        """One more token for every request."""
+        """Compute one more token for every request."""
         self._steps.decode(self._requests)
 
     @property
     def tokens(self) -> list[list[int]]:
-        """The new tokens of every request."""
+        """New tokens of every request."""
         return [
             request.shm_req.shm_prompt_ids.arr[request.shm_req.input_len : request.get_cur_total_len()].tolist()
             for request in self._requests
         ]
 
     def release(self) -> None:
-        """Forget the batch. The next one gets the same places in the KV cache again."""
+        """Release the batch. The next batch gets the same places in the KV cache."""
         self._steps.forget(self._requests)
         self._requests = []
         self.model.req_manager.free_all()
         self.model.mem_manager.free_all()
 
     def close(self) -> None:
-        """Remove what LightLLM never removes, the router's view of the KV cache, and leave the process group.
+        """Remove the router's view of the KV cache, which LightLLM never removes, and leave the process group.
 
-        Not while graphs have collectives in them: NCCL waits for those graphs first, for ever. The process's end ends it.
+        If CUDA graphs contain collectives, the group ends only with the process: NCCL would wait for those graphs forever.
         """
         import torch.distributed as dist
 
@@ -125,17 +125,17 @@ class StaticModel:
         if kind is None:
             self.close()
         else:
-            with contextlib.suppress(Exception):  # the first error is the one to see
+            with contextlib.suppress(Exception):  # the first error is the relevant one
                 self.close()
 
 
 class FunctionSteps:
-    """Requests and steps of one rank of the LightLLM of July 2025 (``fc72ffab``), by the functions that its loop calls."""
+    """Requests and steps of one rank of LightLLM of July 2025 (``fc72ffab``), with the functions that its loop calls."""
 
     ARGUMENTS = ()
 
     def __init__(self, given: argparse.Namespace, rank: int, spare: int) -> None:
-        # The model first: lightllm.distributed and lightllm.common import each other, and only this order works.
+        # First the model: lightllm.distributed and lightllm.common import each other, so only this order works.
         from lightllm.models import get_model  # isort: skip
         from lightllm.distributed import dist_group_manager
         from lightllm.server.router.model_infer import infer_batch
@@ -162,7 +162,7 @@ class FunctionSteps:
             "is_token_healing": False, "return_all_prompt_logics": False,
         })  # fmt: skip
         set_random_seed(2147483647)
-        # Without a prompt cache: a prompt that comes a second time must be computed a second time.
+        # No prompt cache: a repeated prompt must be computed again.
         infer_batch.g_infer_context.register(
             req_manager=model.req_manager, radix_cache=None, shm_req_manager=None, vocab_size=model.vocab_size
         )
@@ -171,22 +171,26 @@ class FunctionSteps:
         self.model = model
 
     def requests(self, prompts: np.ndarray) -> list[Any]:
+        """Return greedy requests of LightLLM, one for each row of ``prompts`` (int64, shape (requests, tokens))."""
         return [self._request(number, prompt) for number, prompt in enumerate(prompts)]
 
     def prefill(self, requests: list[Any]) -> None:
+        """Compute the prompts of all requests in one step."""
         self._step(*self._before.prepare_prefill_inputs(requests, is_chuncked_mode=False))
 
     def decode(self, requests: list[Any]) -> None:
+        """Compute one more token for every request."""
         self._step(*self._before.prepare_decode_inputs(requests))
 
     def forget(self, requests: list[Any]) -> None:
-        """Nobody else knows them."""
+        """Do nothing: LightLLM keeps no reference to the requests."""
 
     def close(self) -> None:
+        """Remove the shared memory."""
         self.model.mem_manager.shared_can_use_token_num.shm.unlink()
 
     def _request(self, number: int, prompt: np.ndarray) -> Any:
-        """LightLLM's own request, greedy, with plain arrays for what its processes share."""
+        """Return a greedy request of LightLLM, with plain arrays in place of shared memory."""
         from lightllm.server.core.objs import SamplingParams
 
         request = self._request_class(
@@ -215,7 +219,7 @@ class FunctionSteps:
         import torch
 
         logits = self.model.forward(model_input).logits
-        # Through the module, where the plugin has put its own: the end of sample is the end of a step.
+        # Call it through the module, which the plugin has hooked: a step ends when sample returns.
         tokens, probabilities = self._after.sample(logits, requests, self._given.eos_id)
         tokens = tokens.detach().cpu().numpy()
         logarithms = torch.log(probabilities).detach().cpu().numpy()
@@ -229,7 +233,7 @@ class FunctionSteps:
 
 
 def _without_gpu() -> list[tuple[str, str]]:
-    """Options and values without which LightLLM would try out kernels that need a GPU."""
+    """Return options and values that keep LightLLM from testing kernels that need a GPU; empty if there is a GPU."""
     import torch
 
     backends = ("--llm_prefill_att_backend", "--llm_decode_att_backend")
@@ -237,7 +241,7 @@ def _without_gpu() -> list[tuple[str, str]]:
 
 
 def _name_the_device() -> None:
-    """LightLLM looks for tuned MoE kernels by the GPU's name; on the CPU, to try something out, there is none."""
+    """Give the CPU a device name, because LightLLM selects tuned MoE kernels by the GPU's name."""
     import torch
     from lightllm.utils import device_utils
 
@@ -246,7 +250,7 @@ def _name_the_device() -> None:
 
 
 def _start_arguments(words: list[str], switches: Sequence[str]) -> argparse.Namespace:
-    """As api_start leaves LightLLM's arguments for the model process, in the environment as well."""
+    """Return LightLLM's arguments as its api_start passes them to the model process, and set its environment variables."""
     from lightllm.server import api_cli
     from lightllm.server.core.objs import start_args_type
     from lightllm.utils.config_utils import get_dtype, get_eos_token_ids
@@ -256,7 +260,7 @@ def _start_arguments(words: list[str], switches: Sequence[str]) -> argparse.Name
     known = {option for action in parser._actions for option in action.option_strings}
     chosen = [word for option, value in _without_gpu() if option in known for word in (option, value)]
     given: Any = parser.parse_args([*chosen, *words, *(switch for switch in switches if switch in known)])
-    if hasattr(api_cli, "add_cli_args"):  # since then all of LightLLM takes its arguments as a dataclass
+    if hasattr(api_cli, "add_cli_args"):  # versions with this function pass arguments as a dataclass
         given = start_args_type.StartArgs(**vars(given))
         given.enable_multimodal, given.disable_vision, given.disable_audio = False, True, True
         given.linear_att_cache_size = given.linear_att_cache_size or 2 * given.running_max_req_size

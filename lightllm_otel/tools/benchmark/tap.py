@@ -1,6 +1,6 @@
-"""A second reader of a running group's rings, which writes what passes into a recording of its own.
+"""Tap: a second reader of a running group's rings, which writes all steps to a recording of its own.
 
-The exporter goes on beside it: a ring can have any number of readers, and none of them is seen by the server.
+The exporter continues as before: a ring can have any number of readers, and the server sees none of them.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from lightllm_otel.records.reader import RingReader, rings_in
 from lightllm_otel.records.recording import RecordingWriter
 
 POLL_SECONDS = 0.1
-QUIET_SECONDS = 1.5  # the model process hands over what it has at least once a second
+QUIET_SECONDS = 1.5  # the model process writes finished steps at least once a second
 MOST_BYTES = 1 << 30
 
 
 class NoRing(LookupError):
-    """There is nothing to read; the message says what to do."""
+    """Raised if there is no ring to read; the message says what to do."""
 
 
 class Tap:
-    """From its making on. ``sampled``: sampled steps of the lowest rank so far."""
+    """Recorder of a running group, from its creation on.
+
+    ``steps`` and ``sampled``: steps and sampled steps of the lowest rank so far. ``lost``: overwrites, after :meth:`close`.
+    """
 
     def __init__(self, folder: Path, out: Path) -> None:
         rings = [(rank, path) for rank, path in rings_in(folder)[0] if is_locked(path)]
@@ -38,17 +41,17 @@ class Tap:
         self.steps = self.sampled = self.lost = 0
         self._hooks = -float(self.header["hook_seconds"])
         for reader in self._readers.values():
-            reader.read()  # what was there before is not ours
+            reader.read()  # skip the steps from before
             self.lost -= reader.overwrites
         self._writer.describe({rank: reader.facts() for rank, reader in self._readers.items()})
 
     @property
     def header(self) -> np.void:
-        """Of the lowest rank, as it is now."""
+        """Current ring header of the lowest rank."""
         return next(iter(self._readers.values())).header  # type: ignore[no-any-return]
 
     def poll(self) -> int:
-        """Take over what has come. Returns how many cells."""
+        """Record the new steps, and return the number of their cells."""
         taken = 0
         for place, (rank, reader) in enumerate(self._readers.items()):
             cells = reader.read()
@@ -61,7 +64,7 @@ class Tap:
         return taken
 
     def until(self, done: Callable[[], bool], seconds: float) -> bool:
-        """Poll until it is done (True) or the time is over (False)."""
+        """Poll until ``done()``, for at most ``seconds``. Return whether it was done."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.poll()
@@ -71,7 +74,7 @@ class Tap:
         return done()
 
     def until_quiet(self, seconds: float = 10.0) -> None:
-        """Until nothing has come for a while."""
+        """Poll until no new steps have come for :data:`QUIET_SECONDS`, for at most ``seconds``."""
         last = time.monotonic()
 
         def quiet() -> bool:
@@ -85,10 +88,11 @@ class Tap:
 
     @property
     def hook_seconds(self) -> float:
-        """Spent in the plugin by the lowest rank's model thread since the tap was made."""
+        """Seconds that the lowest rank's model thread has spent in the plugin since the tap was created."""
         return self._hooks + float(self.header["hook_seconds"])
 
     def close(self) -> None:
+        """Record the last steps and close the recording."""
         self.poll()
         self.lost += sum(reader.overwrites for reader in self._readers.values())
         self._writer.close()

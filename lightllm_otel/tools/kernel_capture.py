@@ -1,4 +1,4 @@
-"""``lightllm-otel capture --kernels``: which kernels make up each operator, by torch.profiler in the running server."""
+"""``lightllm-otel capture --kernels``: list the kernels of each operator, by torch.profiler in the running server."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from lightllm_otel.tools.table import table
 from lightllm_otel.tools.units import duration
 
 DEFAULT_SECONDS = 2.0
-PATIENCE_SECONDS = 60.0  # beyond the capture itself: writing a trace takes its time
+PATIENCE_SECONDS = 60.0  # in addition to the capture: writing a trace takes time
 _SHOWN = 4  # kernels of each operator
 
 
 class NoTrace(RuntimeError):
-    """The server did not make one; the message says why."""
+    """Raised if the server did not write a trace; the message says why."""
 
 
 def kernels(given: argparse.Namespace, out: Path) -> int:
-    """Exit status 1 and one sentence when the server did not answer."""
+    """Capture and print the kernels. Return exit status 0, or 1 with one sentence if the server did not answer."""
     seconds = given.seconds or DEFAULT_SECONDS
     path = (out / f"kernels-{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%SZ}.json").resolve()
     try:
@@ -58,13 +58,16 @@ def kernels(given: argparse.Namespace, out: Path) -> int:
 
 @contextlib.contextmanager
 def _timestamps_in_every_graph(folder: Path) -> Iterator[None]:
-    """While the block runs, if the exporter takes the order: without one there still are the kernels outside graphs."""
+    """Sample every step inside the block, so that all CUDA graphs have timestamp kernels.
+
+    Without the exporter's consent the block still runs, and captures the kernels outside graphs.
+    """
     order = sampling(folder, 1)
     try:
         order.__enter__()
     except (OSError, Refused, IndexError) as problem:
         print(
-            f"lightllm-otel capture: the exporter does not take orders ({problem}), so most graphs are without timestamps",
+            f"lightllm-otel capture: the exporter does not change the sampling ({problem}), so most graphs have no timestamps",
             file=sys.stderr,
         )
         yield
@@ -76,32 +79,37 @@ def _timestamps_in_every_graph(folder: Path) -> Iterator[None]:
             order.__exit__(None, None, None)
         except (OSError, Refused) as problem:
             print(
-                f"lightllm-otel capture: sampling stays at every step ({problem}); lightllm-otel ctl every N sets it",
+                f"lightllm-otel capture: every step is still sampled ({problem}); run lightllm-otel ctl every N to change that",
                 file=sys.stderr,
             )
 
 
 def capture(folder: Path, path: Path, seconds: float, patience: float) -> list[list[str]]:
-    """Ask the first rank, and wait for its trace at ``path``. Of each instrumented graph, what its intervals are. Raises
-    NoTrace, OSError."""
+    """Send a profile request to the first rank, and wait for its trace at ``path``.
+
+    ``seconds``: duration of the capture. ``patience``: further seconds to wait for. Return the operators of the intervals of each
+    instrumented graph. Raises NoTrace and OSError.
+    """
     profile_request.ask(folder, {"path": str(path), "seconds": seconds})
     end = time.monotonic() + seconds + patience
     while (answered := profile_request.answered(folder)) is None:
         if time.monotonic() > end:
             profile_request.withdraw(folder)
             raise NoTrace(
-                "the server did not answer; it looks for errands between steps, so send it requests meanwhile"
+                "the server did not answer; it reads profile requests between steps, so send requests to it meanwhile"
             )
         time.sleep(0.1)
     if not answered.get("ok"):
-        raise NoTrace(f"the server could not: {answered.get('text')}")
+        raise NoTrace(f"the server could not write a trace: {answered.get('text')}")
     instrumented_graphs: list[list[str]] = answered.get("instrumented_graphs", [])
     return instrumented_graphs
 
 
 def with_operators(path: Path, instrumented_graphs: list[list[str]]) -> dict[str, Any]:
-    """The trace, where there are instrumented graphs with the operators inside graphs, which it then has in its file too.
-    Raises NoTrace."""
+    """Read the trace. If there are instrumented graphs, add their operators to the trace and to its file.
+
+    Raises NoTrace.
+    """
     try:
         if not instrumented_graphs:
             plain: dict[str, Any] = json.loads(path.read_text())
@@ -113,11 +121,12 @@ def with_operators(path: Path, instrumented_graphs: list[list[str]]) -> dict[str
             new.write_text(json.dumps(trace))
             new.replace(path)
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as problem:
-        raise NoTrace(f"{path} is no trace of torch.profiler that can be read ({problem!r})") from problem
+        raise NoTrace(f"{path} is not a readable trace of torch.profiler ({problem!r})") from problem
     return trace
 
 
 def render(rows: list[Kernel], path: Path) -> str:
+    """Return the kernels as text, grouped by operator, longest operator first."""
     operators: dict[str, list[Kernel]] = {}
     for row in rows:
         operators.setdefault(row.operator, []).append(row)
@@ -137,6 +146,6 @@ def render(rows: list[Kernel], path: Path) -> str:
     if OUTSIDE in operators:
         lines += [
             "",
-            f"{OUTSIDE}: what no operator of ours launched; also what ran in CUDA graphs without timestamps",
+            f"{OUTSIDE}: kernels that no operator launched, and kernels of CUDA graphs without timestamps",
         ]
-    return "\n".join([*lines, "", f"the trace, for ui.perfetto.dev: {path}"])
+    return "\n".join([*lines, "", f"trace for ui.perfetto.dev: {path}"])

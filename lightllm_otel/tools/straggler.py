@@ -1,4 +1,4 @@
-"""Who keeps the others waiting, and why, as one sentence from ``/metrics``."""
+"""Straggler: the rank that the others wait for, and the reason, as one sentence from scrapes of ``/metrics``."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ from lightllm_otel.records.vocabulary import COLLECTIVES, Operator, Site
 from lightllm_otel.tools.scrape import Scrape
 
 LEAST_ARRIVALS = 20
-# A rank is named when it is last this many times as often as if chance decided.
-_OFTENER = 1.5
-_LEAST_WAIT = 0.01  # of the time in collectives: who is late by less keeps nobody waiting
+# A rank is named if it arrives last this many times as often as by chance.
+_TIMES_CHANCE = 1.5
+_LEAST_WAIT = 0.01  # share of the time in collectives; smaller waits do not matter
 _SLOWER = 0.02
-_LEAST_SHARE = 0.01  # of the rank's time; nobody cares about others
+_LEAST_SHARE = 0.01  # share of the rank's time; smaller operators do not matter
 _LEAST_THROTTLED_SECONDS = 1.0
 _NOT_THE_GPUS_WORK = {operator.value for operator in (*COLLECTIVES, Operator.GAP, Operator.SAMPLING)}
 ByRank = dict[str, float]
 
 
-def verdict(now: Scrape, before: Optional[Scrape] = None) -> str:
-    """Of what happened between two readings, or since the exporter's start. Empty where there is nothing to compare."""
+def straggler(now: Scrape, before: Optional[Scrape] = None) -> str:
+    """Return a sentence about the straggler between two scrapes, or since the start of the exporter.
+
+    Return an empty string if there is too little to compare.
+    """
     arrivals = _by_rank("lightllm_gpu_collective_last_arrivals_total", now, before)
     total = sum(arrivals.values())
     if len(arrivals) < 2 or total < LEAST_ARRIVALS:
         return ""
     waited = _waited(now, before)
     if waited < _LEAST_WAIT:
-        return f"no rank is late: waits are {100 * waited:.1f} % of the time in collectives"
+        return f"no rank is late: waits take {100 * waited:.1f} % of the time in collectives"
     rank = max(arrivals, key=lambda each: arrivals[each])
     share = arrivals[rank] / total
-    if share < min(_OFTENER / len(arrivals), 1.0):
+    if share < min(_TIMES_CHANCE / len(arrivals), 1.0):
         return "no rank is late: each arrived last about as often as the others"
     parts = [f"rank {rank} arrived last in {100 * share:.0f} % of the collectives in which there was a wait"]
     parts += [
@@ -44,7 +47,7 @@ def verdict(now: Scrape, before: Optional[Scrape] = None) -> str:
 
 
 def _waited(now: Scrape, before: Optional[Scrape]) -> float:
-    """Waits as a share of the time that ranks spent in collectives, in sampled steps; the embedding's left out."""
+    """Return the share of waits in the time of collectives, in sampled steps. Waits after the embedding do not count."""
     waits = _gained("lightllm_gpu_collective_rank_wait_seconds_total", now, before)
     seconds = _gained("lightllm_gpu_operator_seconds_total", now, before)
     collectives = {operator.value for operator in COLLECTIVES}
@@ -54,7 +57,7 @@ def _waited(now: Scrape, before: Optional[Scrape]) -> float:
 
 
 def _slowest(rank: str, now: Scrape, before: Optional[Scrape]) -> str:
-    """The operator that this rank is slowest in, beside the median of the others, if that is worth a word."""
+    """Return a phrase about the operator that is slowest compared with the median of the other ranks."""
     found: dict[tuple[str, str], ByRank] = defaultdict(dict)
     for labels, seconds in _gained("lightllm_gpu_operator_seconds_total", now, before).items():
         named = dict(labels)
