@@ -46,7 +46,7 @@ PORT_RETRY_SECONDS = 10.0
 
 
 def server_name(folder: Path, settings: Settings) -> str:
-    """What the server of this group's folder is called: stays the same over restarts on the same machine."""
+    """Return the name of the server of this group's folder, which stays the same over restarts on the same machine."""
     return settings.server or f"{socket.gethostname()}/{folder.name}"
 
 
@@ -153,7 +153,7 @@ class Exporter:
             self._live.poll(now)
 
     def over(self) -> bool:
-        """Whether all ranks have been gone for a while, or none ever came."""
+        """Tell whether all ranks have been gone for a while, or none ever came."""
         now = self._now()
         if now < self._next_liveness:
             return False
@@ -192,7 +192,7 @@ class Exporter:
             remove_if_dead(path)
 
     def simulate(self, link: GroupLink, states: Mapping[int, State]) -> None:
-        """For a replay: the link and the state of GPUs that are not here, as they were or are supposed to be."""
+        """Use this link and these states of GPUs, which are not here, for a replay."""
         self._simulated = link, dict(states)
         self._look_at_gpus()
 
@@ -252,7 +252,7 @@ class Exporter:
             )  # fmt: skip
 
     def _announce(self) -> None:
-        """The one line of the server's log that says where to look, once the ranks have said what they found."""
+        """Log the one line that says where to look, once the ranks have said what they found."""
         if self.server is None or not self.group.facts():
             return
         if not self._announced:

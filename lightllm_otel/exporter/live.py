@@ -41,7 +41,7 @@ class Live:
         self._next = 0.0
 
     def poll(self, now: float) -> None:
-        """``now``: monotonic seconds. Called by the thread that changes the group."""
+        """Keep what is due, and publish it. ``now``: monotonic seconds. Called by the thread that changes the group."""
         recent = self._group.recent
         if recent.due(now):
             self._copy()
@@ -52,7 +52,7 @@ class Live:
             self.event_stream.publish(json.dumps(self.data(now), separators=(",", ":"), allow_nan=False).encode())
 
     def data(self, now: float) -> dict[str, Any]:
-        """The page's JSON."""
+        """Return the page's JSON."""
         group, recent = self._group, self._group.recent
         last_minute, now_covered = recent.over(NOW_SECONDS, now)
         last_hour, hour_covered = recent.over(HOUR_SECONDS, now)
@@ -84,7 +84,7 @@ class Live:
         }
 
     def _copy(self) -> None:
-        """What is added up elsewhere, as it is now."""
+        """Copy the sums that other reducers keep."""
         group, total = self._group, self._group.recent.total
         for field, sums in (("compared", group.expectation.compared), ("expected", group.expectation.expected)):
             for (operator, phase), seconds in sums.items():

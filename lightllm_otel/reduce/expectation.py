@@ -31,8 +31,8 @@ Bucket = tuple[int, int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Load:
-    """Load of steps of one phase.
+class StepLoad:
+    """StepLoad of steps of one phase.
 
     ``terms``: what an operator's seconds are linear in, shape (steps, 3). ``size`` and ``context`` (tokens per request), shape
     (steps,), say how far a plane reaches.
@@ -43,7 +43,7 @@ class Load:
     context: np.ndarray
 
     @classmethod
-    def of(cls, steps: np.ndarray, phase: int) -> Load:
+    def of(cls, steps: np.ndarray, phase: int) -> StepLoad:
         """Return the load of ``steps`` (``STEP``, shape (n,)), all of this phase code."""
         each = np.maximum(steps["context"] / np.maximum(steps["batch"], 1), 1.0)
         if phase == Phase.DECODE.code:
@@ -58,8 +58,8 @@ class Load:
         found: np.ndarray = np.stack([4 * np.log2(self.size), np.log2(self.context)], axis=1)
         return np.floor(found + 1e-9).astype(int)
 
-    def __getitem__(self, chosen: np.ndarray) -> Load:
-        return Load(self.terms[chosen], self.size[chosen], self.context[chosen])
+    def __getitem__(self, chosen: np.ndarray) -> StepLoad:
+        return StepLoad(self.terms[chosen], self.size[chosen], self.context[chosen])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Plane:
     factors: np.ndarray
 
     @classmethod
-    def fit(cls, load: Load, seconds: np.ndarray) -> Plane:
+    def fit(cls, load: StepLoad, seconds: np.ndarray) -> Plane:
         """``seconds``: shape (steps, operators), NaN where an operator says nothing."""
         factors = np.full((load.terms.shape[1], _OPERATORS), np.nan)
         for operator in range(_OPERATORS):
@@ -82,14 +82,14 @@ class Plane:
         reach = np.array([[axis.min(), axis.max()] for axis in (load.size, load.context)])
         return cls(reach, factors)
 
-    def covers(self, load: Load) -> np.ndarray:
+    def covers(self, load: StepLoad) -> np.ndarray:
         """Return a mask of the steps within its reach, shape (steps,)."""
         inside = np.ones(len(load.size), bool)
         for axis, (least, most) in zip((load.size, load.context), self.reach):
             inside &= (axis >= least * (1 - _SLACK)) & (axis <= most * (1 + _SLACK))
         return inside
 
-    def seconds(self, load: Load) -> np.ndarray:
+    def seconds(self, load: StepLoad) -> np.ndarray:
         """Return the expected seconds, shape (steps, operators)."""
         expected: np.ndarray = load.terms @ self.factors
         return expected
@@ -147,14 +147,14 @@ class Expectation:
         steps, measured = timed.steps, _by_operator(timed)
         for phase, mode in {(int(step["phase"]), int(step["mode"])) for step in steps}:
             rows = np.flatnonzero((steps["phase"] == phase) & (steps["mode"] == mode))
-            load = Load.of(steps[rows], phase)
+            load = StepLoad.of(steps[rows], phase)
             found, which = np.unique(load.buckets(), axis=0, return_inverse=True)
             for number, (size, context) in enumerate(found.tolist()):
                 inside = np.flatnonzero(which.reshape(-1) == number)
                 teaches = steps["number"][rows[inside]] % self._ranks == rank
                 self._add((phase, mode, size, context), load[inside], measured[rows[inside]], teaches)
 
-    def _add(self, bucket: Bucket, load: Load, measured: np.ndarray, teaches: np.ndarray) -> None:
+    def _add(self, bucket: Bucket, load: StepLoad, measured: np.ndarray, teaches: np.ndarray) -> None:
         left = np.ones(len(measured), bool)
         for plane in self.planes.get(bucket, ()):
             covered = plane.covers(load) & left
@@ -171,7 +171,7 @@ class Expectation:
             self.compared[operator, phase] += float(measured[rows, operator].sum())
             self.expected[operator, phase] += float(expected[rows, operator].sum())
 
-    def _learn(self, bucket: Bucket, load: Load, measured: np.ndarray) -> None:
+    def _learn(self, bucket: Bucket, load: StepLoad, measured: np.ndarray) -> None:
         if bucket not in self._learning and len(self._learning) + len(self.planes) >= MOST_BUCKETS:
             return
         if len(self.planes.get(bucket, ())) >= MOST_PLANES:
@@ -181,7 +181,7 @@ class Expectation:
         if len(learning) < SAMPLES:
             return
         loads, seconds = (np.stack(part) for part in zip(*self._learning.pop(bucket)))
-        seen = Load(loads[:, :3], loads[:, 3], loads[:, 4])
+        seen = StepLoad(loads[:, :3], loads[:, 3], loads[:, 4])
         self.planes.setdefault(bucket, []).append(Plane.fit(seen, seconds))
         self.changed = True
 

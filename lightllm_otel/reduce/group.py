@@ -39,7 +39,7 @@ class Ring(Protocol):
 
 
 @dataclasses.dataclass
-class Rank:
+class RankState:
     """State of one rank beside its steps.
 
     ``header`` is a copy from the last poll. ``ring`` is asked for what must be true now, also when polls are slow.
@@ -92,7 +92,7 @@ class Group:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.parts = Parts()
         self.lock = threading.RLock()
-        self.ranks: dict[int, Rank] = defaultdict(Rank)
+        self.ranks: dict[int, RankState] = defaultdict(RankState)
         self.operators = Operators()
         self.steps = Steps()
         self.computed = Computed()

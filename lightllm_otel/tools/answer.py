@@ -15,7 +15,7 @@ from lightllm_otel.roofline.links import Link
 from lightllm_otel.roofline.shape import ModelShape
 from lightllm_otel.roofline.work import Batch
 from lightllm_otel.tools.analysis import expected
-from lightllm_otel.tools.analysis.expected import Machine
+from lightllm_otel.tools.analysis.expected import Deployment
 from lightllm_otel.tools.analysis.operators import spent, utilisation
 from lightllm_otel.tools.analysis.pace import pace
 from lightllm_otel.tools.analysis.runs import Run
@@ -125,7 +125,7 @@ def answer_beside(run: Run, question: Question) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _link_beside(run: Run, on: Machine, question: Question) -> Link | None:
+def _link_beside(run: Run, on: Deployment, question: Question) -> Link | None:
     """Return the link of the question, else that of the run. Raises NoLink."""
     if question.link is None and run.facts.get("link") == SAME_GPU:
         return None

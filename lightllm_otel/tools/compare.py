@@ -15,7 +15,7 @@ from lightllm_otel.roofline.shape import UnknownModel
 from lightllm_otel.tools import inputs
 from lightllm_otel.tools.analysis import baseline, gates, learned
 from lightllm_otel.tools.analysis.baseline import Side
-from lightllm_otel.tools.analysis.compare import ERROR, LEAST_EFFECT, CannotCompare, Comparison, Row
+from lightllm_otel.tools.analysis.compare import ERROR, LEAST_EFFECT, CannotCompare, Comparison, OperatorChange
 from lightllm_otel.tools.analysis.compare import compare as compare_sides
 from lightllm_otel.tools.repeats import compare_repeats
 from lightllm_otel.tools.table import table
@@ -122,7 +122,7 @@ def as_json(first: Side, comparisons: list[Comparison], met: list[str]) -> dict[
     }  # fmt: skip
 
 
-def _without_difference(row: Row) -> dict[str, Any]:
+def _without_difference(row: OperatorChange) -> dict[str, Any]:
     """Return the row as JSON values, without the difference, which the other fields contain."""
     return {name: value for name, value in dataclasses.asdict(row).items() if name != "difference"}
 
@@ -145,11 +145,11 @@ def render(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _table(rows: Iterable[Row]) -> list[str]:
+def _table(rows: Iterable[OperatorChange]) -> list[str]:
     return table([_HEADS, *map(_cells, rows)], "<<>>>>>>><", (14, 18, 8, 8, 8, 17, 8, 8, 10))
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: OperatorChange) -> list[str]:
     p = "–" if row.p is None else "<0.001" if row.p < 0.001 else f"{row.p:.3f}"
     theory = "–" if row.expected is None else signed(row.expected - 1)
     return [

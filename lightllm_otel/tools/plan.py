@@ -12,7 +12,7 @@ from typing import Any
 from lightllm_otel.records.recording import BadRecording
 from lightllm_otel.roofline import gpus, links, shape
 from lightllm_otel.tools import inputs
-from lightllm_otel.tools.analysis.plan import ASSUMED, USABLE, Choice, Load, Machine, NoPlan, Plan
+from lightllm_otel.tools.analysis.plan import ASSUMED, USABLE, Choice, Demand, MachineOffer, MachinePlan, NoPlan
 from lightllm_otel.tools.analysis.plan import plan as plan_for
 from lightllm_otel.tools.answer import BadQuestion
 from lightllm_otel.tools.table import table
@@ -25,7 +25,7 @@ def plan(given: argparse.Namespace) -> int:
         sizes = (given.input_len, given.output_len, given.network, given.ttft, given.tpot)
         if not all(each > 0 for each in sizes):  # also refuses nan
             raise BadQuestion("--input-len, --output-len, --ttft, --tpot and --network must be above 0")
-        load = Load(
+        load = Demand(
             shape.find(given.model), given.input_len, given.output_len, given.ttft, given.tpot,
             shape.DTYPE_BYTES[given.dtype], given.network * 1e9,
         )  # fmt: skip
@@ -38,7 +38,7 @@ def plan(given: argparse.Namespace) -> int:
     return 0
 
 
-def machine(text: str) -> Machine:
+def machine(text: str) -> MachineOffer:
     """Parse ``GPU:CARDS:PRICE``, such as ``A100-SXM-40GB:8:12.5``; the price is per hour and machine.
 
     Raises BadQuestion and UnknownGpu.
@@ -52,10 +52,10 @@ def machine(text: str) -> Machine:
         ) from None
     if cards < 1 or not 0 < price < math.inf:
         raise BadQuestion(f"--machine {text!r}: cards and price must be above 0 and finite")
-    return Machine(gpus.find(name), cards, price)
+    return MachineOffer(gpus.find(name), cards, price)
 
 
-def as_json(found: Plan, load: Load) -> dict[str, Any]:
+def as_json(found: MachinePlan, load: Demand) -> dict[str, Any]:
     """Return the plan as JSON values; times in seconds."""
     return {
         "kind": "plan",
@@ -77,7 +77,7 @@ def _choice(choice: Choice) -> dict[str, Any]:
     return {**dataclasses.asdict(choice), "range": [low, None if math.isinf(high) else high]}
 
 
-def assumptions(found: Plan, load: Load) -> list[str]:
+def assumptions(found: MachinePlan, load: Demand) -> list[str]:
     """Return the assumptions of the plan, one sentence each."""
     lines = []
     if any(not choice.measured for choice in found.choices):
@@ -96,7 +96,7 @@ def assumptions(found: Plan, load: Load) -> list[str]:
     ]
 
 
-def render(found: Plan, load: Load, assumed: list[str]) -> str:
+def render(found: MachinePlan, load: Demand, assumed: list[str]) -> str:
     """Return the plan as text."""
     heads = ["", "phase", "tp", "requests", "step", "tokens/s", "cost per million", "bound by, limited by"]
     cells = [heads]

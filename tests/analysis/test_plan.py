@@ -10,7 +10,7 @@ from lightllm_otel.records.vocabulary import Mode, Phase
 from lightllm_otel.roofline import gpus, memory, shape
 from lightllm_otel.tools import cli
 from lightllm_otel.tools.analysis.efficiency import efficiencies
-from lightllm_otel.tools.analysis.plan import ASSUMED, USABLE, Load, Machine, NoPlan, plan
+from lightllm_otel.tools.analysis.plan import ASSUMED, USABLE, Demand, MachineOffer, NoPlan, plan
 from lightllm_otel.tools.analysis.runs import load
 
 LLAMA70 = shape.find("llama2-70b")
@@ -18,7 +18,7 @@ A100, A40, T4 = (gpus.find(name) for name in ("A100-SXM-40GB", "A40", "T4"))
 
 
 def load_of(own=LLAMA70, first_token=math.inf, token=math.inf, length=1024):
-    return Load(own, length, 1024, first_token, token, 2, 25e9)
+    return Demand(own, length, 1024, first_token, token, 2, 25e9)
 
 
 def choice(found, gpu, phase):
@@ -48,7 +48,7 @@ class TestMemory:
 
 
 class TestPlan:
-    MACHINES = (Machine(A100, 8, 16.0), Machine(A40, 8, 5.0))
+    MACHINES = (MachineOffer(A100, 8, 16.0), MachineOffer(A40, 8, 5.0))
 
     def test_everything_fits_into_memory(self):
         for each in plan(self.MACHINES, load_of()).choices:
@@ -61,13 +61,15 @@ class TestPlan:
 
     def test_limits_on_time_are_kept_with_the_way_of_the_cache_included(self):
         asked = load_of(first_token=1.5, token=0.04)
-        found = plan((Machine(A100, 8, 16.0),), asked)
+        found = plan((MachineOffer(A100, 8, 16.0),), asked)
         assert found.prefill.step_seconds + asked.transfer_seconds <= 1.5
         assert found.decode.step_seconds <= 0.04
         assert found.prefill.limited_by == found.decode.limited_by == "the limit on time"
 
     def test_the_cheapest_of_each_phase_is_chosen_and_a_price_decides(self):
-        dear, cheap = (plan((Machine(A100, 8, 16.0), Machine(A40, 8, price)), load_of()) for price in (50.0, 1.0))
+        dear, cheap = (
+            plan((MachineOffer(A100, 8, 16.0), MachineOffer(A40, 8, price)), load_of()) for price in (50.0, 1.0)
+        )
         assert {dear.prefill.gpu, dear.decode.gpu} == {A100.name}
         assert {cheap.prefill.gpu, cheap.decode.gpu} == {A40.name}
         assert dear.apart == pytest.approx(dear.prefill.cost + dear.decode.cost)
@@ -88,8 +90,8 @@ class TestPlan:
     @pytest.mark.parametrize(
         ("machine", "asked", "said"),
         [
-            (Machine(T4, 8, 1.0), load_of(), "its memory holds no request beside the weights"),
-            (Machine(A100, 8, 1.0), load_of(first_token=0.01), "more than the limit leaves"),
+            (MachineOffer(T4, 8, 1.0), load_of(), "its memory holds no request beside the weights"),
+            (MachineOffer(A100, 8, 1.0), load_of(first_token=0.01), "more than the limit leaves"),
         ],
     )
     def test_where_there_is_none_the_limit_in_the_way_is_named(self, machine, asked, said):
@@ -100,7 +102,7 @@ class TestPlan:
         run = load(simulated.write(tmp_path, steps=20, layers=32))
         known = efficiencies([run], LLAMA70)
         assert 0 < known["H200", Phase.DECODE].efficiency <= 1
-        found = plan((Machine(gpus.find("H200"), 1, 4.0),), load_of(shape.find("llama2-7b")), [run])
+        found = plan((MachineOffer(gpus.find("H200"), 1, 4.0),), load_of(shape.find("llama2-7b")), [run])
         assert found.decode.measured
         assert found.decode.efficiency == known["H200", Phase.DECODE].efficiency
         low, high = known["H200", Phase.DECODE].range
@@ -113,27 +115,27 @@ class TestPlan:
         assert found.notes == ()
 
     def test_a_machine_that_cannot_do_it_is_named_beside_those_that_can(self):
-        found = plan((Machine(A100, 8, 16.0), Machine(T4, 8, 1.0)), load_of())
+        found = plan((MachineOffer(A100, 8, 16.0), MachineOffer(T4, 8, 1.0)), load_of())
         assert {each.gpu for each in found.choices} == {A100.name}
         for phase in ("prefill", "decode"):
             assert any(each.startswith(f"8 × T4 in {phase}: its memory holds") for each in found.refusals)
 
     def test_a_run_on_a_gpu_that_is_not_asked_for_is_said_to_be_of_no_use(self, tmp_path):
         run = load(simulated.write(tmp_path / "run", steps=20))
-        (note,) = plan((Machine(A100, 8, 16.0),), load_of(), [run]).notes
+        (note,) = plan((MachineOffer(A100, 8, 16.0),), load_of(), [run]).notes
         assert "it is of H200, which is no --machine" in note
         unknown = load(simulated.write(tmp_path / "unknown", steps=20, facts={"gpu_name": "NVIDIA X1"}))
-        (note,) = plan((Machine(A100, 8, 16.0),), load_of(), [unknown]).notes
+        (note,) = plan((MachineOffer(A100, 8, 16.0),), load_of(), [unknown]).notes
         assert "it is of NVIDIA X1, which is no --machine" in note
 
     def test_decode_without_graphs_is_no_fair_measure_beside_what_is_assumed(self, tmp_path):
         eager = load(simulated.write(tmp_path / "eager", steps=20, layers=32, mode=Mode.EAGER))
         graphs = load(simulated.write(tmp_path / "graphs", steps=20, layers=32))
-        h200, small = Machine(gpus.find("H200"), 1, 4.0), load_of(shape.find("llama2-7b"))
-        (note,) = plan((h200, Machine(A40, 8, 5.0)), small, [eager]).notes
+        h200, small = MachineOffer(gpus.find("H200"), 1, 4.0), load_of(shape.find("llama2-7b"))
+        (note,) = plan((h200, MachineOffer(A40, 8, 5.0)), small, [eager]).notes
         assert "decode on H200 was measured without CUDA graphs" in note
         assert "beside A40" in note
-        assert plan((h200, Machine(A40, 8, 5.0)), small, [graphs]).notes == ()
+        assert plan((h200, MachineOffer(A40, 8, 5.0)), small, [graphs]).notes == ()
         assert plan((h200,), small, [eager]).notes == ()
 
 

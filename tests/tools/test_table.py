@@ -11,7 +11,7 @@ import simulated
 from lightllm_otel.contracts.table import FIELDS, HOOKS
 from lightllm_otel.records.vocabulary import Operator
 from lightllm_otel.tools import calibrate, cli, compare, doctor, kernel_capture, operator_table
-from lightllm_otel.tools.analysis.compare import Row as Change
+from lightllm_otel.tools.analysis.compare import OperatorChange as Change
 from lightllm_otel.tools.analysis.kernels import Kernel
 from lightllm_otel.tools.finding import NOTE, WRONG, Finding
 from lightllm_otel.tools.table import table, width

@@ -1,4 +1,4 @@
-"""A good run in a small file, ``compare --save-baseline``: for comparisons, and for servers to be held against."""
+"""Baseline file of a good run (``compare --save-baseline``), for later comparisons and for servers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMAT, VERSION = RUN_FORMAT, 1
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One side of a comparison: a table for each repeat. ``expectation``: for servers, as export/baseline.py keeps it."""
+    """One side of a comparison: a table for each repeat. ``expectation``: for servers, as exporter/baseline.py keeps it."""
 
     name: str
     facts: dict[str, Any]
@@ -31,7 +31,7 @@ def side(run: Run) -> Side:
 
 
 def save(path: Path, side: Side) -> None:
-    """Raises OSError."""
+    """Write a baseline file. Raises OSError."""
     content = {
         "format": FORMAT, "version": VERSION, "name": side.name, "facts": side.facts, "notes": side.notes,
         "repeats": [table.as_json() for table in side.tables], "expectation": side.expectation,
@@ -40,7 +40,7 @@ def save(path: Path, side: Side) -> None:
 
 
 def read(path: Path) -> Side:
-    """Raises BadRecording."""
+    """Read a baseline file. Raises BadRecording."""
     try:
         content = json.loads(path.read_text())
         if content.get("format") != FORMAT or content.get("version") != VERSION:
@@ -66,7 +66,7 @@ def read(path: Path) -> Side:
 
 
 def _check(content: dict[str, Any]) -> None:
-    """Of what comparisons take for granted in a rank's facts. Raises ValueError and KeyError."""
+    """Check what comparisons rely on in a rank's facts. Raises ValueError and KeyError."""
     facts, notes = content["facts"], content.get("notes", [])  # the first versions kept none
     ranks = facts.get("tp", 1)
     sound = isinstance(content["name"], str) and isinstance(ranks, int) and ranks > 0 and len(content["repeats"]) > 0

@@ -1,4 +1,4 @@
-"""An operator's calls in the order in which they came, at one load: what says whether repeats agree."""
+"""Calls of an operator in their order, at one load, for judging whether repeats agree."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightllm_otel.tools.analysis.runs import Repeat
 
 
 def usual_batch(repeats: Sequence[Repeat], phase: Phase, mode: Mode) -> int:
-    """The batch that most sampled steps of this kind computed, over all repeats; 0 where there is none."""
+    """Return the batch that most sampled steps of this kind computed, over all repeats; 0 where there is none."""
     batches = np.concatenate([each.steps["padded"][each.chosen(phase, mode, sampled=True)] for each in repeats])
     if not len(batches):
         return 0
@@ -20,7 +20,8 @@ def usual_batch(repeats: Sequence[Repeat], phase: Phase, mode: Mode) -> int:
 
 
 def calls_of(repeat: Repeat, phase: Phase, mode: Mode, batch: int) -> dict[str, np.ndarray]:
-    """Operator → seconds of its calls on the lowest rank, in sampled steps of this kind and batch. Gap is no call."""
+    """Return operator → seconds of its calls on the lowest rank, in sampled steps of this kind and batch. The gap is not a
+    call."""
     chosen = repeat.chosen(phase, mode, sampled=True) & (repeat.steps["padded"] == batch)
     chosen &= repeat.rank == repeat.rank.min()
     rows = repeat.intervals[chosen[repeat.of]]

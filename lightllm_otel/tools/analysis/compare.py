@@ -1,4 +1,4 @@
-"""One run against another, operator by operator: how much slower or faster, how sure that is, and what theory expects.
+"""Comparison of two runs, operator by operator: how much slower or faster, how certain that is, and what theory expects.
 
 The unit is the repeat, not the step: a run's thousand steps share its clocks, its temperature and its place in memory, so a
 million of them say no more about the next run than one mean does. Steps are matched by size (:mod:`.strata`), each repeat
@@ -29,12 +29,12 @@ MUST_AGREE = ("model", "config")
 
 
 class CannotCompare(ValueError):
-    """Nothing of the two can be set against each other; the message says why and what to do."""
+    """The two runs have nothing that can be compared; the message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """Seconds per step of one rank, at the same sizes on both sides. ``change``: second / first - 1.
+class OperatorChange:
+    """One operator on both sides: seconds per step of one rank, at the same sizes. ``change``: second / first - 1.
 
     ``interval`` (of the change), ``p`` (Holm's, over all rows) and ``detectable`` (the smallest change that would be found
     four times in five, were it the only one) are None with too few repeats; ``expected``: the theoretical second / first.
@@ -59,7 +59,8 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """``slower`` and ``faster`` are sure and at least one percent; else ``no difference found`` or ``not judged``."""
+        """Return ``slower`` or ``faster`` if that is significant and at least one percent, else ``no difference found`` or
+        ``not judged``."""
         if self.p is None:
             return "not judged"
         if self.p >= ERROR or abs(self.change) < LEAST_EFFECT:
@@ -69,17 +70,17 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """``rows``: what matters most for the step first. ``lacking``: what has no row; the notes say so."""
+    """Result of a comparison. ``rows``: those that matter most for the step first. ``lacking``: operators without a row."""
 
     first: Side
     second: Side
-    rows: tuple[Row, ...]
+    rows: tuple[OperatorChange, ...]
     notes: tuple[str, ...]
     lacking: tuple[Lacking, ...] = ()
 
 
 def compare(first: Side, second: Side, shape: ModelShape | None = None) -> Comparison:
-    """``shape``: of the model, where the recordings do not say it. Raises CannotCompare."""
+    """Compare two sides. ``shape``: of the model, where the recordings do not say it. Raises CannotCompare."""
     _check(first, second)
     notes = [*first.notes, *second.notes, *_differences(first, second)]
     judged = min(len(first.tables), len(second.tables)) >= LEAST_REPEATS
@@ -88,7 +89,7 @@ def compare(first: Side, second: Side, shape: ModelShape | None = None) -> Compa
             f"{len(first.tables)} against {len(second.tables)} repeats: no interval and no verdict, because nothing says "
             f"how far two equal runs differ here; record at least {LEAST_REPEATS} on each side, better 5"
         )
-    rows: list[Row] = []
+    rows: list[OperatorChange] = []
     without: list[Lacking] = []
     for phase in (Phase.PREFILL, Phase.DECODE, Phase.MIXED):
         for mode in Mode:
@@ -108,8 +109,11 @@ def compare(first: Side, second: Side, shape: ModelShape | None = None) -> Compa
     return Comparison(first, second, tuple(rows), tuple(notes), tuple(without))
 
 
-def _judged(rows: list[Row]) -> list[Row]:
-    """With p values for all of them together, and what they could have found: Holm's first step takes an error of 1/rows."""
+def _judged(rows: list[OperatorChange]) -> list[OperatorChange]:
+    """Return the rows with p values adjusted over all of them, and with the change that each could have detected.
+
+    Holm's first step takes an error of 1/rows.
+    """
     found = [row for row in rows if row.difference is not None and row.p is not None]
     adjusted = dict(zip(map(id, found), holm([row.p for row in found if row.p is not None])))
     least = ERROR / max(len(found), 1)
@@ -157,7 +161,7 @@ def _differences(first: Side, second: Side) -> list[str]:
 
 
 def _match(first: Side, second: Side, phase: Phase, mode: Mode) -> tuple[Match | None, list[str]]:
-    """What both have of one phase and mode, and what is to be said about it."""
+    """Return the steps that both sides have in one phase and mode, and notes about them."""
     tables = (*first.tables, *second.tables)
     has = [table.of(phase.code, mode.code).sampled.sum() > 0 for table in tables]
     kind = f"{phase} · {mode}"
@@ -185,7 +189,7 @@ def _match(first: Side, second: Side, phase: Phase, mode: Mode) -> tuple[Match |
 
 def _rows(
     first: Side, second: Side, matched: Match, phase: Phase, mode: Mode, judged: bool, shape: ModelShape | None
-) -> list[Row]:
+) -> list[OperatorChange]:
     count = len(first.tables)
     operators, steps = matched.operators(), matched.seconds()
     theory = expected.ratios(first.facts, second.facts, phase, matched.size(), shape)
@@ -201,14 +205,14 @@ def _rows(
 def _row(
     name: str, first: np.ndarray, second: np.ndarray, phase: Phase, mode: Mode, judged: bool, theory: float | None,
     whole: float,
-) -> Row:  # fmt: skip
+) -> OperatorChange:  # fmt: skip
     found = _logarithmic(first, second) if judged else None
     one, two = (math.exp(float(np.log(values).mean())) for values in (first, second))
     interval = p = None
     if found is not None:
         low, high = found.interval(1 - ERROR)
         interval, p = (math.exp(low) - 1, math.exp(high) - 1), found.p
-    return Row(
+    return OperatorChange(
         phase.value, mode.value, name, one, two, interval, p, None, theory,
         (two - one) / whole if name != STEP else two / one - 1, found,
     )  # fmt: skip

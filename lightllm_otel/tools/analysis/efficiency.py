@@ -1,4 +1,4 @@
-"""How near to theory a GPU came in runs, and what is to be said of runs that do not say it, or not fairly."""
+"""Efficiency of a GPU in runs: ideal time divided by measured time, and notes on runs that cannot give it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Known = Mapping[tuple[str, Phase], "Measured"]
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """``efficiency``: least time over measured time of a step, at most 1; gaps within steps are part of it. ``range``: the same
-    for the ends of the mean step's interval (95 %).
+    """Measured efficiency. ``efficiency``: ideal time divided by measured time of a step, at most 1; gaps within steps are part
+    of it. ``range``: the same for the ends of the mean step's interval (95 %).
     """
 
     efficiency: float
@@ -30,7 +30,7 @@ class Measured:
 
 
 def efficiencies(runs: Iterable[Run], shape: ModelShape) -> Known:
-    """The best of all runs, by GPU and phase."""
+    """Return the best of all runs, by GPU and phase."""
     found: dict[tuple[str, Phase], Measured] = {}
     for run in runs:
         on = machine_of(run.facts)
@@ -50,7 +50,7 @@ def efficiencies(runs: Iterable[Run], shape: ModelShape) -> Known:
 
 
 def useless(runs: Iterable[Run], asked: Collection[str], shape: ModelShape) -> Iterator[str]:
-    """A sentence on each run whose GPU is none of those asked for, or whose model cannot be told."""
+    """Return a sentence on each run whose GPU is none of those asked for, or whose model cannot be told."""
     for run in runs:
         on = machine_of(run.facts)
         gpu = on.gpu

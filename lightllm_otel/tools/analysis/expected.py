@@ -1,4 +1,4 @@
-"""What theory expects of a run: its model's shape, its GPU and link, and the least time at the sizes of its steps."""
+"""Theory for a run: its model's shape, GPU and link, and the ideal time at the sizes of its steps."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from lightllm_otel.roofline.work import Batch
 
 
 @dataclasses.dataclass(frozen=True)
-class Machine:
-    """``link``: None for a single rank, or where it is not known; ``element``: bytes of a weight."""
+class Deployment:
+    """Model and hardware of a run. ``link``: None for a single rank, or if it is unknown. ``element``: bytes of a weight."""
 
     shape: ModelShape | None
     gpu: Gpu | None
@@ -29,8 +29,8 @@ class Machine:
     element: float
 
 
-def machine(facts: Mapping[str, Any], given: ModelShape | None = None, gpu: Gpu | None = None) -> Machine:
-    """From what a rank says of itself; what is given goes before that, and what is not known stays None."""
+def machine(facts: Mapping[str, Any], given: ModelShape | None = None, gpu: Gpu | None = None) -> Deployment:
+    """Return the deployment that a rank's facts describe. Given values take precedence; unknown ones stay None."""
     own = given
     if own is None:
         try:
@@ -51,11 +51,11 @@ def machine(facts: Mapping[str, Any], given: ModelShape | None = None, gpu: Gpu 
         )
     except links.NoLink:
         link = None
-    return Machine(own, gpu, link, ranks, shape.DTYPE_BYTES.get(str(facts.get("dtype", "")), 2))
+    return Deployment(own, gpu, link, ranks, shape.DTYPE_BYTES.get(str(facts.get("dtype", "")), 2))
 
 
 def unlike(facts: Mapping[str, Any], given: ModelShape | None) -> str:
-    """Why a recording cannot be of this model; empty where nothing speaks against it."""
+    """Return why a recording cannot be of this model, or an empty string."""
     layers = int(facts.get("layers") or 0)
     if given is None or not layers or layers == given.layers:
         return ""
@@ -68,26 +68,27 @@ def batch(phase: Phase, requests: float, tokens: float, context: float) -> Batch
 
 
 @dataclasses.dataclass
-class Load:
-    """What one rank had to do for an operator, over many steps."""
+class RequiredWork:
+    """FLOPs and bytes that one rank needed for an operator, over many steps."""
 
     flops: float = 0.0
     memory_bytes: float = 0.0
 
 
-def load(steps: np.ndarray, phase: Phase, on: Machine) -> dict[Operator, Load]:
-    """Of steps of one phase and rank (STEP, shape (n,)). Steps of a size are taken together: all is linear in context."""
+def load(steps: np.ndarray, phase: Phase, on: Deployment) -> dict[Operator, RequiredWork]:
+    """Return the work of each operator in steps of one phase and rank (``STEP``, shape (n,))."""
     if on.shape is None or not len(steps):
         return {}
     found = analytic.required(steps, on.shape, on.ranks, on.element)
-    return {operator: Load(done.flops, done.memory_bytes) for (operator, _), done in found.items()}
+    return {operator: RequiredWork(done.flops, done.memory_bytes) for (operator, _), done in found.items()}
 
 
 def ratios(
     first: Mapping[str, Any], second: Mapping[str, Any], phase: Phase, size: tuple[float, float, float],
     given: ModelShape | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Least time on the second machine / on the first, of each operator and of the step (``step``); empty if unknown."""
+    """Return the ideal time on the second machine divided by that on the first, for each operator and for ``step``; empty if
+    unknown."""
     tables = []
     for facts in (first, second):
         on = machine(facts, given)

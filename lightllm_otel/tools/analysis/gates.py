@@ -7,19 +7,19 @@ import re
 from collections.abc import Sequence
 
 from lightllm_otel.records.vocabulary import Operator, Phase
-from lightllm_otel.tools.analysis.compare import STEP, Row
+from lightllm_otel.tools.analysis.compare import STEP, OperatorChange
 from lightllm_otel.tools.analysis.lacking import Lacking
 
 _FORM = re.compile(r"(?P<operator>\w+):(?P<phase>\w+):(?P<percent>[+-]\d+(?:\.\d+)?)%?")
 
 
 class BadCondition(ValueError):
-    """It is not understood, or cannot be judged; the message says what to do."""
+    """A condition that is not understood or cannot be judged; the message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """``least``: the change from which on it is met; negative: a gain that must not be that large."""
+    """One condition. ``least``: the change from which on it is met; negative: a gain that must not be that large."""
 
     operator: str
     phase: str
@@ -30,7 +30,7 @@ class Condition:
 
 
 def parse(text: str) -> Condition:
-    """Raises BadCondition."""
+    """Parse a condition. Raises BadCondition."""
     found = _FORM.fullmatch(text.strip())
     operators, phases = [STEP, *(each.value for each in Operator)], [each.value for each in Phase]
     if found is None or found["operator"] not in operators or found["phase"] not in phases:
@@ -41,8 +41,8 @@ def parse(text: str) -> Condition:
     return Condition(found["operator"], found["phase"], float(found["percent"]) / 100)
 
 
-def met(condition: Condition, rows: Sequence[Row], lacking: Sequence[Lacking] = ()) -> str:
-    """A sentence when it is met for sure, else empty: the whole interval must lie beyond. Raises BadCondition.
+def met(condition: Condition, rows: Sequence[OperatorChange], lacking: Sequence[Lacking] = ()) -> str:
+    """Return a sentence if the condition is met (the whole interval lies beyond it), else an empty string. Raises BadCondition.
 
     ``lacking``: what has no row, and so can never be said to be no worse.
     """

@@ -1,4 +1,4 @@
-"""Which kernels make up each operator, from a trace of torch.profiler with our operators as ranges."""
+"""Kernels of each operator, from a trace of torch.profiler with our operators as ranges."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Kernel:
 
 
 def kernels(trace: Mapping[str, Any]) -> list[Kernel]:
-    """The longest first. Where the trace has no GPU (a server on the CPU), torch's own operations stand for kernels."""
+    """Return the kernels, the longest first. Where the trace has no GPU (a server on the CPU), torch's own operations stand for
+    kernels."""
     events = [event for event in trace.get("traceEvents", ()) if event.get("ph") == "X"]
     found = [event for event in events if event.get("cat") in KERNELS]
     category = GPU_RANGE
@@ -44,7 +45,7 @@ def kernels(trace: Mapping[str, Any]) -> list[Kernel]:
 
 
 def _line(event: Mapping[str, Any]) -> tuple[Any, Any]:
-    """A stream of a device, or a thread."""
+    """Return the stream of a device, or the thread."""
     return event.get("pid"), event.get("tid")
 
 
@@ -52,7 +53,7 @@ Span = tuple[float, float, str]
 
 
 def _spans(ranges: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, Any], list[Span]]:
-    """(start, end, operator) in microseconds by line, in order. An operator in an operator counts as the outer one."""
+    """Return (start, end, operator) in microseconds by line, in order. An operator in an operator counts as the outer one."""
     lines: dict[tuple[Any, Any], list[Span]] = defaultdict(list)
     for event in ranges:
         name = str(event["name"])
@@ -77,7 +78,7 @@ def _inside(spans: list[Span], at: float) -> str:
 
 
 def _outermost(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Without those that another one on the same line has called."""
+    """Return the events without those that another one on the same line has called."""
     kept: list[Mapping[str, Any]] = []
     ends: dict[tuple[Any, Any], float] = {}
     for event in sorted(events, key=lambda event: (float(event["ts"]), -float(event.get("dur", 0.0)))):

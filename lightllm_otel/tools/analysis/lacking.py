@@ -1,4 +1,4 @@
-"""Operators that some repeats of a comparison lack: a ratio of their times would be none, so they are named instead."""
+"""Operators that some repeats of a comparison lack. They have no ratio of times, so they are named instead."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightllm_otel.tools.analysis.strata import Match
 
 @dataclasses.dataclass(frozen=True)
 class Lacking:
-    """``note``: a sentence on who lacks it, and how much of the others' step it is."""
+    """Operator without a counterpart. ``note``: a sentence on who lacks it, and how much of the others' step it is."""
 
     phase: str
     mode: str
@@ -22,7 +22,8 @@ class Lacking:
 
 
 def lacking(names: tuple[str, str], count: int, matched: Match, phase: Phase, mode: Mode) -> Iterator[Lacking]:
-    """``names``: of the sides; the first has the first ``count`` repeats of ``matched``."""
+    """Return the operators that a side lacks. ``names``: of the sides; the first has the first ``count`` repeats of
+    ``matched``."""
     operators, steps = matched.operators(), matched.seconds()
     for operator in Operator:
         seconds = operators[:, operator.code]
@@ -33,7 +34,7 @@ def lacking(names: tuple[str, str], count: int, matched: Match, phase: Phase, mo
 
 
 def _said(names: tuple[str, str], shares: list[np.ndarray]) -> str:
-    """``shares``: of each repeat's step, by side."""
+    """Return the sentence on one operator. ``shares``: of each repeat's step, by side."""
     for name, own, other in zip(names, shares, reversed(shares)):
         if (own > 0).all() and not (other > 0).any():
             return f"occurs only in {name}, {100 * own.mean():.3g} % of its step"

@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """``alpha``: seconds of a call that moves nothing; ``beta``: bytes per second on the link, one way.
+    """Latency and bandwidth. ``alpha``: seconds of a call that moves nothing; ``beta``: bytes per second on the link, one way.
 
     ``worst``: the largest relative error over the measured payloads.
     """
@@ -21,13 +21,13 @@ class Fit:
 
     @property
     def takeover_bytes(self) -> float:
-        """On the link, at which moving takes as long as the latency."""
+        """Return the bytes on the link at which moving takes as long as the latency."""
         return self.alpha * self.beta
 
 
 def fit(moved: Sequence[float], seconds: Sequence[float]) -> Fit:
-    """``moved``: bytes that each rank sends. Least squares of the relative error, so that 1 KiB counts as much as 1 GiB;
-    neither part is negative. At least two different payloads.
+    """Fit latency and bandwidth. ``moved``: bytes that each rank sends. Least squares of the relative error, so that 1 KiB
+    counts as much as 1 GiB; neither part is negative. At least two different payloads.
     """
     sizes, times = np.array(moved, float), np.array(seconds, float)
     rows = np.stack([1 / times, sizes / times], axis=1)

@@ -1,4 +1,4 @@
-"""What each operator should take, learned from a run that is known to be good: a file for ``LIGHTLLM_OTEL_BASELINE``.
+"""Learned baseline of a run that is known to be good: a file for ``LIGHTLLM_OTEL_BASELINE``.
 
 As an exporter learns it, of the same steps (each rank teaches in turn), but from all of them at once: so a plane reaches over
 every load of its bucket that the run has, where a server freezes what its first steps at a load were.
@@ -19,7 +19,7 @@ Planes = dict[Bucket, list[Plane]]
 
 
 def learn(run: Run) -> Planes:
-    """Raises BadRecording where no load has enough sampled steps."""
+    """Learn planes from a run. Raises BadRecording if no load has enough sampled steps."""
     taught = [_taught(repeat, run.ranks) for repeat in run.repeats]
     expectation = Expectation()
     expectation.begin({}, learns=True, ranks=1)  # whose turn it was has been seen to
@@ -33,7 +33,7 @@ def learn(run: Run) -> Planes:
 
 
 def described(run: Run, planes: Planes) -> dict[str, Any]:
-    """As a file keeps it."""
+    """Return the content of the file."""
     facts = run.repeats[0].facts
     return baseline.content(baseline.key_of(facts[min(facts)], link(list(facts.values()), None).name), planes)
 

@@ -1,4 +1,4 @@
-"""Where the time of a phase goes: each operator's share, time per step, layer and call, and what the hardware did in it."""
+"""Operators of a phase: share, time per step, layer and call, and the rates that the hardware reached in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightllm_otel.records.vocabulary import COLLECTIVES, Mode, Operator, Phase
 from lightllm_otel.roofline import ideal, links
 from lightllm_otel.roofline.work import OperatorWork
 from lightllm_otel.tools.analysis import expected, resampling
-from lightllm_otel.tools.analysis.expected import Machine
+from lightllm_otel.tools.analysis.expected import Deployment
 from lightllm_otel.tools.analysis.runs import Repeat, Run
 
 HOST = "host"
@@ -48,8 +48,8 @@ class Spent:
         return self.seconds_per_step / self.layers if self.layers else None
 
 
-def spent(run: Run, phase: Phase, mode: Mode, on: Machine) -> list[Spent]:
-    """The longest first; empty where no step of this kind was sampled."""
+def spent(run: Run, phase: Phase, mode: Mode, on: Deployment) -> list[Spent]:
+    """Return the operators of a phase and mode, the longest first; empty if no step of this kind was sampled."""
     of_steps = [steps for steps in (per_step(repeat, phase, mode) for repeat in run.repeats) if len(steps)]
     if not of_steps:
         return []
@@ -75,7 +75,7 @@ def spent(run: Run, phase: Phase, mode: Mode, on: Machine) -> list[Spent]:
 
 
 def per_step(repeat: Repeat, phase: Phase, mode: Mode) -> np.ndarray:
-    """Seconds of every operator in each sampled step of this kind, shape (steps, operators)."""
+    """Return the seconds of every operator in each sampled step of this kind, shape (steps, operators)."""
     chosen = repeat.chosen(phase, mode, sampled=True)
     place = np.where(chosen, np.cumsum(chosen) - 1, -1)
     of = place[repeat.of]
@@ -86,22 +86,22 @@ def per_step(repeat: Repeat, phase: Phase, mode: Mode) -> np.ndarray:
     return sums.reshape(count, width)
 
 
-def _loads(run: Run, phase: Phase, mode: Mode, on: Machine) -> dict[Operator, expected.Load]:
-    """What all ranks together had to do in the sampled steps."""
-    total: dict[Operator, expected.Load] = {}
+def _loads(run: Run, phase: Phase, mode: Mode, on: Deployment) -> dict[Operator, expected.RequiredWork]:
+    """Return the work of all ranks together in the sampled steps."""
+    total: dict[Operator, expected.RequiredWork] = {}
     for repeat in run.repeats:
         steps = repeat.steps[repeat.chosen(phase, mode, sampled=True)]
         for operator, load in expected.load(steps, phase, on).items():
-            sums = total.setdefault(operator, expected.Load())
+            sums = total.setdefault(operator, expected.RequiredWork())
             sums.flops += load.flops
             sums.memory_bytes += load.memory_bytes
     return total
 
 
 def _rated(
-    row: Spent, operator: Operator, seconds: float, payload: float, load: expected.Load | None, on: Machine
+    row: Spent, operator: Operator, seconds: float, payload: float, load: expected.RequiredWork | None, on: Deployment
 ) -> Spent:
-    """With its rates and its bound."""
+    """Return the row with its rates and its bound."""
     host = HOST if operator is Operator.GAP or row.starved > _MOSTLY else None
     if seconds <= 0:
         return dataclasses.replace(row, bound=host)
@@ -127,14 +127,14 @@ def _rated(
 
 @dataclasses.dataclass(frozen=True)
 class Utilisation:
-    """Of a step: FLOPs and bytes that the model needs, over what the GPU could have done meanwhile."""
+    """Utilisation of a GPU: FLOPs and bytes that the model needs, divided by those that the GPU could have done meanwhile."""
 
     mfu: float | None
     mbu: float | None
 
 
-def utilisation(run: Run, phase: Phase, mode: Mode, on: Machine) -> Utilisation:
-    """Over all steps of this kind, sampled or not; gaps within steps count, time between them does not."""
+def utilisation(run: Run, phase: Phase, mode: Mode, on: Deployment) -> Utilisation:
+    """Return the utilisation over all steps of this kind, sampled or not. Gaps within steps count, time between them does not."""
     if on.shape is None or on.gpu is None:
         return Utilisation(None, None)
     flops = moved = seconds = 0.0

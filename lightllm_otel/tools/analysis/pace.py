@@ -13,7 +13,7 @@ from lightllm_otel.tools.analysis.runs import Run
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """Of all steps of a kind, sampled or not. Seconds; ``tokens``: new ones of a step; ``context``: of a
+    """Pace of all steps of a kind, sampled or not. Seconds; ``tokens``: new ones of a step; ``context``: of a
     request; ``tokens_per_second``: while steps of this kind run.
     """
 
@@ -30,7 +30,7 @@ class Pace:
 
 
 def pace(run: Run, phase: Phase, mode: Mode) -> Pace:
-    """``steps`` counts each rank's. The interval is of the mean, 95 %."""
+    """Return the pace of a phase and mode. ``steps`` counts each rank's. The interval is that of the mean, 95 %."""
     chosen = [repeat.steps[repeat.chosen(phase, mode)] for repeat in run.repeats]
     steps = np.concatenate(chosen)
     sampled = sum(int(repeat.chosen(phase, mode, sampled=True).sum()) for repeat in run.repeats)

@@ -1,4 +1,4 @@
-"""What the pictures of a report are drawn from: layers, collectives, steps over time, and one step in full."""
+"""Data of the pictures of a report: layers, collectives, steps over time, and one step in full."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_POINTS = 600
 
 
 def layers(run: Run, phase: Phase, mode: Mode) -> dict[str, Any] | None:
-    """Seconds of each operator in each layer of a step, mean over steps and ranks; None without layers."""
+    """Return the mean seconds of each operator in each layer of a step, over steps and ranks; None without layers."""
     width, deep = len(Operator), 1 + max(int(repeat.intervals["layer"].max(initial=-1)) for repeat in run.repeats)
     if not deep:
         return None
@@ -39,7 +39,8 @@ def layers(run: Run, phase: Phase, mode: Mode) -> dict[str, Any] | None:
 
 
 def collectives(run: Run, phase: Phase, mode: Mode) -> list[dict[str, Any]]:
-    """How long single calls take, per operator and site: counts over bins of equal ratio, and quantiles."""
+    """Return the distribution of the seconds of single calls, per operator and site: counts over bins of equal ratio,
+    quantiles."""
     found = []
     for operator in COLLECTIVES:
         parts = []
@@ -76,7 +77,7 @@ def _distribution(calls: np.ndarray) -> dict[str, Any]:
 
 
 def timeline(run: Run) -> dict[str, Any]:
-    """Steps of the lowest rank of the first repeat over time, at most a few hundred points: the longest of each bin."""
+    """Return steps of the lowest rank of the first repeat over time: the longest of each bin, at most a few hundred points."""
     repeat = run.repeats[0]
     steps = repeat.steps[(repeat.rank == repeat.rank.min()) & (repeat.steps["tokens"] > 0)]
     steps = steps[np.argsort(steps["wall_time"], kind="stable")]
@@ -97,7 +98,7 @@ def timeline(run: Run) -> dict[str, Any]:
 
 
 def example(run: Run, phase: Phase, mode: Mode) -> dict[str, Any] | None:
-    """The sampled step that is nearest to the median, operator by operator in the order of the GPU."""
+    """Return the sampled step nearest to the median, operator by operator in the order of the GPU."""
     repeat = run.repeats[0]
     places = np.flatnonzero(repeat.chosen(phase, mode, sampled=True) & (repeat.rank == repeat.rank.min()))
     if not len(places):

@@ -1,4 +1,4 @@
-"""Which machine for prefill and which for decode: the cheapest that keeps its limits, by theory and how near to it one gets.
+"""MachinePlan of machines for prefill and for decode: the cheapest that keeps the limits, by theory and measured efficiency.
 
 Every time is the least time of :mod:`lightllm_otel.roofline.ideal` divided by an efficiency: a measured one where a run on that
 GPU is given, with the interval of its mean step, else an assumed range. A plan is worked out at both ends of either as well,
@@ -29,7 +29,7 @@ class NoPlan(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Machine:
+class MachineOffer:
     """``cards`` GPUs of a kind for ``price`` an hour, in whatever currency."""
 
     gpu: Gpu
@@ -38,7 +38,7 @@ class Machine:
 
 
 @dataclasses.dataclass(frozen=True)
-class Load:
+class Demand:
     """Requests of so many tokens in and out. ``first_token_seconds`` and ``token_seconds``: limits; infinite for none.
     ``element``: bytes of a weight and of a cached value; ``network``: bytes per second between machines.
     """
@@ -53,7 +53,7 @@ class Load:
 
     @property
     def transfer_bytes(self) -> float:
-        """Of a request's keys and values, from a prefill machine to a decode machine."""
+        """Return the bytes of a request's keys and values, which go from a prefill machine to a decode machine."""
         return memory.cache_bytes(self.shape, 1, self.element) * self.input_len
 
     @property
@@ -83,7 +83,7 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class MachinePlan:
     """``apart``: what a million output tokens cost with the cheapest of each phase; ``together``: on one kind alone.
 
     ``refusals``: machines that cannot do a phase, and why; ``notes``: on the runs that were given.
@@ -99,8 +99,8 @@ class Plan:
     notes: tuple[str, ...] = ()
 
 
-def plan(machines: Iterable[Machine], load: Load, runs: Iterable[Run] = ()) -> Plan:
-    """Raises NoPlan."""
+def plan(machines: Iterable[MachineOffer], load: Demand, runs: Iterable[Run] = ()) -> MachinePlan:
+    """Return the cheapest plan. Raises NoPlan."""
     machines, runs = list(machines), list(runs)
     known = efficiencies(runs, load.shape)
     choices, refusals = [], []
@@ -130,14 +130,14 @@ def plan(machines: Iterable[Machine], load: Load, runs: Iterable[Run] = ()) -> P
                 second.cards,
             ):
                 together[f"{first.cards} × {first.gpu}"] = first.cost * ratio + second.cost
-    return Plan(
+    return MachinePlan(
         tuple(choices), prefill, decode, prefill.cost * ratio + decode.cost, together,
         decode.rate * ratio / prefill.rate, tuple(refusals), notes,
     )  # fmt: skip
 
 
-def _best(machine: Machine, load: Load, phase: Phase, measured: Measured | None) -> tuple[Choice | None, str]:
-    """The cheapest way to cut the machine, or None and the reason."""
+def _best(machine: MachineOffer, load: Demand, phase: Phase, measured: Measured | None) -> tuple[Choice | None, str]:
+    """Return the cheapest way to divide the machine into groups, or None and the reason."""
     low, middle, high = ASSUMED
     if measured is not None:
         middle, (low, high) = measured.efficiency, measured.range
@@ -155,12 +155,12 @@ def _best(machine: Machine, load: Load, phase: Phase, measured: Measured | None)
     return min(options, key=lambda each: each.cost), ""
 
 
-def _cuts(machine: Machine, shape: ModelShape) -> list[int]:
+def _cuts(machine: MachineOffer, shape: ModelShape) -> list[int]:
     return [tp for tp in (1, 2, 4, 8, 16) if tp <= machine.cards and shape.heads % tp == 0]
 
 
 def _cut(
-    machine: Machine, load: Load, phase: Phase, tp: int, efficiency: float, measured: bool
+    machine: MachineOffer, load: Demand, phase: Phase, tp: int, efficiency: float, measured: bool
 ) -> tuple[Choice | None, str]:
     room = USABLE * machine.gpu.memory_bytes - memory.weight_bytes(load.shape, tp, load.element)
     tokens = load.input_len + (load.output_len if phase is Phase.DECODE else 0)
@@ -196,14 +196,14 @@ def _cut(
     ), ""  # fmt: skip
 
 
-def _size(load: Load, phase: Phase, requests: int) -> Batch:
+def _size(load: Demand, phase: Phase, requests: int) -> Batch:
     if phase is Phase.PREFILL:
         return ideal.prefill(requests, load.input_len)
     return ideal.decode(requests, load.input_len, load.output_len)
 
 
 def _largest(seconds: Callable[[int], float], limit: float, most: int) -> int:
-    """The most requests whose step takes at most so long, by bisection; 0 for none."""
+    """Return the most requests whose step takes at most ``limit`` seconds, by bisection; 0 for none."""
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2

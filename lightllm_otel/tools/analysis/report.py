@@ -1,4 +1,4 @@
-"""The whole report on a run as one value: what ``--json`` prints, what the table and the page are made of."""
+"""Report on a run as one value, for ``--json``, the table and the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightllm_otel.roofline import ideal
 from lightllm_otel.roofline.gpus import Gpu
 from lightllm_otel.roofline.shape import ModelShape
 from lightllm_otel.tools.analysis import expected, pace, pictures
-from lightllm_otel.tools.analysis.expected import Machine
+from lightllm_otel.tools.analysis.expected import Deployment
 from lightllm_otel.tools.analysis.operators import Spent, spent, utilisation
 from lightllm_otel.tools.analysis.runs import Run
 
@@ -36,7 +36,7 @@ KNOWN = (
 
 
 def report(run: Run, shape: ModelShape | None = None, gpu: Gpu | None = None) -> dict[str, Any]:
-    """``shape`` and ``gpu``: where the recording does not say them, or is to be seen otherwise."""
+    """Return the report. ``shape`` and ``gpu`` replace those of the recording, or supply them where it has none."""
     on = expected.machine(run.facts, shape, gpu)
     if why := expected.unlike(run.facts, shape):
         raise BadRecording(f"{run.path} cannot be reported as that model: {why}; give the model that was run")
@@ -58,8 +58,8 @@ def report(run: Run, shape: ModelShape | None = None, gpu: Gpu | None = None) ->
     }
 
 
-def _machine(on: Machine) -> dict[str, Any] | None:
-    """Peaks of data sheets, for the roofline."""
+def _machine(on: Deployment) -> dict[str, Any] | None:
+    """Return peaks of data sheets, for the roofline."""
     if on.gpu is None:
         return None
     return {
@@ -72,7 +72,7 @@ def _machine(on: Machine) -> dict[str, Any] | None:
     }
 
 
-def _notes(run: Run, on: Machine, kinds: list[tuple[Phase, Mode]]) -> list[str]:
+def _notes(run: Run, on: Deployment, kinds: list[tuple[Phase, Mode]]) -> list[str]:
     notes = []
     if len(run.repeats) == 1:
         notes.append("one recording: intervals say how sure it is of itself, not what the next run would show")
@@ -94,7 +94,7 @@ def _notes(run: Run, on: Machine, kinds: list[tuple[Phase, Mode]]) -> list[str]:
     return notes
 
 
-def _phase(run: Run, phase: Phase, mode: Mode, on: Machine) -> dict[str, Any]:
+def _phase(run: Run, phase: Phase, mode: Mode, on: Deployment) -> dict[str, Any]:
     rows = spent(run, phase, mode, on)
     return {
         "phase": phase.value,

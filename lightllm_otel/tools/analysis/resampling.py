@@ -16,7 +16,7 @@ _MOST_STEPS = 4096  # beyond, an interval is narrower than anyone reads; the fir
 
 
 def shares(repeats: Sequence[np.ndarray], confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds of each column's share of the whole, shape (columns,) each.
+    """Return bounds of each column's share of the whole, shape (columns,) each.
 
     ``repeats``: for each the values of its steps, shape (steps, columns); steps may be of very different length, so a share is
     a ratio of sums and not a mean of ratios.
@@ -34,13 +34,13 @@ def shares(repeats: Sequence[np.ndarray], confidence: float = 0.95) -> tuple[np.
 
 
 def _sums(steps: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Sums over as many steps as there are, drawn with replacement, again and again."""
+    """Return sums over as many steps as there are, drawn with replacement, again and again."""
     weights = generator.multinomial(len(steps), np.full(len(steps), 1 / len(steps)), DRAWS)
     found: np.ndarray = weights @ steps
     return found
 
 
 def _thin(steps: np.ndarray) -> np.ndarray:
-    """At most so many rows, sums of neighbours: drawing blocks of neighbours is also what keeps their likeness."""
+    """Return at most ``most`` rows, sums of neighbours: drawing blocks of neighbours is also what keeps their likeness."""
     block = -(-len(steps) // _MOST_STEPS)
     return np.add.reduceat(steps, np.arange(0, len(steps), block)) if block > 1 else steps

@@ -61,7 +61,7 @@ class Repeat:
         return len(self.steps) + len(self.intervals)
 
     def chosen(self, phase: Phase, mode: Mode, sampled: bool = False) -> np.ndarray:
-        """Which steps are of this kind and computed tokens of requests (bool, one per step)."""
+        """Return a mask of the steps of this kind that computed tokens of requests (bool, shape (steps,))."""
         wanted: np.ndarray = self._kinds == phase.code * len(Mode) + mode.code
         return wanted & self.records.is_sampled if sampled else wanted
 
@@ -74,7 +74,7 @@ class Repeat:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What is analysed as one: the same benchmark once or several times."""
+    """Unit of analysis: the same benchmark, recorded once or several times."""
 
     name: str
     path: Path
@@ -83,7 +83,7 @@ class Run:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Of the lowest rank of the first repeat, and of the machine where a benchmark has kept them."""
+        """Return the facts of the lowest rank of the first repeat, with those of the machine that a benchmark has kept."""
         facts = self.repeats[0].facts
         link = topology.link_of(facts, self.bench.get("machine"))
         return {**(facts[min(facts)] if facts else {}), **_machine(self.bench), **({"link": link} if link else {})}
@@ -98,7 +98,7 @@ class Run:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is missing of the recordings, a sentence each."""
+        """Return a sentence on each thing that the recordings lack."""
         return tuple(note for repeat in self.repeats for note in repeat.notes)
 
     @functools.cached_property
@@ -119,7 +119,7 @@ class Run:
 
 
 def load(path: Path) -> Run:
-    """A recording's folder, or a folder with several of the same. Raises BadRecording."""
+    """Load a recording's folder, or a folder with several of the same. Raises BadRecording."""
     if not path.is_dir():
         raise BadRecording(f"{path} is not a folder; give the folder of a recording, or one with several")
     repeats = tuple(_read(each) for each in _recordings(path))
@@ -128,7 +128,7 @@ def load(path: Path) -> Run:
 
 
 def _bench(path: Path) -> dict[str, Any]:
-    """The benchmark's own file; empty where there is none that can be read: the recordings are what counts."""
+    """Return the benchmark's own file; empty if it cannot be read, because the recordings are what counts."""
     try:
         found = json.loads((path / BENCH).read_text())
     except (OSError, ValueError):
@@ -137,7 +137,7 @@ def _bench(path: Path) -> dict[str, Any]:
 
 
 def _machine(bench: dict[str, Any]) -> dict[str, Any]:
-    """What of a benchmark's machine makes two runs differ. What is not as a benchmark writes it says nothing."""
+    """Return the facts of a benchmark's machine in which two runs can differ. Fields of another form are left out."""
     about = bench.get("machine")
     if not isinstance(about, dict):
         return {}
@@ -185,7 +185,7 @@ def _read(path: Path) -> Repeat:
 
 
 def _unnamed(repeat: Repeat) -> Iterator[str]:
-    """Ranks that belong to the group and are not in the manifest. Those of other nodes never are."""
+    """Yield a note if ranks of the group are not in the manifest. Those of other nodes never are."""
     facts = repeat.facts[min(repeat.facts)]
     nodes = facts.get("nodes")
     here = facts.get("tp", 1) // (nodes if isinstance(nodes, int) and nodes > 0 else 1)
@@ -229,7 +229,7 @@ def _check_numbers(repeat: Repeat) -> None:
 
 
 def check_same(repeats: Sequence[Repeat]) -> None:
-    """Raises BadRecording where they cannot be repeats of one run."""
+    """Check that these can be repeats of one run. Raises BadRecording."""
     first = repeats[0]
     for other in repeats[1:]:
         one, two = (repeat.facts[min(repeat.facts)] if repeat.facts else {} for repeat in (first, other))

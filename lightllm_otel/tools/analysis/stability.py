@@ -1,4 +1,4 @@
-"""Can results of repeated runs be trusted: does an operator differ more between runs than it does inside them?
+"""Stability of repeated runs: whether an operator differs more between runs than inside them.
 
 Inside a run an operator's calls scatter. If runs were alike, means of runs would scatter by no more than that, divided by the
 square root of the number of calls that are independent of each other. What lies above is a difference between the runs
@@ -21,8 +21,9 @@ _LIMIT = 3.0  # of the F statistic of blocks in runs
 
 @dataclasses.dataclass(frozen=True)
 class Variation:
-    """Of one operator over runs. ``between``, ``inside``: coefficients of variation of the runs' means, and of a run's calls
-    (the median run's); ``ratio``: the runs' variance against what their blocks would give; ``tail``: 99th percentile by median.
+    """Variation of one operator over runs. ``between``, ``inside``: coefficients of variation of the runs' means, and of a
+    run's calls (the median run's); ``ratio``: the runs' variance against what their blocks would give; ``tail``: 99th
+    percentile by median.
     """
 
     between: float
@@ -32,13 +33,13 @@ class Variation:
 
     @property
     def differs(self) -> bool:
-        """Whether runs differ by more than chance, and by enough to matter."""
+        """Tell whether runs differ by more than chance, and by enough to matter."""
         return self.ratio > _LIMIT and self.between > WORTH_SAYING
 
 
 @dataclasses.dataclass(frozen=True)
 class Trust:
-    """``blame``: operators that differ from run to run, what moves the total most first."""
+    """Result. ``blame``: operators that differ from run to run, those that move the total most first."""
 
     trusted: bool
     blame: tuple[str, ...]
@@ -47,7 +48,7 @@ class Trust:
 
 
 def variation(runs: Sequence[np.ndarray]) -> Variation:
-    """``runs``: seconds of an operator's calls in each, in their order, at the same load."""
+    """Return the variation of one operator. ``runs``: seconds of its calls in each run, in their order, at the same load."""
     means = np.array([run.mean() for run in runs])
     blocks = np.array([[block.mean() for block in np.array_split(run, BLOCKS)] for run in runs])
     chance = blocks.var(axis=1, ddof=1).mean() / BLOCKS

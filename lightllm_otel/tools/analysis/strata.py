@@ -1,4 +1,4 @@
-"""Steps of the same kind and about the same size: what may be set against each other.
+"""Strata: steps of the same kind and about the same size, which may be compared.
 
 A decode step with a context of 2048 has no business beside one with 1024, nor a batch of 3 beside one of 20. Steps are put
 into strata by phase, mode, tokens and context of a request, a quarter of an octave (19 %) wide; a stratum's sums are all
@@ -44,7 +44,7 @@ class Table:
         return self._at((self.keys[:, 0] == phase) & (self.keys[:, 1] == mode))
 
     def wider(self, factor: int) -> Table:
-        """The same sums in strata that are ``factor`` times as wide."""
+        """Return the same sums in strata that are ``factor`` times as wide."""
         keys = self.keys.copy()
         keys[:, 2:] //= factor
         found, group = np.unique(keys, axis=0, return_inverse=True)
@@ -58,7 +58,7 @@ class Table:
         return Table(found, *(merge(getattr(self, name)) for name in _SUMS))
 
     def at(self, keys: np.ndarray) -> Table:
-        """In the order of ``keys``, all of which are there."""
+        """Return the table in the order of ``keys``, all of which are there."""
         places = {tuple(key): place for place, key in enumerate(self.keys.tolist())}
         return self._at(np.array([places[tuple(key)] for key in keys.tolist()], int))
 
@@ -70,7 +70,7 @@ class Table:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Table:
-        """Raises KeyError, TypeError, ValueError and OverflowError for what is none."""
+        """Read a table from plain values. Raises KeyError, TypeError, ValueError and OverflowError."""
         keys = np.array(content["keys"], int).reshape(-1, 4)
         width = len(Operator)
         operators = np.array(content["operators"], float).reshape(len(keys), -1)
@@ -92,7 +92,7 @@ _SUMS = tuple(field.name for field in dataclasses.fields(Table) if field.name !=
 
 
 def tabulate(repeat: Repeat) -> Table:
-    """Steps without tokens (health checks) are left out."""
+    """Return the sums of one repeat by stratum. Steps without tokens (health checks) are left out."""
     of_requests = repeat.steps["tokens"] > 0
     steps = repeat.steps[of_requests]
     tokens = steps["tokens"].astype(float)
@@ -126,7 +126,7 @@ def _bucket(size: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """What all of several repeats have of one phase and mode.
+    """Strata of one phase and mode that all of several repeats have.
 
     ``tables``: one for each, all with the same strata; ``weights``: of each stratum, their sum is 1; ``coverage``: the share
     of sampled steps in these strata, of the repeat that loses most; ``width``: of a stratum, in octaves.
@@ -138,15 +138,15 @@ class Match:
     width: float
 
     def operators(self) -> np.ndarray:
-        """Seconds of each operator in a step of one rank, shape (repeats, operators), at the weights of the strata."""
+        """Return the seconds of each operator in a step of one rank, weighted by strata, shape (repeats, operators)."""
         return np.stack([self.weights @ (table.operators / table.sampled[:, None]) for table in self.tables])
 
     def seconds(self) -> np.ndarray:
-        """Of a step, shape (repeats,)."""
+        """Return the seconds of a step, shape (repeats,)."""
         return np.stack([self.weights @ (table.seconds / table.steps) for table in self.tables])
 
     def size(self) -> tuple[float, float, float]:
-        """Mean requests, tokens and context (all requests together) of a step."""
+        """Return the mean requests, tokens and context (of all requests together) of a step."""
         means = [
             float(np.mean([self.weights @ (getattr(table, name) / table.steps) for table in self.tables]))
             for name in ("batch", "tokens", "context")
@@ -155,7 +155,7 @@ class Match:
 
 
 def match(tables: Sequence[Table], phase: int, mode: int) -> Match | None:
-    """None when there is no size that all of them have sampled."""
+    """Return the strata that all have sampled, or None if there is none."""
     best: Match | None = None
     own = [table.of(phase, mode) for table in tables]
     for width in WIDTHS:

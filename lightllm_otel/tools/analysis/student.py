@@ -17,7 +17,7 @@ _MOST_TERMS = 400
 
 
 def _incomplete_beta(a: float, b: float, x: float) -> float:
-    """I_x(a, b)."""
+    """Return the regularised incomplete beta function I_x(a, b)."""
     if x <= 0.0 or x >= 1.0:
         return 0.0 if x <= 0.0 else 1.0
     if x > (a + 1) / (a + b + 2):
@@ -43,14 +43,14 @@ def _incomplete_beta(a: float, b: float, x: float) -> float:
 
 
 def two_sided(t: float, freedom: float) -> float:
-    """The probability of a t at least as far from 0, with ``freedom`` degrees of freedom."""
+    """Return the probability of a t at least as far from 0, with ``freedom`` degrees of freedom."""
     if math.isinf(t):
         return 0.0
     return _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
 
 
 def quantile(probability: float, freedom: float) -> float:
-    """The t below which ``probability`` lies, by bisection."""
+    """Return the t below which ``probability`` lies, by bisection."""
     if probability < 0.5:
         return -quantile(1 - probability, freedom)
     low, high = 0.0, 1.0
@@ -64,7 +64,7 @@ def quantile(probability: float, freedom: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Of two means, second less first, with its standard error and Welch-Satterthwaite's degrees of freedom."""
+    """Difference of two means, second less first, with its standard error and Welch-Satterthwaite's degrees of freedom."""
 
     mean: float
     error: float
@@ -81,12 +81,12 @@ class Difference:
         return self.mean - reach, self.mean + reach
 
     def detectable(self, error: float, power: float) -> float:
-        """The smallest difference that a test at ``error`` finds with probability ``power``."""
+        """Return the smallest difference that a test at ``error`` finds with probability ``power``."""
         return (quantile(1 - error / 2, self.freedom) + quantile(power, self.freedom)) * self.error
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """At least two values each (B. L. Welch, Biometrika 34, 1947)."""
+    """Compare two means of at least two values each (B. L. Welch, Biometrika 34, 1947)."""
     variances = [float(np.var(values, ddof=1)) / len(values) for values in (first, second)]
     whole = sum(variances)
     parts = sum(part**2 / (len(values) - 1) for part, values in zip(variances, (first, second)))
@@ -96,7 +96,7 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Adjusted p values: below e means significant while the whole family errs with at most e (S. Holm, 1979)."""
+    """Return adjusted p values: below e means significant while the whole family errs with at most e (S. Holm, 1979)."""
     order = sorted(range(len(ps)), key=lambda index: ps[index])
     adjusted, most = [0.0] * len(ps), 0.0
     for position, index in enumerate(order):

@@ -26,7 +26,8 @@ def is_ours(name: str) -> bool:
 
 
 def from_its_start(trace: Mapping[str, Any]) -> dict[str, Any]:
-    """The trace with times from its first event on. Times must be Decimal: since 1970 they have more digits than a float."""
+    """Return the trace with times from its first event on. Times must be Decimal: since 1970 they have more digits than a
+    float."""
     events = list(trace.get("traceEvents", ()))
     first = min(
         (Decimal(event["ts"]) for event in events if event.get("ph") == "X" and "ts" in event), default=Decimal(0)
@@ -45,7 +46,7 @@ def from_its_start(trace: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _small(value: Any, first: Decimal) -> Any:
-    """Without Decimals, which json does not write."""
+    """Return the value without Decimals, which json does not write."""
     if isinstance(value, Mapping):
         return {name: _small(each, Decimal(0)) for name, each in value.items()}
     if isinstance(value, list):
@@ -56,7 +57,7 @@ def _small(value: Any, first: Decimal) -> Any:
 
 
 def ranges_in_graphs(trace: Mapping[str, Any], instrumented_graphs: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """One range (as the profiler's own) per operator and stream of every whole replay of an instrumented graph.
+    """Return one range (as the profiler's own) per operator and stream of every whole replay of an instrumented graph.
 
     ``instrumented graphs``: of each the names of what its intervals are, in order. A replay is told by the number of its
     timestamps; where two instrumented graphs have as many but not the same operators, it has no ranges.
@@ -86,7 +87,7 @@ def _alike(kernels: Sequence[Event], operators: Sequence[str]) -> Any:
 
 
 def _replays(trace: Mapping[str, Any]) -> Iterator[tuple[list[Event], list[Event]]]:
-    """``(timestamps, other kernels)`` from the first timestamp to the publishing kernel."""
+    """Return ``(timestamps, other kernels)`` from the first timestamp to the publishing kernel."""
     devices: dict[Any, list[Event]] = defaultdict(list)
     for event in trace.get("traceEvents", ()):
         if event.get("ph") == "X" and event.get("cat") in KERNELS and "dur" in event:
@@ -107,7 +108,8 @@ def _replays(trace: Mapping[str, Any]) -> Iterator[tuple[list[Event], list[Event
 
 
 def _of_launch(publish: Event, timestamps: Sequence[Event], kernels: list[Event]) -> list[Event]:
-    """Without what another stream runs beside the graph, where the profiler says which launch a kernel is of."""
+    """Return the kernels without what another stream runs beside the graph, where the profiler says which launch a kernel is
+    of."""
     launch = _launch(publish)
     if launch is None or any(_launch(timestamp) != launch for timestamp in timestamps):
         return kernels
@@ -119,7 +121,7 @@ def _launch(event: Event) -> Any:
 
 
 def _intervals(timestamps: Sequence[Event], kernels: Sequence[Event]) -> tuple[int, ...]:
-    """Of each kernel the interval that it ran in, from 1; 0 and as many as there are timestamps are outside.
+    """Return the interval that each kernel ran in, from 1; 0 and the number of timestamps are outside.
 
     A timestamp waits for the last kernel of its operator, and the next kernel need not wait for the timestamp: both may run at
     the same time. So a kernel belongs to the first timestamp that starts when it has ended.
@@ -129,8 +131,8 @@ def _intervals(timestamps: Sequence[Event], kernels: Sequence[Event]) -> tuple[i
 
 
 def _ranges(kernels: Sequence[Event], intervals: Sequence[int], operators: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """One around the kernels that follow each other in an interval, on each stream. They do not overlap on one: a kernel
-    may begin before the one before it has ended.
+    """Return one range around the kernels that follow each other in an interval, on each stream. They do not overlap on one: a
+    kernel may begin before the one before it has ended.
     """
     lines: dict[Any, list[tuple[int, Event]]] = defaultdict(list)
     for kernel, at in zip(kernels, intervals):

@@ -1,4 +1,4 @@
-"""How the GPUs of a recorded run were joined, as far as its ranks and its benchmark say."""
+"""Link between the GPUs of a recorded run, as far as its ranks and its benchmark say."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightllm_otel.exporter.link import NVLINK, PCIE, SAME_GPU
 
 
 def link_of(facts: Mapping[int, Mapping[str, Any]], machine: Any) -> str:
-    """``same-gpu``, ``nvlink`` or ``pcie``; empty where it is not known. ``machine``: of ``bench.json``.
+    """Return ``same-gpu``, ``nvlink`` or ``pcie``; empty if it is unknown. ``machine``: of ``bench.json``.
 
     A benchmark has noted all GPUs of its machine, not which of them it used: it counts where all pairs are joined alike.
     """
