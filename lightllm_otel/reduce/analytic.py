@@ -10,6 +10,7 @@ import numpy as np
 
 from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.vocabulary import Operator, Phase
+from lightllm_otel.reduce.distinct import distinct
 from lightllm_otel.roofline import shape, work
 from lightllm_otel.roofline.gpus import Gpu, UnknownGpu, find
 from lightllm_otel.roofline.shape import ModelShape, UnknownModel
@@ -25,19 +26,19 @@ def required(
     as equally long. Steps without tokens of requests need nothing.
     """
     total: dict[tuple[Operator, int], work.OperatorWork] = defaultdict(work.OperatorWork)
-    kinds = np.stack([steps[name].astype(np.int64) for name in ("phase", "batch", "tokens")], axis=1)
-    found, group = np.unique(kinds, axis=0, return_inverse=True)
-    group = group.reshape(-1)
-    counts = np.bincount(group, minlength=len(found))
-    contexts = np.bincount(group, steps["context"].astype(float), len(found))
-    for (phase, requests, tokens), count, context in zip(found.tolist(), counts.tolist(), contexts.tolist()):
-        if not requests or not tokens:
-            continue
-        each = batch_of(Phase(Phase.of(phase)), requests, tokens, context / count)
-        for operator, done in work.step(model, each, ranks, element).items():
-            sums = total[operator, phase]
-            sums.flops += done.flops * count
-            sums.memory_bytes += done.memory_bytes * count
+    for (phase,) in distinct(steps["phase"]):
+        own = steps[steps["phase"] == phase]
+        sizes, group = np.unique(own["batch"].astype(np.uint64) << 32 | own["tokens"], return_inverse=True)
+        counts, contexts = np.bincount(group), np.bincount(group, own["context"].astype(float))
+        for size, count, context in zip(sizes.tolist(), counts.tolist(), contexts.tolist()):
+            requests, tokens = size >> 32, size & 0xFFFFFFFF
+            if not requests or not tokens:
+                continue
+            each = batch_of(Phase(Phase.of(phase)), requests, tokens, context / count)
+            for operator, done in work.step(model, each, ranks, element).items():
+                sums = total[operator, phase]
+                sums.flops += done.flops * count
+                sums.memory_bytes += done.memory_bytes * count
     return total
 
 

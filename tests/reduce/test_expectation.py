@@ -12,7 +12,7 @@ from lightllm_otel.reduce.expectation import (
     MOST_PLANES,
     SAMPLES,
     Expectation,
-    Load,
+    StepLoad,
     described,
     robust_fit,
     understood,
@@ -186,7 +186,7 @@ def test_steps_that_something_interrupted_do_not_teach_much():
 def test_what_was_learned_survives_as_plain_values(taught):
     again = understood(json.loads(json.dumps(described(taught.expectation.planes))))
     assert again.keys() == taught.expectation.planes.keys()
-    load = Load.of(np.frombuffer(records.step(padded=9, batch=9, context=9000)[0], layout.STEP), DECODE)
+    load = StepLoad.of(np.frombuffer(records.step(padded=9, batch=9, context=9000)[0], layout.STEP), DECODE)
     for bucket, planes in again.items():
         for plane, own in zip(planes, taught.expectation.planes[bucket]):
             np.testing.assert_array_equal(plane.seconds(load), own.seconds(load))
