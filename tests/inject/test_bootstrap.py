@@ -50,7 +50,7 @@ def test_a_kubernetes_service_of_our_name_is_one_line_and_the_server_is_measured
 def test_a_plugin_that_is_off_says_nothing_of_its_other_settings(start):
     wrong = {"LIGHTLLM_OTEL_LEVEL": "all", "LIGHTLLM_OTEL_PORT": "tcp://10.0.0.1:9464"}
     (line,) = start(BOOT, LIGHTLLM_OTEL="enabled", **wrong).splitlines()
-    assert "LIGHTLLM_OTEL=enabled is none of" in line
+    assert "LIGHTLLM_OTEL=enabled is neither on" in line
     assert start(f"import os; {START}; os.environ['LIGHTLLM_OTEL'] = 'off'; import lightllm", **wrong) == ""
 
 

@@ -56,7 +56,7 @@ def test_one_that_dies_is_started_again_with_a_back_off_and_then_seldom(exporter
     assert waits == [*BACK_OFF_SECONDS, *[PAUSE_SECONDS] * 6]
     said = [record.message for record in caplog.records]
     assert len(said) == 1
-    assert "started every 10 minutes only" in said[0]
+    assert "started only every 10 minutes" in said[0]
 
 
 def test_what_ended_it_may_go_away_hours_later_and_it_is_there_again(exporter, tmp_path):

@@ -349,7 +349,7 @@ def test_code_that_does_not_come_to_an_end_is_not_followed():
 
     Layer._twice = twice
     twice.__name__ = "_twice"
-    assert read(Layer(), METHODS, frozenset(), ["token_forward"]).unread == "token_forward is too long to follow"
+    assert read(Layer(), METHODS, frozenset(), ["token_forward"]).unread == "token_forward is too long to analyse"
 
 
 class TestCollectives:
