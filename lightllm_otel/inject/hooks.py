@@ -24,8 +24,8 @@ Maker = Callable[[Host, Any, Arguments, Hook], Host]
 
 _MAKERS: tuple[Maker, ...] = (
     steps.constructed, steps.attaching, steps.entered, steps.sampled, steps.ending,
-    graphs.checking_memory, graphs.warming_up, graphs.capturing, graphs.capturing_whole, graphs.replaying,
-    graphs.replaying_whole, graphs.replaying_prefill,
+    graphs.checking_memory, graphs.warming_up, graphs.capturing, graphs.capturing_step_only, graphs.replaying,
+    graphs.replaying_step_only, graphs.replaying_prefill,
     idle.asking, idle.emptied, idle.ticking,
     health.watching_health,
     requests.generating, requests.encoding, requests.tokenised_by_status,

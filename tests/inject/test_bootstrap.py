@@ -1,4 +1,4 @@
-"""What a Python process does when it imports LightLLM (here an empty package of that name) with LIGHTLLM_OTEL on."""
+"""Start of a Python process that imports LightLLM (here an empty package of that name) with LIGHTLLM_OTEL on."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ HOOKED = (
 
 @pytest.fixture
 def start(tmp_path):
-    """Run a Python with a stand-in for the package ``lightllm``; its stderr."""
+    """Run Python with an empty package ``lightllm``, and return its stderr."""
     (tmp_path / "lightllm").mkdir()
     (tmp_path / "lightllm" / "__init__.py").write_text("")
 

@@ -1,4 +1,4 @@
-"""The exporter is kept running: started once, started again with a back-off, never given up."""
+"""Supervisor of the exporter: it starts it once, restarts it with growing pauses, and never gives up."""
 
 import pytest
 
@@ -14,7 +14,7 @@ from lightllm_otel.worker.supervisor import (
 
 @pytest.fixture
 def exporter(monkeypatch):
-    """What the operating system would do: ``alive`` and ``started`` (when)."""
+    """Replace the operating system. ``alive``: the exporter runs. ``started``: the times of its starts."""
 
     class World:
         alive = False

@@ -1,8 +1,8 @@
 """Work between operators: what a layer launches there, read from the source of its forward functions.
 
-Most operators follow each other directly, so one boundary ends the first and begins the second. If a layer adds to the
-residual stream in between, or does something that no row of the table claims, the second operator needs a boundary at its own
-start. A walk over the code finds these places (:mod:`lightllm_otel.worker.host.walk`).
+Most operators follow each other directly, so one boundary ends the first and begins the second. A layer may also add to the
+residual stream in between, or do something that no row of the table claims. Then the second operator needs a boundary at its
+own start. A walk over the code finds these places (:mod:`lightllm_otel.worker.host.walk`).
 """
 
 from __future__ import annotations

@@ -94,7 +94,5 @@ def _tick(session: Session) -> None:
     if timer is not None and not timer.failed:
         with session.guard(Stage.MEASURE):
             timer.tick()
-    with session.guard(
-        Stage.ACTIVATE
-    ):  # even after measuring has ended: the exporter still serves what has been measured
+    with session.guard(Stage.ACTIVATE):  # even after measuring has ended, because the exporter still serves
         session.housekeep()

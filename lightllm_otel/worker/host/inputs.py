@@ -84,7 +84,7 @@ def _integer(given: Any, name: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _new_forward(arguments: Arguments, fits: Fits) -> Reader:
+def _forward_since_july_2025(arguments: Arguments, fits: Fits) -> Reader:
     """Return a reader for ``forward(model_input)`` (since July 2025). The first input shows which fields of the table exist."""
     noted = False
 
@@ -120,7 +120,7 @@ def _overlap(arguments: Arguments, fits: Fits) -> Reader:
     return read
 
 
-def _old_forward(arguments: Arguments, fits: Fits) -> Reader:
+def _forward_0_0_1(arguments: Arguments, fits: Fits) -> Reader:
     """Return a reader for ``forward(batch_size, total_token_num, …)`` of 0.0.1, whose prefill synchronises in every layer."""
 
     def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Work | None:
@@ -137,7 +137,7 @@ def _old_forward(arguments: Arguments, fits: Fits) -> Reader:
     return read
 
 
-def _old_splitfuse(arguments: Arguments, fits: Fits) -> Reader:
+def _splitfuse_0_0_1(arguments: Arguments, fits: Fits) -> Reader:
     """Return a reader for ``splitfuse_forward`` of 0.0.1, in which some requests decode and others prefill.
 
     The context of the prefills is on the GPU, so only their new tokens count.
@@ -159,10 +159,14 @@ def _old_splitfuse(arguments: Arguments, fits: Fits) -> Reader:
 def reader(name: str, arguments: Arguments, fits: Fits) -> Reader:
     """Return the reader for the arguments of the entry point that this row of the table names."""
     if name == "splitfuse_forward":
-        return _old_splitfuse(arguments, fits)
+        return _splitfuse_0_0_1(arguments, fits)
     if name != "forward":
         return _overlap(arguments, fits)
-    return _new_forward(arguments, fits) if "model_input" in arguments.names else _old_forward(arguments, fits)
+    return (
+        _forward_since_july_2025(arguments, fits)
+        if "model_input" in arguments.names
+        else _forward_0_0_1(arguments, fits)
+    )
 
 
 def new_tokens(request: Any) -> int:
