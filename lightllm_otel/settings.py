@@ -162,21 +162,21 @@ def _off(field: str) -> tuple[str, bool, str]:
 
 SETTINGS = (
     Setting("LEVEL", "level", "operators", lambda text: Level(_word(text)), "off, steps or operators", "",
-            "What is measured: nothing, steps only, or their operators as well.", _NO_OPERATORS),
+            "Measure nothing, steps only, or steps and their operators.", _NO_OPERATORS),
     Setting("SAMPLE_EVERY", "sample_every", "64", _whole_number(10**9), "a whole number from 1 to 1000000000", "decode steps",
-            "N: the operators of one decode step in N are timed; every step is timed as a whole. Of prefill steps, those of 512 "
-            "tokens or more always have their operators timed, smaller ones one in 4 (or one in N, if N is smaller)."),
+            "Time the operators of one decode step in N; the step itself is always timed. Prefill steps of 512 tokens or more always "
+            "have their operators timed, smaller ones one in 4 (or one in N, if N is smaller)."),
     Setting("GRAPHS", "graphs", "auto", lambda text: GraphPolicy(_word(text)), "auto, off or force", "",
-            "Whether instrumented graphs are captured beside the server's CUDA graphs; sampled steps replay them. auto: only if "
-            "their outputs equal those of the server's graphs bit for bit; force: also if the outputs of the server's own graphs "
-            "differ from replay to replay; off: CudaGraph is not touched.", _NO_GRAPHS),
+            "Capture instrumented graphs beside the server's CUDA graphs; sampled steps replay them. auto: only if their outputs "
+            "equal those of the server's graphs bit for bit; force: also if the outputs of the server's own graphs differ from "
+            "replay to replay; off: CudaGraph is not touched.", _NO_GRAPHS),
     Setting("GRAPH_BATCH_SIZES", "graph_batch_sizes", "", _sizes, f"sizes like 1,8,16-32, up to {LARGEST_BATCH}", "",
             "Instrument graphs of exactly these batch sizes, without a limit on memory and time; empty means as many as "
             "LIGHTLLM_OTEL_GRAPH_MIB and LIGHTLLM_OTEL_GRAPH_SECONDS allow.",
             _NO_GRAPHS),
     Setting("GRAPH_MIB", "graph_mib", "256", _whole_number(2**20), "a whole number from 1 to 1048576", "MiB",
-            "GPU memory that instrumented graphs may take. If it does not suffice for all batch sizes, those in between are left "
-            "out, and their steps are timed without operators.", _NO_GRAPHS),
+            "GPU memory that instrumented graphs may take. If it does not suffice for all batch sizes, some are left out, and "
+            "their steps are timed without operators.", _NO_GRAPHS),
     Setting("GRAPH_SECONDS", "graph_seconds", "5", _whole_number(86400), "a whole number from 1 to 86400", "s",
             "Time that instrumented graphs may add to the start of the server.", _NO_GRAPHS),
     Setting("HOST", "host", "127.0.0.1", _host, "an address of this machine, without a port", "",
