@@ -164,8 +164,8 @@ SETTINGS = (
     Setting("LEVEL", "level", "operators", lambda text: Level(_word(text)), "off, steps or operators", "",
             "Measure nothing, steps only, or steps and their operators.", _NO_OPERATORS),
     Setting("SAMPLE_EVERY", "sample_every", "64", _whole_number(10**9), "a whole number from 1 to 1000000000", "decode steps",
-            "Time the operators of one decode step in N; the step itself is always timed. Prefill steps of 512 tokens or more always "
-            "have their operators timed, smaller ones one in 4 (or one in N, if N is smaller)."),
+            "Time the operators of one decode step in N; the step itself is always timed. Prefill steps of 512 tokens or more "
+            "always have their operators timed, smaller ones one in 4 (or one in N, if N is smaller)."),
     Setting("GRAPHS", "graphs", "auto", lambda text: GraphPolicy(_word(text)), "auto, off or force", "",
             "Capture instrumented graphs beside the server's CUDA graphs; sampled steps replay them. auto: only if their outputs "
             "equal those of the server's graphs bit for bit; force: also if the outputs of the server's own graphs differ from "
