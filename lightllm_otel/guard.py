@@ -1,4 +1,4 @@
-"""The one boundary between our failures and the host: caught, counted, logged once, never raised."""
+"""Guard between the plugin's errors and the host: errors are caught, counted and logged once, and never raised."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger("lightllm_otel")
 
 
 def log_to_stderr() -> None:
-    """Give our logger a handler of its own: LightLLM configures its loggers, not the root one."""
+    """Give the plugin's logger its own handler, because LightLLM does not configure the root logger."""
     if not log.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s [lightllm-otel] %(message)s"))
@@ -22,10 +22,10 @@ def log_to_stderr() -> None:
 
 
 class Guard:
-    """A context manager for our code on the host's path. ``strict`` (tests) lets errors through.
+    """Source of context managers for the plugin's code on the host's path. ``strict`` (tests) lets errors through.
 
-    ``errors`` counts per stage, in the order of :class:`Stage`; ``on_error`` is told of each, to turn that part off.
-    Only ``Exception`` is caught: Ctrl-C is the host's.
+    ``errors``: counts per stage, in the order of :class:`Stage`. ``on_error`` is called with the stage of each error, to turn
+    that part off. Only ``Exception`` is caught, because Ctrl-C belongs to the host.
     """
 
     def __init__(self, strict: bool = False) -> None:
@@ -38,10 +38,11 @@ class Guard:
         return self._stages[stage]
 
     def caught(self, stage: Stage, error: BaseException) -> bool:
+        """Count an error, and log the first one of its stage. Return whether the error is swallowed."""
         self.errors[stage.code] += 1
         if self.errors[stage.code] == 1:
             log.warning(
-                "%s failed and is off from here, the server is not affected; please report this: %r",
+                "%s disabled after an error; the server is not affected. Please report this: %r",
                 stage, error, exc_info=error,
             )  # fmt: skip
         if self.on_error is not None:
@@ -50,7 +51,7 @@ class Guard:
 
 
 class _Boundary:
-    """One stage's boundary. It has no state of its own, so one instance serves all threads."""
+    """Context manager of one stage. It has no state of its own, so one instance serves all threads."""
 
     def __init__(self, guard: Guard, stage: Stage) -> None:
         self._guard = guard

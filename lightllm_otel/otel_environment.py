@@ -1,6 +1,6 @@
-"""OpenTelemetry's own environment variables, as far as they are for us: read once, frozen, without its SDK.
+"""OpenTelemetry's environment variables, as far as the plugin uses them: read once, without OpenTelemetry's SDK.
 
-Nothing is exported because LIGHTLLM_OTEL is on: an exporter or an endpoint must be named.
+LIGHTLLM_OTEL alone exports nothing over OTLP: the environment must also name an exporter or an endpoint.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from collections.abc import Mapping
 SAMPLERS = ("always_on", "always_off", "traceidratio")
 EXPLICIT, EXPONENTIAL = "explicit_bucket_histogram", "base2_exponential_bucket_histogram"
 _PARENT = "parentbased_"
-_OTHERS = ("prometheus", "none", "")  # nothing to hand anything to; /metrics is there in any case
+_OTHERS = ("prometheus", "none", "")  # nothing to send; /metrics is served in any case
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """``root``: the share of requests that come without a trace and get one. ``follow``: a caller's decision holds."""
+    """Sampler of traces. ``root``: the share of requests without a caller's trace that get one, from 0 to 1.
+
+    ``follow``: a caller's decision is respected.
+    """
 
     root: float = 1.0
     follow: bool = True
@@ -25,11 +28,11 @@ class Sampler:
 
 @dataclasses.dataclass(frozen=True)
 class OtelEnvironment:
-    """``metrics``, ``traces``: names of exporters, as entry points of the SDK have them; empty: nothing is exported.
+    """OpenTelemetry's settings. ``metrics``, ``traces``: names of exporters (entry points of the SDK); empty: no export.
 
-    Times in seconds. ``propagate``: whether ``traceparent`` is read. ``delta``: counters since the last export, not since
-    the start. ``exponential``: histograms with exponential buckets, not explicit ones. ``problems``: a sentence for each
-    variable that could not be used.
+    All times are in seconds. ``propagate``: ``traceparent`` is read. ``delta``: counters are those since the last export, not
+    since the start. ``exponential``: histograms have exponential buckets. ``problems``: a sentence for each variable that
+    could not be used.
     """
 
     metrics: tuple[str, ...] = ()
@@ -48,7 +51,7 @@ class OtelEnvironment:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> OtelEnvironment:
-        """A value that cannot be used is reported and its default taken: it is about export, not about the server."""
+        """Read all variables. A value that cannot be used is reported, and its default is used."""
         reader = _Reader(environ)
         if reader.text("OTEL_SDK_DISABLED").lower() == "true":
             return cls()
@@ -80,7 +83,7 @@ class _Reader:
         return self._environ.get(name, "").strip()
 
     def exporters(self, signal: str) -> tuple[str, ...]:
-        """An endpoint alone asks for OTLP; without either nothing is exported."""
+        """Return the exporters of a signal. An endpoint without a named exporter means OTLP."""
         named = self.text(f"OTEL_{signal}_EXPORTER")
         endpoint = self.text(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT") or self.text("OTEL_EXPORTER_OTLP_ENDPOINT")
         names = named.split(",") if named else ["otlp"] if endpoint else []
@@ -93,7 +96,7 @@ class _Reader:
         named = self.text(name) or self.text("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
         known = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc", "http/json": "otlp_json_http"}
         if named not in known:
-            self.problems.append(f"{name}={named} is none of {', '.join(known)}; http/protobuf is used")
+            self.problems.append(f"{name}={named} is not one of {', '.join(known)}; http/protobuf is used")
         return known.get(named, "otlp_proto_http")
 
     def seconds(self, name: str, default: float) -> float:
@@ -127,7 +130,7 @@ class _Reader:
         follow = named.startswith(_PARENT)
         kind = named[len(_PARENT) :] if follow else named
         if kind not in SAMPLERS:
-            self.problems.append(f"OTEL_TRACES_SAMPLER={named} is not known here; parentbased_always_on is used")
+            self.problems.append(f"OTEL_TRACES_SAMPLER={named} is not supported; parentbased_always_on is used")
             return Sampler()
         if kind != "traceidratio":
             return Sampler(float(kind == "always_on"), follow)

@@ -1,4 +1,4 @@
-"""The parts of the exporter's work, kept apart: one that fails is counted and said once, and ends nothing else."""
+"""Parts of the exporter's work, isolated from each other: an error is counted and logged once, and ends nothing else."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from lightllm_otel.guard import log
 from lightllm_otel.records.vocabulary import ExporterStage
 
 MOST_LINES = 100
-"""Lines of the log in the life of an exporter. Its log may lie in memory, and what fails may fail for ever."""
+"""Most log lines of one exporter. Its log may be kept in memory, and an error may repeat for ever."""
 
 
 class Parts:
-    """``with parts(stage, subject):`` catches what fails in there. ``errors``: how often, by stage. Usable from any thread.
+    """Source of context managers that catch errors: ``with parts(stage, subject):``. Usable from any thread.
 
-    Only ``Exception`` is caught, so a signal still ends the exporter. ``strict`` (tests) lets errors through.
+    ``errors``: counts by stage. Only ``Exception`` is caught, so a signal still ends the exporter. ``strict`` (tests) lets
+    errors through.
     """
 
     strict = False
@@ -30,17 +31,17 @@ class Parts:
         return _Part(self, stage, subject)
 
     def failed(self, stage: ExporterStage, subject: str, sentence: str) -> None:
-        """Count a failure. ``sentence`` goes to the log at the first failure of this ``subject`` only."""
+        """Count an error. ``sentence`` is logged only at the first error of this ``subject``."""
         if self._is_new(stage, subject):
             log.error("%s", sentence)
 
     def caught(self, stage: ExporterStage, subject: str, error: Exception) -> bool:
-        """Count a failure that nobody expected. Return whether it is to be swallowed."""
+        """Count an unexpected error. Return whether it is swallowed."""
         what = f"{stage} ({subject})" if subject else str(stage)
         if isinstance(error, OSError):
-            self.failed(stage, subject, f"{what} failed: {error}. It is tried again, and everything else goes on")
+            self.failed(stage, subject, f"{what} failed: {error}. It is retried, and everything else goes on")
         elif self._is_new(stage, subject):
-            log.error("%s failed: %r. It is tried again, and everything else goes on; please report this",
+            log.error("%s failed: %r. It is retried, and everything else goes on; please report this",
                       what, error, exc_info=error)  # fmt: skip
         return not self.strict
 

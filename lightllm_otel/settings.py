@@ -1,4 +1,4 @@
-"""Every setting, once: the table that the code, the README and ``lightllm-otel doctor`` derive from."""
+"""Settings: one table from which the code, the documents and ``lightllm-otel doctor`` are derived."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any, Optional
 from lightllm_otel.records.vocabulary import Level
 
 PREFIX = "LIGHTLLM_OTEL"
-# Set for its children by the process that has said what is wrong, so that a server and its exporter say it once.
+# Set by the process that has logged the problems, so that its children (other processes, exporter) do not log them again.
 REPORTED = f"{PREFIX}_REPORTED"
 ON_WORDS = ("1", "true", "on", "yes")
-# The .pth file and the boot module have a copy: they may import nothing of the package to find out that it is off.
+# The .pth file and the boot module have copies, because they must not import the package while it is off.
 OFF_WORDS = ("", "0", "false", "off", "no", "none", "null", "disabled")
 QUOTES = "\"'"
-# Kubernetes gives every container NAME_PORT=tcp://10.0.0.1:9464 for each Service of its namespace; Docker's links do too.
+# Kubernetes sets NAME_PORT=tcp://10.0.0.1:9464 in every container for each Service of its namespace; so do Docker's links.
 SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
 LARGEST_BATCH = 65536
 SHOWN_CHARACTERS = 80
 
 
 class GraphPolicy(str, enum.Enum):
-    """Whether CUDA graphs get instrumented graphs."""
+    """Policy for instrumented graphs; see the setting LIGHTLLM_OTEL_GRAPHS."""
 
     OFF = "off"
     AUTO = "auto"
@@ -34,7 +34,7 @@ class GraphPolicy(str, enum.Enum):
 
 
 def unquoted(text: str) -> str:
-    """Strip surrounding space and one pair of quotes, which files of environment variables keep."""
+    """Return the text without surrounding spaces and one pair of quotes, which files of environment variables may keep."""
     text = text.strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in QUOTES:
         return text[1:-1].strip()
@@ -42,7 +42,7 @@ def unquoted(text: str) -> str:
 
 
 def switch(text: str) -> bool:
-    """Read a switch: the one rule for ``LIGHTLLM_OTEL`` and for every setting that is on or off. Raises ValueError."""
+    """Read a switch, by the one rule for ``LIGHTLLM_OTEL`` and all on/off settings. Raises ValueError for other words."""
     if unquoted(text).lower() in ON_WORDS:
         return True
     if text.strip().strip(QUOTES).strip().lower() in OFF_WORDS:
@@ -51,7 +51,7 @@ def switch(text: str) -> bool:
 
 
 def _sizes(text: str) -> frozenset[int]:
-    """``1,8,16-32`` as a set; empty for empty."""
+    """Read sizes like ``1,8,16-32``; an empty text gives an empty set. Raises ValueError."""
     sizes: set[int] = set()
     for part in filter(None, (part.strip() for part in text.split(","))):
         first, _, last = part.partition("-")
@@ -63,12 +63,12 @@ def _sizes(text: str) -> frozenset[int]:
 
 
 def _word(text: str) -> str:
-    """Return the word of a choice in which ``off`` is one; every word for off is that one."""
+    """Return the word of a choice in lower case; every word that means off becomes ``off``."""
     return "off" if text.lower() in OFF_WORDS else text.lower()
 
 
 def _whole_number(most: int) -> Callable[[str], int]:
-    """Return a reader of whole numbers from 1 to ``most``: what headers, files and GPUs have room for."""
+    """Return a reader of whole numbers from 1 to ``most``, a limit of headers, files or GPUs. It raises ValueError."""
 
     def parse(text: str) -> int:
         number = int(text)
@@ -80,7 +80,7 @@ def _whole_number(most: int) -> Callable[[str], int]:
 
 
 def _host(text: str) -> str:
-    """Refuse a URL and an address with a port: both would be looked up as the name of a machine."""
+    """Read an address. Raises ValueError for URLs and ports, which would be looked up as the name of a machine."""
     address = text.strip("[]")
     if re.search(r"[\s/]", address) or address.count(":") == 1:
         raise ValueError(text)
@@ -95,13 +95,13 @@ def _path(text: str) -> Path:
 
 
 def default_directory() -> str:
-    """The folder of this user's rings."""
+    """Return the folder of this user's rings."""
     base = "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"
     return f"{base}/lightllm-otel-{os.getuid()}"
 
 
 def default_targets() -> Path:
-    """The folder of discovery files, the same for all users of this machine: Prometheus' configuration has one pattern."""
+    """Return the folder of discovery files. All users of a machine share it, because Prometheus is given one pattern."""
     return Path("/dev/shm" if Path("/dev/shm").is_dir() else "/tmp")
 
 
@@ -112,9 +112,9 @@ def _targets(text: str) -> Path | None:
 
 
 def default_state() -> str:
-    """The folder of this user's that outlives a restart of the machine; of a user without a home the one of rings."""
+    """Return this user's folder that survives a restart of the machine; without a home, a folder beside the rings."""
     given = os.environ.get("XDG_STATE_HOME")
-    home = os.path.expanduser("~")  # noqa: PTH111 - pathlib's raises where there is none
+    home = os.path.expanduser("~")  # noqa: PTH111 - pathlib raises if there is no home
     base = given or (f"{home}/.local/state" if home != "~" else "")
     return f"{base}/lightllm-otel" if base else f"{default_directory()}/state"
 
@@ -123,8 +123,8 @@ def default_state() -> str:
 class Setting:
     """One environment variable: its name after ``LIGHTLLM_OTEL_``, how to read it, and what it means.
 
-    ``wrong``: a field, its value and a sentence, for a value that cannot be read where the default would do more than was
-    asked for. Without it the default is used. The plugin stays on in any case.
+    ``wrong``: used for a value that cannot be read if the default would do more than the user asked for: a field, its value,
+    and a sentence. Without it the default is used. The plugin stays on in both cases.
     """
 
     name: str
@@ -138,17 +138,22 @@ class Setting:
 
     @property
     def variable(self) -> str:
+        """Return the full name of the environment variable."""
         return f"{PREFIX}_{self.name}"
 
     @property
     def default_in_words(self) -> str:
-        """The default as a reader sees it; of an empty one what it means."""
+        """Return the default for a reader; for an empty default, its meaning."""
         return self.default or self.help.partition("empty means ")[2].rstrip(".") or "empty"
 
 
-# Those who set these want less than the default does.
-_NO_OPERATORS = ("level", Level.STEPS, "whole steps are measured, their operators are not")
-_NO_GRAPHS = ("graphs", GraphPolicy.OFF, "no CUDA graph is instrumented, so steps in graphs have their whole time only")
+# Whoever sets these wants less than the default does.
+_NO_OPERATORS = ("level", Level.STEPS, "steps are measured, their operators are not")
+_NO_GRAPHS = (
+    "graphs",
+    GraphPolicy.OFF,
+    "no CUDA graph is instrumented, so the operators inside CUDA graphs are not timed",
+)
 
 
 def _off(field: str) -> tuple[str, bool, str]:
@@ -157,56 +162,58 @@ def _off(field: str) -> tuple[str, bool, str]:
 
 SETTINGS = (
     Setting("LEVEL", "level", "operators", lambda text: Level(_word(text)), "off, steps or operators", "",
-            "What is measured: whole steps only, or their operators as well.", _NO_OPERATORS),
+            "Measure nothing, steps only, or steps and their operators.", _NO_OPERATORS),
     Setting("SAMPLE_EVERY", "sample_every", "64", _whole_number(10**9), "a whole number from 1 to 1000000000", "decode steps",
-            "One decode step in so many has its operators timed; every step has its whole time taken. "
-            "Prefill steps of 512 tokens and more always are, smaller ones one in 4 (or in N, if N is smaller)."),
+            "Time the operators of one decode step in N; the step itself is always timed. Prefill steps of 512 tokens or more "
+            "always have their operators timed, smaller ones one in 4 (or one in N, if N is smaller)."),
     Setting("GRAPHS", "graphs", "auto", lambda text: GraphPolicy(_word(text)), "auto, off or force", "",
-            "Whether instrumented graphs are captured beside the server's CUDA graphs, for sampled steps to replay. auto: where "
-            "their outputs are bit for bit those of the server's own; force: also where the server's own differ from replay to "
-            "replay; off: nothing of CudaGraph is touched.", _NO_GRAPHS),
+            "Capture instrumented graphs beside the server's CUDA graphs; sampled steps replay them. auto: only if their outputs "
+            "equal those of the server's graphs bit for bit; force: also if the outputs of the server's own graphs differ from "
+            "replay to replay; off: CudaGraph is not touched.", _NO_GRAPHS),
     Setting("GRAPH_BATCH_SIZES", "graph_batch_sizes", "", _sizes, f"sizes like 1,8,16-32, up to {LARGEST_BATCH}", "",
-            "Only graphs of these batch sizes are instrumented, whatever they take; empty means as many as the next two allow.",
+            "Instrument graphs of exactly these batch sizes, without a limit on memory and time; empty means as many as "
+            "LIGHTLLM_OTEL_GRAPH_MIB and LIGHTLLM_OTEL_GRAPH_SECONDS allow.",
             _NO_GRAPHS),
     Setting("GRAPH_MIB", "graph_mib", "256", _whole_number(2**20), "a whole number from 1 to 1048576", "MiB",
-            "GPU memory that instrumented graphs may take; batch sizes in between then have whole steps only.", _NO_GRAPHS),
+            "GPU memory that instrumented graphs may take. If it does not suffice for all batch sizes, some are left out, and "
+            "their steps are timed without operators.", _NO_GRAPHS),
     Setting("GRAPH_SECONDS", "graph_seconds", "5", _whole_number(86400), "a whole number from 1 to 86400", "s",
             "Time that instrumented graphs may add to the start of the server.", _NO_GRAPHS),
     Setting("HOST", "host", "127.0.0.1", _host, "an address of this machine, without a port", "",
-            "Where the exporter listens; 0.0.0.0 for a Prometheus on another machine."),
+            "Address on which the exporter listens; 0.0.0.0 for a Prometheus on another machine."),
     Setting("PORT", "port", "", lambda text: _whole_number(65535)(text) if text else None, "a port from 1 to 65535", "",
             "The exporter's port; empty means the first free one of 9464–9479."),
     Setting("SERVER", "server", "", str, "a name", "",
-            "The server's name in metrics and alerts; empty means HOST/GROUP. Set one that outlives a roll-out where host "
-            "names do not: in Kubernetes the name of the node."),
+            "The server's name in metrics and alerts. If host names change with each roll-out, set a name that does not change: "
+            "in Kubernetes the name of the node; empty means HOST/GROUP."),
     Setting("DIR", "directory", "", lambda text: _path(text or default_directory()), "a folder", "",
-            "Rings and locks, in a folder that no other user can write; empty means /dev/shm/lightllm-otel-UID."),
+            "Folder of rings and locks, which no other user can write; empty means /dev/shm/lightllm-otel-UID."),
     Setting("TARGETS", "targets", "", _targets, "a folder, or off", "",
-            "Where the exporter writes the file by which Prometheus finds it; empty means /dev/shm, off means nowhere."),
+            "Folder of the file by which Prometheus finds the exporter; off writes no file; empty means /dev/shm."),
     Setting("RING_MIB", "ring_mib", "4", _whole_number(1024), "a whole number from 1 to 1024", "MiB",
-            "Size of each rank's ring; what is not read in time is overwritten, and counted."),
+            "Size of each rank's ring. Records that are not read in time are overwritten, and counted."),
     Setting("NVML", "nvml", "on", switch, "on or off", "",
-            "Whether clocks, temperature, power, throttling and link errors of the GPUs are read, once a second; off where "
-            "dcgm-exporter is scraped.", _off("nvml")),
+            "Read clocks, temperature, power, throttling and link errors of the GPUs once a second. Turn it off if dcgm-exporter "
+            "is scraped.", _off("nvml")),
     Setting("STATE", "state", "", lambda text: _path(text or default_state()), "a folder", "",
-            "What operators should take, a file for each kind of server; empty means ~/.local/state/lightllm-otel."),
-    Setting("BASELINE", "baseline", "", lambda text: _path(text) if text else None, "a file of expectations", "",
-            "Compare with this file, for instance of a server that is known to be good, and learn nothing."),
+            "Directory of learned baselines, one file per server configuration; empty means ~/.local/state/lightllm-otel."),
+    Setting("BASELINE", "baseline", "", lambda text: _path(text) if text else None, "a file with a baseline", "",
+            "Compare with the baseline in this file, for instance that of a known good server, and learn none."),
     Setting("RECORD", "record", "", lambda text: _path(text) if text else None, "a folder that can be written", "",
-            "Also write every record to this folder, for lightllm-otel demo."),
+            "Folder to which every record is also written, for lightllm-otel demo."),
     Setting("RECORD_MAX_MIB", "record_max_mib", "256", _whole_number(2**24), "a whole number from 1 to 16777216", "MiB",
-            "A recording stops growing at this size."),
+            "Largest size of a recording; it stops growing there."),
     Setting("NVTX", "nvtx", "off", switch, "on or off", "",
-            "`1` puts an NVTX range around every operator that Python launches, for Nsight; never inside CUDA graphs.",
+            "Put an NVTX range around every operator that Python launches, for Nsight; inside CUDA graphs there are none.",
             _off("nvtx")),
 )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings of this process, read once.
+    """Settings of this process, read once. The fields are described by :data:`SETTINGS`.
 
-    ``problems`` has one sentence for each value that cannot be used, ``notes`` one for each that Kubernetes has set.
+    ``problems``: one sentence for each value that cannot be used. ``notes``: one for each value that Kubernetes has set.
     """
 
     enabled: bool
@@ -233,7 +240,7 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
-        """Read all settings. A value that cannot be used is reported, and costs that setting alone."""
+        """Read all settings. A value that cannot be used is reported, and affects no other setting."""
         values: dict[str, Any] = {}
         refused: dict[str, Any] = {}
         problems, notes = [], []
@@ -242,8 +249,8 @@ class Settings:
             enabled = is_on(environ)
         except ValueError:
             problems.append(
-                f"{PREFIX}={shown(environ[PREFIX])} is none of {', '.join(ON_WORDS)} and none of 0, false, off, no: nothing "
-                f"is measured. Set {PREFIX}=1 or {PREFIX}=0 and restart the server"
+                f"{PREFIX}={shown(environ[PREFIX])} is neither on ({', '.join(ON_WORDS)}) nor off (0, false, off, no), so "
+                f"nothing is measured. Set {PREFIX}=1 or {PREFIX}=0 and restart the server"
             )
         for setting in SETTINGS:
             text = unquoted(environ.get(setting.variable, "")) or setting.default
@@ -274,11 +281,11 @@ def _service_link(setting: Setting, text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """Return a value as one short line: it may hold anything."""
+    """Return a value as one short, printable line."""
     text = text if text.isprintable() else repr(text)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 def is_on(environ: Mapping[str, str]) -> bool:
-    """Return whether ``LIGHTLLM_OTEL`` asks for the plugin. Raises ValueError for what is neither on nor off."""
+    """Tell whether ``LIGHTLLM_OTEL`` asks for the plugin. Raises ValueError if it is neither on nor off."""
     return switch(environ.get(PREFIX, ""))

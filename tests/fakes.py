@@ -1,4 +1,4 @@
-"""What tests of the model process's side need: a clock that a test moves, a sink that keeps, a session of its own."""
+"""Fakes for tests of the model process: a clock that a test moves, a sink that keeps steps, timestamps, graphs, a session."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from lightllm_otel.worker.sampling import Sampling
 
 
 class ManualClock(HostClock):
-    """Time is ``now[0]``. ``frontier``: recordings after it are not done yet, as on a GPU that lags behind."""
+    """Clock whose time is ``now[0]``. ``frontier``: later recordings are not done yet, as on a GPU that lags behind."""
 
     source = "manual"
     finished = True
@@ -54,7 +54,7 @@ class ManualClock(HostClock):
 
 
 class GpuLikeClock(ManualClock):
-    """The GPU is behind the host by ``lag`` seconds, so that a boundary is not done when the next one is recorded."""
+    """Clock of a GPU behind the host: a recording is not done when the next one is recorded, until it has ``caught_up``."""
 
     def __init__(self, now: list[float]) -> None:
         super().__init__(now)
@@ -65,7 +65,7 @@ class GpuLikeClock(ManualClock):
 
 
 class StreamClock(ManualClock):
-    """For a GPU that runs beside the host: a recording has the time of its stream, and is done when the host is there."""
+    """Clock of a GPU that runs beside the host: a recording has its stream's time, and is done when the host is there."""
 
     def __init__(self, gpu) -> None:
         super().__init__(gpu.now)
@@ -84,7 +84,7 @@ class StreamClock(ManualClock):
 
 
 class Kept:
-    """A sink that keeps what it is given."""
+    """Sink that keeps all steps."""
 
     fits = 4096
 
@@ -109,7 +109,7 @@ class Kept:
         self.dropped, self.step_only, self.oldest_unread = list(dropped), list(step_only), oldest_unread
 
     def seconds(self, index=-1):
-        """{operator: [seconds of each call]} of one step."""
+        """Return {operator: [seconds of each call]} of one step."""
         table: dict[str, list[float]] = {}
         for interval in self.steps[index][1]:
             table.setdefault(Operator.of(int(interval["operator"])).value, []).append(float(interval["seconds"]))
@@ -122,7 +122,7 @@ class Kept:
 class FakeTimestamps:
     """Timestamps on the fake GPU: cells, a rotating slot for each replay, a counter that the graph advances.
 
-    ``chained``: of the graph that was captured last, which of its timestamps are on the chain.
+    ``chained``: for each timestamp of the graph that was captured last, whether it is on the chain.
     """
 
     source, detail, branches = "fake", "fake", True
@@ -142,7 +142,7 @@ class FakeTimestamps:
         self.chained = [*self.chained, chained] if at else [chained]
 
         def kernel():
-            self._gpu.spend(self.cost, "stamp")
+            self._gpu.spend(self.cost, "timestamp")
             self._cells[at] = self._gpu.time()
 
         self._gpu.launch(kernel)
@@ -171,7 +171,7 @@ class FakeTimestamps:
 
 
 class FakeGraphs:
-    """Graphs of the fake GPU. ``free``: bytes that are left; ``fails``: a capture runs out of memory; ``edges``: so far."""
+    """Graphs of the fake GPU. ``free``: free bytes. ``fails``: a capture runs out of memory. ``edges``: counts dependencies."""
 
     def __init__(self, gpu):
         self._gpu = gpu
@@ -228,7 +228,7 @@ class FakeGraphs:
 
 
 class FakeSession:
-    """Patches one fake host, with a timer of its own; ``serve`` makes its steps count."""
+    """Session that hooks one fake host, with its own timer. After ``serve``, its steps are measured."""
 
     def __init__(self, host, every=1, strict=True, clock=None, operators_too=True, boundaries=512, environ=None,
                  ballot=None, timestamp_cost=0.0, rows=HOOKS):  # fmt: skip
@@ -304,7 +304,7 @@ class FakeSession:
         return self._listener
 
     def listen(self):
-        """``orders``: (forward, level, every), as live control would give them."""
+        """Follow ``orders``: (forward, level, every), as live control would give them."""
         while self.orders and self.forwards.completed >= self.orders[0][0]:
             _, level, every = self.orders.pop(0)
             self.forwards.follow(level, Sampling(every))

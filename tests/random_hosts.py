@@ -231,7 +231,7 @@ class _Book:
         if not self._serves and not self._compare_start:
             return  # it has failed while graphs were captured, and ours are captured beside them
         noticed.calls, noticed.waits, noticed.replays = self._compared(), gpu.waits, len(gpu.replayed)
-        noticed.kernels = {name: count for name, count in gpu.ran.items() if name not in ("", "stamp")}
+        noticed.kernels = {name: count for name, count in gpu.ran.items() if name not in ("", "timestamp")}
 
     def _compared(self) -> list:
         return [each for each in self._calls if (each if isinstance(each, str) else each[1]) not in QUESTIONS]

@@ -1,4 +1,4 @@
-"""The table of settings: every one is read, and a wrong value is one clear sentence."""
+"""Table of settings: every setting is read, and a wrong value gives one clear sentence."""
 
 import re
 from pathlib import Path
@@ -39,7 +39,7 @@ WRONG = [
 
 
 def service_links(service: str, address: str = "10.0.0.1") -> dict[str, str]:
-    """What Kubernetes puts into every container of the namespace for a Service with two ports."""
+    """Return the variables that Kubernetes sets in every container of the namespace for a Service with two ports."""
     name, at = service.upper().replace("-", "_"), f"[{address}]" if ":" in address else address
     links = {
         "SERVICE_HOST": address, "SERVICE_PORT": "9464", "SERVICE_PORT_METRICS": "9464", "PORT": f"tcp://{at}:9464",
@@ -161,7 +161,7 @@ def test_a_kubernetes_service_turns_no_export_on_and_is_no_problem(service):
 
 
 def test_no_variable_that_the_sdk_reads_is_one_that_kubernetes_makes():
-    """The SDK's exporters read the environment themselves. Two are of exporters that are never loaded here."""
+    """The SDK's exporters read the environment themselves. Two variables belong to exporters that are never loaded here."""
     read = {name for name in vars(environment_variables) if name.startswith("OTEL_")}
     assert len(read) > 50
     made = re.compile(r".*_(SERVICE_(HOST|PORT)(_.*)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")

@@ -67,14 +67,14 @@ class Server:
         source = source.resolve() if source else None
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.record = uuid.uuid4().hex
+        self.mark = uuid.uuid4().hex
         self.log = log or model / f"server-{self.port}.log"
         self.cwd = cwd
         self.start_timeout = start_timeout
         options = options_of(package_of(python, source)) if version == "new" else {}
         # Where LightLLM finds a port itself, it does: a server with --nccl_port would not show what happens without it.
         self.nccl_port = None if chooses_nccl_port(options) and not set_nccl_port else free_port()
-        self.environment = _environment(version, cpu, python, source, {**(env or {}), MARK: self.record})
+        self.environment = _environment(version, cpu, python, source, {**(env or {}), MARK: self.mark})
         self.command = [*launcher, python, *([str(script)] if script else ["-m", "lightllm.server.api_server"])]
         self.command += ["--model_dir", str(model), "--host", "127.0.0.1", "--port", str(self.port), "--tp", str(tp)]
         self.command += flags(version, cpu, graphs, options, self.nccl_port, free_port)

@@ -1,1 +1,1 @@
-"""Everything that is assumed about LightLLM, as rows, and how its functions are wrapped, read by name, and put back."""
+"""Contracts with LightLLM: all assumptions about it as rows of a table, and how its functions are wrapped and restored."""

@@ -1,4 +1,4 @@
-"""Read the arguments of a host's call by name, whatever its signature is."""
+"""Arguments of the host's calls, read by name for any signature."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 
 class Arguments:
-    """The parameters of one function of the host's, asked once.
+    """Parameters of one function of the host's, inspected once.
 
-    ``names``: in the order of the signature; empty where it has none that can be read. A name that the function does not have,
-    or that a call does not give, reads as its default, else as None; nothing here raises.
+    ``names``: in the order of the signature; empty if the signature cannot be read. A parameter that is missing in a call, or
+    in the function, reads as its default, else as None. Nothing here raises.
     """
 
     def __init__(self, host: Callable[..., Any]) -> None:
@@ -22,16 +22,16 @@ class Arguments:
         except (TypeError, ValueError):
             parameters = []
         self.names = tuple(each.name for each in parameters)
-        # What follows a *args has no place of its own.
+        # Parameters after *args have no position.
         self._place = {each.name: at for at, each in enumerate(parameters) if each.kind in _POSITIONAL}
         self._default = {each.name: each.default for each in parameters if each.default is not each.empty}
 
     def fits(self, alternatives: tuple[tuple[str, ...], ...]) -> bool:
-        """Tell whether the function has all parameters of one of the alternatives; also where none is asked for."""
+        """Tell whether the function has all parameters of one alternative. Without alternatives, it always fits."""
         return not alternatives or any(set(names) <= set(self.names) for names in alternatives)
 
     def get(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Return the argument that a call gives under this name."""
+        """Return the argument of a call with this name."""
         if name in kwargs:
             return kwargs[name]
         place = self._place.get(name)
@@ -40,6 +40,6 @@ class Arguments:
         return self._default.get(name)
 
     def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return every argument that a call gives, by name, defaults included, in the order of the signature."""
+        """Return all arguments of a call by name, including defaults, in the order of the signature."""
         found = {**self._default, **dict(zip(self._place, args)), **kwargs}
         return {name: found[name] for name in (*self.names, *kwargs) if name in found}

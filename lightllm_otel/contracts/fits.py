@@ -1,4 +1,4 @@
-"""Which rows of the table of contracts fit the LightLLM of this process, and what is lost where they do not."""
+"""Fit of the table's rows to the LightLLM of this process, and the features that are lost where rows do not fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = Union[Hook, Field]
 
 
 class Fits:
-    """The state of each row: :data:`FITS`, or a sentence; a row whose module was never imported has none."""
+    """State of each row: :data:`FITS`, or a sentence. A row whose module was never imported has no state."""
 
     def __init__(self, hooks: Iterable[Hook] = HOOKS, fields: Iterable[Field] = FIELDS) -> None:
         self.hooks = tuple(hooks)
@@ -24,25 +24,26 @@ class Fits:
         self._group_of = {row.name: row.group for row in self.rows}
 
     def note(self, name: str, state: str) -> None:
-        """Keep what was found of the row with this name."""
+        """Set the state of the row with this name."""
         self._states[name] = state
         if state == FITS and self._group_of.get(name):
             self._groups.add(self._group_of[name])
 
     def fits(self, *names: str) -> bool:
-        """Tell whether one of these rows was found to fit."""
+        """Tell whether one of these rows fits."""
         return any(self._states.get(name) == FITS for name in names)
 
     def group_fits(self, group: str) -> bool:
-        """Tell whether a row of this group was found to fit."""
+        """Tell whether a row of this group fits."""
         return group in self._groups
 
     @property
     def rows(self) -> tuple[Row, ...]:
+        """Return all rows: first the hooks, then the fields."""
         return (*self.hooks, *self.fields)
 
     def lost(self) -> dict[Feature, list[str]]:
-        """Return, for each feature that is not whole, what is lost; a row that another one stands in for loses nothing."""
+        """Return the losses of each incomplete feature, as sentences. A row that another row replaces loses nothing."""
         found: dict[Feature, list[str]] = {}
         for row in self.rows:
             if self._is_missed(row):
@@ -59,7 +60,7 @@ class Fits:
         return state != ABSENT or expected is None or (expected != "" and self.fits(expected))
 
     def facts(self) -> dict[str, Any]:
-        """Return what ``doctor`` shows: rows that do not fit, by name, and the features that are lost."""
+        """Return the facts that ``doctor`` shows: the rows that do not fit, by name, and the features that are lost."""
         return {
             "rows": {name: state for name, state in self._states.items() if state != FITS},
             "lost": {feature.value: sentences for feature, sentences in self.lost().items()},

@@ -1,4 +1,4 @@
-"""Every change we make to the host, with its undo, remembered where the change is made."""
+"""Patch set: attributes of the host that the plugin has replaced, and how to restore them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ HOST_PREFIX = "lightllm."
 
 @dataclasses.dataclass
 class _Change:
-    """``own``: what lay in the owner's own dictionary; ``host``: what its attribute gave; ``ours``: what it gives now."""
+    """One replaced attribute. ``own``: the value in the owner's own dictionary. ``host``: the value of the attribute before.
+
+    ``ours``: its value now.
+    """
 
     owner: Any
     name: str
@@ -25,10 +28,10 @@ class _Change:
 
 
 class PatchSet:
-    """Replaces attributes of instances, classes and modules.
+    """Replaced attributes of instances, classes and modules.
 
-    :meth:`suspend` puts back exactly what was there, :meth:`resume` puts ours in again, :meth:`undo` forgets it all but what
-    somebody else has wrapped since: call it again when their wrapper is gone.
+    :meth:`suspend` restores exactly the previous values, :meth:`resume` applies the replacements again, and :meth:`undo`
+    restores and forgets them, but for what somebody else has wrapped since: call it again when their wrapper is gone.
     """
 
     def __init__(self) -> None:
@@ -38,17 +41,17 @@ class PatchSet:
 
     @property
     def changes(self) -> int:
-        """How many attributes of the host are ours now."""
+        """Return the number of attributes that are replaced now."""
         return 0 if self.suspended else len(self._changes)
 
     def replace(self, owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
         """Set ``owner.name`` to ``wrap(owner.name)``; a suspended patch set is resumed first.
 
-        Raises TypeError for static- and classmethods, which ``setattr`` would not put back as they were, and
-        AttributeError when there is no such attribute.
+        Raises TypeError for static methods and class methods, which ``setattr`` could not restore, and AttributeError if there
+        is no such attribute.
         """
         self.resume()
-        own = vars(owner).get(name, _MISSING)  # raw: keeps descriptors intact
+        own = vars(owner).get(name, _MISSING)  # not getattr, which would bind descriptors
         if isinstance(own, (staticmethod, classmethod)):
             raise TypeError(f"{owner!r}.{name} is a {type(own).__name__}")
         host = getattr(owner, name)
@@ -57,12 +60,12 @@ class PatchSet:
         self._changes.append(_Change(owner, name, own, host, ours))
 
     def suspend(self) -> None:
-        """Put everything back, the last change first; also where host modules have copied a function of ours."""
+        """Restore all attributes, the latest change first, and also copies of our functions in modules of the host."""
         if self.suspended:
             return
         self.suspended = True
         for change in reversed(self._changes):
-            # Where somebody else has put something around ours since, it stays: it would be lost otherwise.
+            # If somebody else has wrapped our function since, it stays. Otherwise their wrapper would be lost.
             if vars(change.owner).get(change.name) is not change.ours:
                 continue
             change.suspended = True
@@ -75,7 +78,7 @@ class PatchSet:
             setattr(module, name, self._host_of(ours))
 
     def resume(self) -> None:
-        """Make all changes again, with the wrappers that were there before."""
+        """Apply all replacements again, with the same wrappers."""
         if not self.suspended:
             return
         self.suspended = False
@@ -96,7 +99,7 @@ class PatchSet:
         return ours
 
     def _copied(self) -> list[tuple[ModuleType, str, Any]]:
-        """``from module import function`` has put a function of ours into these modules, under these names."""
+        """Return ``(module, name, function)`` wherever the host's ``from … import`` has copied a function of ours."""
         functions = {id(change.ours) for change in self._changes if isinstance(change.owner, ModuleType)}
         if not functions:
             return []
@@ -109,7 +112,7 @@ class PatchSet:
         ]
 
     def undo(self) -> None:
-        """Undo all changes for good. One that somebody else has wrapped stays, and stays known."""
+        """Restore all attributes, and forget the changes. One that somebody else has wrapped stays, and stays known."""
         self.suspended = False  # look again at what could not be put back before
         self.suspend()
         self._changes = [change for change in self._changes if not change.suspended]

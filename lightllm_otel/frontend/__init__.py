@@ -1,1 +1,1 @@
-"""HTTP process: the requests that traces are made of."""
+"""HTTP process: requests, from which the exporter makes traces."""

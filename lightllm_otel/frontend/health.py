@@ -1,4 +1,4 @@
-"""Which processes are ours, so that LightLLM's health monitor does not watch them."""
+"""Health monitor: keeps LightLLM's health monitor from watching the exporter."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ EXPORTER_WORDS = (b"lightllm_otel", b"exporter")
 
 
 def is_exporter(pid: int) -> bool:
-    """Whether this process is an exporter of ours: by its command line, or by its name once it has ended.
+    """Tell whether this process is an exporter, from its command line, or from its name if it has ended.
 
-    An ended process that nobody has collected yet has no command line left.
+    A process that has ended but has not been collected yet has no command line.
     """
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -28,9 +28,10 @@ def is_exporter(pid: int) -> bool:
 
 
 def watching_health(host: Callable[..., Any], session: Any, arguments: Any, hook: Any) -> Callable[..., Any]:
-    """LightLLM's ``--health_monitor`` kills the server when a process it has once seen is gone; ours may come and go.
+    """Wrap the list of processes that LightLLM's ``--health_monitor`` watches, and leave exporters out.
 
-    In a container api_server is process 1, so a detached exporter becomes its child and would be watched.
+    The monitor kills the server when a process is gone, but an exporter may come and go. In a container api_server is process
+    1, so a detached exporter becomes its child and would be watched.
     """
     guard: Guard = session.guard
 

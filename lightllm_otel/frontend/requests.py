@@ -1,7 +1,7 @@
-"""Requests on their way through LightLLM's HTTP process: when each was tokenised, had its first and its last token.
+"""Requests in LightLLM's HTTP process: when each was tokenised, and had its first and its last token.
 
-What is traced is noted for the exporter, which makes the spans; a request that is not traced gets LightLLM's own generator.
-The request's number is all that has to travel through the processes, and LightLLM carries that itself.
+Traced requests are noted for the exporter, which makes the spans. A request that is not traced gets LightLLM's own generator.
+Only the request's number has to pass from process to process, and LightLLM does that itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lightllm_otel.settings import Settings
 
 Host = Callable[..., Any]
 CHAT = "/v1/chat/completions"
-# What OpenTelemetry calls them, by LightLLM's names. Stop sequences are text, and stay here.
+# OpenTelemetry's attribute names, by LightLLM's names. Stop sequences are text, so they are not exported.
 PARAMETERS = {
     "max_new_tokens": "gen_ai.request.max_tokens",
     "temperature": "gen_ai.request.temperature",
@@ -40,7 +40,7 @@ PARAMETERS = {
 
 
 class Session(Protocol):
-    """What this hook asks of a process's session."""
+    """The part of a process's session that these hooks use. ``watches``: None until the first hook needs it."""
 
     guard: Guard
     patch_set: PatchSet
@@ -48,17 +48,18 @@ class Session(Protocol):
     watches: Optional[Watches]
 
     @property
-    def settings(self) -> Settings: ...
+    def settings(self) -> Settings:
+        """Return the settings of this process."""
 
 
 def generating(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
-    """``HttpServerManager.generate``, which every endpoint of all versions asks."""
+    """Wrap ``HttpServerManager.generate``, which every endpoint calls in all versions."""
     watches = watches_of(session)
 
     @functools.wraps(host)
     def generate(*args: Any, **kwargs: Any) -> Any:
         began = time.time_ns()
-        made = host(*args, **kwargs)  # a generator: nothing of it has run
+        made = host(*args, **kwargs)  # a generator, which has not run yet
         given = watches.contained(arguments.given, args, kwargs)
         watch = watches.contained(watches.begin, args[0], given, began) if given else None
         return made if watch is None else Watched(made, watch)
@@ -67,12 +68,12 @@ def generating(host: Host, session: Session, arguments: Arguments, hook: Hook) -
 
 
 def encoding(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
-    """Since July 2025: the prompt becomes tokens, and the request gets its number."""
+    """Wrap ``_encode`` (since July 2025), in which the prompt becomes tokens and the request gets its number."""
     watches = watches_of(session)
 
     @functools.wraps(host)
     def _encode(*args: Any, **kwargs: Any) -> Any:
-        made = host(*args, **kwargs)  # a coroutine: nothing of it has run
+        made = host(*args, **kwargs)  # a coroutine, which has not run yet
         asked = watches.contained(arguments.get, "sampling_params", args, kwargs)
         watch = watches.by_key.get(id(asked))
         return made if watch is None else encoded(made, watch, asked)
@@ -86,7 +87,7 @@ def encoding(host: Host, session: Session, arguments: Arguments, hook: Hook) -> 
 
 
 def tokenised_by_status(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
-    """0.0.1 makes a status when it has tokenised, before it hands the request on; later versions do so as well."""
+    """Wrap the constructor of ``ReqStatus``, which all versions call after tokenising, before they pass the request on."""
     watches = watches_of(session)
     (name,) = next((names for names in hook.reads if set(names) <= set(arguments.names)), hook.reads[0])
 
@@ -102,14 +103,14 @@ def tokenised_by_status(host: Host, session: Session, arguments: Arguments, hook
 
 
 def watches_of(session: Session) -> Watches:
-    """Return the traced requests of the process, which its hooks share."""
+    """Return the traced requests of the process, which all of its hooks share."""
     if session.watches is None:
         session.watches = Watches(session)
     return session.watches
 
 
 class Watches:
-    """The traced requests of this process. ``by_key``: by what LightLLM's own functions can be asked of a request."""
+    """Traced requests of this process. ``by_key``: by the request's number, or by the id of its sampling parameters."""
 
     def __init__(self, session: Session) -> None:
         self.by_key: dict[Any, Watch] = {}
@@ -118,7 +119,7 @@ class Watches:
         self._failed = False
 
     def contained(self, action: Callable[..., Any], *args: Any) -> Any:
-        """What ``action`` answers; None, from the first failure on, which ends tracing in this process."""
+        """Call ``action`` and return its result. The first error ends tracing in this process; then the result is None."""
         if self._failed:
             return None
         try:
@@ -131,7 +132,7 @@ class Watches:
             return None
 
     def begin(self, manager: Any, given: Mapping[str, Any], began: int) -> Watch | None:
-        """A request comes in; None when it is not traced."""
+        """Begin an incoming request, and return its watch, or None if it is not traced. ``began``: ns of Unix time."""
         request, number = given.get("request"), given.get("group_request_id")
         if given.get("is_health_req") or (isinstance(number, int) and number < 0):
             return None
@@ -145,7 +146,7 @@ class Watches:
         return watch
 
     def writers(self, args: Any) -> list[NotesWriter]:
-        """The notes of this process: one file in the folder of each tensor-parallel group of the server."""
+        """Return the notes of this process: one file in the folder of each tensor-parallel group of the server."""
         if self._notes is None:
             self._notes = []
             host, port = meeting_place(vars(args))
@@ -155,13 +156,13 @@ class Watches:
                     folder = group_folder(self._session.settings.directory, group_key(host, port, rank))
                     self._notes.append(NotesWriter(folder / f"http-{os.getpid()}.notes"))
                 except OSError as error:
-                    log.error("requests are not traced: no room for notes (%s)", error)
+                    log.error("requests are not traced, because their notes cannot be written (%s)", error)
                     break
         return self._notes
 
 
 class Watch:
-    """One traced request. Times are nanoseconds of Unix time; 0 is not yet."""
+    """One traced request. Times are nanoseconds of Unix time; 0 means not yet."""
 
     def __init__(
         self, watches: Watches, key: Any, context: TraceContext, writers: list[NotesWriter], began: int
@@ -179,13 +180,13 @@ class Watch:
         self._over = False
 
     def describe(self, args: Any, sampling_params: Any, request: Any) -> None:
-        """Who is asked for what, but not the words."""
+        """Keep the span's attributes: model, endpoint and parameters, but no text of the request."""
         path = request.url.path if request is not None else ""
         model = getattr(args, "model_name", None)
         if model in UNNAMED:
             model = Path(str(args.model_dir)).name
         asked = {name: getattr(sampling_params, ours, None) for ours, name in PARAMETERS.items()}
-        if (asked["gen_ai.request.top_k"] or 0) < 1:  # all tokens
+        if (asked["gen_ai.request.top_k"] or 0) < 1:  # such a value means all tokens
             del asked["gen_ai.request.top_k"]
         self._about = {
             "gen_ai.operation.name": "chat" if path == CHAT else "text_completion",
@@ -198,7 +199,7 @@ class Watch:
         }
 
     def tokenised(self, number: Any) -> None:
-        """The prompt is tokens, and the request has its number: from here on others may speak of it."""
+        """Note that the prompt is tokenised. ``number``: the request's number, by which step notes refer to it."""
         if self._number is None:
             self._number, self._tokenised = number, time.time_ns()
             begin = {"k": "b", "id": number, "t": self.context.trace_id, "s": self.context.span_id}
@@ -206,7 +207,7 @@ class Watch:
                 writer.write(begin)
 
     def answered(self, item: Any) -> None:
-        """LightLLM hands a token on: ``(sub request, text, metadata, finish status)``."""
+        """Note a token of the answer. ``item``: ``(sub request, text, metadata, finish status)``, as LightLLM yields it."""
         self._last = time.time_ns()
         if not self._first:
             self._first = self._last
@@ -217,7 +218,7 @@ class Watch:
             self._finish.append(status.get_finish_reason() or "stop")
 
     def end(self, error: str) -> None:
-        """``error``: the name of what ended it before its time, or empty."""
+        """End the request and write its note. ``error``: the class of the exception that ended it early, or empty."""
         if self._over:
             return
         self._over = True
@@ -233,11 +234,12 @@ class Watch:
         )  # fmt: skip
 
     def contained(self, action: Callable[..., Any], *args: Any) -> Any:
+        """Call ``action`` as :meth:`Watches.contained` does."""
         return self._watches.contained(action, *args)
 
 
 class Watched:
-    """LightLLM's generator, seen by whoever iterates: the same items, exceptions and end, in the same order."""
+    """Wrapper of LightLLM's generator with the same items, exceptions and end, in the same order."""
 
     def __init__(self, host: Any, watch: Watch) -> None:
         self._host = host
@@ -253,7 +255,7 @@ class Watched:
         try:
             item = await self._host.__anext__()
         except BaseException as error:
-            # Its end is an exception as well. CancelledError and GeneratorExit are a client that went away.
+            # The normal end is an exception as well. CancelledError and GeneratorExit mean that the client has left.
             ended = "" if isinstance(error, StopAsyncIteration) else type(error).__name__
             self._watch.contained(self._watch.end, ended)
             raise
@@ -267,5 +269,5 @@ class Watched:
             self._watch.contained(self._watch.end, "GeneratorExit")
 
     def __del__(self) -> None:
-        """Nobody iterates any more."""
+        """End the request: nobody iterates any more."""
         self._watch.contained(self._watch.end, "GeneratorExit")

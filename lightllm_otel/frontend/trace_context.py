@@ -1,4 +1,4 @@
-"""W3C trace context: which trace a request belongs to, and whether it is one of those that are traced."""
+"""W3C trace context: the trace that a request belongs to, and the decision whether it is traced."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping
 
 from lightllm_otel.otel_environment import OtelEnvironment
 
-# version-trace id-parent id-flags; a later version may have more behind it.
+# version-trace id-parent id-flags; later versions may append more.
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-_MOST_STATE = 512  # characters that one has to pass on at least
+_MOST_STATE = 512  # characters; the standard demands at least so many
 
 
 @dataclasses.dataclass(frozen=True)
 class TraceContext:
-    """Of one request's span, as hexadecimal digits. ``parent``: the caller's span, or empty. ``state``: ``tracestate``."""
+    """Ids of one request's span, as hexadecimal digits. ``parent``: the caller's span, or empty. ``state``: ``tracestate``."""
 
     trace_id: str
     span_id: str
@@ -27,7 +27,10 @@ class TraceContext:
 def continued(
     headers: Mapping[str, str], otel_environment: OtelEnvironment, random: Callable[[int], bytes] = os.urandom
 ) -> TraceContext | None:
-    """The context of a request with these headers; None when it is not traced. Not Python's ``random``: it is the host's."""
+    """Return the context of a request with these headers, or None if it is not traced.
+
+    ``random`` returns random bytes. It is not Python's ``random``, because that would change the host's random numbers.
+    """
     parsed = parse(headers.get("traceparent", "")) if otel_environment.propagate else None
     trace_id = parsed[0] if parsed is not None else random(16).hex()
     follows = parsed is not None and otel_environment.sampler.follow
@@ -39,7 +42,7 @@ def continued(
 
 
 def parse(traceparent: str) -> tuple[str, str, bool] | None:
-    """``(trace id, parent id, sampled)``; None for a header that must be ignored."""
+    """Return ``(trace id, parent id, sampled)`` of a header, or None if the header must be ignored."""
     found = _TRACEPARENT.fullmatch(traceparent.strip())
     if found is None:
         return None
@@ -50,5 +53,5 @@ def parse(traceparent: str) -> tuple[str, str, bool] | None:
 
 
 def chosen(trace_id: str, ratio: float) -> bool:
-    """As the SDK's sampler decides, so that all services that see the trace decide alike."""
+    """Decide like the SDK's ``TraceIdRatioBased`` sampler, so that all services decide alike. ``ratio``: from 0 to 1."""
     return int(trace_id[16:], 16) < round(ratio * 2**64)

@@ -1,1 +1,1 @@
-"""Every Python process of a server: decide whether it is one of LightLLM's, and hook the modules that it imports."""
+"""Activation: runs in every Python process of a server, and hooks LightLLM's modules when the process imports them."""

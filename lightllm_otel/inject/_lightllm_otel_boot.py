@@ -1,8 +1,8 @@
-"""Starts lightllm-otel in a Python process that imports LightLLM, if LIGHTLLM_OTEL asks for it.
+"""Boot module: starts lightllm-otel in a Python process that imports LightLLM, if LIGHTLLM_OTEL asks for it.
 
-Imports nothing of the package before that: every Python process of the environment runs this, pip and shell tools as well.
-Installed at the top of site-packages beside two files that call it: ``lightllm_otel_boot.pth`` (Python up to 3.17)
-and ``lightllm_otel_boot.start`` (PEP 829, Python 3.15 and later, which import this module in any case).
+It imports nothing of the package before that, because every Python process of the environment runs it, including pip and shell
+tools. It is installed at the top of site-packages beside two files that call it: ``lightllm_otel_boot.pth`` (Python up to
+3.17) and ``lightllm_otel_boot.start`` (PEP 829, Python 3.15 and later, which import this module in any case).
 """
 
 import sys
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from typing import Any
 
 HOST = "lightllm"
-# What is surely off. The rule itself, with what is neither on nor off, is lightllm_otel.settings.switch.
+# A copy of lightllm_otel.settings.OFF_WORDS, because the package must not be imported here. The full rule is settings.switch.
 OFF_WORDS = ("", "0", "false", "off", "no", "none", "null", "disabled")
 _started = False
 
 
 def start() -> None:
-    """Watch for the first import of LightLLM, once: site may process a folder twice, and the launcher may have been first."""
+    """Watch for the first import of LightLLM. Later calls do nothing, because site and the launcher may both call it."""
     global _started
     import os
 
@@ -32,7 +32,7 @@ def start() -> None:
 
 
 def activate() -> None:
-    """Register the plugin's own import hooks. Never raises: the host's interpreter must come up, whatever is wrong with us."""
+    """Register the plugin's import hooks. Never raises, because the host's interpreter must start in any case."""
     try:
         from lightllm_otel.inject.bootstrap import activate
 
@@ -42,7 +42,7 @@ def activate() -> None:
 
 
 class _Finder:
-    """Finds LightLLM's package where the other finders do, and lets the plugin start right before it runs."""
+    """Import finder: finds LightLLM's package through the other finders, and starts the plugin right before it runs."""
 
     def __init__(self) -> None:
         self._done = False
@@ -57,7 +57,7 @@ class _Finder:
                 continue
             if hasattr(spec.loader, "exec_module"):
                 spec.loader = _Loader(spec.loader, self._start)
-            else:  # a namespace package, or a loader that cannot tell us when the module runs
+            else:  # a namespace package, or a loader that does not show when the module runs
                 self._start()
             return spec
         return None
@@ -69,7 +69,7 @@ class _Finder:
 
 
 class _Loader:
-    """The loader that was found, with a call before the module runs. In find_spec Python holds the lock of all imports."""
+    """Loader with a call before the module runs. The call cannot be in find_spec, where Python holds the import lock."""
 
     def __init__(self, loader: "Any", before: "Any") -> None:
         self._loader = loader
@@ -81,7 +81,7 @@ class _Loader:
     def exec_module(self, module: "Any") -> None:
         try:  # noqa: SIM105 - contextlib is an import
             module.__loader__ = module.__spec__.loader = self._loader
-        except AttributeError:  # a module may refuse it, and works with ours
+        except AttributeError:  # a module may refuse it, and works with this loader as well
             pass
         self._before()
         self._loader.exec_module(module)

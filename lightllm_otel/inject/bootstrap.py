@@ -1,4 +1,4 @@
-"""What happens when a Python process imports LightLLM with LIGHTLLM_OTEL on: hooks for its modules, when they are imported."""
+"""Bootstrap in a Python process that imports LightLLM with LIGHTLLM_OTEL on: registers hooks for LightLLM's modules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def activate() -> Hooks | None:
-    """Register our import hooks in this process, which is about to import LightLLM; None when the plugin is off."""
+    """Register the import hooks in this process, which is about to import LightLLM; return None if the plugin is off."""
     settings = Settings.from_env(os.environ)
     log_to_stderr()
     report(settings)
@@ -31,7 +31,7 @@ def activate() -> Hooks | None:
 
 
 class Hooks:
-    """Hooks every module of the table of contracts when it is imported. Everything heavy is imported then, not before."""
+    """Import hooks of all modules in the table of contracts. Heavy imports happen when such a module is imported."""
 
     def __init__(self, settings: Settings, guard: Guard) -> None:
         self._settings = settings
@@ -39,12 +39,13 @@ class Hooks:
         self._session: ServerSession | None = None
 
     def register(self) -> None:
+        """Register one hook for each module of the table."""
         for name, hooks in modules().items():
             wrapt.register_post_import_hook(self._hook(hooks), name)
 
     def _hook(self, hooks: tuple[Hook, ...]) -> Callable[[ModuleType], None]:
         def patch_module(module: ModuleType) -> None:
-            with self._guard(Stage.PATCH):  # an exception here would break the host's import
+            with self._guard(Stage.PATCH):  # an exception would break the host's import
                 from lightllm_otel.inject.hooks import patch
 
                 patch(module, hooks, self.session())
@@ -52,7 +53,7 @@ class Hooks:
         return patch_module
 
     def session(self) -> ServerSession:
-        """The one of this process, made when the first module turns up."""
+        """Return the session of this process. The first imported module creates it."""
         if self._session is None:
             from lightllm_otel.contracts.patch_set import PatchSet
             from lightllm_otel.worker.session import ServerSession
@@ -62,7 +63,7 @@ class Hooks:
 
 
 def report(settings: Settings) -> None:
-    """Log one line for each setting that cannot be used, once per server; of a plugin that is off only why it is."""
+    """Log one line for each setting that cannot be used, once per server. If the plugin is off, log only the reason for it."""
     problems, notes = settings.problems, settings.notes
     if not settings.enabled:
         problems, notes = tuple(each for each in problems if each.startswith(f"{PREFIX}=")), ()

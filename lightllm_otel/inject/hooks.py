@@ -1,7 +1,7 @@
-"""Wrap the functions of LightLLM that the table of contracts names, each when its module is imported.
+"""Hooks of LightLLM's functions: wrap those that the table of contracts names, when their module is imported.
 
-Wrapped at the definition, so that every later ``from … import`` gets the wrapper. No wrapper repeats a signature of
-LightLLM's: arguments are handed on as they came, and read by name.
+A function is wrapped at its definition, so that every later ``from … import`` gets the wrapper. No wrapper repeats a signature
+of LightLLM's: arguments are passed on unchanged, and read by name.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Maker = Callable[[Host, Any, Arguments, Hook], Host]
 
 _MAKERS: tuple[Maker, ...] = (
     steps.constructed, steps.attaching, steps.entered, steps.sampled, steps.ending,
-    graphs.checking_memory, graphs.warming_up, graphs.capturing, graphs.capturing_whole, graphs.replaying,
-    graphs.replaying_whole, graphs.replaying_prefill,
+    graphs.checking_memory, graphs.warming_up, graphs.capturing, graphs.capturing_step_only, graphs.replaying,
+    graphs.replaying_step_only, graphs.replaying_prefill,
     idle.asking, idle.emptied, idle.ticking,
     health.watching_health,
     requests.generating, requests.encoding, requests.tokenised_by_status,
@@ -36,9 +36,9 @@ _OF_REQUESTS = ("generating", "encoding", "tokenised_by_status")
 
 
 def patch(module: ModuleType, hooks: Iterable[Hook], session: Session) -> None:
-    """Wrap what these rows name in a module that has just been imported; a row that does not fit is left alone, and noted."""
+    """Wrap the functions of these rows in a module that has just been imported, and note which rows do not fit."""
     for hook in hooks:
-        state = "our own part failed; the log says how"
+        state = "the plugin failed here; the log says how"
         with session.guard(Stage.PATCH):
             state = _install(hook, module, session)
         session.fits.note(hook.name, state)
@@ -52,11 +52,11 @@ def _install(hook: Hook, module: ModuleType, session: Session) -> str:
     host = getattr(owner, name, None)
     if not callable(host):
         return ABSENT
-    if hook.maker == "grouped":  # its methods are wrapped once there is a model to measure
+    if hook.maker == "grouped":  # its methods are wrapped when a model is measured
         session.group_class = host
         return FITS
     if hook.maker in _OF_REQUESTS and not session.otel_environment.traces:
-        return FITS  # nobody asks for spans: there is nothing to wrap
+        return FITS  # without spans there is nothing to wrap
     arguments = Arguments(host)
     own = getattr(owner, "__dict__", {}).get(name)
     problem = _problem(hook, own, arguments, session.settings.graphs)
@@ -68,12 +68,12 @@ def _install(hook: Hook, module: ModuleType, session: Session) -> str:
 
 
 def _problem(hook: Hook, own: Any, arguments: Arguments, graphs: GraphPolicy) -> str:
-    """Say why the host's function is left alone; empty when nothing speaks against wrapping it."""
+    """Return why the host's function is not wrapped, or an empty string if it can be wrapped."""
     if graphs is GraphPolicy.OFF and hook.place.startswith(_OF_GRAPHS):
         return "LIGHTLLM_OTEL_GRAPHS=off"
     if isinstance(own, (staticmethod, classmethod, property)):
         return f"it is a {type(own).__name__} in this LightLLM"
     if not arguments.fits(hook.reads):
         wanted = " or ".join(", ".join(names) for names in hook.reads)
-        return f"its parameters are ({', '.join(arguments.names)}), and {wanted} is read"
+        return f"its parameters are ({', '.join(arguments.names)}), but the plugin reads {wanted}"
     return ""

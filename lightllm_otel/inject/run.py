@@ -1,4 +1,4 @@
-"""``lightllm-otel run -- COMMAND``: activation without a .pth file, for sites that forbid it and immutable images."""
+"""``lightllm-otel run -- COMMAND``: activation without a .pth file, for immutable images and sites that forbid such files."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 def prepare(environ: MutableMapping[str, str]) -> None:
-    """Make every Python child of this environment start us: launcher first on PYTHONPATH, the package findable.
+    """Change this environment so that every Python child starts the plugin, through a launcher on PYTHONPATH.
 
-    An unset switch is turned on. One that says off stays off: it is how an image whose command this is is turned off.
+    An unset switch is turned on. A switch that is off stays off, so that an image with this command can be turned off.
     """
     if not unquoted(environ.get(PREFIX, "")):
         environ[PREFIX] = "1"
     before = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    # The package's folder goes last: it must not hide anything of the host's.
+    # The package's folder comes last, so that it hides nothing of the host's.
     entries = [str(LAUNCHER), *before, str(PACKAGE_ROOT)]
     environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(entries))
 
 
 def run(command: list[str]) -> int:
-    """Become ``command``. Returns only when that is not possible: 127 with one sentence on stderr."""
+    """Replace this process by ``command``. If that fails, return 127 after one sentence on stderr."""
     prepare(os.environ)
-    with contextlib.suppress(ValueError):  # neither on nor off: the server's log says so
+    with contextlib.suppress(ValueError):  # neither on nor off: the server's log reports it
         if not is_on(os.environ):
             sys.stderr.write(
                 f"lightllm-otel run: {PREFIX}={os.environ[PREFIX].strip()}, so {command[0]} is not measured\n"

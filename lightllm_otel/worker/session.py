@@ -38,8 +38,7 @@ from lightllm_otel.worker.host.step_notes import StepNotes
 from lightllm_otel.worker.sampling import Sampling
 from lightllm_otel.worker.supervisor import Supervisor
 
-# A layer has nine operators, a boundary before each, three collectives, and ends of pairs. Other model families need a third
-# more.
+# A layer has nine operators, a boundary before each, three collectives, and ends of pairs; other families need a third more.
 BOUNDARIES_PER_LAYER = 32
 BOUNDARIES_PER_STEP = 64
 HOUSEKEEPING_SECONDS = 1.0

@@ -1,4 +1,4 @@
-"""Trees of LightLLM that nobody wrote: a few lines each, or one in which exactly the rows of one version, or one row, fit."""
+"""Made-up trees of LightLLM: a few lines each, or a tree in which exactly the rows of one version, or one row, fit."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def tree(**modules):
 
 
 def layers(layer, template=TEMPLATE, weights="", before="", after=""):
-    """Return a tree with a model whose layer is this class; ``before`` and ``after`` all layers, in a step."""
+    """Return a tree with a model whose layer is this class. ``before``, ``after``: code of a step around all layers."""
     return tree(
         common__basemodel__basemodel=BASE + _STEP.format(before=before or "pass", after=after or "pass"),
         models__new__model=MODEL + _ENDS + weights, models__new__layer=template + layer,
@@ -100,7 +100,7 @@ def layers(layer, template=TEMPLATE, weights="", before="", after=""):
 
 
 def with_row(table, row):
-    """Return a tree in which this row of the slots alone is its operator."""
+    """Return a tree in which only this row of the slots gives its operator."""
     (name, *_) = row.names
     if table != "LAYER_SLOTS":
         role, side = ("pre", "before") if table == "PRE_SLOTS" else ("post", "after")
@@ -131,7 +131,7 @@ def with_row(table, row):
 
 
 def version(name, rows):
-    """Return a tree in which the rows that were seen in this version fit, and no other."""
+    """Return a tree in which exactly the rows fit that were seen in this version."""
     place = VERSIONS.index(name)
     modules: dict[str, dict[str, dict[str, set[str]]]] = {}
     for row in rows:

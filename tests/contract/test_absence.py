@@ -1,4 +1,4 @@
-"""What the rules of absence find in layers that are made up, and what they find nothing wrong with."""
+"""Rules of absence on made-up layers: the faults that they find, and layers in which they find none."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from version1 import VERSION1, Fixed
 
 
 def found(layer, assumed=VERSION1, template=TEMPLATE, **modules):
-    """Return what is wrong with a model whose layer is this class."""
+    """Return the faults of a model whose layer is this class."""
     tree = made_up.tree(common__basemodel__basemodel=BASE, models__new__model=MODEL,
                         models__new__layer=template + layer, **modules)  # fmt: skip
     return [f"{each.rule}: {each.place}" for each in contract.check(tree, assumed).findings if not each.known]
@@ -74,7 +74,7 @@ def test_work_that_counts_as_other_is_nobodys():
     ],
 )
 def test_what_a_layer_binds_to_itself_is_its_slot(body):
-    """And what is bound is looked into: a collective of an unknown kind inside it."""
+    """A bound function is inspected as well: it contains a collective of an unknown kind."""
     layer = f"""
 class NewLayer(Template):
     def _bind(self): {body}

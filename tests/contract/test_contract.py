@@ -1,4 +1,4 @@
-"""How the table of contracts is held against LightLLM's source: on trees that are made up, so that each misfit is there alone."""
+"""Comparison of the table of contracts with LightLLM's source, on made-up trees with one misfit each."""
 
 import dataclasses
 import json
@@ -130,7 +130,7 @@ def test_nothing_is_lost_where_the_rows_of_a_version_fit(name, hosts):
 
 @pytest.mark.parametrize("row", ROWS)
 def test_deleting_a_row_loses_exactly_its_feature(row, hosts):
-    """In the newest version in which it fits; nothing where another row of its group stands in, or nothing needs it."""
+    """It is deleted for the newest version in which it fits. Nothing is lost if another row of its group replaces it."""
     verdict = contract.check(hosts[row.until], PLUGIN.without(row.name), whole=PLUGIN)
     group = row.group.partition("/")[0]
     wanted_together = "/" in row.group

@@ -1,6 +1,6 @@
-"""The fake host of 2026 is held against LightLLM's source: names, parameters, fields, and the order of calls.
+"""Comparison of the fake host of 2026 with LightLLM's source: names, parameters, fields, and the order of calls.
 
-Reads both as source, so it needs neither torch nor a GPU. Set LIGHTLLM_SRC to a checkout of LightLLM's main branch.
+It reads both as source, so it needs neither torch nor a GPU. Set LIGHTLLM_SRC to a checkout of LightLLM's main branch.
 """
 
 import ast
@@ -112,7 +112,7 @@ OWN = {
 
 
 def parameters(function):
-    """Names in order, which of them have a default, and what may be given by position only or by name only."""
+    """Return the names in order, which of them have a default, and which are positional-only or keyword-only."""
     given = function.args
     positional = [each.arg for each in (*given.posonlyargs, *given.args)]
     first_default = len(positional) - len(given.defaults)
@@ -128,7 +128,7 @@ PLAIN = {*dir(builtins), *dir(list), *dir(dict), *dir(set), "copy", "tensor"}
 
 
 def calls(function, source, inside=()):
-    """Names of what a function calls, in the order in which Python does; the fake host's own parts are written out."""
+    """Return the names that a function calls, in Python's order. Calls of the fake host's own parts are expanded."""
     own = {name.split(".")[-1]: node for name, node in source.functions.items() if name in OWN}
     found = [node for node in ast.walk(function) if isinstance(node, ast.Call) and node not in function.decorator_list]
     for node in sorted(found, key=lambda node: (node.end_lineno, node.end_col_offset)):

@@ -1,4 +1,4 @@
-"""LightLLM's own history (LIGHTLLM_CLONE), and a history that is made up: what the checker says of it."""
+"""The checker on LightLLM's own history (LIGHTLLM_CLONE), and on a made-up history."""
 
 import importlib.util
 import json
@@ -38,7 +38,7 @@ BOUNDARIES = (
 
 
 def words(verdict):
-    """Return everything that is wrong with a version, as words."""
+    """Return all faults of a version as words."""
     said = {f"breaks {name}" for name, _ in verdict.breaks}
     said |= {f"lost {feature.value}" for feature in verdict.lost}
     said |= {f"{each.state} {each.row.name}" for each in verdict.states if each.state != "fits"}
@@ -91,7 +91,7 @@ def git(folder, *words):
 
 @pytest.fixture
 def history(tmp_path, monkeypatch):
-    """Four commits: one in which all fits, one that changes a text, one that loses decode graphs, one on a branch."""
+    """Return four commits: one that fits, one that changes a text, one that loses decode graphs, and one on a branch."""
     git(tmp_path, "init", "-q")
     for path, text in made_up.version(JULY_2025, PLUGIN.rows).paths.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""How the checker finds out what the plugin does: on layers that are made up, and on those of a checkout."""
+"""The checker's model of the plugin's hooks, on made-up layers and on those of a checkout."""
 
 import dataclasses
 import os
@@ -21,7 +21,7 @@ PLUGIN = contract.Contract.of_plugin()
 
 
 def model(layer="class NewLayer(Template): ...", **others):
-    """Return what the plugin does with a model whose layer is this class."""
+    """Return the plugin's hooks in a model whose layer is this class."""
     return of(made_up.layers(layer, **others))
 
 
@@ -194,7 +194,7 @@ def operators_of(tree):
 
 @pytest.mark.parametrize(("table", "row"), ROWS)
 def test_deleting_a_row_of_the_slots_removes_exactly_its_operator(table, row, monkeypatch):
-    """Of a layer that has the operator by this row alone. Its time is ``other`` or ``gap`` then, mostly nobody else's."""
+    """The layer has the operator by this row alone. Without it, the time is mostly ``other`` or ``gap``."""
     tree = made_up.with_row(table, row)
     before = operators_of(tree)
     whole = row.operator is not Operator.OTHER and not row.part

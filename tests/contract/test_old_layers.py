@@ -28,7 +28,7 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def real():
-    """The modules; importing them asks for the GPU's name, the one call that is substituted."""
+    """Return the modules. Their import asks for the GPU's name, which is the only call that is replaced."""
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")
         patch.setattr(torch.cuda, "get_device_name", lambda *index: "none")
@@ -43,7 +43,7 @@ def rmsnorm(x, weight, eps):
 
 @pytest.fixture
 def model(real, monkeypatch):
-    """Two real layers with torch's kernels, the real embedding and head, and weights of the right shapes."""
+    """Return two real layers with torch's kernels, the real embedding and head, and weights of the right shapes."""
     module = real.transformer_layer_infer
     monkeypatch.setattr(module, "rmsnorm_forward", rmsnorm)
     monkeypatch.setattr(module, "rotary_emb_fwd", lambda *args: None)
@@ -66,7 +66,7 @@ def model(real, monkeypatch):
 
 
 def run(model, prefill):
-    """What the real ``_context_forward`` and ``_token_forward`` do with their layers."""
+    """Run the layers as the real ``_context_forward`` and ``_token_forward`` do."""
     generator = torch.Generator().manual_seed(0)
 
     def weight(*shape):

@@ -1,4 +1,4 @@
-"""What version 1 of the plugin assumed of LightLLM, as a contract: a checker that finds nothing wrong with it is worth nothing.
+"""Contract of version 1 of the plugin with LightLLM. The checker must find its faults.
 
 It installed its hooks wherever their place existed, repeated the host's signatures, and read what July 2025 had.
 """
@@ -130,7 +130,7 @@ def _slots(rows):
 
 
 class Fixed:
-    """What a table said of every model, whatever its layers did. A collective began at the last boundary."""
+    """Table that was the same for every model, whatever its layers did. A collective began at the last boundary."""
 
     unclaimed = unread = ()
     variants = (attribution.Variant({}, _slots(LAYER_SLOTS)),)
@@ -140,7 +140,7 @@ class Fixed:
     })  # fmt: skip
 
     def __init__(self, tree, roles):
-        """Of neither does anything depend."""
+        """Nothing depends on either of them."""
 
     def counted(self, before, at):
         if at.role == attribution.COLLECTIVE:

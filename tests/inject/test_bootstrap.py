@@ -1,4 +1,4 @@
-"""What a Python process does when it imports LightLLM (here an empty package of that name) with LIGHTLLM_OTEL on."""
+"""Start of a Python process that imports LightLLM (here an empty package of that name) with LIGHTLLM_OTEL on."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ HOOKED = (
 
 @pytest.fixture
 def start(tmp_path):
-    """Run a Python with a stand-in for the package ``lightllm``; its stderr."""
+    """Run Python with an empty package ``lightllm``, and return its stderr."""
     (tmp_path / "lightllm").mkdir()
     (tmp_path / "lightllm" / "__init__.py").write_text("")
 
@@ -50,7 +50,7 @@ def test_a_kubernetes_service_of_our_name_is_one_line_and_the_server_is_measured
 def test_a_plugin_that_is_off_says_nothing_of_its_other_settings(start):
     wrong = {"LIGHTLLM_OTEL_LEVEL": "all", "LIGHTLLM_OTEL_PORT": "tcp://10.0.0.1:9464"}
     (line,) = start(BOOT, LIGHTLLM_OTEL="enabled", **wrong).splitlines()
-    assert "LIGHTLLM_OTEL=enabled is none of" in line
+    assert "LIGHTLLM_OTEL=enabled is neither on" in line
     assert start(f"import os; {START}; os.environ['LIGHTLLM_OTEL'] = 'off'; import lightllm", **wrong) == ""
 
 

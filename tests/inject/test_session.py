@@ -1,4 +1,4 @@
-"""A model process as a whole, with a fake model: the ring says what it should, and no folder is no reason to fail."""
+"""Session of a model process with a fake model: the ring has the right contents, and a missing folder is no error."""
 
 import os
 import shutil
@@ -65,7 +65,7 @@ def test_steps_of_a_server_arrive_in_its_ring(build, tmp_path):
 
 
 def live_control(session):
-    """As the exporter would ask; the first rank listens at its next forward."""
+    """Write an order as the exporter does. The first rank reads it at its next forward."""
     return ControlPage(session._folder / control.NAME)
 
 
@@ -98,7 +98,7 @@ def test_live_control_off_undoes_every_patch_but_the_one_that_counts(build, tmp_
     page.close()
 
 
-def test_live_control_steps_keeps_whole_steps(build, tmp_path):
+def test_live_control_steps_keeps_steps(build, tmp_path):
     _, session, rpc = build()
     page = live_control(session)
     page.request(Level.STEPS, 1)

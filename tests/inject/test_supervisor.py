@@ -1,4 +1,4 @@
-"""The exporter is kept running: started once, started again with a back-off, never given up."""
+"""Supervisor of the exporter: it starts it once, restarts it with growing pauses, and never gives up."""
 
 import pytest
 
@@ -14,7 +14,7 @@ from lightllm_otel.worker.supervisor import (
 
 @pytest.fixture
 def exporter(monkeypatch):
-    """What the operating system would do: ``alive`` and ``started`` (when)."""
+    """Replace the operating system. ``alive``: the exporter runs. ``started``: the times of its starts."""
 
     class World:
         alive = False
@@ -56,7 +56,7 @@ def test_one_that_dies_is_started_again_with_a_back_off_and_then_seldom(exporter
     assert waits == [*BACK_OFF_SECONDS, *[PAUSE_SECONDS] * 6]
     said = [record.message for record in caplog.records]
     assert len(said) == 1
-    assert "started every 10 minutes only" in said[0]
+    assert "started only every 10 minutes" in said[0]
 
 
 def test_what_ended_it_may_go_away_hours_later_and_it_is_there_again(exporter, tmp_path):

@@ -208,7 +208,7 @@ def test_what_is_neither_on_nor_off_is_off_and_one_line_says_what_to_do(
     seen = importing([str(wheel_python)], plain_environment, word, script.parent)
     assert (seen.before, seen.hooked) == ({BOOT}, False)
     (line,) = seen.said
-    assert f"LIGHTLLM_OTEL={word} is none of 1, true, on, yes" in line
+    assert f"LIGHTLLM_OTEL={word} is neither on (1, true, on, yes)" in line
     assert "nothing is measured. Set LIGHTLLM_OTEL=1" in line
     with pytest.raises(ValueError, match=re.escape(word)):
         switch(word)

@@ -194,7 +194,7 @@ def test_doctor_names_a_switch_that_is_neither_on_nor_off(hooked, capsys, monkey
     monkeypatch.setenv("LIGHTLLM_OTEL", "enabled")
     assert cli.main(["doctor", "--json"]) == 1
     (what,) = [what for state, _, what in findings(capsys) if state == "wrong"]
-    assert what.startswith("LIGHTLLM_OTEL=enabled is none of 1, true, on, yes")
+    assert what.startswith("LIGHTLLM_OTEL=enabled is neither on (1, true, on, yes)")
 
 
 @pytest.mark.parametrize("word", ["no", "none", "disabled", '"0"'])

@@ -12,7 +12,7 @@ ACTIVE, NONE = 1, 0
 
 
 class Driver:
-    """libcuda, of a stream that captures a graph with edges of these types."""
+    """Fake libcuda, for a stream that captures a graph with edges of these types."""
 
     def __init__(self, types=(), status=ACTIVE, fails=()):
         self.types, self.status, self.fails = types, status, fails

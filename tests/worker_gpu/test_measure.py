@@ -1,4 +1,4 @@
-"""Sampling, marks, harvest, calibration: arithmetic with exact values."""
+"""Sampling, boundaries, step reader, calibration: arithmetic with exact values."""
 
 import fakes
 import numpy as np
@@ -87,7 +87,7 @@ def test_shapes_are_kept_but_not_without_bound():
 
 
 def sampled_step(clock, now, durations, starved):
-    """A step of consecutive calls of ffn, one in each layer, and its harvest."""
+    """Return a step of consecutive calls of ffn, one in each layer, and a step reader for it."""
     step = Step(7, Work(Phase.DECODE, 2, 2, 100), clock.handles(2), None, 5.0)
     boundary_codes = BoundaryCodes()
     gap = boundary_codes.code(Boundary(Operator.GAP))
@@ -132,7 +132,7 @@ def test_the_cost_of_boundaries_is_subtracted_and_accounted_for():
     assert intervals["seconds"].sum() + record["overhead_seconds"] == record["seconds"] == record["closure_seconds"]
 
 
-def test_a_stamp_on_the_chain_has_a_cost_of_its_own_from_where_they_begin():
+def test_a_timestamp_on_the_chain_has_a_cost_of_its_own_from_where_they_begin():
     calibration = Calibration().learned(0.25, chained=False)
     typical = Calibration().learned(None, chained=True).chained_cost  # it could not be found out
     assert typical == pytest.approx(1.1e-6)
@@ -144,7 +144,7 @@ def test_a_stamp_on_the_chain_has_a_cost_of_its_own_from_where_they_begin():
 
 
 def pairs_of(cost, spread, count=100):
-    """Replays of 10 ms without and with ``count`` timestamps that cost ``cost`` seconds each, give or take ``spread``."""
+    """Return pairs of replays, 10 ms without and longer with ``count`` timestamps of ``cost`` ± ``spread`` seconds each."""
     about = np.linspace(-spread, spread, PAIRS - 1)
     return np.array([(0.0, 1.0), *((0.01, 0.01 + count * (cost + off)) for off in about)])
 
@@ -154,7 +154,7 @@ def pairs_of(cost, spread, count=100):
     [(1.2e-6, 0.1e-6, 1.2e-6), (1.2e-6, 0.8e-6, 1.2e-6), (1.2e-6, 3e-6, None), (0.1e-6, 0.2e-6, 0.1e-6),
      (0.1e-6, 0.5e-6, None), (6e-6, 0.1e-6, None), (-1e-6, 0.1e-6, 0.0)],
 )  # fmt: skip
-def test_what_a_stamp_costs_is_learned_where_pairs_agree_on_it(cost, spread, learned):
+def test_what_a_timestamp_costs_is_learned_where_pairs_agree_on_it(cost, spread, learned):
     assert cost_of_timestamps(pairs_of(cost, spread), 100) == (
         pytest.approx(learned, abs=1e-12) if learned else learned
     )
@@ -178,7 +178,7 @@ def test_what_kernels_save_behind_programmatic_dependencies_is_given_back_to_the
     [(0.2e-6, 0.64e-6, 0.0, 0.64e-6), (0.2e-6, 0.64e-6, 0.2e-6, 0.64e-6), (0.2e-6, 0.64e-6, 3e-6, None),
      (0.2e-6, -0.3e-6, 0.0, None), (0.2e-6, 6e-6, 0.0, None)],
 )  # fmt: skip
-def test_what_a_programmatic_dependency_saves_is_what_the_cost_of_stamps_does_not_explain(
+def test_what_a_programmatic_dependency_saves_is_what_the_cost_of_timestamps_does_not_explain(
     cost, saving, spread, learned
 ):
     pairs = pairs_of(cost, spread)
@@ -187,14 +187,14 @@ def test_what_a_programmatic_dependency_saves_is_what_the_cost_of_stamps_does_no
     assert found == (pytest.approx(learned, abs=1e-12) if learned else learned)
 
 
-def test_a_stamp_on_a_branch_is_timed_between_kernels_without_dependencies():
+def test_a_timestamp_on_a_branch_is_timed_between_kernels_without_dependencies():
     gpu = Gpu()
     timestamps, graphs = fakes.FakeTimestamps(gpu, cost=2**-20), fakes.FakeGraphs(gpu)
     assert cost_on_branches(timestamps, graphs, Tensor(4, 8)) == 2**-20
     assert timestamps.joined == 2  # a capture that ends with a loose branch fails
 
 
-def test_a_stamp_on_a_branch_has_no_known_cost_while_another_process_uses_the_gpu(monkeypatch):
+def test_a_timestamp_on_a_branch_has_no_known_cost_while_another_process_uses_the_gpu(monkeypatch):
     gpu = Gpu()
     timestamps, graphs = fakes.FakeTimestamps(gpu, cost=2**-20), fakes.FakeGraphs(gpu)
     undisturbed = graphs.seconds
@@ -223,7 +223,7 @@ def test_where_the_gpu_waited_for_the_host_the_record_says_how_long_that_was_lau
 
 
 def test_launching_ends_before_the_boundary_is_recorded():
-    """What recording itself takes, and what comes after, is the next one's."""
+    """The time of recording itself, and the time after it, belong to the next interval."""
     now = [0.0]
     clock = fakes.ManualClock(now)
     record = clock.record

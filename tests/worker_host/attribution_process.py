@@ -1,4 +1,4 @@
-"""Run the real layers of one LightLLM with everything they call replaced, and say what fell into which operator.
+"""Run the real layers of one LightLLM with all of their calls replaced, and print the operator of each call.
 
 ``python attribution_process.py MODE…``, with a LightLLM on the path. A mode is ``tp1``, ``tp2`` or ``tpsp`` (two
 ranks that split the tokens), or, with a dense layer only, ``flashinfer`` or ``symm_mem`` (two ranks whose group has
@@ -49,7 +49,7 @@ ABSENT_LATER = [
 
 
 class Absent(types.ModuleType):
-    """A package that is not there: whatever one imports from it is a kernel, with any attribute."""
+    """Missing package: everything that is imported from it is a kernel with any attribute."""
 
     __path__ = ()
 
@@ -78,7 +78,7 @@ class AbsentFinder:
 
 
 class Arguments(types.SimpleNamespace):
-    """The server's: what is not named is off."""
+    """Start arguments of the server. Those that are not named are off."""
 
     def __getattr__(self, name):
         if name.startswith("__"):
@@ -87,7 +87,7 @@ class Arguments(types.SimpleNamespace):
 
 
 class Recorder(BoundaryRecorder):
-    """Boundaries as the hooks take them, without a clock."""
+    """Recorder of boundaries without a clock."""
 
     def __init__(self, timer, pairs=False):
         super().__init__(4096, pairs)
@@ -98,7 +98,7 @@ class Recorder(BoundaryRecorder):
 
 
 def classes(kind):
-    """name → class, of all classes whose name ends with ``kind``, as the models of this LightLLM define them."""
+    """Return name → class for all classes of this LightLLM's models whose name ends with ``kind``."""
     import lightllm.models
 
     found = {}
@@ -118,7 +118,7 @@ def classes(kind):
 
 
 def import_kernels():
-    """Also those that a layer imports when it runs."""
+    """Import all modules of kernels, including those that a layer imports when it runs."""
     import lightllm
 
     root = Path(lightllm.__path__[0])
@@ -129,7 +129,7 @@ def import_kernels():
 
 
 def stub_kernels():
-    """Every function that comes from a module of kernels, wherever it was imported to."""
+    """Replace every function of a module of kernels, wherever it was imported to."""
     for module in list(sys.modules.values()):
         if not getattr(module, "__name__", "").startswith("lightllm."):
             continue
@@ -144,7 +144,7 @@ def stub_kernels():
 
 
 def stub_host(mode):
-    """The process around the layers: ranks, arguments, memory, torch's collectives."""
+    """Replace the process around the layers: ranks, arguments, memory, torch's collectives."""
     ranks = 1 if mode == "tp1" else 2
     arguments = Arguments(
         enable_tpsp_mix_mode=mode == "tpsp", enable_ep_moe=False, mtp_step=0, enable_dp_prefill_balance=False,
@@ -183,7 +183,7 @@ def collective(name, real):
 
 
 class Library:
-    """What LightLLM's group may have beside torch. One of them returns the sum in other memory."""
+    """Library other than torch of LightLLM's group. One of them returns the sum in new memory."""
 
     def __init__(self, name):
         self.name = name
@@ -215,7 +215,7 @@ def group_of(ranks, mode):
 
 
 def construct(kind, ranks, number=None):
-    """A layer as the model would make it; its constructor's parameters differ between versions."""
+    """Return a layer as the model creates it. The parameters of its constructor differ between versions."""
     quantised = next((mode for name, mode in QUANTISED.items() if name in kind.__name__), None)
     given = {
         "layer_num": number, "network_config": config(LAYERS), "mode": [quantised] if quantised else [], "tp_rank": 0,
@@ -229,7 +229,7 @@ def construct(kind, ranks, number=None):
 
 
 def memory_for(layer_class):
-    """Some layers ask for their own kind of memory manager."""
+    """Return the memory manager that the layer needs."""
     module = sys.modules.get("lightllm.common.kv_cache_mem_manager")
     kind = getattr(module, "Qwen3NextMemManager", None) if "linear" in "".join(dir(layer_class)) else None
     if kind is None:
@@ -238,7 +238,7 @@ def memory_for(layer_class):
 
 
 def norm_class():
-    """LightLLM's own class of norms, if its objects call an attribute of theirs when they are called."""
+    """Return LightLLM's class of norms, if its objects call one of their attributes when they are called."""
     module = sys.modules.get("lightllm.common.basemodel.layer_weights.meta_weights.norm_weight")
     kind = getattr(module, "RMSNormWeight", None)
     return kind if kind is not None and "_forward" in kind.__call__.__code__.co_names else None
@@ -257,7 +257,7 @@ def model_of(layer_class, pre_class, post_class, mode, ranks):
 
 
 def attribution(model, group_class, group):
-    """operator → names of what was called in it, in prefill and decode of this model, and what doctor would say."""
+    """Return operator → names of its calls, in prefill and decode of this model, and the facts for doctor."""
     from lightllm.common.basemodel.basemodel import TpPartBaseModel
 
     timer, patch_set, guard = Timer(HostClock(), types.SimpleNamespace(fits=4096)), PatchSet(), Guard(strict=True)

@@ -15,7 +15,7 @@ def now():
 
 @pytest.fixture
 def serve(now, host_untouched):
-    """``serve(tp=…, every=…)`` → (host, session, rpc): a fake host, patched, with a model that serves."""
+    """Return ``serve(tp=…, every=…)`` → (host, session, rpc): a fake host with hooks, and a model that serves."""
     sessions = []
 
     def start(tp=1, layers=2, old=False, kvargs=None, host_options=None, **options):

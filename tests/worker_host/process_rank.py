@@ -2,7 +2,7 @@
 
     python process_rank.py RANK RANKS PORT EVERY FAILURE
 
-Its custom all_reduce asks all peers, over gloo, which collective of which graph they are in. Prints what it answered,
+Its custom all_reduce asks all peers, over gloo, which collective of which graph they are in. It prints its answers,
 which steps replayed instrumented graphs, and the state of its instrumented graphs, as JSON; a difference between ranks ends it
 with an exception.
 """
@@ -64,7 +64,7 @@ def main():
     dist.barrier()
     report = {
         "right": all(answers),
-        "twins": instrumented_graphs,
+        "instrumented_graphs": instrumented_graphs,
         "state": session.instrumented_graphs.state if session else "absent",
     }
     print(json.dumps(report), flush=True)

@@ -1,4 +1,4 @@
-"""All ranks replay the same graph, or none has an instrumented graph: each rank fails alone, at each point, and the others must
+"""Agreement of the ranks: all replay the same graph, or none is instrumented. Each rank fails alone, and the others must
 follow."""
 
 import itertools
@@ -39,7 +39,7 @@ def right(value=0, batch=1):
 
 
 def assert_serves(server, steps=12):
-    """Every rank answers, and no all_reduce met another one; returns which steps replayed instrumented graphs."""
+    """Check that every rank answers and no all_reduce met another one; return which steps replayed instrumented graphs."""
     chosen = []
     for value in range(steps):
         answers = server.ask(value=value)
@@ -51,14 +51,14 @@ def assert_serves(server, steps=12):
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_ranks_that_agree_replay_twins_on_the_same_steps(serve, count):
+def test_ranks_that_agree_replay_instrumented_graphs_on_the_same_steps(serve, count):
     server = serve(ranks=count, every=3)
     chosen = assert_serves(server, 30)
     assert 3 < sum(chosen) < 20
     assert {session.instrumented_graphs.state for session in server.sessions.values()} == {"armed"}
 
 
-def test_the_fake_all_reduce_breaks_when_one_rank_replays_a_twin_alone(serve):
+def test_the_fake_all_reduce_breaks_when_one_rank_replays_an_instrumented_graph_alone(serve):
     server = serve(every=1)
     server.sessions[1].forwards.follow(Level.STEPS, Sampling(1))
     with pytest.raises(ranks.ForeignBuffers):
@@ -90,7 +90,7 @@ def capture_fails(session):
 
 
 def second_capture_fails(session):
-    """Where a graph is instantiated: all of its nodes are there, its memory is not."""
+    """Fail where a graph is instantiated: all of its nodes exist, but not its memory."""
     capture, made = session.graphs.capture, session.graphs.made
 
     def sometimes(pool, body):
@@ -135,7 +135,7 @@ def timestamps_cannot_be_read(session):
 
 
 def nth(name, which):
-    """The ``which``-th call of one of our own parts fails."""
+    """Let the ``which``-th call of a part of the plugin fail."""
 
     def failure(session):
         own, calls = getattr(session.graphs, name), itertools.count(1)
@@ -162,7 +162,7 @@ BEFORE_ARMING = [
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("failure", BEFORE_ARMING, ids=lambda failure: failure.__name__)
-def test_a_rank_that_fails_alone_while_starting_takes_twins_from_all(serve, failure, rank):
+def test_a_rank_that_fails_alone_while_starting_takes_instrumented_graphs_from_all(serve, failure, rank):
     def prepare(number, session):
         if number == rank:
             failure(session)
@@ -186,7 +186,7 @@ def test_a_rank_that_cannot_time_a_replay_replays_as_often_as_the_others(serve, 
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_without_the_plugin_takes_twins_from_all(serve, rank):
+def test_a_rank_without_the_plugin_takes_instrumented_graphs_from_all(serve, rank):
     server = serve(every=1, absent=(rank,))
     (session,) = server.sessions.values()
     assert session.instrumented_graphs.state == "refused"
@@ -196,13 +196,13 @@ def test_a_rank_without_the_plugin_takes_twins_from_all(serve, rank):
 @pytest.mark.parametrize("differing", [{"NCCL_GRAPH_MIXING_SUPPORT": "0"},
                                        {"LIGHTLLM_OTEL_SAMPLE_EVERY": "7"}, {"LIGHTLLM_OTEL_GRAPH_BATCH_SIZES": "1"},
                                        {"LIGHTLLM_OTEL_GRAPHS": "force"}])  # fmt: skip
-def test_ranks_with_different_settings_have_no_twins(serve, differing):
+def test_ranks_with_different_settings_have_no_instrumented_graphs(serve, differing):
     server = serve(every=1, environ=lambda rank: differing if rank else {})
     assert {session.instrumented_graphs.state for session in server.sessions.values()} == {"refused"}
     assert not any(assert_serves(server))
 
 
-def test_a_rank_that_wants_none_takes_twins_from_all(serve):
+def test_a_rank_that_wants_none_takes_instrumented_graphs_from_all(serve):
     server = serve(every=1, environ=lambda rank: {"LIGHTLLM_OTEL_GRAPHS": "off"} if rank else {})
     assert {session.instrumented_graphs.state for session in server.sessions.values()} == {"refused", "off"}
     assert not any(assert_serves(server))
@@ -255,7 +255,7 @@ def test_a_change_of_the_rule_at_any_step_keeps_the_ranks_together(serve):
 
 
 def vote_all(votes, store=None, **patience):
-    """{rank: verdict} when every rank casts its vote at the same time; a vote ``...`` is a rank that never comes."""
+    """Return {rank: verdict} of votes that are cast at the same time. A vote ``...`` is a rank that never votes."""
     store = store or ranks.MemoryStore()
     verdicts = {}
 

@@ -1,4 +1,4 @@
-"""The real layers of LightLLM run with everything they call replaced: each call has to fall into the operator of the table.
+"""Attribution on the real layers of LightLLM, with all of their calls replaced: each call must fall into its operator.
 
 PyPI's LightLLM is always there; ``LIGHTLLM_SRC`` adds a checkout: v1.1.0, v1.2.0, main, or that of July 2025.
 """
@@ -25,9 +25,9 @@ BALANCE = "balance"
 
 
 class Host:
-    """One LightLLM: where it is, the tables of its classes, and what the hooks made of them.
+    """One LightLLM: its place, the tables of its classes, and the attribution by the hooks.
 
-    ``collectives`` and ``calls``: by class and mode, where they are not the same for all classes.
+    ``collectives`` and ``calls``: by class and mode, where they differ between classes.
     """
 
     shared = {"tp2": tables.ALL_REDUCES, "tpsp": tables.SPLIT_TOKENS}  # noqa: RUF012 - never changed
@@ -48,7 +48,7 @@ class Host:
         return json.loads(done.stdout.splitlines()[-1])
 
     def expected(self, mode, name):
-        """operator → names of calls, with the collectives of this mode."""
+        """Return operator → names of calls, with the collectives of this mode."""
         every = {
             **self.dense,
             **self.shared.get(mode, {}),
@@ -63,7 +63,7 @@ class Host:
 
 
 def checkout():
-    """The checkout in LIGHTLLM_SRC, by what it has."""
+    """Return the checkout in LIGHTLLM_SRC. Its contents show its version."""
     package = Path(SOURCE) / "lightllm"
     if (package / "common/basemodel/prefill_cuda_graph.py").exists():
         modes = ["tp1", "tp2", "tpsp"]
@@ -144,7 +144,7 @@ def test_no_operator_of_a_layer_is_missing_where_it_has_attention(new):
 @pytest.mark.skipif(NEW is None, reason="LIGHTLLM_SRC names no checkout of LightLLM")
 @pytest.mark.parametrize(("mode", "of_a_layer"), [("tp1", 9), ("tp2", 13)])
 def test_a_dense_layer_has_a_second_boundary_only_before_its_norms(new, mode, of_a_layer):
-    """The adds lie there. A collective has one, and one before it where it is called inside an operator."""
+    """The adds are there. A collective has a boundary, and one before it if it is called inside an operator."""
     inside = new.version != "v1.1.0" or mode == "tp1"
     around = {"tp1": 6, "tp2": 10}[mode]
     for name in (
@@ -159,7 +159,7 @@ def test_a_dense_layer_has_a_second_boundary_only_before_its_norms(new, mode, of
 @pytest.mark.skipif(NEW is None or not NEW.others, reason="LIGHTLLM_SRC names no LightLLM that has these libraries")
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_an_all_reduce_says_which_library_the_group_has_chosen(new, library):
-    """With LightLLM's own group class; FlashInfer puts the sum into other memory."""
+    """The test uses LightLLM's own group class. FlashInfer puts the sum into new memory."""
     said = new.said[library]["llama.LlamaTransformerLayerInfer"]
     assert said["moved"] == [
         "all_gather lm_head nccl",
@@ -172,7 +172,7 @@ def test_an_all_reduce_says_which_library_the_group_has_chosen(new, library):
 
 @pytest.mark.skipif(NEW is None or not NEW.others, reason="LIGHTLLM_SRC names no LightLLM that balances prompts")
 def test_prompts_that_are_shared_between_groups_are_exchanged_by_all_to_all(new):
-    """Around all layers, and inside of two operators of each."""
+    """The exchange is around all layers, and inside of two operators of each layer."""
     said = new.said[BALANCE]["llama.LlamaTransformerLayerInfer"]["operators"]
     exchanged = {f"all_to_all{site}": ["all_to_all_single"] for site in (" embedding", " attention", "")}
     dense = new.said["tp2"]["llama.LlamaTransformerLayerInfer"]["operators"]
@@ -180,7 +180,7 @@ def test_prompts_that_are_shared_between_groups_are_exchanged_by_all_to_all(new)
 
 
 def is_known_without_running(host, folder):
-    """The checker of contracts makes up the layers from their source, and finds in them what is found in a server."""
+    """Check that the checker of contracts, which reads only the source of layers, finds the same as a server."""
     tree = origin.of_folder(Path(folder))
     made = {}
     for roles in models(tree):

@@ -1,4 +1,4 @@
-"""What lies between the operators of a layer, read from its code."""
+"""Work between the operators of a layer, read from its code."""
 
 import functools
 
@@ -39,7 +39,7 @@ class Base:
 
 
 def lead(body, base=Base, **options):
-    """What lies before ``_ffn`` in a layer whose forward is ``body``, behind ``_get_o``."""
+    """Return the work between ``_get_o`` and ``_ffn`` in a layer whose forward is ``body``."""
     layer = type("Layer", (base,), {"token_forward": body})()
     return between.claimed(
         read(layer, METHODS, frozenset(("norm_weight_",)), ["token_forward"], **options).before["_ffn"]
@@ -47,7 +47,7 @@ def lead(body, base=Base, **options):
 
 
 def nothing(self, hidden, state, weight):
-    """Views, memory, numbers and what Python does."""
+    """Views, allocations, numbers and plain Python."""
     o = self._get_o(hidden)
     assert o is not None, "no output"
     q = o.view(-1, self.heads * self.scale + 1, (self.scale + self.factor) // 2)
@@ -278,7 +278,7 @@ def test_a_call_that_goes_round_the_wrapper_is_unknown():
 
 
 def mark_cost_time(name):
-    """LightLLM's, which does not say what it wraps."""
+    """LightLLM's decorator, which does not set ``__wrapped__``."""
 
     def around(function):
         def inner(*args, **kwargs):
@@ -349,7 +349,7 @@ def test_code_that_does_not_come_to_an_end_is_not_followed():
 
     Layer._twice = twice
     twice.__name__ = "_twice"
-    assert read(Layer(), METHODS, frozenset(), ["token_forward"]).unread == "token_forward is too long to follow"
+    assert read(Layer(), METHODS, frozenset(), ["token_forward"]).unread == "token_forward is too long to analyse"
 
 
 class TestCollectives:

@@ -1,4 +1,4 @@
-"""Wrappers of LightLLM's functions: they hand on whatever they are called with, and mark what they measure."""
+"""Wrappers of LightLLM's functions: they pass all arguments on, and record boundaries while a forward is measured."""
 
 import functools
 import inspect
@@ -13,7 +13,7 @@ OWN, LEAD, BETWEEN, PART = 1, 7, 9, 100  # PART: what a piece of an operator add
 
 
 class BoundaryRecorder:
-    """Writes down what it is told."""
+    """Recorder that writes its calls down."""
 
     def __init__(self, pairs=False, thread=None):
         self.pairs, self.context, self.codes, self.fails, self.in_collective = pairs, -1, [0], False, False
@@ -35,7 +35,7 @@ def timer_of(recorder):
 
 
 def operator(host, recorder, lead=LEAD, swallow=True, **options):
-    """``host`` as an operator, and the errors of ours that were caught."""
+    """Return ``host`` as an operator, and the list of the plugin's errors that were caught."""
     caught = []
     hook = as_operator(
         host, timer_of(recorder), OWN, lead, BETWEEN, lambda error: caught.append(error) or swallow, **options
@@ -80,7 +80,7 @@ class TestCalls:
             ((), {}),
             ((1, 2), {}),
             ((1,), {"b": 2}),
-            ((), {"host": 1, "timer": 2, "marking": 3, "self": 4, "args": 5, "kwargs": 6}),
+            ((), {"host": 1, "timer": 2, "recorder": 3, "self": 4, "args": 5, "kwargs": 6}),
         ],
     )
     def test_arguments_arrive_as_they_were_given(self, make, recording, args, kwargs):
@@ -156,7 +156,7 @@ class TestOperators:
         ("lead", "pairs", "boundary_codes"),
         [(LEAD, False, [LEAD, OWN]), (None, False, [OWN]), (LEAD, True, [BETWEEN, OWN]), (None, True, [BETWEEN, OWN])],
     )
-    def test_an_operator_marks_what_leads_to_it_and_its_end(self, lead, pairs, boundary_codes):
+    def test_an_operator_records_what_leads_to_it_and_its_end(self, lead, pairs, boundary_codes):
         recorder = BoundaryRecorder(pairs)
         hook, _ = operator(lambda value: (value, recorder.context), recorder, lead)
         assert hook(3) == (3, OWN)  # while it runs it is what collectives are cut out of
@@ -179,7 +179,7 @@ class TestOperators:
         assert (recorder.boundary_codes, recorder.context, caught) == ([LEAD, OWN], -1, [])
 
     @pytest.mark.parametrize("swallow", [True, False])
-    def test_an_operator_calls_its_host_once_whatever_our_marks_do(self, swallow):
+    def test_an_operator_calls_its_host_once_whatever_recording_does(self, swallow):
         calls, recorder = [], BoundaryRecorder()
         recorder.fails = True
         hook, caught = operator(lambda value: calls.append(value) or "result", recorder, swallow=swallow)
@@ -200,7 +200,7 @@ class TestOperators:
         assert operator(lambda value: object(), recorder, unless_returned=True)[0](tensor) is not tensor
         assert recorder.boundary_codes[3:] == [LEAD, OWN]
 
-    def test_a_call_that_could_return_its_argument_is_marked_when_it_raises(self):
+    def test_a_call_that_could_return_its_argument_is_recorded_when_it_raises(self):
         recorder = BoundaryRecorder()
         hook, _ = operator(any_arguments, recorder, unless_returned=True)
         broken, _ = operator(lambda: 1 / 0, recorder, unless_returned=True)
@@ -250,7 +250,7 @@ class TestThreads:
         assert make(any_arguments, recorder)(1, b=2) == ((1,), {"b": 2})
         assert (recorder.boundary_codes, recorder.context) == ([], -1)
 
-    def test_a_threads_own_calls_are_marked(self):
+    def test_a_threads_own_calls_are_recorded(self):
         recorder = BoundaryRecorder(thread=threading.get_ident())
         operator(any_arguments, recorder)[0]()
         assert recorder.boundary_codes == [LEAD, OWN]

@@ -1,4 +1,4 @@
-"""Collectives where they are called: what lies before them is not theirs, and they say who moved the data."""
+"""Collectives: the time before a call does not belong to it, and the record names the library that moved the data."""
 
 import gc
 import threading
@@ -42,7 +42,7 @@ class Recorder(BoundaryRecorder):
 
 
 class FlashInfer:
-    """Returns the sum in other memory; before its first call it makes a workspace, with a collective of its own."""
+    """Library that returns the sum in new memory. Its first call creates a workspace, with a collective of its own."""
 
     def __init__(self, dist):
         self.dist, self.ready = dist, False
@@ -66,7 +66,7 @@ class SymmMem:
 
 
 class Layer:
-    """Two operators, each followed by a collective outside of it: the second one not directly."""
+    """Layer with two operators, each followed by a collective outside of it, the second one not directly."""
 
     def __init__(self, group, between=lambda hidden: None):
         self.group, self.between = group, between
@@ -91,7 +91,7 @@ class Layer:
 
 
 class Host:
-    """torch's collectives, LightLLM's group, and a model with one layer."""
+    """Host with torch's collectives, LightLLM's group, and a model with one layer."""
 
     def __init__(self, library=None):
         self.dist, self.calls = types.ModuleType("dist"), []
@@ -129,7 +129,7 @@ class Host:
 
 
 class Measured:
-    """The hooks on a host, and a forward that is measured."""
+    """Host with hooks, and a forward that is recorded."""
 
     def __init__(self, host, strict=True):
         self.host, self.patch_set, self.guard = host, PatchSet(), Guard(strict=strict)
@@ -143,7 +143,7 @@ class Measured:
         self.recorder = None
 
     def run(self, call=None):
-        """Returns the boundaries of a forward: operator, and the site of a collective."""
+        """Return the boundaries of a forward: operator, and the site of a collective."""
         self.timer.recorder = self.recorder = Recorder(self.timer)
         try:
             (call or (lambda: self.host.layer.token_forward(Tensor(), Add(), None)))()
@@ -209,7 +209,7 @@ def test_a_collective_before_the_first_operator_has_the_gap_before_it(measured):
 
 
 def test_a_collective_inside_an_inner_operator_is_at_the_site_of_the_outer_one(measured):
-    """DeepSeek 3.2 chooses the tokens to attend to inside its attention."""
+    """DeepSeek 3.2 selects the tokens to attend to inside its attention."""
     host = Host()
 
     class Indexer:
@@ -278,7 +278,7 @@ class TestLibraries:
         assert torch_distributed.all_reduce is before
 
     def test_the_tensor_is_not_kept(self, measured):
-        """FlashInfer gives it other memory; whoever kept the old one would keep it from being used again."""
+        """FlashInfer gives it new memory. A reference to the previous memory would keep it from being reused."""
         host, tensors = Host("flashinfer"), [Tensor()]
         gone = weakref.ref(tensors[0])
         measured(host).run(lambda: host.group.all_reduce(tensors[0]))
@@ -302,7 +302,7 @@ class TestLibraries:
 
 
 class TestThreads:
-    def test_a_collective_of_another_thread_is_not_marked_and_changes_nothing(self, measured):
+    def test_a_collective_of_another_thread_is_not_recorded_and_changes_nothing(self, measured):
         """Weights are updated while a forward is measured."""
         host = Host("flashinfer")
         each = measured(host)
@@ -321,7 +321,7 @@ class TestThreads:
 
 
 class TestFailures:
-    def test_the_hosts_exception_passes_and_the_marks_go_on(self, measured):
+    def test_the_hosts_exception_passes_and_the_boundaries_go_on(self, measured):
         host = Host()
         each = measured(host)
         broken = Tensor()

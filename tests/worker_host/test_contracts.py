@@ -1,4 +1,4 @@
-"""Rows of the table of contracts: each makes its feature, and nothing else depends on it."""
+"""Rows of the table of contracts: each provides its feature, and nothing else depends on it."""
 
 import types
 
@@ -29,7 +29,7 @@ def without(*names):
 
 
 def served(now, rows=HOOKS, plugin=True, **options):
-    """(answers, features that were seen) of a server of 2026 that has these rows."""
+    """Return (answers, features that were seen) of a server of 2026 with these rows."""
     host = fake_host_2026.make(now, **options)
     session = fakes.FakeSession(host, strict=False, rows=rows).patch() if plugin else None
     host.start()
@@ -125,7 +125,7 @@ def test_rows_of_microbatches(now, name, seen):
 
 
 def test_without_the_memory_check_instrumented_graphs_are_not_given_up(now):
-    """Its host starts only because they are; without the row it fails as it would by itself."""
+    """The host starts only if they are given up. Without the row, it fails as it would without the plugin."""
     for rows, fails in ((HOOKS, False), (without("memory_check"), True)):
         host = fake_host.make(now, longest_prefill_fails=1)
         session = fakes.FakeSession(host, strict=False, rows=rows).patch()
@@ -171,7 +171,7 @@ def test_the_idle_row_of_july_2025(now, name):
 )
 @pytest.mark.parametrize("old", [True, False])
 def test_rows_of_requests(tmp_path, row, old):
-    """Without one that this version has, its function is left alone, and the others are wrapped."""
+    """Without a row of this version, its function is not wrapped, and the others are."""
     module = fake_host.make_http(old, None)
     otel_environment = OtelEnvironment(traces=("otlp_proto_http",), sampler=Sampler(0.0))
     session = types.SimpleNamespace(
@@ -211,7 +211,7 @@ SLOTS = {
 
 
 def operator_seconds(now):
-    """(answers, operator → seconds) of a server of 2026 without graphs, every step of which is sampled."""
+    """Return (answers, operator → seconds) of a server of 2026 without graphs, which samples every step."""
     host = fake_host_2026.make(now)
     session = fakes.FakeSession(host, strict=False).patch()
     host.start()
@@ -264,7 +264,7 @@ def test_without_a_row_of_the_slots_exactly_its_operator_is_gone_and_its_time_is
     [("_post_cache_kv", Operator.KV_WRITE), ("_context_attention_kernel", Operator.ATTENTION)],
 )
 def test_what_lightllm_itself_calls_by_a_known_name_stands_in_for_a_row(now, monkeypatch, name, operator):
-    """The function that writes the cache, and that of the attention state, where the method around it is not in the table."""
+    """These are the function that writes the cache, and that of the attention state, without the method around them."""
     answers, whole = operator_seconds(now)
     assert without_slot(monkeypatch, "LAYER_SLOTS", name) is operator
     same, rest = operator_seconds(now)

@@ -1,4 +1,4 @@
-"""The miniature of today's LightLLM has the dangers of the real one: each test here shows one."""
+"""The fake host of 2026 has the dangers of the real LightLLM: each test shows one."""
 
 import copy
 
@@ -14,7 +14,7 @@ STEP = ("forward", "sample", "notify_post_handle_and_wait_pre_post_handle", "_pr
 
 @pytest.fixture
 def host(now):
-    """``host(**options)`` → a host of 2026 whose infer threads have been started."""
+    """Return ``host(**options)`` → a host of 2026 whose infer threads have been started."""
     made = []
 
     def start(support_overlap=True, before=lambda host: None, **options):
@@ -35,7 +35,7 @@ def tokens(host, prompts=PROMPTS, count=4):
 
 
 def steps(host):
-    """(thread, what) of a step's parts, in order."""
+    """Return (thread, part) for the parts of steps, in order."""
     parts = [(thread, function.split(".")[-1]) for thread, function in host.calls]
     return [(thread, name) for thread, name in parts if name in STEP]
 
@@ -170,7 +170,7 @@ def test_a_rank_without_requests_runs_a_forward_and_samples_nothing(host):
     assert "_pre_post_handle" not in names
 
 
-def test_decode_requests_ride_in_a_prefill_and_are_marked_on_the_cpu(host):
+def test_decode_requests_ride_in_a_prefill_and_are_flagged_on_the_cpu(host):
     running = host(mixed=True)
     model, boundary_codes = running.backend.model, []
 
@@ -220,9 +220,9 @@ def test_graphs_give_the_same_tokens_as_eager_code(host, options):
 
 
 def captured_again(host, pristine_of):
-    """Have each decode graph captured a second time, as an instrumented graph is, and replayed in place of the host's.
+    """Capture each decode graph a second time, like an instrumented graph, and replay it in place of the host's.
 
-    ``pristine_of`` makes the copy of the state that it is captured from. Returns whether the check at the capture passed,
+    ``pristine_of`` makes the copy of the state for the capture. Return whether the check at the capture passed,
     for each graph.
     """
     owner, again, passed = host.cuda_graph.CudaGraph, {}, []

@@ -1,4 +1,4 @@
-"""The short way of decode steps that are not sampled: what they leave in the ring is what the long way leaves."""
+"""Fast path of decode steps that are not sampled: their records in the ring equal those of the long path."""
 
 import pytest
 from fake_host import InferReq, ModelInput
@@ -16,7 +16,7 @@ def decode(rpc, batch=1):
 
 
 def taken(session):
-    """Counts the steps that go the long way."""
+    """Count the steps that take the long path."""
     long_way = []
     enter = session.timer.enter
     session.timer.enter = lambda work, number, due: (long_way.append(number), enter(work, number, due))[1]
@@ -97,7 +97,7 @@ def test_an_order_is_heard_at_the_next_forward(serve, tmp_path):
 
 
 class Raced(list):
-    """As if another thread had always been quicker."""
+    """List that is always empty when it is popped, as if another thread had been faster."""
 
     def pop(self, *at):
         super().pop(*at)

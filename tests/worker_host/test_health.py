@@ -20,7 +20,7 @@ from lightllm_otel.settings import Settings
 
 @pytest.fixture
 def ended_exporter():
-    """A zombie: it has ended and nobody has collected it, as below a process 1 that does not."""
+    """Return a zombie: it has ended but has not been collected, as below a process 1 that does not collect."""
     name = "from lightllm_otel.exporter.process import name_process; name_process()"
     process = subprocess.Popen([sys.executable, "-c", name])
     while Path(f"/proc/{process.pid}/stat").read_text().split()[2] != "Z":

@@ -1,4 +1,4 @@
-"""Who a rank is, from what each LightLLM version leaves for us."""
+"""Identity of a rank, from the environment and the model of each LightLLM version."""
 
 import importlib.metadata
 import json

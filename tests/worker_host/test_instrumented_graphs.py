@@ -1,4 +1,4 @@
-"""The rules that keep instrumented graphs safe, on a fake GPU that breaks when one of them is broken."""
+"""Rules that keep instrumented graphs safe, on a fake GPU that breaks if one of them is violated."""
 
 import types
 
@@ -21,7 +21,7 @@ from lightllm_otel.worker.host.warmup_inputs import other_inputs
 
 
 def ask(rpc, batch=1, context=8, value=0):
-    """One decode step; what the server answers."""
+    """Run one decode step, and return the server's answer."""
     rpc.waiting.append((ModelInput(batch, context, False, value=value), [InferReq(8)] * batch))
     return rpc.decode()
 
@@ -31,7 +31,7 @@ def right(batch=1, context=8, value=0):
 
 
 def replays(host):
-    """How many graphs have been replayed since the last call."""
+    """Return how many graphs have been replayed since the last call."""
     count = len(host.gpu.replayed)
     host.gpu.replayed.clear()
     return count
@@ -40,7 +40,7 @@ def replays(host):
 # What a sampled step shows -----------------------------------------------------------------------------------------------
 
 
-def test_a_sampled_step_replays_the_twin_and_has_every_operator_in_exact_time(serve):
+def test_a_sampled_step_replays_the_instrumented_graph_and_has_every_operator_in_exact_time(serve):
     _, session, rpc = serve(kvargs="graphs", tp=2)
     ask(rpc, batch=3)
     step, intervals = session.kept.steps[-1]
@@ -72,7 +72,7 @@ def test_all_other_steps_replay_the_hosts_own_graph_untouched(serve):
     assert {size: entry[0] for size, entry in rpc.model.graph.graph.items()} == plain
 
 
-def test_a_twins_own_cost_is_learned_on_the_hosts_graph_and_subtracted(serve):
+def test_an_instrumented_graphs_own_cost_is_learned_on_the_hosts_graph_and_subtracted(serve):
     _, session, rpc = serve(kvargs="graphs", timestamp_cost=2**-20)
     assert session._timer.step_reader.timestamp_calibration.boundary_cost == 2**-20
     ask(rpc)
@@ -82,7 +82,7 @@ def test_a_twins_own_cost_is_learned_on_the_hosts_graph_and_subtracted(serve):
 
 
 def test_kernels_that_start_sooner_behind_programmatic_dependencies_are_no_shorter_for_it(serve, monkeypatch):
-    """Each ffn of the host's own graph takes longer by its dependency, which hides a third of what the timestamps cost."""
+    """Each ffn of the host's own graph takes longer by its dependency, which hides a third of the timestamps' cost."""
     import fakes
 
     saving, counted = 2**-19, []
@@ -188,7 +188,7 @@ def operators_of(session, instrumented):
     return [session._timer.boundary_codes.name(code) for code in instrumented.graph_layout.codes]
 
 
-def test_from_nccls_first_kernel_on_stamps_are_on_the_chain_where_branches_would_come_late(serve):
+def test_from_nccls_first_kernel_on_timestamps_are_on_the_chain_where_branches_would_come_late(serve):
     _, session, _ = serve(kvargs="graphs", tp=2)
     (smallest,) = (
         each
@@ -202,7 +202,7 @@ def test_from_nccls_first_kernel_on_stamps_are_on_the_chain_where_branches_would
     assert session.instrumented_graphs.facts()["timestamps"] == "fake, fake, on the chain because of NCCL"
 
 
-def test_a_graph_of_the_hosts_own_all_reduce_has_its_stamps_on_a_branch_up_to_the_gather_of_nccl(serve):
+def test_a_graph_of_the_hosts_own_all_reduce_has_its_timestamps_on_a_branch_up_to_the_gather_of_nccl(serve):
     _, session, _ = serve(kvargs="graphs", tp=2, host_options={"custom": True})
     instrumented = session.instrumented_graphs.by_size[min(session.instrumented_graphs.by_size)]
     assert instrumented.graph_layout.chained_from == operators_of(session, instrumented).index("all_gather")
@@ -210,14 +210,14 @@ def test_a_graph_of_the_hosts_own_all_reduce_has_its_stamps_on_a_branch_up_to_th
 
 
 @pytest.mark.parametrize(("tp", "environ"), [(1, {}), (2, {"NCCL_GRAPH_MIXING_SUPPORT": "0"})])
-def test_all_stamps_are_on_a_branch_where_nccl_leaves_nothing_behind_its_kernels(serve, tp, environ):
+def test_all_timestamps_are_on_a_branch_where_nccl_leaves_nothing_behind_its_kernels(serve, tp, environ):
     _, session, _ = serve(kvargs="graphs", tp=tp, environ=environ)
     assert {each.graph_layout.chained_from for each in session.instrumented_graphs.by_size.values()} == {-1}
     assert not any(session.timestamps.chained)
     assert session.instrumented_graphs.facts()["timestamps"] == "fake, fake"
 
 
-def test_what_a_stamp_on_the_chain_costs_is_learned_apart_from_one_on_a_branch(serve):
+def test_what_a_timestamp_on_the_chain_costs_is_learned_apart_from_one_on_a_branch(serve):
     _, session, rpc = serve(kvargs="graphs", tp=2, timestamp_cost=2**-20)
     calibration = session._timer.step_reader.timestamp_calibration
     assert (calibration.boundary_cost, calibration.chained_cost) == (0.0, 2**-20)
@@ -225,7 +225,7 @@ def test_what_a_stamp_on_the_chain_costs_is_learned_apart_from_one_on_a_branch(s
     assert session.kept.seconds()["ffn"] == LAYER_SECONDS["ffn"]
 
 
-def test_the_operators_of_a_twin_are_named_once_for_all_that_are_alike(serve):
+def test_the_operators_of_an_instrumented_graph_are_named_once_for_all_that_are_alike(serve):
     _, session, _ = serve(kvargs="graphs", tp=2)
     (names,) = session.instrumented_graphs.operators()
     assert {len(each.graph_layout.codes) - 1 for each in session.instrumented_graphs.by_size.values()} == {len(names)}
@@ -246,7 +246,7 @@ def test_sizes_can_be_limited(serve):
 # Rule 1: the copy of infer_state that was taken before the plain capture --------------------------------------------------
 
 
-def test_a_twin_computes_again_what_kernels_keep_on_the_state(serve):
+def test_an_instrumented_graph_computes_again_what_kernels_keep_on_the_state(serve):
     _, session, rpc = serve(kvargs="graphs")
     for context in (8, 40, 12):
         assert ask(rpc, context=context) == right(context=context)
@@ -293,7 +293,7 @@ def test_the_output_is_where_the_host_reads_it_whether_graphs_share_one_or_not(s
     assert [ask(rpc, value=value) for value in range(3)] == [right(value=value) for value in range(3)]
 
 
-def test_a_twin_that_writes_its_output_elsewhere_is_found_out_and_never_replayed(serve, monkeypatch):
+def test_an_instrumented_graph_that_writes_its_output_elsewhere_is_found_out_and_never_replayed(serve, monkeypatch):
     import fakes
 
     monkeypatch.setattr(fakes.FakeGraphs, "deliver", lambda self, made, wanted: False)
@@ -318,7 +318,7 @@ def test_a_host_whose_own_graph_differs_each_time_needs_force(serve, monkeypatch
 # Rule 3: the pool -----------------------------------------------------------------------------------------------------
 
 
-def test_twins_are_captured_in_the_hosts_own_memory_pool(serve):
+def test_instrumented_graphs_are_captured_in_the_hosts_own_memory_pool(serve):
     _, session, rpc = serve(kvargs="graphs")
     graphs_made = [graph for graph in session.graphs.made if graph.pool is not None]
     assert len(graphs_made) == 3
@@ -350,13 +350,13 @@ def test_no_event_is_used_during_a_capture(serve):
 # Rule 7: timestamps are those of the step ----------------------------------------------------------------------------------
 
 
-def test_each_twin_was_replayed_at_the_start_before_it_is_read(serve):
+def test_each_instrumented_graph_was_replayed_at_the_start_before_it_is_read(serve):
     host, session, _ = serve(kvargs="graphs")
     for instrumented in session.instrumented_graphs.by_size.values():
         assert instrumented._graph in host.gpu.replayed
 
 
-def test_steps_that_are_read_late_keep_their_own_stamps(serve, now):
+def test_steps_that_are_read_late_keep_their_own_timestamps(serve, now):
     _, session, rpc = serve(kvargs="graphs")
     session.clock.frontier = now[0]
     ffn = COST["ffn"]
@@ -370,7 +370,7 @@ def test_steps_that_are_read_late_keep_their_own_stamps(serve, now):
     assert [session.kept.seconds(index)["ffn"] for index in range(3)] == [[f * ffn] * LAYERS for f in (1, 2, 3)]
 
 
-def test_stamps_that_a_later_replay_took_are_dropped_and_counted_and_the_whole_step_kept(serve, now):
+def test_timestamps_that_a_later_replay_took_are_dropped_and_counted_and_the_step_is_kept(serve, now):
     _, session, rpc = serve(kvargs="graphs")
     session.clock.frontier = now[0]
     instrumented = session.instrumented_graphs.by_size[1]
@@ -384,7 +384,7 @@ def test_stamps_that_a_later_replay_took_are_dropped_and_counted_and_the_whole_s
     assert session.kept.dropped[DropReason.OVERWRITTEN.code] == 1
 
 
-def test_a_twin_whose_plain_graph_the_host_captures_anew_is_not_replayed_any_more(serve):
+def test_an_instrumented_graph_whose_plain_graph_the_host_captures_anew_is_not_replayed_any_more(serve):
     host, session, rpc = serve(kvargs="graphs")
     del rpc.model.graph.graph[1]
     assert ask(rpc) == right()
@@ -398,7 +398,7 @@ def test_a_twin_whose_plain_graph_the_host_captures_anew_is_not_replayed_any_mor
 # Rule 8, and what else is refused ---------------------------------------------------------------------------------------
 
 
-def test_overlapping_microbatches_and_expert_parallelism_have_whole_steps_only(serve, monkeypatch):
+def test_overlapping_microbatches_and_expert_parallelism_are_timed_as_steps_only(serve, monkeypatch):
     _, session, rpc = serve(kvargs="graphs", environ={"MOE_MODE": "EP"})
     assert (session.instrumented_graphs.state, "expert parallelism" in session.instrumented_graphs.reason) == (
         "refused",
@@ -415,7 +415,7 @@ def test_overlapping_microbatches_and_expert_parallelism_have_whole_steps_only(s
 @pytest.mark.parametrize(
     ("flag", "reason"), [("enable_ep_moe", "expert"), ("enable_torch_memory_saver", "memory_saver")]
 )
-def test_a_server_started_with_a_mode_that_is_not_safe_has_whole_steps_only(serve, flag, reason):
+def test_a_server_started_with_a_mode_that_is_not_safe_is_timed_as_steps_only(serve, flag, reason):
     _, session, rpc = serve(kvargs="graphs")
     rpc.model.graph.args = types.SimpleNamespace(**{flag: True})
     assert reason in unsupported(rpc.model.graph, session.fits, {})
@@ -456,13 +456,13 @@ def test_too_little_memory_is_one_clear_sentence(serve, caplog):
     assert ask(rpc) == right()
 
 
-def test_more_boundaries_than_stamps_are_no_twin(serve):
+def test_more_boundaries_than_timestamps_give_no_instrumented_graph(serve):
     _, session, rpc = serve(kvargs="graphs", boundaries=8)
     assert session.instrumented_graphs.state == "refused"
     assert ask(rpc) == right()
 
 
-def test_a_start_that_fits_only_without_twins_goes_on_without_them(serve):
+def test_a_start_that_fits_only_without_instrumented_graphs_goes_on_without_them(serve):
     _, session, rpc = serve(kvargs="graphs", host_options={"longest_prefill_fails": 1}, strict=False)
     assert (session.instrumented_graphs.state, "longest prefill" in session.instrumented_graphs.reason) == (
         "refused",
@@ -519,7 +519,7 @@ def test_after_a_failure_the_choice_goes_on_and_only_the_reading_ends(serve):
     assert plain not in host.gpu.replayed  # other ranks replay the instrumented graph, so this one must
 
 
-def test_stamps_that_never_came_end_the_reading_and_nothing_else(serve):
+def test_timestamps_that_never_came_end_the_reading_and_nothing_else(serve):
     _, session, rpc = serve(kvargs="graphs", strict=False)
     session.timestamps._launched += 1  # as if a replay had been counted that never ran
     assert [ask(rpc) for _ in range(3)] == [right()] * 3

@@ -1,4 +1,4 @@
-"""Layers as LightLLM builds them, and as nobody has built them yet: found, wrapped, or left alone."""
+"""Layers as LightLLM builds them, and unknown ones: they are found and wrapped, or left alone."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ class Recorder(BoundaryRecorder):
 
 
 class Layer:
-    """Of the template."""
+    """Layer of the template."""
 
     def _att_norm(self, hidden, state, weight):
         return ["att_norm"]
@@ -73,7 +73,7 @@ def timer():
 
 @pytest.fixture
 def install():
-    """``install(model)`` → (what was found, names of the operators of a forward through all its layers)."""
+    """Return ``install(model)`` → (operators that were found, names of the operators of a forward through all layers)."""
     patch_sets = []
 
     def installed(model, guard=None):
@@ -179,7 +179,7 @@ class TestUnknownWork:
         assert found.layers["WithMore"]["other"] == ["hadamard", "residual"]
 
     class Compiled(Layer):
-        """Its source is not there."""
+        """Layer whose source is missing."""
 
         token_forward = types.FunctionType(
             Layer.token_forward.__code__.replace(co_filename="<frozen>", co_firstlineno=1), globals()

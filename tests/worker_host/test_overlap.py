@@ -1,4 +1,4 @@
-"""Steps of today's host: two infer threads take turns, and a step's work goes on behind its sampling."""
+"""Steps of the host of 2026: two infer threads take turns, and a step's work continues after its sampling."""
 
 import fake_host_2026
 import fakes
@@ -12,7 +12,7 @@ PROMPTS = ((5, 6, 7), tuple(range(40)), (9,))
 
 @pytest.fixture
 def serve(now):
-    """``serve(**options)`` → (host, session) of a server of 2026 with the plugin, or with ``plugin=False`` without it."""
+    """Return ``serve(**options)`` → (host, session) of a server of 2026. ``plugin=False``: without the plugin."""
     made = []
 
     def start(plugin=True, every=1, strict=True, environ=None, **options):
@@ -189,7 +189,7 @@ def test_the_ring_names_the_oldest_step_in_flight_and_none_when_the_host_has_wai
 # Graphs of prefill, and what is left alone --------------------------------------------------------------------------------
 
 
-def test_a_prefill_graph_has_its_whole_time_in_mode_graph_and_no_operators(serve):
+def test_a_prefill_graph_is_timed_in_mode_graph_without_operators(serve):
     stock, _ = serve(plugin=False, prefill_graphs=True, graphs=True)
     host, session = serve(prefill_graphs=True, graphs=True)
     assert answers(host) == answers(stock)
@@ -215,7 +215,7 @@ def test_graphs_off_touches_nothing_of_the_graph_classes(serve):
 
 
 @pytest.mark.parametrize("options", [{"microbatches": True, "dp": 2}, {"saver": True}])
-def test_modes_whose_graphs_are_not_safe_to_capture_again_have_whole_steps(serve, options):
+def test_modes_whose_graphs_are_not_safe_to_capture_again_have_steps_only(serve, options):
     host, session = serve(graphs=True, **options)
     answers(host)
     idle(host)

@@ -1,4 +1,4 @@
-"""Changes of the host can be taken back for a while, and come again as they were."""
+"""Patch set: changes of the host can be suspended and resumed."""
 
 import sys
 import types
@@ -19,7 +19,7 @@ def wrap(host):
     return lambda *args: f"ours around {host(*args)}"
 
 
-def test_a_suspended_ledger_leaves_the_host_as_it_was_and_a_resumed_one_is_back():
+def test_a_suspended_patch_set_leaves_the_host_as_it_was_and_a_resumed_one_is_back():
     own = dict(vars(Derived))
     patch_set, owner = PatchSet(), Derived()
     patch_set.replace(Derived, "call", wrap)

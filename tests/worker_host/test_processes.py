@@ -30,26 +30,26 @@ def run(failures=("", "")):
     return [json.loads(out.splitlines()[-1]) for out, _ in done]
 
 
-def test_twins_are_armed_and_replayed_on_the_same_steps():
+def test_instrumented_graphs_are_ready_and_replayed_on_the_same_steps():
     first, second = run()
     assert (first["state"], second["state"]) == ("armed", "armed")
-    assert first["twins"] == second["twins"]
-    assert 1 < sum(first["twins"]) < 12
+    assert first["instrumented_graphs"] == second["instrumented_graphs"]
+    assert 1 < sum(first["instrumented_graphs"]) < 12
     assert first["right"]
     assert second["right"]
 
 
 @pytest.mark.parametrize("failures", [("", "absent"), ("capture", "")], ids=str)
-def test_a_process_that_cannot_takes_twins_from_both(failures):
+def test_a_process_that_fails_takes_instrumented_graphs_from_both(failures):
     reports = run(failures)
     assert {report["state"] for report in reports} <= {"refused", "absent"}
-    assert all(report["right"] and not any(report["twins"]) for report in reports)
+    assert all(report["right"] and not any(report["instrumented_graphs"]) for report in reports)
 
 
 @pytest.mark.parametrize("failures", [("clock", ""), ("", "raises")], ids=str)
 def test_a_process_that_fails_or_repeats_afterwards_still_replays_the_same(failures):
     first, second = run(failures)
-    assert first["twins"] == second["twins"]
-    assert any(first["twins"])
+    assert first["instrumented_graphs"] == second["instrumented_graphs"]
+    assert any(first["instrumented_graphs"])
     assert first["right"]
     assert second["right"]

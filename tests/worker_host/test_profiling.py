@@ -1,4 +1,4 @@
-"""The errand of capturing kernels: begun and ended between steps, answered whatever happens, nothing left behind."""
+"""Profile on request: it starts and ends between steps, it is always answered, and it leaves nothing behind."""
 
 import json
 from pathlib import Path

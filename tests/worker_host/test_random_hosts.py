@@ -1,6 +1,6 @@
-"""A LightLLM that nobody has seen is never broken: its answers, exceptions and calls are those without us, always.
+"""Unknown versions of LightLLM are never broken: answers, exceptions and calls are those without the plugin.
 
-The hosts are the two miniatures with changes to their source: parameters renamed, added, removed, in another order, by name or
+The hosts are the two fake hosts with changes to their source: parameters renamed, added, removed, in another order, by name or
 by place only; methods, classes, fields and modules gone; other values returned; graphs kept in another way.
 """
 
@@ -76,7 +76,7 @@ def test_a_host_whose_attributes_cannot_be_read_is_as_it_is_without_us(year, eve
 
 @st.composite
 def ourselves(draw):
-    """Our session: how often it samples, whether it makes graphs, and what of ours fails."""
+    """Return a session: how often it samples, whether it captures graphs, and which of its parts fail."""
     made = {
         "every": draw(st.sampled_from((1, 3, SELDOM))),
         "environ": {"LIGHTLLM_OTEL_GRAPHS": draw(st.sampled_from(POLICIES))},

@@ -1,4 +1,4 @@
-"""NVTX ranges, and the names of what stands behind the operators."""
+"""NVTX ranges, and the names of the operators' implementations."""
 
 import functools
 import types
@@ -65,7 +65,7 @@ class TestImplementations:
 
     def test_what_a_partial_fixes_is_part_of_the_name(self):
         def kernel(self, block):
-            """Of some layer."""
+            """Kernel of some layer."""
 
         assert implementations.name_of(functools.partial(kernel, None, block=64)).endswith("kernel(block=64)")
         assert implementations.name_of(functools.wraps(kernel)(lambda: None)).endswith("kernel")

@@ -1,4 +1,4 @@
-"""Requests on their way through LightLLM's HTTP process, of both versions."""
+"""Requests in LightLLM's HTTP process, of 0.0.1 and since July 2025."""
 
 import asyncio
 import dataclasses
@@ -25,7 +25,7 @@ ON = OtelEnvironment(traces=("otlp_proto_http",), sampler=Sampler(0.0))  # only 
 
 @pytest.fixture(params=["old", "new"])
 def http(request, tmp_path, host_untouched):
-    """``http(**options)`` → a patched HTTP side; ``.ask(…)`` returns what a request of it yields, ``.notes()`` what was noted."""
+    """Return ``http(**options)`` → an HTTP process with hooks. ``.ask(…)`` returns a request's items, ``.notes()`` its notes."""
     made = []
 
     def start(otel_environment=ON, strict=True, submit=None):

@@ -1,4 +1,4 @@
-"""Which requests ran in a step is noted behind its launch, and for no more steps than spans are made of."""
+"""Step notes: they are written after the launch, and only for steps that become spans."""
 
 import pytest
 from fake_host import COST, InferReq, ModelInput
@@ -12,7 +12,7 @@ class Kept(list):
 
 
 class NewReq(InferReq):
-    """As NEW has them: with the length of the answer so far."""
+    """Request as since July 2025: it has the length of the answer so far."""
 
     def __init__(self, req_id, length=1, cur_kv_len=0, answered=1):
         super().__init__(req_id, length, cur_kv_len)
@@ -64,7 +64,7 @@ def test_a_sampled_decode_step_is_noted_and_another_is_not(noting):
 
 
 def test_a_request_that_begins_with_a_decode_step_is_noted_alone(noting):
-    """All but one token of its prompt was cached."""
+    """All tokens of its prompt except one were cached."""
     _, _, rpc, kept = noting(every=10**9)
     run(rpc, decode(NewReq(8), NewReq(16, cur_kv_len=10, answered=0), NewReq(24, cur_kv_len=30, answered=0)))
     assert [note["r"] for note in kept] == [[[24, 30, 1], [16, 10, 1]]]
@@ -85,7 +85,7 @@ def test_answers_to_one_prompt_are_one_request(noting):
 
 
 def test_groups_of_requests_are_noted_without_their_tokens(noting):
-    """OLD's beam search samples for groups."""
+    """Beam search of 0.0.1 samples for groups."""
     group = type("InferReqGroup", (), {"group_req_id": 8, "r_id": 8})()
     _, session, rpc, kept = noting(every=1)
     run(rpc, (ModelInput(1, 64, True, tokens=64), [group]), (ModelInput(1, 8, False), [group]))

@@ -1,4 +1,4 @@
-"""Steps of the fake host, through our real patches, in exact times."""
+"""Steps of the fake host through the real hooks, with exact times."""
 
 import inspect
 import threading
@@ -72,7 +72,7 @@ def test_while_a_step_is_launched_the_ring_says_how_far_its_host_is(serve):
     assert seen == ["nothing launched yet", "launched up to ffn_norm of layer 1"]
 
 
-def test_when_a_step_is_launched_the_ring_says_so_until_the_next_one_with_marks(serve):
+def test_when_a_step_is_launched_the_ring_says_so_until_the_next_one_with_boundaries(serve):
     _, session, rpc = serve()
     number = session.forwards.completed
     request(rpc)
@@ -80,7 +80,7 @@ def test_when_a_step_is_launched_the_ring_says_so_until_the_next_one_with_marks(
     assert progress.read(header).everything
 
 
-def test_where_marks_do_not_suffice_the_ring_does_not_say_how_far_the_host_is(serve, now):
+def test_where_boundaries_do_not_suffice_the_ring_does_not_say_how_far_the_host_is(serve, now):
     _, session, rpc = serve(boundaries=4)
     session.clock.frontier = now[0]
     request(rpc)
@@ -169,7 +169,7 @@ def test_what_gathers_and_scatters_split_tokens_says_where_it_was_how_much_and_w
 
 
 def arguments_of(leaf):
-    """By name, in torch's order: two ranks' worth of data where all of it is, one rank's elsewhere."""
+    """Return the arguments by name, in torch's order: all data of two ranks, or one rank's part."""
     part, whole = fake_host.Tensor(5), fake_host.Tensor(10)
     return {
         "all_reduce": {"tensor": whole},
@@ -270,7 +270,7 @@ def test_old_decode_keeps_its_residuals(serve):
     assert session.kept.seconds()["residual"] == [COST["add"]] * (2 * LAYERS)
 
 
-def test_a_graph_without_a_twin_has_its_whole_time_its_padded_batch_and_is_counted(serve):
+def test_a_graph_without_an_instrumented_graph_has_its_time_and_its_padded_batch_and_is_counted(serve):
     _, session, rpc = serve(kvargs="graphs", environ={"LIGHTLLM_OTEL_GRAPHS": "off"})
     request(rpc, batch=3)
     rpc.decode()
@@ -284,7 +284,7 @@ def test_a_graph_without_a_twin_has_its_whole_time_its_padded_batch_and_is_count
     assert session.kept.step_only[StepOnlyReason.NOT_INSTRUMENTED.code] == 1
 
 
-def test_capturing_a_graph_while_serving_takes_no_marks(serve):
+def test_capturing_a_graph_while_serving_records_no_boundaries(serve):
     _, session, rpc = serve(kvargs="graphs")
     rpc.model.graph.graph.clear()  # as the branch that captures again at run time
     request(rpc)
@@ -362,7 +362,7 @@ def test_a_step_that_the_gpu_has_not_finished_is_left_alone(serve, now):
     assert session.kept.in_flight is None
 
 
-def test_level_steps_takes_no_marks(serve):
+def test_level_steps_records_no_boundaries(serve):
     _, session, rpc = serve(operators_too=False)
     request(rpc)
     rpc.decode()
@@ -382,7 +382,7 @@ def test_a_second_model_is_not_measured(serve):
 
 
 def test_two_threads_that_take_turns_and_read_late_keep_their_steps_apart(serve, now):
-    """As on the branch with two threads per model: forward and sampling of the next step come before this one is done."""
+    """With two threads per model, forward and sampling of the next step come before this step is done."""
     host, session, rpc = serve(kvargs="graphs")
     turn = threading.Condition()
     steps = iter(range(12))

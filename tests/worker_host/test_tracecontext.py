@@ -1,4 +1,4 @@
-"""Which trace a request belongs to."""
+"""Trace context of a request."""
 
 import itertools
 

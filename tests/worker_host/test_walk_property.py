@@ -1,4 +1,4 @@
-"""Whatever a layer's code is like: work that no operator claims is never counted as an operator's."""
+"""Property of the walk: for any code of a layer, work that no operator claims is never counted as an operator."""
 
 import importlib.util
 import itertools
@@ -73,7 +73,7 @@ def indented(lines):
 
 @st.composite
 def body(draw, depth, helper, in_loop=False):
-    """Lines of a function; ``helper``: the first of the methods that it may call."""
+    """Return the lines of a function. ``helper``: the first of the methods that it may call."""
     lines = []
     for _ in range(draw(st.integers(1, 4))):
         kind = draw(st.integers(0, 9))
@@ -107,7 +107,7 @@ def nested(draw, depth, helper, in_loop):
 
 @st.composite
 def sources(draw):
-    """A module with the class ``Layer``."""
+    """Return the source of a module with the class ``Layer``."""
     lines = [HEAD, "class Layer(Base):", "    on = True", "    def _kept(self, hidden):\n        hidden.add_(hidden)\n"]
     lines += ["    @property", "    def doubled(self):", "        launch('kernel')", "        return 2"]
     lines += [SLOT.format(name=name) for name in SLOTS]
@@ -125,7 +125,7 @@ def sources(draw):
 
 
 class Run:
-    """A forward of a model of two such layers, with everything it calls written down."""
+    """Forward of a model with two such layers, which writes all of its calls down."""
 
     def __init__(self, module, seed):
         self.random, self.calls, self.recorder = random.Random(seed), [], None
@@ -189,7 +189,7 @@ class Run:
             self.calls.append((name, len(self.recorder.codes)))
 
     def forward(self, entry):
-        """Returns (what was launched, the operator that it was counted as)."""
+        """Return (launched work, the operator that it was counted as)."""
         self.calls, self.recorder = [], Recorder(self.timer)
         self.timer.recorder = self.recorder
         hidden = self.hidden

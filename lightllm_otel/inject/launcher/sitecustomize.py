@@ -1,4 +1,4 @@
-"""First on PYTHONPATH in processes started by ``lightllm-otel run``: starts us, then the sitecustomize it hides."""
+"""Launcher of processes started by ``lightllm-otel run``: starts the plugin, then the sitecustomize that this file hides."""
 
 import importlib.machinery
 import importlib.util
@@ -20,7 +20,7 @@ def _start(here):
 
 
 def _hand_over(here):
-    """Runs the one that ours hides: it comes after ours on the path."""
+    """Run the sitecustomize that comes after this one on the path."""
     places = [Path(entry or ".").resolve() for entry in sys.path]
     rest = sys.path[places.index(here) + 1 :] if here in places else []
     hidden = importlib.machinery.PathFinder.find_spec("sitecustomize", rest)
@@ -30,7 +30,7 @@ def _hand_over(here):
         hidden.loader.exec_module(module)
 
 
-# The hidden one may itself hand over to any other on the path, ours: the second time there is nothing left to do.
+# The hidden one may itself run any other on the path, including this one. The second time there is nothing left to do.
 if not hasattr(sys, "_lightllm_otel_launched"):
     sys._lightllm_otel_launched = True
     _start(Path(__file__).resolve().parent)

@@ -82,7 +82,7 @@ class Ballot:
                 wanted = YES if self._unanimous(topic, vote, verdict) else NO
             else:
                 self._appears(verdict, VERDICT_SECONDS)
-        except Exception as error:  # noqa: BLE001 - torch's stores raise what they like
+        except Exception as error:  # noqa: BLE001 - torch's stores raise many kinds of errors
             log.warning("the ranks could not vote on %r (%s); this rank declines", topic, error)
             wanted = NO
         return self._settle(verdict, wanted)

@@ -17,12 +17,10 @@ from lightllm_otel.worker.gpu.timestamp_kernels import Timestamps
 BOUNDARIES = 65
 QUANTUM_REPLAYS = 5
 PAIRS = 20
-MOST_COST = 5e-6
-MOST_SPREAD = 1e-6
+MOST_COST = 5e-6  # seconds of one timestamp; a larger estimate is not believed
+MOST_SPREAD = 1e-6  # seconds: the largest interquartile range that is accepted
 SMALL_SPREAD = 0.3e-6  # seconds: an interquartile range that is accepted for an estimate of any size
-BRANCH_SPREAD = (
-    0.1e-6  # seconds; smaller, because a graph has about three timestamp kernels for each programmatic dependency
-)
+BRANCH_SPREAD = 0.1e-6  # seconds; smaller, because a graph has about three timestamps for each programmatic dependency
 RELATIVE_SPREAD = 1.5  # accept an estimate if its interquartile range is below 1.5 times the estimate
 CHAINED_COST = 1.1e-6  # seconds, measured on H100s (benchmarks/results/links.json); used where it cannot be measured
 _BUSY_SECONDS = 2e-3

@@ -169,10 +169,8 @@ def _extent(tensor: Any) -> tuple[int, int]:
 def _end_allocation(pool: Any) -> None:
     import torch
 
-    for name in (
-        "_cuda_endAllocateToPool",
-        "_cuda_endAllocateCurrentStreamToPool",
-    ):  # older versions have the second one
+    # Older versions of torch have the second name.
+    for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):
         end: Any = getattr(torch._C, name, None)
         if end is not None:
             with contextlib.suppress(Exception):  # the allocation has already ended

@@ -81,7 +81,7 @@ class PendingSteps:
             self._reading.release()
 
     def give_up(self) -> None:
-        """Count all pending steps as lost after an error. Their events are not reused: the GPU may still write them."""
+        """Drop all pending steps after an error, so that none of them looks stuck. Their events are not reused."""
         self.dropped[DropReason.ERROR.code] += len(self.steps)
         self.steps.clear()
         self.sampled = 0

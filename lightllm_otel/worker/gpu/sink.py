@@ -1,4 +1,4 @@
-"""Where finished steps go: the ring, or a list in tests."""
+"""Sink of finished steps: the ring, or a list in tests."""
 
 from __future__ import annotations
 

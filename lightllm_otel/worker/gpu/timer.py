@@ -17,11 +17,12 @@ from lightllm_otel.records.vocabulary import DropReason, IdleReason, Mode, Opera
 from lightllm_otel.worker.gpu.boundaries import Boundary, BoundaryCodes
 from lightllm_otel.worker.gpu.boundary_recorder import BoundaryRecorder
 from lightllm_otel.worker.gpu.clock import Clock, Handle
+from lightllm_otel.worker.gpu.graph_layout import GraphLayout
 from lightllm_otel.worker.gpu.handles import Pool
 from lightllm_otel.worker.gpu.pending_steps import UNREAD_STEPS, PendingSteps
 from lightllm_otel.worker.gpu.recorder_pool import RecorderPool
 from lightllm_otel.worker.gpu.sink import Sink
-from lightllm_otel.worker.gpu.step import GraphLayout, Step, Work
+from lightllm_otel.worker.gpu.step import Step, Work
 from lightllm_otel.worker.gpu.step_reader import StepReader
 from lightllm_otel.worker.gpu.steps_in_flight import StepsInFlight
 

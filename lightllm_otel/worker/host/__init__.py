@@ -1,1 +1,1 @@
-"""Everything that is known of LightLLM's model: its steps, graphs, operators and collectives."""
+"""Host side of a model process: the hooks of LightLLM's steps, graphs, operators and collectives."""

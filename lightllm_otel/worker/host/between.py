@@ -1,8 +1,8 @@
-"""What a layer launches between its operators, read from the source of its forward functions.
+"""Work between operators: what a layer launches there, read from the source of its forward functions.
 
-Most operators follow each other directly, so one boundary ends the first and begins the second. Where a layer adds to the
-residual stream in between, or does something that no row of the table claims, the second operator needs a boundary of its
-own at its start. A walk over the code finds these places (:mod:`lightllm_otel.worker.host.walk`).
+Most operators follow each other directly, so one boundary ends the first and begins the second. A layer may also add to the
+residual stream in between, or do something that no row of the table claims. Then the second operator needs a boundary at its
+own start. A walk over the code finds these places (:mod:`lightllm_otel.worker.host.walk`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ __all__ = ["COPY", "ENTRY", "Between", "Kind", "claimed", "read"]
 class Between:
     """Work of a layer outside of the functions of the table.
 
-    ``before``: of each function of the table that the layer calls, the work between the last boundary and it. ``collectives``:
-    the same for collectives outside of these functions, by the boundary before them. ``first``: functions that may come first.
-    ``left``: work behind the layer's last boundary, which is one of ``ends``; ``ENTRY`` among those is the one before the layer.
-    ``unread``: why the layer's code cannot be read; then nothing is known.
+    ``before``: for each function of the table that the layer calls, the work between the last boundary and the call.
+    ``collectives``: by the last boundary, the work between it and a collective outside of these functions. ``first``: functions
+    that may come first. ``left``: work after the layer's last boundary, which is one of ``ends``; ``ENTRY`` among them stands
+    for the boundary before the layer. ``unread``: why the layer's code cannot be read; nothing else is known then.
     """
 
     before: dict[str, frozenset[Kind]] = dataclasses.field(default_factory=dict)
@@ -38,9 +38,9 @@ class Between:
 
 
 def claimed(kinds: frozenset[Kind]) -> Optional[Operator]:
-    """Return the operator that an interval with this work belongs to; None where there is no work in it.
+    """Return the operator that an interval with this work belongs to, or None if it has no work.
 
-    A copy beside an add is the add's. Work of several kinds, or of an unknown one, is ``other``.
+    A copy beside an add belongs to the add. Work of several kinds, or of an unknown kind, is ``other``.
     """
     every = kinds - {COPY} if Operator.RESIDUAL in kinds else kinds
     if len(every) > 1:
@@ -51,9 +51,9 @@ def claimed(kinds: frozenset[Kind]) -> Optional[Operator]:
 
 
 def read(layer: Any, methods: frozenset[str], weights: frozenset[str], entries: Sequence[str]) -> Between:
-    """Walk over the functions ``entries`` of a layer.
+    """Walk over the functions ``entries`` of a layer, and return the work between its operators.
 
-    ``methods``: its own functions in the table; ``weights``: names of those weights that it calls as one calls a function.
+    ``methods``: its own functions in the table. ``weights``: names of its weights that it calls like functions.
     """
     found: list[Between] = []
     for name in entries:
@@ -66,16 +66,16 @@ def read(layer: Any, methods: frozenset[str], weights: frozenset[str], entries: 
         try:
             end = walk.entry(function, owner)
         except TooLongError:
-            return Between(unread=f"{name} is too long to follow")
+            return Between(unread=f"{name} is too long to analyse")
         if end is not None:
             found.append(Between(walk.before, walk.collectives, walk.first, end.kinds, end.last))
     if not found:
-        return Between(unread="it has no forward function that returns")
+        return Between(unread="no forward function of it returns")
     return functools.reduce(_either, found)
 
 
 def _either(one: Between, other: Between) -> Between:
-    """What holds in two forwards, of which nobody says here which one runs."""
+    """Combine two forwards, because it is not known here which of them runs."""
 
     def merged(first: dict[str, frozenset[Kind]], second: dict[str, frozenset[Kind]]) -> dict[str, frozenset[Kind]]:
         nothing: frozenset[Kind] = frozenset()
@@ -91,6 +91,6 @@ def _either(one: Between, other: Between) -> Between:
 
 
 def _alike(one: frozenset[Kind], other: frozenset[Kind]) -> frozenset[Kind]:
-    """Work that is another operator's in one forward than in the other is no operator's."""
+    """Combine the work in two forwards. Work that belongs to different operators in them belongs to none."""
     differs = one and other and claimed(one) is not claimed(other)
     return one | other | {"another in each forward"} if differs else one | other

@@ -1,10 +1,10 @@
-"""Names of calls in the code of LightLLM's layers, by what they launch on the GPU; any other call launches something unknown."""
+"""Names of calls in the code of LightLLM's layers, by what they launch on the GPU. Any other call is unknown work."""
 
 from __future__ import annotations
 
 from lightllm_otel.records.vocabulary import Operator
 
-# Calls that launch what an operator does, where the layer makes them outside of the functions of the table.
+# Calls that do the work of an operator where the layer makes them outside of the functions of the table.
 WORK: dict[str, Operator] = {
     "add_": Operator.RESIDUAL,
     "add": Operator.RESIDUAL,
@@ -18,7 +18,7 @@ COLLECTIVES = frozenset((
     "_all_to_all_balance_get", "_all_to_all_unbalance_get",
 ))  # fmt: skip
 COPIES = frozenset(("to", "float", "half", "bfloat16", "type", "contiguous", "reshape", "clone", "copy_"))
-# Calls that launch nothing: other views of a tensor, memory, descriptions, and what Python does by itself.
+# Calls that launch nothing: views of a tensor, allocations, descriptions, and plain Python.
 FREE = frozenset((
     "view", "view_as", "size", "dim", "numel", "stride", "unsqueeze", "squeeze", "permute", "transpose", "t", "split", "chunk",
     "expand", "expand_as", "narrow", "select", "detach", "is_contiguous", "data_ptr", "element_size",
@@ -30,7 +30,7 @@ PYTHON = frozenset((
     "isinstance", "len", "getattr", "hasattr", "setattr", "int", "bool", "str", "float", "max", "min", "range", "enumerate",
     "zip", "list", "tuple", "dict", "set", "print", "super", "type", "Exception",
 ))  # fmt: skip
-# Decorators that launch nothing of their own.
+# Decorators that launch nothing.
 DECORATORS = frozenset((
     "mark_cost_time", "no_grad", "inference_mode", "final", "override", "staticmethod", "classmethod", "abstractmethod",
 ))  # fmt: skip

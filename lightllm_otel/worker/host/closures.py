@@ -1,7 +1,7 @@
-"""Wrappers of LightLLM's functions. Each hands on whatever it is called with, untouched: no wrapper repeats a signature.
+"""Wrappers of LightLLM's functions. Each passes its arguments on unchanged: no wrapper repeats a signature.
 
-Some three hundred of these run in a forward of eager code. While nothing is armed they ask one question. Where operators are
-marked, each does with one frame and no context manager.
+About three hundred of them run in an eager forward. While nothing is recorded, each reads one attribute. While operators are
+recorded, each needs one frame and no context manager.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from lightllm_otel.worker.gpu.boundary_recorder import BoundaryRecorder
 
 Host = Callable[..., Any]
 Caught = Callable[[Exception], bool]
-"""Is told of an error of ours; says whether it ends here."""
+"""Handler of the plugin's own errors: it returns whether the error is swallowed."""
 
 
 def foreign(recorder: BoundaryRecorder) -> bool:
-    """Tell whether another thread's forward is measured than the one that asks."""
+    """Tell whether the recorder belongs to another thread than the calling one."""
     thread = getattr(recorder, "thread", None)
     return thread is not None and thread != get_ident()
 
@@ -36,16 +36,16 @@ def as_operator(
     unless_returned: bool = False,
     begun: tuple[int, ...] = (),
 ) -> Host:
-    """Return ``host`` as an operator: the interval up to its end is ``own``, the one up to its start ``lead`` (None: no mark).
+    """Return ``host`` as an operator. The interval up to its end gets the code ``own``, the one up to its start ``lead``.
 
-    Where the host synchronises between operators every start is marked; what lies before it is ``between``.
-    ``unless_returned``: a call that returns one of its arguments has launched nothing, so its end is not marked.
-    ``begun``: marks behind which nothing lies before the operator; its start is not marked again.
+    ``lead``: None records no boundary at the start. If the host synchronises between operators, every start is a boundary, and
+    the interval before it gets ``between``. ``unless_returned``: a call that returns one of its arguments has launched nothing,
+    so its end is no boundary. ``begun``: codes after which the operator follows directly, so its start is no boundary.
     """
 
     def slot(*args: Any, **kwargs: Any) -> Any:
         recorder = timer.recorder
-        # Nothing is measured, or an operator around this one counts it as its own, or another thread is measured.
+        # Nothing is recorded, or an operator around this one includes it, or another thread is measured.
         if recorder is None or recorder.context >= 0 or foreign(recorder):
             return host(*args, **kwargs) if kwargs else host(*args)
         try:
@@ -57,7 +57,7 @@ def as_operator(
         except Exception as error:
             if not caught(error):
                 raise
-        result = recorder  # no argument of the host's: a call that raises is marked
+        result = recorder  # never an argument of the host's, so a call that raises has its end recorded
         try:
             result = host(*args, **kwargs)
             return result
@@ -74,9 +74,9 @@ def as_operator(
 
 
 def as_inner_operator(host: Host, timer: Any, own: int, lead: int, caught: Caught) -> Host:
-    """Return ``host`` as an operator that is cut out of the one that calls it.
+    """Return ``host`` as an operator that is cut out of the operator that calls it.
 
-    ``lead``: what lies before it where it is called outside of every operator.
+    ``lead``: the code of the interval before it if it is called outside of all operators.
     """
 
     def slot(*args: Any, **kwargs: Any) -> Any:
@@ -108,7 +108,7 @@ def as_inner_operator(host: Host, timer: Any, own: int, lead: int, caught: Caugh
 def handing_on(
     host: Host, timer: Any, measured: Callable[[Host, BoundaryRecorder, tuple[Any, ...], dict[str, Any]], Any]
 ) -> Host:
-    """Return ``host``, called through ``measured(host, marking, args, kwargs)`` while its thread's forward is measured."""
+    """Return ``host``, called through ``measured(host, recorder, args, kwargs)`` while its thread's forward is recorded."""
 
     def slot(*args: Any, **kwargs: Any) -> Any:
         recorder = timer.recorder
@@ -124,8 +124,8 @@ def _is_among(result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> boo
 
 
 def _like(slot: Host, host: Host) -> Host:
-    """With the host's name for whoever reads it, and what has been written onto a function of the host's."""
-    with contextlib.suppress(Exception):  # an object that is called may have any attribute
+    """Give the wrapper the host's name, and the attributes that have been set on a function of the host's."""
+    with contextlib.suppress(Exception):  # a callable object may have any attribute
         functools.update_wrapper(slot, host, updated=("__dict__",) if isinstance(host, types.FunctionType) else ())
     slot.__wrapped__ = host  # type: ignore[attr-defined]
     return slot

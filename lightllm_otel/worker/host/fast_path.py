@@ -1,7 +1,7 @@
-"""The fast path of decode steps that are not sampled: nearly all of them, so it costs as little as it can.
+"""Fast path of decode steps that are not sampled. Nearly all steps take it, so it must cost as little as possible.
 
-Between two steps the GPU waits for the host, and there every line of Python costs some hundred nanoseconds, because
-nothing of it is in a cache any more. So a step finds ready what it needs; the rest is done when the GPU has its work.
+Between two steps the GPU waits for the host. There, a line of Python costs about a hundred nanoseconds, because it is no
+longer in a cache. So everything that a step needs is prepared before it; the rest is done when the GPU has its work.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ Host = Callable[..., Any]
 
 
 class Ready(Protocol):
-    """What the fast path asks of a session; see :class:`.process.Session`."""
+    """The part of a session that the fast path uses; see :class:`.process.Session`."""
 
     timer: Optional[Timer]
     forwards: Optional[Forwards]
     listener: Listener
     guard: Guard
-
     sees_replays: bool
 
-    def housekeep(self) -> None: ...
+    def housekeep(self) -> None:
+        """Do the housekeeping, at most once a second."""
 
 
 class FastPath:
-    """``ready``: empty, or the events for the next forward, if it may take this path; None: it needs no events.
+    """Preparation of the next forward. ``ready``: its events if it may take this path (None: it needs none), else empty.
 
-    ``model``: the ``id`` of the one that is measured; a draft model takes the long way. ``replayed``: what the graph that the
-    forward in progress has replayed was given (its input, or the state that holds it), until it is asked for its size.
+    ``model``: the ``id`` of the measured model; a draft model takes the long path. ``replayed``: the input of the graph that
+    the forward in progress has replayed, or the state that holds it, until :meth:`padded` is called.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class FastPath:
         self._timer: Timer | None = None
 
     def prepare(self, session: Ready, model: Any) -> None:
-        """A forward of the model that is measured has been launched: may the next one take the fast path?"""
+        """Decide whether the next forward may take the fast path. The measured model's forward has just been launched."""
         if self.ready:
             self.close()
         self.model = id(model)
@@ -59,7 +59,7 @@ class FastPath:
         self.ready.append(timer.ends() if timer is not None and not timer.failed else None)
 
     def launched(self, session: Ready, timer: Timer | None, begun: Begun | None, model: Any, model_input: Any) -> None:
-        """A forward has been launched in this lane."""
+        """Finish a forward of the fast path that has been launched."""
         padded, forwards = self.padded(), session.forwards
         if timer is None:
             session.housekeep()
@@ -72,22 +72,22 @@ class FastPath:
         self.prepare(session, model)
 
     def close(self) -> None:
-        """The next forward takes the long way."""
+        """Send the next forward down the long path."""
         while self.ready:
             ends = self.ready.pop()
             if ends is not None and self._timer is not None:
                 self._timer.give(ends)
 
     def padded(self) -> int:
-        """The batch of the graph that was replayed, as the GPU computed it; 0: none was. Can be asked once."""
+        """Return the batch that the replayed graph computed, or 0 if none was replayed. A second call returns 0."""
         given, self.replayed = self.replayed, None
         return 0 if given is None else inputs.rows(given)
 
 
 def fast_path(host: Host, measured: Host, fast_path: FastPath, session: Ready) -> Host:  # noqa: C901 - one frame on every step
-    """``measured``, but for decode steps that may take the fast path.
+    """Return ``host`` with a fast path for decode steps; all other forwards go through ``measured``.
 
-    The model and its input are the first two arguments there; a call in any other form goes the long way.
+    On the fast path, the model and its input are the only arguments. A call in any other form takes the long path.
     """
     ready = fast_path.ready
     measure = session.guard(Stage.MEASURE)
@@ -105,13 +105,13 @@ def fast_path(host: Host, measured: Host, fast_path: FastPath, session: Ready) -
                 and not args[1].is_prefill
                 and listener.both[BOTH] == listener.heard
             )
-        except Exception:  # noqa: BLE001 - an input that cannot be asked is the host's own matter
+        except Exception:  # noqa: BLE001 - an unknown input takes the long path
             suits = False
         if not suits:
             return measured(*args, **kwargs)
         try:
             ends = ready.pop()
-        except IndexError:  # another infer thread was quicker
+        except IndexError:  # another infer thread was faster
             return measured(*args, **kwargs)
         timer = session.timer
         begun = None

@@ -8,7 +8,7 @@ from lightllm_otel.settings import Settings
 from lightllm_otel.worker.host.sizes import spread
 
 RESERVE_BYTES = 256 << 20  # stay this far from the end of the GPU's memory
-# Estimates for one instrumented graph, before one exists: without NCCL's kernels, and with them (the mean over 8 ranks).
+# Estimates for one instrumented graph, before one exists: without NCCL's kernels, and with them (a mean of eight).
 GRAPH_BYTES, GRAPH_BYTES_NCCL = 5 << 20, 12 << 20
 GRAPH_SECONDS = 0.15
 

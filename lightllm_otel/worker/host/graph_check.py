@@ -58,8 +58,8 @@ class GraphCheck:
     ) -> bool:
         """Compare on other inputs, each through the host's own forward and replay: plain, plain on ``given``, instrumented.
 
-        An instrumented graph must also compute what its kernels derive from lengths. Between the two runs that are compared,
-        the host's graph leaves the values of the first lengths in memory, so a graph without those kernels is detected.
+        Some kernels compute values from the lengths, and an instrumented graph may lack them by mistake. The run in the middle
+        leaves values of other lengths in memory, so that such a graph has wrong outputs.
         """
         seen = []
         for graph, inputs in ((None, others), (None, given), (instrumented, others)):

@@ -106,7 +106,7 @@ def _decode_call(
     return decode_call(rows, decode, [each for name, each in handed_on if name != "decode_func"], state)
 
 
-def capturing_whole(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
+def capturing_step_only(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
     """Wrap a capture that gets no instrumented graph; it must not contain our events either."""
 
     @functools.wraps(host)
@@ -181,7 +181,7 @@ def _swapped(
         graphs[rows] = entry
 
 
-def replaying_whole(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
+def replaying_step_only(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
     """Wrap the replay of a graph with two microbatches: its step can be timed, its operators cannot."""
 
     @functools.wraps(host)

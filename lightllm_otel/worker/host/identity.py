@@ -1,4 +1,4 @@
-"""Who this process is: rank, group, model, GPU, versions; read from LightLLM's model and environment."""
+"""Identity of this process: rank, group, model, GPU and versions, read from LightLLM's model and environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from lightllm_otel.contracts.start_arguments import UNNAMED, meeting_place
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """A rank of a tensor-parallel group. ``host`` and ``port`` name the group on this machine; ``nodes``: its servers."""
+    """One rank of a tensor-parallel group. ``rank`` counts within the group, which has ``tp`` ranks.
+
+    ``dp_rank``, ``dp``: number of the group, and count of groups. ``node_rank``, ``nodes``: number of this server, and count of
+    servers. ``host`` and ``port`` name the group on this machine.
+    """
 
     rank: int
     tp: int
@@ -30,10 +34,7 @@ class Identity:
 
 
 def identify(model: Any, environ: Mapping[str, str]) -> Identity:
-    """NEW keeps identities in the environment of each model process, OLD on the model itself.
-
-    ``rank`` counts within the tensor-parallel group.
-    """
+    """Return the identity. Since July 2025 it is in the environment of each model process; 0.0.1 has it on the model."""
     if "LIGHTLLM_CURRENT_RANK_IN_DP" in environ:
         start = json.loads(environ.get("LIGHTLLM_START_ARGS", "{}"))
         host, port = meeting_place(start)
@@ -55,11 +56,11 @@ def identify(model: Any, environ: Mapping[str, str]) -> Identity:
         node_rank=0,
         nodes=1,
         host="127.0.0.1",
-        port=int(environ.get("_NCCL_PORT_") or os.getpid()),  # a model built by hand has no group to meet
+        port=int(environ.get("_NCCL_PORT_") or os.getpid()),  # a model without a server has no group
     )
 
 
-# What the analytic model reads of a model's config; nothing else of it leaves the process.
+# Keys of a model's config that the roofline reads. Nothing else of the config leaves the process.
 SHAPE_KEYS = (
     "hidden_size", "n_embd", "n_embed", "num_attention_heads", "n_head", "num_hidden_layers", "n_layer",
     "num_key_value_heads", "head_dim", "intermediate_size", "n_inner", "vocab_size", "hidden_act", "hidden_activation",
@@ -74,7 +75,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def describe_model(model: Any, environ: Mapping[str, str]) -> dict[str, Any]:
-    """Describe the model by what it and the server's arguments say of it; what they do not say is left out."""
+    """Return facts about the model, from the model itself and from the server's arguments. Unknown facts are left out."""
     config = getattr(model, "config", None) or {}
     directory = getattr(model, "weight_dir_", "")
     given = json.loads(environ.get("LIGHTLLM_START_ARGS") or "{}").get("model_name")
@@ -88,7 +89,7 @@ def describe_model(model: Any, environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def describe_host() -> dict[str, Any]:
-    """Versions of the libraries that are loaded, and the GPU of this thread. Imports nothing new."""
+    """Return the versions of loaded libraries, and facts about this thread's GPU. Imports nothing."""
     torch = sys.modules.get("torch")
     facts: dict[str, Any] = {
         "python": platform.python_version(),
@@ -112,7 +113,7 @@ def describe_host() -> dict[str, Any]:
 
 
 def lightllm_version() -> str:
-    """The installed version, or ``source`` when the package in use is a checkout on the path, whatever is installed."""
+    """Return the installed version of LightLLM, or ``source`` if the imported package is a checkout on the path."""
     used = next(iter(getattr(sys.modules.get("lightllm"), "__path__", ())), None)
     try:
         installed = importlib.metadata.distribution("lightllm")

@@ -1,4 +1,4 @@
-"""Hooks where the host's loop comes round without a step: the GPU is idle because there is nothing to do."""
+"""Hooks of the host's loop, which may run without a step: then the GPU is idle because there is nothing to do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Host = Callable[..., Any]
 
 
 def ticking(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
-    """July 2025: the router calls ``decode`` about every 10 ms, also when there is nothing to do."""
+    """Wrap ``decode`` of July 2025, which the router calls about every 10 ms, even if there is nothing to do."""
 
     @functools.wraps(host)
     def decode(*args: Any, **kwargs: Any) -> Any:
@@ -35,9 +35,9 @@ def ticking(host: Host, session: Session, arguments: Arguments, hook: Hook) -> H
 
 
 def asking(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
-    """Since v1.1.0: each thread asks for new requests before it looks for a step, also when there is nothing to do.
+    """Wrap the read of new requests (since v1.1.0), which each thread does before a step, even if there is nothing to do.
 
-    To ask, the ranks talk to each other and the host loads caches: that is work of the GPU outside of steps.
+    In it the ranks exchange data and the host loads caches, so the GPU works outside of steps.
     """
     last = -1
     measure = session.guard(Stage.MEASURE)
@@ -50,12 +50,12 @@ def asking(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Ho
         timer, forwards = session.timer, session.forwards
         if timer is None or forwards is None or timer.failed:
             if forwards is not None:
-                with session.guard(Stage.ACTIVATE):  # the exporter serves what there is
+                with session.guard(Stage.ACTIVATE):  # the exporter still serves what has been measured
                     session.housekeep()
             return host(*args, **kwargs)
         try:
             timer.loop_began()
-            if forwards.completed == last:  # nothing since it was asked last
+            if forwards.completed == last:  # no forward since the last call
                 _tick(session)
             last = forwards.completed
         except Exception as error:
@@ -72,7 +72,10 @@ def asking(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Ho
 
 
 def emptied(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
-    """0.0.1 has no idle tick, but removes a batch when its last request has ended; all of its events are done then."""
+    """Wrap ``remove_batch`` of 0.0.1, which has no idle tick: it removes a batch when the last request has ended.
+
+    All events of the batch are done then.
+    """
 
     @functools.wraps(host)
     def remove_batch(*args: Any, **kwargs: Any) -> Any:
@@ -91,5 +94,5 @@ def _tick(session: Session) -> None:
     if timer is not None and not timer.failed:
         with session.guard(Stage.MEASURE):
             timer.tick()
-    with session.guard(Stage.ACTIVATE):  # also when measuring has ended: the exporter still serves what there is
+    with session.guard(Stage.ACTIVATE):  # even after measuring has ended, because the exporter still serves
         session.housekeep()

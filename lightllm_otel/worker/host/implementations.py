@@ -1,4 +1,4 @@
-"""What stands behind each operator: what a comparison of two runs names when it differs."""
+"""Implementation of each operator, by name, for comparisons of two runs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from lightllm_otel.worker.host.layers import layers_of
 
-_MOST = 200  # characters; the page that this goes onto is bounded
-# Attention is a function that is the same for all backends; these objects do it (v1.2.0).
+_MOST = 200  # characters, because the ring's page has a limited size
+# The attention function is the same for all backends (v1.2.0). These objects do the work.
 BACKENDS = ("prefill_att_backend", "decode_att_backend", "prefill_att_backend1", "decode_att_backend1")
 
 
 def names(model: Any) -> dict[str, str]:
-    """Return operator → its functions in all layers, before or after they are wrapped.
+    """Return the names of the functions of each operator in all layers. The functions may be wrapped already.
 
-    Also by LightLLM's names: its backends of attention, the implementation of ``experts``, and ``quant_method``.
+    Further keys are LightLLM's own names: its attention backends, the implementation of ``experts``, and ``quant_method``.
     """
     found: dict[str, dict[str, None]] = {}
     for layer in layers_of(model):
@@ -37,7 +37,7 @@ def _classes(objects: Iterable[Any]) -> dict[str, None]:
 
 
 def _methods(weights: Any) -> list[str]:
-    """How the matrices of a layer are quantised, by LightLLM's names."""
+    """Return how the matrices of a layer are quantised, by LightLLM's names."""
     methods = (getattr(each, "quant_method", None) for each in getattr(weights, "__dict__", {}).values())
     return sorted(
         {str(getattr(each, "method_name", None) or type(each).__name__) for each in methods if each is not None}
@@ -45,7 +45,7 @@ def _methods(weights: Any) -> list[str]:
 
 
 def name_of(host: Any) -> str:
-    """``Class.function`` behind partials and wrappers, with what a partial fixes beside its instance."""
+    """Return the ``Class.function`` behind partials and wrappers, with the plain values that a partial binds."""
     fixed: dict[str, Any] = {}
     while True:
         if isinstance(host, functools.partial):

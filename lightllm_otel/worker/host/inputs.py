@@ -1,6 +1,6 @@
-"""What a forward is asked to do, read by name from what the host has on the CPU; what is not there is not known, never an error.
+"""Inputs of a forward: its size, read by name from what the host has on the CPU. A missing value is unknown, not an error.
 
-Nothing here reads a tensor of the GPU.
+Nothing here reads a tensor from the GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Reader = Callable[[tuple[Any, ...], Mapping[str, Any]], Optional[Work]]
 
 
 def decode_input(given: Any) -> Work | None:
-    """Return the work of a decode step; on its way through the model its input may have lost or won tensors."""
+    """Return the size of a decode step. The model may have added tensors to its input, or removed some."""
     try:
         batch, context = given.batch_size, given.total_token_num
         if type(batch) is type(context) is int:
@@ -29,7 +29,7 @@ def decode_input(given: Any) -> Work | None:
 
 
 def model_input(given: Any) -> Work | None:
-    """Return the work of LightLLM's ``ModelInput``, from July 2025 on; None where not even its phase is known."""
+    """Return the size of LightLLM's ``ModelInput`` (since July 2025), or None if even its phase is unknown."""
     prefill = getattr(given, "is_prefill", None)
     if prefill is None:
         return None
@@ -40,7 +40,7 @@ def model_input(given: Any) -> Work | None:
 
 
 def prefill_tokens(given: Any) -> int:
-    """Return the new tokens of a prefill: what is attended to less what was cached (v1.2.0), else the ids' number; 0: unknown."""
+    """Return the new tokens of a prefill: all tokens minus cached ones (v1.2.0), else the number of ids; 0 if unknown."""
     total, cached = getattr(given, "total_token_num", None), getattr(given, "prefix_total_token_num", None)
     if isinstance(total, int) and isinstance(cached, int):
         return max(total - cached, 0)
@@ -48,25 +48,24 @@ def prefill_tokens(given: Any) -> int:
 
 
 def decodes_too(given: Any) -> bool:
-    """Tell whether some requests of a prefill decode (``--enable_prefill_decode_mixed``); only before the host's own code ran.
+    """Tell whether some requests of a prefill decode (``--enable_prefill_decode_mixed``).
 
-    Afterwards the mask is on the GPU, and nothing there is asked.
+    It works only before the host's own code has run. Afterwards the mask is on the GPU, where nothing is read.
     """
     mask = getattr(given, "b_is_decode_req", None)
     return mask is not None and getattr(mask, "is_cuda", True) is False and bool(mask.any())
 
 
 def rows(given: Any) -> int:
-    """Return how many ids an input tensor has, or the one that ``given`` holds as ``input_ids``; 0 where it is not known."""
+    """Return the number of ids in an input tensor, or in ``given.input_ids``; 0 if it is unknown."""
     shape = getattr(given, "shape", None) or getattr(getattr(given, "input_ids", None), "shape", None)
     return int(shape[0]) if shape else 0
 
 
 def graph_rows(graph: Any, given: Any) -> int:
-    """Return the batch of the decode graph that the host will take for this input; 0: none, or there are no graphs.
+    """Return the batch of the decode graph that the host will replay for this input; 0 if it will replay none.
 
-    By what the host keeps of its graphs; nothing of it is called. Where that is not known, there may be one: its batch then is
-    the input's.
+    It reads the host's attributes and calls nothing. If they are unknown, a graph of the input's own batch is assumed.
     """
     if graph is None:
         return 0
@@ -85,8 +84,8 @@ def _integer(given: Any, name: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _new_forward(arguments: Arguments, fits: Fits) -> Reader:
-    """``forward(model_input)``, since July 2025; what the first input has of the table's fields is noted once."""
+def _forward_since_july_2025(arguments: Arguments, fits: Fits) -> Reader:
+    """Return a reader for ``forward(model_input)`` (since July 2025). The first input shows which fields of the table exist."""
     noted = False
 
     def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Work | None:
@@ -104,7 +103,7 @@ def _new_forward(arguments: Arguments, fits: Fits) -> Reader:
 
 
 def _overlap(arguments: Arguments, fits: Fits) -> Reader:
-    """``microbatch_overlap_prefill/decode(model_input0, model_input1)``."""
+    """Return a reader for ``microbatch_overlap_prefill/decode(model_input0, model_input1)``."""
 
     def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Work | None:
         parts = [model_input(arguments.get(f"model_input{at}", args, kwargs)) for at in (0, 1)]
@@ -121,8 +120,8 @@ def _overlap(arguments: Arguments, fits: Fits) -> Reader:
     return read
 
 
-def _old_forward(arguments: Arguments, fits: Fits) -> Reader:
-    """0.0.1: ``forward(batch_size, total_token_num, …, is_prefill=True)``; its prefill synchronises in every layer."""
+def _forward_0_0_1(arguments: Arguments, fits: Fits) -> Reader:
+    """Return a reader for ``forward(batch_size, total_token_num, …)`` of 0.0.1, whose prefill synchronises in every layer."""
 
     def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Work | None:
         given = arguments.given(args, kwargs)
@@ -138,8 +137,11 @@ def _old_forward(arguments: Arguments, fits: Fits) -> Reader:
     return read
 
 
-def _old_splitfuse(arguments: Arguments, fits: Fits) -> Reader:
-    """0.0.1's ``splitfuse_forward``: some requests decode, others prefill. What the prefills attend to is on the GPU."""
+def _splitfuse_0_0_1(arguments: Arguments, fits: Fits) -> Reader:
+    """Return a reader for ``splitfuse_forward`` of 0.0.1, in which some requests decode and others prefill.
+
+    The context of the prefills is on the GPU, so only their new tokens count.
+    """
 
     def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Work | None:
         given = arguments.given(args, kwargs)
@@ -155,15 +157,19 @@ def _old_splitfuse(arguments: Arguments, fits: Fits) -> Reader:
 
 
 def reader(name: str, arguments: Arguments, fits: Fits) -> Reader:
-    """Return what reads the arguments of the entry point that this row of the table names."""
+    """Return the reader for the arguments of the entry point that this row of the table names."""
     if name == "splitfuse_forward":
-        return _old_splitfuse(arguments, fits)
+        return _splitfuse_0_0_1(arguments, fits)
     if name != "forward":
         return _overlap(arguments, fits)
-    return _new_forward(arguments, fits) if "model_input" in arguments.names else _old_forward(arguments, fits)
+    return (
+        _forward_since_july_2025(arguments, fits)
+        if "model_input" in arguments.names
+        else _forward_0_0_1(arguments, fits)
+    )
 
 
 def new_tokens(request: Any) -> int:
-    """Return how many tokens of this request the prefill computes; while it samples, the request still has the old length."""
+    """Return how many tokens of this request the prefill computes. While it samples, the request has its old length."""
     length = getattr(request, "get_chuncked_input_token_len", None)
     return int((length() if length else len(request.input_token_ids)) - request.cur_kv_len)

@@ -6,7 +6,8 @@ from typing import Any
 
 from lightllm_otel.guard import Guard
 from lightllm_otel.records.vocabulary import Stage
-from lightllm_otel.worker.gpu.step import GraphLayout, Step
+from lightllm_otel.worker.gpu.graph_layout import GraphLayout
+from lightllm_otel.worker.gpu.step import Step
 from lightllm_otel.worker.gpu.timer import Timer
 from lightllm_otel.worker.gpu.timestamp_kernels import Timestamps
 

@@ -24,8 +24,8 @@ from lightllm_otel.settings import GraphPolicy, Settings
 from lightllm_otel.worker.gpu.agreement import Ballot
 from lightllm_otel.worker.gpu.boundary_recorder import CaptureRecorder
 from lightllm_otel.worker.gpu.calibration import Calibration, quantum_of_timestamps
+from lightllm_otel.worker.gpu.graph_layout import GraphLayout
 from lightllm_otel.worker.gpu.graphs import Graphs
-from lightllm_otel.worker.gpu.step import GraphLayout
 from lightllm_otel.worker.gpu.timer import Timer
 from lightllm_otel.worker.gpu.timestamp_kernels import Timestamps
 from lightllm_otel.worker.host.cuda_graph_support import is_replaceable, unsupported

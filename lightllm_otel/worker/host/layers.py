@@ -1,4 +1,4 @@
-"""The layers of a model: where the functions of the table are in them, and what lies between these."""
+"""Layers of a model: the places of the table's functions in them, and the work between these functions."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lightllm_otel.worker.host.slots import ENTRIES, LAYER_SLOTS, POST_SLOTS, PR
 from lightllm_otel.worker.host.source import undecorated
 
 UNKNOWN: frozenset[Kind] = frozenset(("unknown",))
-_FORWARD = "_forward"  # an attribute of weights, which they call when they are called themselves (v1.2.0)
+_FORWARD = "_forward"  # the attribute that weights call when they are called (v1.2.0)
 
 
 class Place(NamedTuple):
-    """Attribute ``name`` of ``owner`` is a function of the row ``slot``. ``layer``: its number, -1 before and after all layers.
+    """Attribute ``name`` of ``owner``, a function of the row ``slot``. ``layer``: its number; -1 outside of all layers.
 
-    ``lead``: what lies between the boundary before it and its start; None where it follows directly.
+    ``lead``: the operator of the interval between the boundary before it and its start; None if it follows directly.
     """
 
     owner: Any
@@ -33,7 +33,10 @@ class Place(NamedTuple):
 
 @dataclasses.dataclass
 class Layer:
-    """``places`` by the names of the table. ``work``: what the layer does beside them; None before and after all layers."""
+    """One layer, or what comes before or after all layers (``number`` -1). ``kind``: the name of its class.
+
+    ``places``: by the names of the table. ``work``: what the layer does between them.
+    """
 
     kind: str
     number: int
@@ -42,7 +45,7 @@ class Layer:
 
     @property
     def operators(self) -> list[str]:
-        """Those that are told apart, in the order of the table."""
+        """Return the names of the operators that are timed separately, in the order of the vocabulary."""
         called = {place.slot.operator for name, place in self.places.items() if self.work.unread or self.calls(name)}
         beside = (self.work.left, *self.work.before.values())
         called |= {operator for kinds in beside if (operator := between.claimed(kinds)) is not None}
@@ -50,7 +53,7 @@ class Layer:
 
     @property
     def other(self) -> list[str]:
-        """Calls whose time is ``other``, because nothing in the table claims them."""
+        """Return the names of calls whose time is ``other``, because nothing in the table claims them."""
         every = [self.work.left, *self.work.before.values(), *self.work.collectives.values()]
         unclaimed = (kinds for kinds in every if between.claimed(kinds) is Operator.OTHER)
         return sorted(str(kind) for kind in frozenset().union(*unclaimed))
@@ -61,9 +64,9 @@ class Layer:
 
 
 def layers_of(model: Any) -> Iterator[Layer]:
-    """Yield what comes before all layers, every layer, and what comes after them, in the order of a forward.
+    """Yield what comes before all layers, then every layer, then what comes after them, in the order of a forward.
 
-    An object that is there more than once counts once.
+    An object that occurs more than once is yielded once.
     """
     yield _end(getattr(model, "pre_infer", None), PRE_SLOTS, {Operator.EMBEDDING: Operator.GAP})
     left: frozenset[Kind] = frozenset()
@@ -85,9 +88,9 @@ def _distinct(model: Any) -> list[Layer]:
 
 
 def _end(owner: Any, slots: Sequence[Slot], leads: dict[Operator, Optional[Operator]]) -> Layer:
-    """What comes before or after all layers. Its functions are whole operators; ``leads``: what lies before them."""
+    """Return what comes before or after all layers. Its functions are operators; ``leads``: the work before each."""
     places = {name: place for slot in slots for name in slot.names if (place := _place(owner, None, slot, name, -1))}
-    behind = Operator.EMBEDDING in leads  # a part of the embedding comes behind it, one of the head before it
+    behind = Operator.EMBEDDING in leads  # a part of the embedding comes after it, a part of the head before it
     led = {
         name: place if place.slot.part and behind else place._replace(lead=leads.get(place.slot.operator))
         for name, place in places.items()
@@ -96,7 +99,7 @@ def _end(owner: Any, slots: Sequence[Slot], leads: dict[Operator, Optional[Opera
 
 
 def _read(layer: Any, weights: Any, number: int, known: dict[Any, Between]) -> Layer:
-    """Choose between the rows that stand in for each other by what the layer's code calls."""
+    """Return a layer. Among rows that replace each other, those are chosen that the layer's code calls."""
     every = [(name, slot) for slot in LAYER_SLOTS for name in slot.names]
     places = {name: place for name, slot in every if (place := _place(layer, weights, slot, name, number))}
     rows: dict[str, list[Slot]] = {}
@@ -118,7 +121,7 @@ def _read(layer: Any, weights: Any, number: int, known: dict[Any, Between]) -> L
 
 
 def _work(layer: Any, places: dict[str, Place], known: dict[Any, Between]) -> Between:
-    """What the layer does beside these; layers with the same functions do the same."""
+    """Return what the layer does between these places. Layers with the same functions share one result."""
     methods = frozenset(name for name, place in places.items() if not place.slot.on)
     weights = frozenset(name for name, place in places.items() if place.slot.on == WEIGHTS)
     own = getattr(layer, "__dict__", {}).items()
@@ -128,13 +131,13 @@ def _work(layer: Any, places: dict[str, Place], known: dict[Any, Between]) -> Be
     if key not in known:
         try:
             known[key] = between.read(layer, methods, weights, ENTRIES)
-        except Exception as error:  # noqa: BLE001 - code that we do not understand is code that we do not know
+        except Exception as error:  # noqa: BLE001 - code that cannot be analysed is unknown, not an error
             known[key] = Between(unread=f"its source is not understood ({error!r})")
     return known[key]
 
 
 def _led(layer: Layer, left: frozenset[Kind], following: Optional[Layer]) -> Layer:
-    """``left``: the work between the last boundary of the layer before and this layer."""
+    """Return the layer with the leads of its places. ``left``: work between the last boundary before the layer and its start."""
     work, led = layer.work, {}
     for name, place in layer.places.items():
         if work.unread or not layer.calls(name) or place.slot.inside:
@@ -142,9 +145,9 @@ def _led(layer: Layer, left: frozenset[Kind], following: Optional[Layer]) -> Lay
         else:
             lead = between.claimed(work.before[name] | (left if name in work.first else frozenset()))
             if layer.number == 0 and name in work.first and lead is None:
-                lead = Operator.GAP  # what little the host does behind the embedding
+                lead = Operator.GAP  # the little that the host does after the embedding
         led[name] = place._replace(lead=lead)
-    # Where the next layer may begin with a collective, its way from the end of this one is not known.
+    # If the next layer may begin with a collective, the work from the end of this one to it is unknown.
     open_ended = following is not None and (following.work.unread or ENTRY in following.work.collectives)
     known = {name: kinds for name, kinds in work.collectives.items() if not (open_ended and name in work.ends)}
     return dataclasses.replace(layer, places=led, work=dataclasses.replace(work, collectives=known))
@@ -161,8 +164,8 @@ def _place(layer: Any, weights: Any, slot: Slot, name: str, number: int) -> Opti
 def replaceable(owner: Any, name: str) -> bool:
     """Tell whether ``owner.name`` can be replaced by a function that is called in the same way.
 
-    In an instance that is anything callable, unless its class decides what an assignment means. In a class it is a Python
-    function: anything else is bound to instances otherwise. ``None`` has nothing that can be replaced.
+    On an instance anything callable can be replaced, unless its class defines what an assignment does. On a class only a Python
+    function can be replaced, because anything else binds to instances differently. On ``None`` nothing can be replaced.
     """
     if isinstance(owner, type):
         return isinstance(inspect.getattr_static(owner, name, None), FunctionType)
@@ -175,8 +178,8 @@ def replaceable(owner: Any, name: str) -> bool:
 
 
 def attribute_of(owner: Any, name: str) -> Any:
-    """Return the attribute; None where there is none, or where the object raises when it is asked."""
+    """Return the attribute, or None if it is missing or if reading it raises."""
     try:
         return getattr(owner, name, None)
-    except Exception:  # noqa: BLE001 - whatever it is, there is nothing for us
+    except Exception:  # noqa: BLE001 - an attribute that cannot be read cannot be wrapped
         return None

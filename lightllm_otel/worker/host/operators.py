@@ -1,4 +1,4 @@
-"""Wrap the functions of a model's layers, and the collectives: the hot path, where Python runs for every operator."""
+"""Hooks of operators: wrap the functions of a model's layers, and the collectives. Python runs for each of their calls."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ INSTALLED, MISSING = "installed", "missing"
 
 
 class Found(dict[str, str]):
-    """Operator → installed or missing, for ``/metrics``.
+    """State of each operator, ``installed`` or ``missing``, for ``/metrics``.
 
-    ``layers``: for doctor, by the class of the layers: their number (``layers``), their ``operators``, operators that are
-    ``missing``, calls whose time is ``other``, and why their code is ``unread``; the latter three only where there is any.
+    ``layers``: facts for doctor by class of layer: the number of ``layers``, their ``operators``, the ``missing`` operators,
+    calls whose time is ``other``, and why their code is ``unread``. The last three are left out where they are empty.
     """
 
     def __init__(self) -> None:
@@ -47,6 +47,7 @@ class Found(dict[str, str]):
         self.layers: dict[str, dict[str, Any]] = {}
 
     def add(self, layer: Layer) -> None:
+        """Add the operators of a layer."""
         self.update({operator: INSTALLED for operator in layer.operators if operator in self})
         if layer.number < 0:
             return
@@ -66,9 +67,9 @@ class Found(dict[str, str]):
 
 
 def install(model: Any, timer: Timer, patch_set: PatchSet, guard: Guard) -> Found:
-    """Wrap every function of the table that this model has. Returns which operators were found, for doctor and ``/metrics``.
+    """Wrap every function of the table that this model has, and return which operators were found.
 
-    A function that cannot be wrapped is reported as missing; the others go on.
+    A function that cannot be wrapped is reported as missing; the others are wrapped.
     """
     found = Found()
     with guard(Stage.PATCH):
@@ -82,13 +83,13 @@ def install(model: Any, timer: Timer, patch_set: PatchSet, guard: Guard) -> Foun
 def _install(place: Place, timer: Timer, patch_set: PatchSet, guard: Guard) -> bool:
     try:
         patch_set.replace(place.owner, place.name, lambda host: timed(host, place, timer, guard))
-    except (AttributeError, TypeError):  # an object that does not let itself be changed is left alone
+    except (AttributeError, TypeError):  # an object whose attributes cannot be set is left alone
         return False
     return True
 
 
 def timed(host: Host, place: Place, timer: Timer, guard: Guard) -> Host:
-    """``host`` as an operator; an error of ours ends the measuring."""
+    """Return ``host`` as the operator of this place. An error of the plugin ends the timing of steps."""
     boundary_codes, slot, layer = timer.boundary_codes, place.slot, place.layer
     own = boundary_codes.code(Boundary(slot.operator, layer))
     lead = None if place.lead is None else boundary_codes.code(Boundary(place.lead, layer))
@@ -97,13 +98,13 @@ def timed(host: Host, place: Place, timer: Timer, guard: Guard) -> Host:
         boundary_codes.locate(own, Site.ATTENTION)
         return as_inner_operator(host, timer, own, boundary_codes.code(Boundary(Operator.OTHER, layer)), caught)
     part = boundary_codes.part(own)
-    # What gathers the tokens before the head has marked the head's start.
+    # The gather of tokens before the head has already recorded the head's start.
     begun = (part, lead) if slot in POST_SLOTS and lead is not None else ()
     return as_operator(host, timer, part if slot.part else own, lead, timer.gap, caught, slot.unless_returned, begun)
 
 
 def _approach(layer: Layer, timer: Timer) -> None:
-    """What lies between an operator and the collective behind it, where the layer's code says it."""
+    """Set the work between an operator and the collective after it, where the layer's code shows it."""
     boundary_codes = timer.boundary_codes
     for last, kinds in layer.work.collectives.items():
         if last in layer.places:
@@ -115,10 +116,10 @@ def _approach(layer: Layer, timer: Timer) -> None:
 
 
 class Transport:
-    """Which library moves the data of the collective that is running: ``how``, as far as it is known until now.
+    """Library that moves the data of the running collective. ``how``: what is known of it so far.
 
-    LightLLM's group chooses for each call between other libraries and torch. So whoever is reached says so; where nobody
-    does, it was a kernel that LightLLM calls itself.
+    LightLLM's group chooses between torch and other libraries for each call, so the hook of the library that is reached sets
+    ``how``. If no hook does, LightLLM has called a kernel of its own.
     """
 
     def __init__(self, backend: Callable[[], str] = lambda: "") -> None:
@@ -127,17 +128,17 @@ class Transport:
 
     @functools.cached_property
     def torch(self) -> Implementation:
-        """torch's backend for tensors on the GPU (``nccl``, or ``cpu:gloo,cuda:nccl``); asked once."""
+        """Return torch's backend for tensors on the GPU (``nccl``, or ``cpu:gloo,cuda:nccl``). It is read once."""
         try:
             name = self._backend()
-        except (RuntimeError, ValueError):  # a label is no reason to stop measuring
+        except (RuntimeError, ValueError):  # measuring goes on without this label
             return Implementation.UNKNOWN
         known = (Implementation.NCCL, Implementation.GLOO)
         return next((each for each in known if each.value in name), Implementation.UNKNOWN)
 
 
 def install_all_collectives(group_class: Any, timer: Timer, patch_set: PatchSet, guard: Guard) -> None:
-    """The collectives of ``torch.distributed``, and of LightLLM's process groups where the version has them."""
+    """Wrap the collectives of ``torch.distributed``, and those of LightLLM's process groups if this version has them."""
     distributed = torch_distributed()
     transport = Transport(distributed.get_backend)
     install_collectives(distributed, TORCH_LEAVES, timer, patch_set, guard, transport)
@@ -152,7 +153,7 @@ def install_all_collectives(group_class: Any, timer: Timer, patch_set: PatchSet,
 def install_collectives(
     owner: Any, leaves: tuple[Leaf, ...], timer: Timer, patch_set: PatchSet, guard: Guard, transport: Transport
 ) -> list[str]:
-    """Wrap the leaves that this module or class has; the names of those that were wrapped."""
+    """Wrap the leaves that this module or class has, and return the names of those that were wrapped."""
     names = []
     for leaf in leaves:
         if replaceable(owner, leaf.name):
@@ -164,7 +165,7 @@ def install_collectives(
 
 
 def install_providers(group: Any, timer: Timer, patch_set: PatchSet, guard: Guard, transport: Transport) -> list[str]:
-    """Wrap the libraries beside torch that this group of LightLLM's may choose; the names of those that it has."""
+    """Wrap the libraries other than torch that this group of LightLLM's may choose, and return the names of those it has."""
     names = []
     for provider in PROVIDERS:
         owner = getattr(group, provider.owner, None)
@@ -186,12 +187,12 @@ def _provider(host: Host, how: Implementation, timer: Timer, transport: Transpor
 
 
 def collective(host: Host, leaf: Leaf, timer: Timer, guard: Guard, transport: Transport) -> Host:
-    """``host``, as an observation of its own, cut out of the operator that called it."""
+    """Return ``host`` as a separate collective, cut out of the operator that calls it."""
     return handing_on(host, timer, _Collective(host, leaf, timer, guard, transport))
 
 
 class _Collective:
-    """The calls of one leaf while a forward is measured. What lies before a call is not the call's."""
+    """Recording of the calls of one leaf. The time before a call does not belong to the call."""
 
     def __init__(self, host: Host, leaf: Leaf, timer: Timer, guard: Guard, transport: Transport) -> None:
         self._arguments = Arguments(host)
@@ -208,7 +209,7 @@ class _Collective:
             return host(*args, **kwargs)
         own, payload = -1, 0
         with self._measure:
-            # Before the call: some of LightLLM's libraries put the result into other memory and make the tensor that one.
+            # Before the call, because some of LightLLM's libraries put the result into new memory and rebind the tensor to it.
             payload = payload_bytes(self._payload(args, kwargs))
             own = self._start(recorder)
         try:
@@ -223,7 +224,7 @@ class _Collective:
         return next((data for data in every if data is not None), None)
 
     def _start(self, recorder: BoundaryRecorder) -> int:
-        """Returns the code of the collective's own mark."""
+        """Record what comes before the collective, and return the code of the collective's own boundary."""
         around = recorder.context
         if around >= 0:
             recorder.record(self._boundary_codes.part(around))
@@ -232,7 +233,7 @@ class _Collective:
             lead = self._gap if recorder.pairs else self._boundary_codes.before_collective(around)
             if lead != DIRECTLY:
                 recorder.record(lead)
-            if lead in self._boundary_codes.residuals:  # with the add the operator's branch has ended
+            if lead in self._boundary_codes.residuals:  # the add ends the operator's branch
                 around = lead
         own = self._boundary_codes.collective(self._leaf.operator, around)
         self._transport.how = self._transport.torch if self._of_torch else Implementation.CUSTOM
@@ -250,7 +251,7 @@ class _Collective:
 
 
 def payload_bytes(data: Any) -> int:
-    """Bytes of a tensor or of a list of tensors, from their shapes alone; 0 of anything else."""
+    """Return the bytes of a tensor or of a list of tensors, from their shapes; 0 for anything else."""
     if isinstance(data, (list, tuple)):
         return sum(payload_bytes(part) for part in data)
     return int(data.numel() * data.element_size()) if hasattr(data, "numel") else 0

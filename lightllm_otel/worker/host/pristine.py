@@ -1,8 +1,8 @@
-"""A copy of LightLLM's ``InferStateInfo`` that shares its tensors and nothing that kernels could leave behind.
+"""Pristine copy of LightLLM's ``InferStateInfo``: it shares the input tensors, but not what kernels add to the state.
 
-Kernels keep tensors on the state that they compute once in a forward, and find it through objects that refer back to it
-(``att_state.infer_state`` since January 2026). A copy that shared such an object would find the host's tensors there, and a
-graph captured from it would lack the kernels that compute them: wrong tokens, on later replays only.
+Kernels keep tensors on the state that they compute once in a forward. They find the state through objects that refer back to
+it (``att_state.infer_state`` since January 2026). A copy that shared such an object would find the host's tensors there. A
+graph captured from it would lack the kernels that compute them, and later replays would produce wrong tokens.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-DEPTH = 5  # of a search: references further away than this were never seen
-MOST = 20_000  # objects that one search looks at
+DEPTH = 5  # of the search for references; deeper ones have never been seen
+MOST = 20_000  # objects of one search
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type)
 
 
 class RefersBack(Exception):
-    """Something that cannot be copied refers back to the state; the message says what."""
+    """An object that cannot be copied refers back to the state; the message names it."""
 
 
 def pristine_of(state: Any) -> Any:
-    """Return a copy of the state, with copies of the objects on it that refer back, bound to the copy.
+    """Return a copy of the state. Objects on it that refer back to it are copied as well, and refer to the copy.
 
-    Raises RefersBack where a reference to the state remains, however it is reached from the copy.
+    Raises RefersBack if the state can still be reached from the copy.
     """
     pristine = copy.copy(state)
     copies: dict[int, Any] = {}
@@ -44,7 +44,7 @@ def pristine_of(state: Any) -> Any:
 
 
 def take_over_numbers(pristine: Any, state: Any) -> None:
-    """Give ``pristine`` the plain values that the host has set on ``state`` since; its tensors stay as they were."""
+    """Copy the plain values that the host has set on ``state`` since to ``pristine``. Its tensors stay as they are."""
     known = _attributes(pristine)
     for name, value in _attributes(state).items():
         if isinstance(value, (bool, int, float)) and name in known:
@@ -59,7 +59,7 @@ def _attributes(part: Any) -> dict[str, Any]:
 
 
 def _way(start: Any, wanted: Any) -> str:
-    """How ``wanted`` is reached from ``start``, as Python would write it; empty where it is not."""
+    """Return how ``wanted`` is reached from ``start``, in Python's notation, or an empty string if it is not reached."""
     seen = {id(start)}
     waiting = collections.deque([(start, "", 0)])
     while waiting and len(seen) < MOST:
@@ -88,5 +88,5 @@ def _parts(part: Any) -> Iterator[tuple[str, Any]]:
         for cell in getattr(part, "__closure__", None) or ():
             try:
                 yield "'s closure", cell.cell_contents
-            except ValueError:  # it is not bound yet
+            except ValueError:  # the cell is not bound yet
                 continue

@@ -1,4 +1,4 @@
-"""What the hooks in LightLLM's modules ask of their process."""
+"""Session of a model process, as the hooks in LightLLM's modules see it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lightllm_otel.worker.host.step_notes import StepNotes
 
 
 class Session(Protocol):
-    """What hooks talk to: one per process.
+    """One session per process. ``forwards`` is None until the model serves; ``timer`` also while live control says off.
 
-    ``forwards`` is None until the model serves, ``timer`` also while live control says off. ``patch set`` holds what stays
-    for the life of the process, ``live`` what live control can take away. ``notes``: None unless there are traces.
-    ``sees_replays``: a hook sees each replay of a decode graph, or the model has none.
+    ``patch_set`` holds the hooks that stay for the life of the process, ``live`` those that live control can remove.
+    ``notes``: None unless requests are traced. ``sees_replays``: a hook sees each replay of a decode graph, or the model has
+    no decode graphs.
     """
 
     timer: Optional[Timer]
@@ -40,19 +40,20 @@ class Session(Protocol):
     group_class: Any
 
     @property
-    def settings(self) -> Settings: ...
+    def settings(self) -> Settings:
+        """Return the settings of this process."""
 
     def attach(self, model: Any) -> None:
-        """The model's layers exist: wrap them, before they run for the first time."""
+        """Wrap the model's layers, which exist and have not run yet."""
 
     def serve(self, model: Any) -> None:
-        """The model is complete: from here on its forwards are requests."""
+        """Start measuring the model, which is complete: from here on its forwards serve requests."""
 
     def owns(self, model: Any) -> bool:
-        """Tell whether steps of this model are measured (a draft model's are not)."""
+        """Tell whether this model is measured. Draft models are not."""
 
     def listen(self) -> None:
-        """A forward is entered: follow live control, if there is an order that begins with it."""
+        """Follow live control if an order begins with the forward that is being entered."""
 
     def housekeep(self) -> None:
-        """Called on the model thread after each step and on idle ticks; throttles itself."""
+        """Do the housekeeping, at most once a second. Called on the model thread after each step and on idle ticks."""

@@ -1,9 +1,9 @@
-"""torch.profiler for a moment, on request: the kernels of a running model process inside our operators.
+"""Profiling on request: torch.profiler records the kernels of a running model process, with our operators as ranges.
 
-A profiler is what this plugin is there to replace, and it slows the server while it runs: it does so when its owner asks for it,
-for some seconds, on the first rank only. Operators become ranges of the profiler's own, so that its trace has every kernel in the
-operator that launched it. Python launches none of the kernels of a replayed CUDA graph; those of an instrumented graph lie
-between its timestamps, so the answer says which operators its intervals are.
+A profiler slows the server down, so it runs only when the owner asks for it, for some seconds, on the first rank. Operators
+become ranges of the profiler, so its trace shows every kernel inside the operator that launched it. Python does not launch the
+kernels of a replayed CUDA graph. In an instrumented graph they lie between timestamps, so the answer names the operators of its
+intervals.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ MOST_SECONDS = 60.0
 
 
 class Kernels:
-    """Asked once a second on the model's thread, between steps; ``start`` makes a running profiler.
+    """Profiler of kernels. :meth:`tick` is called once a second on the model's thread, between steps.
 
-    ``instrumented graphs``: of each instrumented graph the names of its intervals' operators.
+    ``start`` returns a running profiler. ``instrumented_graphs`` returns the operators of each graph's intervals.
     """
 
     def __init__(
@@ -50,24 +50,27 @@ class Kernels:
         self._path = Path()
 
     def tick(self, model: Any, now: float | None = None) -> None:
-        """Begin what was asked for, or end what has run for its time. Whatever fails is answered, never raised."""
+        """Start a requested profile, or end one whose time is over. Errors are written to the answer and never raised.
+
+        ``now``: seconds of a monotonic clock.
+        """
         now = time.monotonic() if now is None else now
         try:
             if self._profiler is not None:
-                # torch's profiler ends on the thread that began it: on another it would answer nothing and stay on.
+                # torch's profiler must end on the thread that started it. On another thread it would stay on.
                 if now >= self._until and threading.get_ident() == self._thread:
                     self._end()
             elif (asked := profile_request.take(self._folder)) is not None:
                 self._begin(asked, model, now)
-        except Exception as error:  # noqa: BLE001 - a profiler that fails is no reason to stop measuring
+        except Exception as error:  # noqa: BLE001 - measuring goes on if a profiler fails
             with contextlib.suppress(Exception):  # it may not even have started
                 self._drop().stop()
-            log.warning("kernels cannot be captured: %s", error)
+            log.warning("the requested profile of kernels failed, and measuring goes on: %s", error)
             profile_request.answer(self._folder, {"ok": False, "text": str(error) or type(error).__name__})
 
     def _begin(self, asked: dict[str, Any], model: Any, now: float) -> None:
         if _host_profiles():
-            raise RuntimeError("the server was started with --enable_profiling, and two profilers cannot run at once")
+            raise RuntimeError("two profilers cannot run at once; restart the server without --enable_profiling")
         self._thread = threading.get_ident()
         self._path = Path(asked["path"])
         self._until = now + min(float(asked["seconds"]), MOST_SECONDS)
@@ -95,5 +98,5 @@ def _host_profiles() -> bool:
 
 
 def range_name(label: str) -> str:
-    """How an operator is called in the profiler's trace."""
+    """Return the name of an operator's range in the profiler's trace."""
     return f"lightllm_otel: {label}"

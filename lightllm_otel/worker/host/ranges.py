@@ -1,4 +1,7 @@
-"""NVTX ranges around the operators, for Nsight: ``LIGHTLLM_OTEL_NVTX=1``. Inside CUDA graphs there are none."""
+"""Ranges around operators: NVTX ranges for Nsight (``LIGHTLLM_OTEL_NVTX=1``), or ranges of torch's profiler.
+
+Inside CUDA graphs there are none.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from lightllm_otel.worker.host.layers import layers_of
 
 
 def install(model: Any, patch_set: PatchSet, guard: Guard, push: Push, pop: Pop) -> int:
-    """Around whatever the functions of the table are now, our own measuring included. Returns how many there are."""
+    """Wrap the functions of the table in ranges, which include the plugin's own hooks; return the number of ranges."""
     count = 0
     with guard(Stage.PATCH):
         for layer in layers_of(model):
@@ -28,6 +31,7 @@ def install(model: Any, patch_set: PatchSet, guard: Guard, push: Push, pop: Pop)
 
 
 def ranged(host: Callable[..., Any], label: str, push: Push, pop: Pop, guard: Guard) -> Callable[..., Any]:
+    """Return ``host`` with a range around each call."""
     measure = guard(Stage.MEASURE)
 
     @functools.wraps(host)

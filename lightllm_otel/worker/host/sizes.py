@@ -1,4 +1,4 @@
-"""Which of the host's graph batch sizes get an instrumented graph beside them, within a budget."""
+"""Selection of batch sizes: which of the host's graphs get an instrumented graph if not all can have one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 
 def spread(sizes: Iterable[int], most: int) -> frozenset[int]:
-    """Choose at most ``most`` of the sizes, about evenly by ratio, the largest and the smallest first.
+    """Return at most ``most`` of the sizes, spread about evenly by ratio. The largest and the smallest come first.
 
-    A server's batch moves between octaves, and what an operator takes changes by ratio; so 1, 2, 3, 4 and 240, 256 matter alike.
+    Both a server's batch and the time of an operator change by ratio, so 1 and 2 matter as much as 128 and 256.
     """
     left = sorted(set(sizes))
     if len(left) <= most:

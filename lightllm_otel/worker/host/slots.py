@@ -1,8 +1,8 @@
-"""The table: which function of a LightLLM layer is which operator. A new model family is at most a few rows here.
+"""Table of slots: which function of a LightLLM layer is which operator. A new model family needs at most a few rows.
 
-Names are those of the template that nearly all families share. Layers bind many of them per instance
-(``self._att_norm = partial(…)``), so slots are wrapped on instances, whatever they hold. What lies between them is read from
-the layer's code (:mod:`lightllm_otel.worker.host.between`), not from this table.
+The names are those of the template that nearly all families share. Layers bind many of them per instance
+(``self._att_norm = partial(…)``), so slots are wrapped on instances. The work between them is read from the layer's code
+(:mod:`lightllm_otel.worker.host.between`), not from this table.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ WEIGHTS = "weights"
 class Slot(NamedTuple):
     """Functions of a layer that are one operator.
 
-    ``since`` and ``until``: the first and the last version in which the row was seen. Rows of one ``group`` stand in for each
-    other, in their order: the first row of which a layer has a function is taken. ``on``: the attribute of the layer whose
-    functions these are; ``WEIGHTS``: they are objects among the layer's weights, which the layer calls.
-    ``unless_returned``: a call that returns one of its arguments has launched nothing, and is no operator.
-    ``part``: the call belongs to the operator's main call, before or after it. ``inside``: cut out of the operator that
-    calls it. ``helper``: wrapped only where the layer calls it outside of its other operators.
+    ``since`` and ``until``: the first and the last version in which the row was seen. Rows of one ``group`` replace each other:
+    the first row whose functions a layer has is used. ``on``: the attribute of the layer whose functions these are;
+    ``WEIGHTS``: objects among the layer's weights, which the layer calls. ``unless_returned``: a call that returns one of its
+    arguments has launched nothing and does not count. ``part``: the call belongs to the operator's main call, before or after
+    it. ``inside``: cut out of the operator that calls it. ``helper``: wrapped only where the layer calls it outside of its
+    other operators.
     """
 
     operator: Operator
@@ -44,19 +44,19 @@ LAYER_SLOTS = (
     Slot(Operator.QKV_PROJ, ("_get_qkv",), OLDEST, MAIN),
     Slot(Operator.QKV_PROJ, ("_tpsp_get_qkv",), JULY_2025, V1_1),
     Slot(Operator.QKV_PROJ, ("_linear_in_proj",), V1_2, MAIN),
-    # Up to v1.1.0 _post_cache_kv calls this; in 0.0.1 only while memory is fragmented.
+    # Up to v1.1.0, _post_cache_kv calls this; in 0.0.1 only while memory is fragmented.
     Slot(Operator.KV_WRITE, ("_copy_kv_to_mem_cache",), OLDEST, V1_1, group="kv_write"),
     Slot(Operator.KV_WRITE, ("_post_cache_kv",), V1_2, MAIN, group="kv_write"),
     Slot(Operator.ATTENTION, ("_context_attention_kernel", "_token_attention_kernel"), OLDEST, MAIN),
     Slot(Operator.ATTENTION, ("_splitfuse_attention_kernel",), OLDEST, OLDEST),
-    # DeepSeek 3.2 chooses the tokens to attend to inside its attention: several GEMMs and a gather.
+    # DeepSeek 3.2 selects the tokens to attend to inside its attention, with several GEMMs and a gather.
     Slot(Operator.OTHER, ("_get_indices",), V1_2, MAIN, on="indexer", inside=True),
     Slot(Operator.O_PROJ, ("_get_o",), OLDEST, MAIN),
     Slot(Operator.O_PROJ, ("_tpsp_get_o",), JULY_2025, V1_1),
     Slot(Operator.O_PROJ, ("_linear_post",), V1_2, MAIN),
     Slot(Operator.FFN_NORM, ("_ffn_norm",), OLDEST, MAIN),
     Slot(Operator.FFN_NORM, ("_awquant_ffn_norm",), OLDEST, OLDEST, helper=True),
-    # gemma3 and gemma4 have a norm before and one after the feed-forward, which are methods up to v1.1.0.
+    # gemma3 and gemma4 have a norm before and after the feed-forward; up to v1.1.0 these are methods.
     Slot(Operator.FFN_NORM, ("_pre_feedforward_layernorm", "_post_feedforward_layernorm"), JULY_2025, V1_1),
     Slot(
         Operator.FFN_NORM,
@@ -73,12 +73,12 @@ LAYER_SLOTS = (
     Slot(Operator.OTHER, ("_tpsp_allgather", "_tpsp_sp_split"), V1_2, MAIN, unless_returned=True, helper=True),
 )  # fmt: skip
 
-# The forwards of a layer, and of what comes before and after all layers.
+# Forward functions of a layer, and of what comes before and after all layers.
 ENTRIES = ("context_forward", "token_forward", "splitfuse_forward", "tpsp_context_forward", "tpsp_token_forward")
 PRE_SLOTS = (
     Slot(Operator.EMBEDDING, ENTRIES, OLDEST, MAIN),
     Slot(Operator.EMBEDDING, ("_tpsp_sp_split",), V1_2, MAIN, unless_returned=True, part=True),
-    # Of what a draft model gets from the main model.
+    # Gathers what a draft model gets from the main model.
     Slot(Operator.OTHER, ("_tpsp_allgather",), V1_2, MAIN, unless_returned=True),
 )
 POST_SLOTS = (
@@ -86,21 +86,18 @@ POST_SLOTS = (
     Slot(Operator.LM_HEAD, ENTRIES, OLDEST, MAIN),
 )
 
-# What every layer of a transformer has.
+# Operators that every transformer layer has.
 OF_A_LAYER = (
     Operator.ATTN_NORM, Operator.QKV_PROJ, Operator.KV_WRITE, Operator.ATTENTION, Operator.O_PROJ, Operator.FFN_NORM,
     Operator.FFN,
 )  # fmt: skip
 
-# What is not a slot of a layer: found missing or installed by the hooks of steps.
-SEAM_OPERATORS = (Operator.SAMPLING,)
-
 
 class Leaf(NamedTuple):
-    """A collective where it is called: attribute ``name`` of ``torch.distributed`` or of LightLLM's group class.
+    """Collective as attribute ``name`` of ``torch.distributed`` or of LightLLM's group class.
 
-    ``payload``: the parameter that holds all of the data, by the names that were seen: the tensor that is reduced, or the output
-    that is gathered into, or the input that is scattered or exchanged.
+    ``payload``: names of the parameter that holds all of the data: the tensor that is reduced, the output of a gather, or the
+    input that is scattered or exchanged.
     """
 
     operator: Operator
@@ -122,7 +119,7 @@ GROUP_LEAVES = (
 
 
 class Provider(NamedTuple):
-    """A library beside torch that LightLLM's process group may choose: method ``name`` of the group's attribute ``owner``."""
+    """Library other than torch that LightLLM's process group may choose: method ``name`` of the attribute ``owner``."""
 
     implementation: Implementation
     owner: str

@@ -1,4 +1,4 @@
-"""The Python function behind an attribute of LightLLM's, and its source."""
+"""Source of LightLLM's functions: finds the Python function behind an attribute, and its definition."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def resolve(
 ) -> tuple[Optional[types.FunctionType], Optional[type]]:
     """Return the Python function behind an attribute of an object or class, and the class that defines it.
 
-    Partials, bound methods and decorators are looked through. ``behind``: look only in the classes that follow this one, as
-    ``super()`` does. ``(None, None)`` where there is no Python function.
+    It looks through partials, bound methods and decorators. ``behind``: search only the classes after this one, as ``super()``
+    does. The result is ``(None, None)`` if there is no Python function.
     """
     kind = owner if isinstance(owner, type) else type(owner)
     if behind is None and kind is not owner and name in getattr(owner, "__dict__", ()):
@@ -39,7 +39,7 @@ def _defines(owner: type, function: Optional[types.FunctionType]) -> bool:
 
 
 def undecorated(host: Any, name: str) -> Optional[types.FunctionType]:
-    """Return the function that partials, methods and decorators hold; None where it is no Python function."""
+    """Return the function inside partials, methods and decorators, or None if it is not a Python function."""
     for _ in range(_DEEPEST):
         if isinstance(host, functools.partial):
             host = host.func
@@ -55,11 +55,11 @@ def undecorated(host: Any, name: str) -> Optional[types.FunctionType]:
 
 
 def _held(function: types.FunctionType, name: str) -> Optional[types.FunctionType]:
-    """A function of that name in the closure of a decorator's wrapper that does not say what it wraps."""
+    """Return the function of that name in the closure of a decorator's wrapper that has no ``__wrapped__``."""
     for cell in function.__closure__ or ():
         try:
             content = cell.cell_contents
-        except ValueError:  # not filled yet
+        except ValueError:  # the cell is not bound yet
             continue
         if isinstance(content, types.FunctionType) and content.__name__ == name:
             return content
@@ -67,16 +67,16 @@ def _held(function: types.FunctionType, name: str) -> Optional[types.FunctionTyp
 
 
 def surroundings(function: types.FunctionType) -> Mapping[str, Any]:
-    """Return the names that the function sees without having assigned them: of its closure, and of its module."""
+    """Return the names of the function's closure and module, with their values."""
     closure: dict[str, Any] = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
-        with contextlib.suppress(ValueError):  # not filled yet
+        with contextlib.suppress(ValueError):  # the cell is not bound yet
             closure[name] = cell.cell_contents
     return ChainMap(closure, function.__globals__)
 
 
 def definition(function: types.FunctionType) -> Optional[ast.FunctionDef]:
-    """Return the function's definition; None where its source is not there, or is not a ``def``."""
+    """Return the function's definition, or None if its source is missing or is not a ``def``."""
     return _definition(function.__code__)
 
 
@@ -87,5 +87,5 @@ def _definition(code: types.CodeType) -> Optional[ast.FunctionDef]:
     except (OSError, TypeError, SyntaxError, ValueError):
         return None
     first = tree.body[0] if tree.body else None
-    # The lines of a lambda may be those of a function that holds it.
+    # The lines of a lambda may be those of the function that contains it.
     return first if isinstance(first, ast.FunctionDef) and first.name == code.co_name else None

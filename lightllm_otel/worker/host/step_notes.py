@@ -1,4 +1,4 @@
-"""Which requests ran in a step: noted for the exporter when the step's work has been launched, never before."""
+"""Step notes: which requests ran in a step, written for the exporter after the step's work has been launched."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from lightllm_otel.worker.host.inputs import new_tokens
 
 
 class StepNotes:
-    """Of the first rank alone: the ranks of a group compute the same requests."""
+    """Notes of the first rank. The other ranks of a group compute the same requests, so they write none."""
 
     def __init__(self, writer: NotesWriter) -> None:
         self._writer = writer
 
     @staticmethod
     def begins(step: Step, requests: Sequence[Any]) -> bool:
-        """Whether prompts are computed in the step: chunks of a prompt are its request's own spans.
+        """Tell whether the step computes prompts, whose chunks become spans of their requests.
 
-        NEW begins a request with a decode step where all of its prompt but one token is cached; LightLLM appends, so the
-        last request of a batch is the newest.
+        Since July 2025 a request may begin with a decode step, if its prompt is cached except for one token. LightLLM appends
+        requests, so the last one of a batch is the newest.
         """
         return step.work.phase is not Phase.DECODE or (bool(requests) and _is_new(requests[-1]))
 
     def step(self, step: Step, requests: Sequence[Any], sampled: bool) -> None:
-        """``requests``: what LightLLM sampled for, as it gave it; its health checks are left out. ``sampled``: whether the
-        step's operators are timed; otherwise only those are noted that begin in it.
+        """Write which requests ran in a step, without health checks. ``requests``: the ones that LightLLM sampled for.
+
+        ``sampled``: the step's operators are timed. Otherwise only the requests that begin in it are written.
         """
         prefill = step.work.phase is not Phase.DECODE
         if not prefill and not sampled:
@@ -42,13 +43,14 @@ class StepNotes:
 
 
 def _is_new(request: Any) -> bool:
-    """No token of its answer has been computed before this step; only NEW's requests say so."""
+    """Tell whether this step computes the first token of the request's answer. Requests of 0.0.1 do not say so."""
     return getattr(request, "cur_output_len", 1) == 0
 
 
 def _entry(request: Any, prefill: bool) -> list[Any] | None:
-    """``[number of the request]``, and where the step computes some of its prompt: how many tokens were there, how many are
-    new. None for a health check.
+    """Return ``[number of the request]``, or None for a health check.
+
+    If the step computes some of its prompt, the list continues with its cached tokens and its new tokens.
     """
     number = getattr(request, "group_req_id", None)
     if number is None:
@@ -57,7 +59,7 @@ def _entry(request: Any, prefill: bool) -> list[Any] | None:
         number = getattr(request, "req_id", None)
     if number is None or (isinstance(number, int) and number < 0):
         return None
-    if not hasattr(request, "cur_kv_len"):  # OLD's beam search and diverse mode pass groups of requests
+    if not hasattr(request, "cur_kv_len"):  # beam search and diverse mode of 0.0.1 pass groups of requests
         return [number]
     if prefill:
         return [number, int(request.cur_kv_len), new_tokens(request)]

@@ -1,4 +1,4 @@
-"""Hooks where a step begins and ends: construction of the model, its forwards, sampling, and what follows."""
+"""Hooks of steps: construction of the model, its forwards, sampling, and the end of a step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Host = Callable[..., Any]
 
 
 def attaching(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
-    """Since July 2025: the layers exist, and nothing has run or was captured yet."""
+    """Wrap the moment (since July 2025) at which the layers exist, and nothing has run or was captured yet."""
 
     @functools.wraps(host)
     def _init_padded_req(*args: Any, **kwargs: Any) -> Any:
@@ -35,7 +35,7 @@ def attaching(host: Host, session: Session, arguments: Arguments, hook: Hook) ->
 
 
 def constructed(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
-    """The model is complete; 0.0.1 has no earlier moment at which its layers exist."""
+    """Wrap the model's constructor, after which it is complete. In 0.0.1 its layers cannot be wrapped earlier."""
 
     @functools.wraps(host)
     def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N807 - it is one
@@ -48,7 +48,7 @@ def constructed(host: Host, session: Session, arguments: Arguments, hook: Hook) 
 
 
 def entered(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
-    """A way into a forward; the one that every decode step takes has a fast path."""
+    """Wrap an entry of a forward. The entry that every decode step takes gets a fast path."""
     measured = forward(host, session, arguments, hook)
     if hook.name == "forward" and arguments.names[1:2] == ("model_input",):
         return fast_path(host, measured, session.fast_path, session)
@@ -56,7 +56,7 @@ def entered(host: Host, session: Session, arguments: Arguments, hook: Hook) -> H
 
 
 def forward(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
-    """A step begins here. It counts, whatever becomes of the rest: the count is what ranks share."""
+    """Wrap a forward: a step begins here. It is counted even after an error, because all ranks share the count."""
     read = inputs.reader(hook.name, arguments, session.fits)
     measure = session.guard(Stage.MEASURE)
     control = session.guard(Stage.ACTIVATE)
@@ -107,7 +107,7 @@ def forward(host: Host, session: Session, arguments: Arguments, hook: Hook) -> H
 
 
 def _draft(host: Host, session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A forward of a draft model: part of the step of the model that it drafts for."""
+    """Run a forward of a draft model, which is part of the main model's step."""
     if session.timer is not None:
         session.timer.step_only[StepOnlyReason.DRAFT.code] += 1
     try:
@@ -117,9 +117,9 @@ def _draft(host: Host, session: Session, args: tuple[Any, ...], kwargs: dict[str
 
 
 def _unseen_graph(session: Session, model: Any, phase: Phase, given: Any) -> int:
-    """The batch of the graph that this decode step will replay where no hook sees the replay; 0: it will replay none.
+    """Return the batch of the graph that this decode step will replay without a hook that sees it; 0 if there is none.
 
-    Events between its operators would not be taken, and if it captured one, they would end the capture.
+    Then no events may be recorded between operators: in a replay there are none, and in a capture they would end it.
     """
     if phase is not Phase.DECODE or session.fits.fits("graph_replay"):
         return 0
@@ -128,7 +128,7 @@ def _unseen_graph(session: Session, model: Any, phase: Phase, given: Any) -> int
 
 def _returned(session: Session, timer: Timer | None, step: Step | None, model: Any, rows: int) -> None:
     padded = session.fast_path.padded() or rows
-    if timer is None or timer.failed:  # nothing else looks after the exporter, which brings live control
+    if timer is None or timer.failed:  # nothing else checks on the exporter, which receives live control
         session.housekeep()
     else:
         timer.leave(step, padded)
@@ -136,7 +136,10 @@ def _returned(session: Session, timer: Timer | None, step: Step | None, model: A
 
 
 def sampled(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:  # noqa: C901 - one frame on every step
-    """Sampling: the last work of a step up to July 2025. 0.0.1's beam search and diverse mode pass groups of requests."""
+    """Wrap sampling, which is the last work of a step up to July 2025.
+
+    Beam search and the diverse mode of 0.0.1 pass groups of requests.
+    """
     caught = functools.partial(session.guard.caught, Stage.MEASURE)
     (name,) = hook.reads[0]
     place = arguments.names.index(name)
@@ -183,9 +186,9 @@ def sampled(host: Host, session: Session, arguments: Arguments, hook: Hook) -> H
 
 
 def ending(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
-    """Since v1.1.0: all of a step is launched; from here on the host looks after requests, or waits for the GPU.
+    """Wrap the moment (since v1.1.0) at which all of a step is launched, and the host handles requests or waits for the GPU.
 
-    What follows sampling on the GPU (tokens are copied, drafts run) belongs to the step.
+    What follows sampling on the GPU (copies of tokens, drafts) belongs to the step.
     """
     caught = functools.partial(session.guard.caught, Stage.MEASURE)
 
@@ -203,7 +206,7 @@ def ending(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Ho
         try:
             return host(*args, **kwargs)
         finally:
-            if step is not None:  # the GPU has its work, and the next step is not launched yet
+            if step is not None:  # the GPU is busy, and the next step has not been launched yet
                 try:
                     timer.read_some()
                 except Exception as error:
@@ -215,7 +218,7 @@ def ending(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Ho
 
 
 def _look_after(session: Session) -> None:
-    """Heartbeat, exporter, live control: also where measuring has ended."""
+    """Check on heartbeat, exporter and live control, even after measuring has ended."""
     try:
         session.housekeep()
     except Exception as error:
@@ -224,7 +227,7 @@ def _look_after(session: Session) -> None:
 
 
 def note(session: Session, step: Step, reqs: Any, due: bool) -> None:
-    """Say who ran in the step; ``due``: its operators are timed. The first failure is the last attempt."""
+    """Write which requests ran in the step. ``due``: its operators are timed. The first error ends all notes."""
     notes, session.notes = session.notes, None
     with session.guard(Stage.RING):
         if notes is not None and (due or StepNotes.begins(step, reqs)):
@@ -233,10 +236,10 @@ def note(session: Session, step: Step, reqs: Any, due: bool) -> None:
 
 
 class HealthChecks:
-    """LightLLM's own requests (negative ids, up to May 2026): taken out of a step's requests and tokens.
+    """Filter of LightLLM's own requests (negative ids, up to May 2026), which do not count as requests and tokens of a step.
 
-    A prompt comes in through a prefill step, or, where it was cached, as the last request of a decode step. Only then, and for
-    some steps after, all requests of a step are looked at.
+    A request begins with a prefill step, or, if its prompt is cached, as the last one of a decode step. All requests are
+    inspected only then, and for some steps afterwards.
     """
 
     _STEPS = 256
@@ -245,6 +248,7 @@ class HealthChecks:
         self._looking = 0
 
     def leave_out(self, step: Step, requests: Any) -> None:
+        """Subtract the health checks from the step's requests and tokens."""
         if not requests:
             return
         if step.work.phase is Phase.DECODE and not self._looking:
@@ -259,7 +263,7 @@ class HealthChecks:
 
 
 def _number(request: Any) -> Any:
-    """The request's number; 0.0.1 calls it by another name, and its groups of requests have none."""
+    """Return the request's number. 0.0.1 has another name for it, and its groups of requests have none."""
     return request.req_id if hasattr(request, "req_id") else getattr(request, "r_id", None)
 
 
@@ -274,4 +278,5 @@ def _leave_out(step: Step, health: list[Any]) -> None:
 
 
 def is_health_check(number: Any) -> bool:
+    """Tell whether this is the number of one of LightLLM's health checks."""
     return isinstance(number, int) and number < 0

@@ -1,7 +1,7 @@
-"""A walk over the code of a layer's forward, in the order in which it runs.
+"""Walk over the code of a layer's forward, in the order of execution.
 
-It follows calls of the layer's own methods, takes both ways of every condition, and takes whatever it does not know for work.
-So it may find work where there is none, which costs a boundary, but it misses none.
+It follows calls of the layer's own methods, takes both branches of every condition, and treats everything unknown as work. So
+it may find work where there is none, which costs a boundary, but it never misses work.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from lightllm_otel.records.vocabulary import Operator
 from lightllm_otel.worker.host.calls import COLLECTIVES, COPIES, DECORATORS, FREE, PYTHON, WORK
 from lightllm_otel.worker.host.source import definition, resolve, surroundings
 
-ENTRY = ""  # the boundary before a layer, whatever it was
+ENTRY = ""  # stands for the boundary before a layer
 COPY = "copy"  # a conversion; it belongs to the add beside it
-_DEEPEST = 12  # methods that call methods
-_LONGEST = 20_000  # expressions of a forward, those of what it calls included
-# A prefill graph is captured piece by piece; in it no operator is marked.
+_DEEPEST = 12  # nested calls of methods
+_LONGEST = 20_000  # expressions of a forward, including those of the methods that it calls
+# A prefill graph is captured piece by piece, and no operator in it is recorded.
 _CAPTURING = ("is_current_stream_capturing", "is_capturing")  # the latter on branches for other accelerators
 
 Kind = Union[Operator, str]
-"""An operator, or the name of a call that no operator claims."""
+"""Kind of work: an operator, or the name of a call that no operator claims."""
 
 
 class TooLongError(Exception):
-    """The code does not come to an end."""
+    """The code is too long to analyse."""
 
 
 class State(NamedTuple):
-    """What lies behind the walk: ``kinds`` of work since the last boundary, which was one of ``last``."""
+    """State of the walk: the ``kinds`` of work since the last boundary, which was one of ``last``."""
 
     kinds: frozenset[Kind]
     last: frozenset[str]
 
 
 class _Frame(NamedTuple):
-    """One function on the way. ``own``: the name of the layer in it, mostly self; ``owner``: the class that defines it.
+    """One function of the walk. ``own``: the layer's name in it, mostly self. ``owner``: the class that defines it.
 
-    ``numbers``: its variables that hold numbers; ``others``: those that have held anything else. States at which it is left:
-    ``returns``; and at which a loop in it is left: ``breaks``, ``continues``.
+    ``numbers``: its variables that hold numbers. ``others``: variables that have held anything else. ``returns``: states at its
+    returns. ``breaks``, ``continues``: states at which a loop in it is left.
     """
 
     names: Mapping[str, Any]
@@ -57,7 +57,7 @@ class _Frame(NamedTuple):
 
 
 def joined(*ways: Optional[State]) -> Optional[State]:
-    """Return what may lie behind a place to which several ways lead; None is a way that does not come there."""
+    """Return the state of a place that several ways may reach. None is a way that does not reach it."""
     there = [way for way in ways if way is not None]
     if not there:
         return None
@@ -65,7 +65,7 @@ def joined(*ways: Optional[State]) -> Optional[State]:
 
 
 class Walk:
-    """``before``, ``collectives`` and ``first``: what was found; see :class:`lightllm_otel.worker.host.between.Between`."""
+    """Walk over one layer. ``before``, ``collectives`` and ``first`` are results, as in :class:`.between.Between`."""
 
     def __init__(self, layer: Any, methods: frozenset[str], weights: frozenset[str], prefill: bool) -> None:
         self.before: dict[str, frozenset[Kind]] = {}
@@ -79,7 +79,7 @@ class Walk:
         self._depth = self._length = 0
 
     def entry(self, function: types.FunctionType, owner: Optional[type]) -> Optional[State]:
-        """Walk through a forward; None where it never returns."""
+        """Walk through a forward, and return the state at its end, or None if it never returns. Raises TooLongError."""
         return self._function(function, owner, State(frozenset(), frozenset((ENTRY,))))
 
     def _function(self, function: types.FunctionType, owner: Optional[type], state: State) -> Optional[State]:
@@ -146,13 +146,13 @@ class Walk:
 
         inside = frame._replace(returns=[], breaks=[], continues=[])
         end = self._block(node.body, contexts(state), inside)
-        self._leave(inside, frame, contexts)  # a context may work when it ends as well
+        self._leave(inside, frame, contexts)  # a context may also do work when it ends
         return end and contexts(end)
 
     def _try(self, node: ast.Try, state: State, frame: _Frame) -> Optional[State]:
         inside = frame._replace(returns=[], breaks=[], continues=[])
         end = self._block([*node.body, *node.orelse], state, inside)
-        # An exception may come from anywhere: what had been launched by then is not known.
+        # An exception may come from anywhere, so it is unknown what had been launched by then.
         raised = State(state.kinds | {"except"}, state.last | self._methods | self._weights | COLLECTIVES)
         ends = [self._block(each.body, raised, inside) for each in node.handlers]
         self._leave(inside, frame, lambda state: self._block(node.finalbody, state, frame))
@@ -160,7 +160,7 @@ class Walk:
         return end and self._block(node.finalbody, end, frame)
 
     def _leave(self, inside: _Frame, frame: _Frame, through: Callable[[State], Optional[State]]) -> None:
-        """Every way out of a block goes through what stands at its end."""
+        """Send every way out of a block through the code at its end."""
         for left, out in zip(inside[-3:], frame[-3:]):
             out += [last for state in left if (last := through(state)) is not None]
 
@@ -196,15 +196,15 @@ class Walk:
         return _plus(state, COPY) if any(isinstance(each, ast.Subscript) for each in targets) else state
 
     def _holds(self, test: ast.expr, frame: _Frame) -> Optional[bool]:
-        """What the layer itself says of a condition: those of its attributes that are True or False stay so."""
+        """Return the value of a condition on the layer's own attributes, if it is True or False; such attributes stay so."""
         if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
             held = self._holds(test.operand, frame)
             return None if held is None else not held
         if isinstance(test, ast.Attribute) and isinstance(test.value, ast.Name) and test.value.id == frame.own:
             value = self._own.get(test.attr)
             return value if isinstance(value, bool) else None
-        instrumented = self._prefill and isinstance(test, ast.Call) and _name_of(test.func) in _CAPTURING
-        return False if instrumented else None
+        capturing = self._prefill and isinstance(test, ast.Call) and _name_of(test.func) in _CAPTURING
+        return False if capturing else None
 
     # Expressions -----------------------------------------------------------------------------------------------------
 
@@ -222,14 +222,14 @@ class Walk:
             ways = [self._expression(each, first, frame) for each in parts[1:]]
             return joined(first, *ways) or first if isinstance(node, ast.BoolOp) else joined(*ways) or first
         inside = list(ast.iter_child_nodes(node))
-        if hasattr(node, "generators"):  # a comprehension: its elements come behind what it goes over, again and again
+        if hasattr(node, "generators"):  # a comprehension evaluates its elements repeatedly, after its iterables
             inside = sorted(inside, key=lambda part: not isinstance(part, ast.comprehension)) * 2
         for child in inside:
             state = self._expression(child, state, frame)
         return self._operated(node, state, frame)
 
     def _operated(self, node: ast.AST, state: State, frame: _Frame) -> State:
-        """What an expression launches that is no call: arithmetic, rows that are chosen, a property of the layer's."""
+        """Add the work of an expression that is not a call: arithmetic, indexing, a property of the layer."""
         if isinstance(node, ast.BinOp) and not self._is_number(node, frame):
             return _operation(node.op, state)
         if isinstance(node, ast.UnaryOp) and not isinstance(node.op, ast.Not) and not self._is_number(node, frame):
@@ -256,7 +256,7 @@ class Walk:
             state = self._expression(func, state, frame)
         free = name in FREE or (receiver is None and name in PYTHON)
         for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
-            # Arithmetic in the arguments of a view is that of its shape.
+            # Arithmetic in the arguments of a view only computes its shape.
             parts = [each for each in ast.walk(argument) if isinstance(each, ast.Call)] if free else [argument]
             for part in parts:
                 state = self._expression(part, state, frame)
@@ -271,7 +271,7 @@ class Walk:
         return self._followed(node, name, state, frame) if kind is None else _plus(state, kind)
 
     def _followed(self, node: ast.Call, name: str, state: State, frame: _Frame) -> State:
-        """Follow a method of the layer's, called in one of several ways, or a function inside a function; else unknown work."""
+        """Follow a call of the layer's method or of an inner function. Any other call is unknown work."""
         func = node.func
         function, owner = None, None
         if isinstance(func, ast.Name) and func.id in frame.inner:
@@ -289,12 +289,12 @@ class Walk:
                 function, owner = resolve(named, name)
         elif isinstance(func, ast.Attribute) and isinstance(func.value, ast.Call) and _name_of(func.value) == "super":
             function, owner = resolve(self._layer, name, behind=frame.owner)
-        # What never returns, as far as we see, is bound to something else before it is called.
+        # A function that seems never to return is replaced by another one before it is called.
         end = None if function is None else self._function(function, owner, state)
         return end or _plus(state, name)
 
     def _is_plain(self, node: ast.AST, frame: _Frame) -> bool:
-        """A number, or text."""
+        """Tell whether the expression is a number or text."""
         return isinstance(node, (ast.Constant, ast.JoinedStr)) or self._is_number(node, frame)
 
     def _is_number(self, node: ast.AST, frame: _Frame) -> bool:
@@ -314,7 +314,7 @@ class Walk:
         counted = isinstance(node, ast.Call) and _name_of(node) in ("len", "int", "size", "numel")
         return named or counted or (isinstance(node, ast.Constant) and isinstance(node.value, (int, float)))
 
-    # What the walk finds ---------------------------------------------------------------------------------------------
+    # Results ---------------------------------------------------------------------------------------------------------
 
     def _boundary(self, name: str, state: State) -> State:
         self.before[name] = self.before.get(name, frozenset()) | state.kinds
@@ -333,7 +333,7 @@ def _plus(state: State, *kinds: Kind) -> State:
 
 
 def _operation(operation: ast.operator, state: State) -> State:
-    """``+`` and the like on tensors."""
+    """Add the work of an arithmetic operation on tensors."""
     return _plus(state, Operator.RESIDUAL if isinstance(operation, ast.Add) else type(operation).__name__.lower())
 
 
@@ -344,5 +344,5 @@ def _name_of(node: ast.expr) -> str:
 
 
 def _given(tree: ast.FunctionDef) -> set[str]:
-    """The names of a function's parameters."""
+    """Return the names of a function's parameters."""
     return {each.arg for each in ast.walk(tree.args) if isinstance(each, ast.arg)}
