@@ -2,8 +2,8 @@
 
 Prometheus' file_sd allows one ``*``, in the last part of a path. So its files lie directly in /dev/shm, as
 ``lightllm-otel-targets.*.json``, or in the folder that ``LIGHTLLM_OTEL_TARGETS`` names. Other users can add files in /dev/shm,
-but cannot remove or replace ours, and cannot guess the name. An exporter holds a lock on its file while it lives. Our own commands
-read the address in the group's folder instead, where only this user can write.
+but cannot remove or replace ours, and cannot guess the name. An exporter holds a lock on its file while it lives. Our own
+commands read the address in the group's folder instead, where only this user can write.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class Nvml:
         try:
             values = [self._constant(each) if isinstance(each, str) else each for each in arguments]
             answer: Answer = getattr(self._module, f"nvml{function}")(*values)
-        except Exception:  # noqa: BLE001 - old driver, old GPU, no permission: all the same to us
+        except Exception:  # noqa: BLE001 - an old driver, an old GPU, or no permission
             return default
         return answer
 
