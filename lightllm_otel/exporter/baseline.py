@@ -74,14 +74,14 @@ def read(path: Path, given: bool = True) -> tuple[dict[Bucket, list[Plane]], dic
             found = found.get("expectation")
             if found is None:
                 raise BadBaseline(
-                    f"{path} is of a run that was too short to say what operators should take; record a longer one, or with "
+                    f"{path} is from a run that was too short to learn a baseline; record a longer run, or set "
                     "LIGHTLLM_OTEL_SAMPLE_EVERY=1, and save it again"
                 )
         if found.get("format") != FORMAT or found.get("version") != VERSION:
             raise BadBaseline(
-                f"{path} is no file of expectations that this version reads, its format is {found.get('format')!r} "
-                f"{found.get('version')}; remove it, or use another one: a server keeps its own in LIGHTLLM_OTEL_STATE, "
-                "and lightllm-otel compare RUN --save-baseline FILE makes one of a recording"
+                f"{path} is not a baseline that this version can read: its format is {found.get('format')!r} "
+                f"{found.get('version')}. Remove it or use another file. A server keeps its own in LIGHTLLM_OTEL_STATE, "
+                "and lightllm-otel compare RUN --save-baseline FILE makes one from a recording"
             )
         return understood(found["buckets"]), dict(found["key"])
     except OSError as error:
@@ -90,7 +90,7 @@ def read(path: Path, given: bool = True) -> tuple[dict[Bucket, list[Plane]], dic
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         if isinstance(error, BadBaseline):
             raise
-        raise BadBaseline(f"{path} is damaged ({shortened(error)}); remove it, or use another one") from error
+        raise BadBaseline(f"{path} is damaged ({shortened(error)}); remove it or use another file") from error
 
 
 def shortened(error: Exception) -> str:
@@ -139,7 +139,8 @@ class Baseline:
             if self._aside is not None and not self._aside.wait(PATIENCE_SECONDS):
                 self._parts.failed(
                     ExporterStage.BASELINE, "waiting",
-                    f"{self._pinned or self._path} is not read after {PATIENCE_SECONDS:g} s; nothing is compared before it is",
+                    f"{self._pinned or self._path} could not be read within {PATIENCE_SECONDS:g} s; "
+                    "nothing is compared until it has been read",
                 )  # fmt: skip
         if self._planes is not None:
             self._expectation.begin(self._planes, learns=self._pinned is None, ranks=int(facts.get("tp", 1)))
@@ -153,7 +154,7 @@ class Baseline:
                     planes, of = read(path, given=self._pinned is not None)
                     self._warn_of_another_kind(of)
                 except BadBaseline as problem:
-                    instead = "nothing is compared" if self._pinned else "it is learned anew, in memory only"
+                    instead = "nothing is compared" if self._pinned else "a new baseline is learned, in memory only"
                     self._parts.failed(ExporterStage.BASELINE, "reading", f"{problem}: {instead}")
                     self._folder = None
         self._planes = planes
@@ -170,7 +171,8 @@ class Baseline:
         other = [name for name in SAME_KIND if of.get(name) not in (*unknown, self._key[name])]
         if self._pinned is not None and other:
             log.warning(
-                "%s is of another kind of server, in %s: slowdown is against that one. Its like has one in LIGHTLLM_OTEL_STATE",
+                "%s is from another kind of server, which differs in %s; the slowdown is relative to that server. Use a file "
+                "from LIGHTLLM_OTEL_STATE of a server of this kind",
                 self._pinned, ", ".join(f"{name} ({of[name]!r}, here {self._key[name]!r})" for name in other),
             )  # fmt: skip
 
@@ -199,8 +201,8 @@ class Baseline:
             except OSError as error:
                 self._parts.failed(
                     ExporterStage.BASELINE, "writing",
-                    f"{path} cannot be written ({error.strerror}): what operators should take is kept in memory only. "
-                    "Set LIGHTLLM_OTEL_STATE to a folder that can",
+                    f"{path} cannot be written ({error.strerror}): the learned baseline is kept in memory only. "
+                    "Set LIGHTLLM_OTEL_STATE to a folder that can be written",
                 )  # fmt: skip
                 self._folder = None
 

@@ -81,7 +81,7 @@ class Controller:
         deaf = [number for number, header in headers.items() if not header["listening"]]
         if deaf:
             raise Refused(
-                f"rank {deaf[0]} does not follow live control; the server's log says why. Restart it to change that"
+                f"rank {deaf[0]} does not follow live control; see the server's log. Restart the server to change the level"
             )
         return headers
 
@@ -91,8 +91,8 @@ class Controller:
 
     def _outcome(self, seq: int, level: Level, every: int, ranks: int) -> str:
         what = {
-            Level.OFF: "off: in a step every patch is undone but the one that counts forwards",
-            Level.STEPS: "steps: whole steps only",
+            Level.OFF: "off: at the next step all patches are undone except the one that counts forwards",
+            Level.STEPS: "steps: step-level only",
             Level.OPERATORS: f"operators: one decode step in {every}",
         }[level]
         for _ in range(int(PATIENCE_SECONDS / _POLL_SECONDS)):
@@ -101,7 +101,7 @@ class Controller:
             if len(following) == ranks:
                 return f"{what}; {ranks} rank{'s' if ranks > 1 else ''}, from forward {max(following)} on"
             self._sleep(_POLL_SECONDS)
-        return f"{what}; the server is idle, so it begins with the next requests"
+        return f"{what}; the server is idle, so the change takes effect with the next requests"
 
 
 def _level(given: Any, now: Level) -> Level:
@@ -146,7 +146,7 @@ class ControlServer:
                     return
                 self._parts.failed(
                     ExporterStage.CONTROL, "accept",
-                    f"live control cannot take a connection ({error}); it tries again, and everything else goes on",
+                    f"live control cannot accept a connection ({error}); it tries again, and nothing else is affected",
                 )  # fmt: skip
                 time.sleep(RETRY_SECONDS)
                 continue
@@ -155,7 +155,7 @@ class ControlServer:
                     connection.settimeout(PATIENCE_SECONDS)
                     connection.sendall(json.dumps(self._answer(connection)).encode() + b"\n")
                 except OSError as error:
-                    log.warning("a caller of live control went away: %s", error)
+                    log.warning("a client of live control disconnected before it had its answer: %s", error)
 
     def _answer(self, connection: socket.socket) -> dict[str, Any]:
         pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))

@@ -73,8 +73,8 @@ class Announcement:
         if failed:
             self._parts.failed(
                 ExporterStage.DISCOVERY, "files",
-                f"{'; '.join(failed)}. The exporter serves http://{said[0]}/metrics all the same; "
-                f"it is tried again every {KEEP_SECONDS:.0f} s",
+                f"{'; '.join(failed)}. http://{said[0]}/metrics is served nevertheless; "
+                f"the files are tried again every {KEEP_SECONDS:.0f} s",
             )  # fmt: skip
         self._failed = bool(failed)
         self._said = self._said if failed else said
@@ -85,7 +85,7 @@ class Announcement:
             if changed or not path.exists():
                 private.write(path, json.dumps({"address": address}).encode())
         except OSError as error:
-            return f"{path} cannot be written ({error.strerror}), so lightllm-otel top does not find the exporter"
+            return f"{path} cannot be written ({error.strerror}), so lightllm-otel top cannot find the exporter"
         return ""
 
     def _publish(self, targets: list[Any], changed: bool) -> str:
@@ -95,8 +95,8 @@ class Announcement:
                 self._write(folder, json.dumps(targets) + "\n")
         except OSError as error:
             return (
-                f"{pattern(folder or Path())} cannot be written ({error.strerror}), so Prometheus does not find the exporter by "
-                "file; LIGHTLLM_OTEL_TARGETS=FOLDER names another place"
+                f"{pattern(folder or Path())} cannot be written ({error.strerror}), so Prometheus cannot find the exporter by "
+                "file; set LIGHTLLM_OTEL_TARGETS to another folder"
             )
         return ""
 

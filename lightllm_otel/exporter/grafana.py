@@ -61,7 +61,7 @@ class Grafana:
             raise GrafanaProblem(f"grafana-api is not installed: {install_command('grafana')}") from None
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise GrafanaProblem(f"{url} is no address of a Grafana; it looks like http://127.0.0.1:3000")
+            raise GrafanaProblem(f"{url} is not the address of a Grafana; an example is http://127.0.0.1:3000")
         path = parts.path.strip("/")
         self.url = url
         self._face = GrafanaFace(
@@ -98,7 +98,7 @@ class Grafana:
         name = quote(wanted.name, safe="")
         there = self._ask(lambda: self._face.datasource.get_datasource_by_name(name), missing=None)
         if there is None and wanted.url is None:
-            raise GrafanaProblem(f"{self.url} has no data source {wanted.name}; give --prometheus-url to make it")
+            raise GrafanaProblem(f"{self.url} has no data source {wanted.name}; give --prometheus-url to create it")
         if there is None:
             new = {"name": wanted.name, "type": "prometheus", "url": wanted.url, "access": "proxy"}
             return Change(what, CREATE, apply=lambda: self._face.datasource.create_datasource(new))
@@ -146,15 +146,15 @@ class Grafana:
             if error.status_code == 404 and "missing" in default:
                 return default["missing"]
             if error.status_code == 403:
-                raise GrafanaProblem(f"{self.url} lets this token or user not do that: dashboards need the role Editor, data"
-                                     " sources Admin") from None  # fmt: skip
+                raise GrafanaProblem(f"{self.url} does not allow this token or user to do that: dashboards need the role "
+                                     "Editor, data sources Admin") from None  # fmt: skip
             raise GrafanaProblem(f"{self.url} refused: {error.message}") from None
         except GrafanaServerError as error:
             raise GrafanaProblem(f"{self.url} failed: {error.message}") from None
         except requests.RequestException as error:
             raise GrafanaProblem(f"{self.url} does not answer ({type(error).__name__})") from None
         except ValueError:
-            raise GrafanaProblem(f"{self.url} does not answer as a Grafana does") from None
+            raise GrafanaProblem(f"{self.url} answers, but not like a Grafana") from None
 
 
 def contains(there: Any, wanted: Any) -> bool:

@@ -49,6 +49,6 @@ def load() -> Optional[Nvml]:
 
         pynvml.nvmlInit()
     except Exception as error:  # noqa: BLE001 - everything else works without NVML
-        log.info("no NVML (%s): link, clocks and throttling of the GPUs stay unknown", error)
+        log.info("NVML is not available (%s): link, clocks and throttling of the GPUs are not known", error)
         return None
     return Nvml(pynvml)

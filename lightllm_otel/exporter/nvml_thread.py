@@ -73,7 +73,7 @@ class NvmlThread:
             self._parts.failed(
                 ExporterStage.NVML, "deadline",
                 f"NVML has not answered for {DEADLINE_SECONDS:.0f} s: clocks, temperatures, throttling and errors of the GPUs "
-                "are left out until it does; everything else goes on. nvidia-smi and dmesg show whether a GPU is lost",
+                "are left out until it answers; the rest is not affected. nvidia-smi and dmesg show whether a GPU is lost",
             )  # fmt: skip
         elif self._hangs and not hangs:
             log.info("NVML answers again")

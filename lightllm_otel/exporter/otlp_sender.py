@@ -54,7 +54,9 @@ class Outcomes:
             if taken:
                 log.info("%s over OTLP arrive again", self._what)
             else:
-                log.warning("%s over OTLP do not arrive and are tried again: %s", self._what, said[:LAST_WORDS])
+                log.warning(
+                    "%s over OTLP do not arrive; the next batch is sent all the same: %s", self._what, said[:LAST_WORDS]
+                )
 
 
 class NoSuchExporter(LookupError):
@@ -83,7 +85,7 @@ def loaded(signal: Signal, names: Iterable[str], copies: int = 1) -> list[tuple[
         except NoSuchExporter as error:
             log.error("%s over OTLP are off: %s", signal, error)
         except Exception as error:  # noqa: BLE001 - the settings of a receiver may be wrong in any way
-            log.error("%s over OTLP are off: %s could not be made: %r", signal, name, error)
+            log.error("%s over OTLP are off: the exporter %s could not be created: %r", signal, name, error)
     return found
 
 
@@ -105,7 +107,7 @@ class Sender:
         try:
             self._waiting.put_nowait(batch)
         except queue.Full:
-            self._outcomes.add(False, "it is slower than what is sent")
+            self._outcomes.add(False, "the receiver is too slow, and a batch was left out")
             return False
         return True
 
@@ -150,7 +152,7 @@ class _LastWords(logging.Handler):
         self._lines.pop(threading.get_ident(), None)
 
     def said(self) -> str:
-        return self._lines.get(threading.get_ident(), "the receiver said nothing more")
+        return self._lines.get(threading.get_ident(), "the receiver gave no reason")
 
 
 last_words = _LastWords()

@@ -25,7 +25,7 @@ def let_go_of_stderr(folder: Path) -> None:
     except OSError as error:
         if error.errno in NO_DESCRIPTOR:
             raise
-        log.error("%s: the exporter has no log from here on", error)
+        log.error("%s: the log of the exporter cannot be written; its messages are lost from now on", error)
         descriptor = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     os.dup2(descriptor, 2)
     os.close(descriptor)
@@ -48,4 +48,4 @@ def name_process() -> None:
     try:
         Path("/proc/self/comm").write_text(PROCESS_NAME)
     except OSError as error:
-        log.debug("no process name: %s", error)
+        log.debug("the process could not be named: %s", error)

@@ -28,4 +28,4 @@ def graphs_line(graphs: dict[str, Any]) -> str:
         return (
             f"{len(graphs['sizes'])} instrumented graphs ({graphs['bytes'] / 2**20:.0f} MiB, {graphs['seconds']:.1f} s)"
         )
-    return f"whole steps only ({graphs.get('reason') or 'no graphs'})"
+    return f"step-level only ({graphs.get('reason') or 'no graphs'})"
