@@ -262,7 +262,7 @@ def test_a_caller_for_whom_there_is_no_descriptor_does_not_end_live_control(tmp_
     with pytest.raises(Refused, match="no rank of the server has come up yet"):
         ask(tmp_path, {"level": "steps"})
     assert parts.errors[ExporterStage.CONTROL] == 3
-    assert ["cannot take a connection" in record.message for record in caplog.records] == [True]
+    assert ["cannot accept a connection" in record.message for record in caplog.records] == [True]
     server.close()
 
 
