@@ -18,6 +18,7 @@ from served_tables import served_accuracy, served_cost  # noqa: E402
 from lightllm_otel.exporter.metrics import METRICS, Metric  # noqa: E402
 from lightllm_otel.records.vocabulary import Feature  # noqa: E402
 from lightllm_otel.settings import OFF_WORDS, ON_WORDS, PREFIX, SETTINGS  # noqa: E402
+from lightllm_otel.tools.units import duration  # noqa: E402
 
 READMES = {ENGLISH: ROOT / "README.md", CHINESE: ROOT / "README.zh-CN.md"}
 PAGES = tuple(ROOT / "docs" / f"{name}.md" for name in ("metrics", "measured", "settings", "versions"))
@@ -35,6 +36,21 @@ def metrics() -> str:
 def over_otlp(metric: Metric) -> str:
     """Its name and unit there."""
     return f"`{metric.otlp}`" + (f", {metric.unit}" if metric.unit else "")
+
+
+def histograms() -> str:
+    """Bounds of each histogram: how many, from, to, and the factor from one to the next."""
+    rows = ["| histogram | bounds | from | to | factor from bound to bound |", "|---|---|---|---|---|"]
+    for metric in (each for each in METRICS if each.bounds):
+        pairs = list(zip(metric.bounds, metric.bounds[1:]))
+        factors = [f"{high / low:.3g}" for low, high in pairs]
+        changes = [at for at in range(len(pairs)) if at == len(pairs) - 1 or factors[at] != factors[at + 1]]
+        steps = ", ".join(f"{factors[at]} up to {duration(pairs[at][1])}" for at in changes)
+        ends = f"{duration(metric.bounds[0])} | {duration(metric.bounds[-1])}"
+        rows.append(
+            f"| `{metric.name}` | {len(metric.bounds)} | {ends} | {steps if len(changes) > 1 else factors[0]} |"
+        )
+    return "\n".join(rows)
 
 
 def settings() -> str:
@@ -575,6 +591,7 @@ def _row(title: str, cells: list[str]) -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "metrics": metrics,
+    "histograms": histograms,
     "settings": settings,
     "first_light": first_light,
     "python_timer": python_timer,

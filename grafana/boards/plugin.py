@@ -26,9 +26,9 @@ PLUGIN = Board(
                   (Query("max(lightllm_otel_data_age_seconds{$SERVER})"),), 6, 4, empty="No exporter answers", steps=((10, "orange"),)),
             Panel("Series of the largest server", STAT, "short",
                   "Samples of one scrape (scrape_samples_scraped, Prometheus' own) of those that have lightllm_server_info. At most 2,000"
-                  " for eight ranks.",
+                  " for eight ranks of a dense model, and 3,000 with experts.",
                   (Query(f'max(scrape_samples_scraped{{job=~"$job",instance=~"$instance"}} and on ({TARGET}) lightllm_server_info{{$SERVER}})'),), 6, 4, empty="Nothing is scraped",
-                  steps=((2001, "orange"),)),
+                  steps=((3001, "orange"),)),
         )),
         ("What it costs", (
             Panel("CPU time of the model processes", LINES, "percentunit",

@@ -1,1 +1,1 @@
-"""Exporter process: from figures to Prometheus, OpenTelemetry, the live page and recordings."""
+"""Exporter process: serves figures to Prometheus, OpenTelemetry and the live page, and records them."""

@@ -1,4 +1,4 @@
-"""Work beside the polls: a folder on a network may keep whoever writes to it waiting for ever."""
+"""Background work beside the polls, because a write to a network folder may hang forever."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Work = Callable[[], None]
 
 
 class Aside:
-    """Does one piece of work after the other on a thread of its own, which begins with the first. Work catches its errors."""
+    """Worker thread that does one piece of work at a time. Work must catch its own errors."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -21,11 +21,11 @@ class Aside:
 
     @property
     def busy(self) -> bool:
-        """Whether work is under way."""
+        """Return True while work is in progress."""
         return self._waiting.unfinished_tasks > 0
 
     def offer(self, work: Work) -> bool:
-        """Return whether it will be done; not while other work is under way."""
+        """Start ``work`` and return True, or return False while other work is in progress."""
         if self.busy:
             return False
         if self._thread is None:
@@ -35,7 +35,7 @@ class Aside:
         return True
 
     def wait(self, seconds: float) -> bool:
-        """Wait until all is done, but not longer. Return whether it is."""
+        """Wait up to ``seconds`` for the work to end, and return True if it has."""
         end = time.monotonic() + seconds
         while self.busy and time.monotonic() < end:
             time.sleep(0.01)

@@ -1,8 +1,7 @@
-"""Where expectations are kept: a file per kind of server, so that a restart, or a slow drift, does not begin anew.
+"""Files of learned baselines, one per kind of server, so that a restart does not hide a slow drift.
 
-``FOLDER/MODEL-GPU-tpN-HASH.json`` has ``format``, ``version``, ``key`` (what the expectation is of) and ``buckets``. A file of
-the same form can be given as a baseline, or one of a run, which has it inside (``compare --save-baseline``). Then nothing
-is learned.
+``FOLDER/MODEL-GPU-tpN-HASH.json`` has ``format``, ``version``, ``key`` (the kind of server) and ``buckets``. A user can pin such
+a file, or the file of a run that contains one (``compare --save-baseline``). A server with a pinned file learns nothing.
 """
 
 from __future__ import annotations
@@ -26,44 +25,48 @@ from lightllm_otel.reduce.expectation import Bucket, Expectation, Plane, describ
 
 MOST_BYTES = 64 << 20
 FORMAT, VERSION = "lightllm-otel expectation", 1
-RUN_FORMAT = "lightllm-otel baseline"  # of a file that has one of these as its ``expectation``, or null
+RUN_FORMAT = "lightllm-otel baseline"  # a file of a run: its ``expectation`` is such a baseline, or null
 SAVE_SECONDS = 10.0
 PATIENCE_SECONDS = 2.0
 MOST_CHARACTERS = 200
-# What makes times another matter; versions are what a baseline is there to be compared over.
+# Servers that differ in one of these cannot be compared. Versions are not among them: a baseline is there to compare versions.
 SAME_KIND = ("model", "config", "dtype", "gpu_name", "tp", "dp", "link")
-# A server with another of these is another kind of server, and learns an expectation of its own.
+# A server that differs in one of these learns a baseline of its own.
 KEY = ("model", "config", "dtype", "gpu_name", "tp", "dp", "lightllm", "torch", "cuda", "plugin", "clock")
 
 
 class BadBaseline(ValueError):
-    """Not a file of expectations; the message says what and what to do."""
+    """The file is not a baseline; the message says why and what to do."""
 
 
 def key_of(facts: Mapping[str, Any], link: str) -> dict[str, Any]:
+    """Return the kind of server that a baseline is for."""
     return {**{name: facts.get(name, "") for name in KEY}, "link": link}
 
 
 def file_name(key: Mapping[str, Any]) -> str:
+    """Return the name of the file for this kind of server."""
     text = json.dumps(key, sort_keys=True, default=str)
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", f"{key['model']}-{key['gpu_name'] or 'cpu'}-tp{key['tp']}")
     return f"{readable}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
 
 
 def content(key: Mapping[str, Any], planes: Mapping[Bucket, list[Plane]]) -> dict[str, Any]:
+    """Return the content of a file, to be written as JSON."""
     return {"format": FORMAT, "version": VERSION, "key": dict(key), "buckets": described(planes)}
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all. The folder may be one that several users share. Raises OSError."""
+    """Write a file completely or not at all. Several users may share the folder. Raises OSError."""
     private.make_parents(path)
     private.write(path, text.encode(), mode=0o644, foreign_folder=True)
 
 
 def read(path: Path, given: bool = True) -> tuple[dict[Bucket, list[Plane]], dict[str, Any]]:
-    """``(planes, key)``. ``given``: by a person, who may give anybody's; one that was learned must be ours.
+    """Return ``(planes, key)`` of a file.
 
-    Raises BadBaseline, also for a file that is not there.
+    A file that a user has pinned (``given``) may belong to anybody; a learned one must belong to this user. Raises BadBaseline,
+    also if there is no such file.
     """
     try:
         found = json.loads(path.read_bytes() if given else _own(path))
@@ -71,14 +74,14 @@ def read(path: Path, given: bool = True) -> tuple[dict[Bucket, list[Plane]], dic
             found = found.get("expectation")
             if found is None:
                 raise BadBaseline(
-                    f"{path} is of a run that was too short to say what operators should take; record a longer one, or with "
+                    f"{path} is from a run that was too short to learn a baseline; record a longer run, or set "
                     "LIGHTLLM_OTEL_SAMPLE_EVERY=1, and save it again"
                 )
         if found.get("format") != FORMAT or found.get("version") != VERSION:
             raise BadBaseline(
-                f"{path} is no file of expectations that this version reads, its format is {found.get('format')!r} "
-                f"{found.get('version')}; remove it, or use another one: a server keeps its own in LIGHTLLM_OTEL_STATE, "
-                "and lightllm-otel compare RUN --save-baseline FILE makes one of a recording"
+                f"{path} is not a baseline that this version can read: its format is {found.get('format')!r} "
+                f"{found.get('version')}. Remove it or use another file. A server keeps its own in LIGHTLLM_OTEL_STATE, "
+                "and lightllm-otel compare RUN --save-baseline FILE makes one from a recording"
             )
         return understood(found["buckets"]), dict(found["key"])
     except OSError as error:
@@ -87,26 +90,26 @@ def read(path: Path, given: bool = True) -> tuple[dict[Bucket, list[Plane]], dic
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         if isinstance(error, BadBaseline):
             raise
-        raise BadBaseline(f"{path} is damaged ({shortened(error)}); remove it, or use another one") from error
+        raise BadBaseline(f"{path} is damaged ({shortened(error)}); remove it or use another file") from error
 
 
 def shortened(error: Exception) -> str:
-    """Return what went wrong, without the whole of what was read."""
+    """Return the text of an error, without the whole content of the file."""
     said = repr(error)
     return said if len(said) <= MOST_CHARACTERS else f"{said[:MOST_CHARACTERS]}…"
 
 
 def _own(path: Path) -> bytes:
-    """A group may write it: with a umask of 002 files of ours are so."""
+    """Read a file of this user. Its group may be allowed to write it, as with a umask of 002."""
     return private.read(path, MOST_BYTES, foreign_folder=True, refused=stat.S_IWOTH)
 
 
 class Baseline:
-    """Begins an expectation when it is known what kind of server this is, and saves what it learns.
+    """Learned baseline of one server: starts when the kind of server is known, and saves what it learns.
 
-    ``pinned``: a file that is compared with as it is. ``folder``: where learned ones lie; None keeps them in memory only.
-    What cannot be read or written is counted in ``parts``, and one line in the log. With ``aside`` files are read and written
-    there, and a folder that hangs keeps nobody waiting for longer than :data:`PATIENCE_SECONDS`.
+    ``pinned`` is a file to compare with, unchanged. ``folder`` has the learned files; None keeps the baseline in memory. An error
+    is counted in ``parts`` and logged once. ``aside`` reads and writes in the background, so a folder that hangs delays a poll
+    by at most :data:`PATIENCE_SECONDS`.
     """
 
     def __init__(
@@ -127,7 +130,7 @@ class Baseline:
         self._next_save = 0.0
 
     def begin(self, facts: Mapping[str, Any], link: str) -> None:
-        """Begin, as soon as the file has been read: all ranks that can be seen here have said what they are."""
+        """Start the expectation once the file has been read. Called when all ranks of this host have said what they are."""
         if self._expectation.begun:
             return
         if not self._key:
@@ -136,7 +139,8 @@ class Baseline:
             if self._aside is not None and not self._aside.wait(PATIENCE_SECONDS):
                 self._parts.failed(
                     ExporterStage.BASELINE, "waiting",
-                    f"{self._pinned or self._path} is not read after {PATIENCE_SECONDS:g} s; nothing is compared before it is",
+                    f"{self._pinned or self._path} could not be read within {PATIENCE_SECONDS:g} s; "
+                    "nothing is compared until it has been read",
                 )  # fmt: skip
         if self._planes is not None:
             self._expectation.begin(self._planes, learns=self._pinned is None, ranks=int(facts.get("tp", 1)))
@@ -150,7 +154,7 @@ class Baseline:
                     planes, of = read(path, given=self._pinned is not None)
                     self._warn_of_another_kind(of)
                 except BadBaseline as problem:
-                    instead = "nothing is compared" if self._pinned else "it is learned anew, in memory only"
+                    instead = "nothing is compared" if self._pinned else "a new baseline is learned, in memory only"
                     self._parts.failed(ExporterStage.BASELINE, "reading", f"{problem}: {instead}")
                     self._folder = None
         self._planes = planes
@@ -162,17 +166,18 @@ class Baseline:
             work()
 
     def _warn_of_another_kind(self, of: Mapping[str, Any]) -> None:
-        """Of a pinned file only: the others' names are made from the same key."""
+        """Warn if the pinned file is of another kind of server. The name of a learned file already contains the kind."""
         unknown = ("", None, "unknown")  # a recording knows no link
         other = [name for name in SAME_KIND if of.get(name) not in (*unknown, self._key[name])]
         if self._pinned is not None and other:
             log.warning(
-                "%s is of another kind of server, in %s: slowdown is against that one. Its like has one in LIGHTLLM_OTEL_STATE",
+                "%s is from another kind of server, which differs in %s; the slowdown is relative to that server. Use a file "
+                "from LIGHTLLM_OTEL_STATE of a server of this kind",
                 self._pinned, ", ".join(f"{name} ({of[name]!r}, here {self._key[name]!r})" for name in other),
             )  # fmt: skip
 
     def save(self, now: float) -> None:
-        """Write what was learned since the last time, if that is some seconds ago."""
+        """Write what was learned, at most once per :data:`SAVE_SECONDS`."""
         if not self._expectation.changed or now < self._next_save or (self._aside is not None and self._aside.busy):
             return
         path = self._path
@@ -182,7 +187,7 @@ class Baseline:
         self._expectation.changed, self._next_save = False, now + SAVE_SECONDS
 
     def close(self) -> None:
-        """Write the rest."""
+        """Write what was learned since the last save."""
         if self._aside is not None:
             self._aside.wait(PATIENCE_SECONDS)
         self.save(math.inf)
@@ -196,8 +201,8 @@ class Baseline:
             except OSError as error:
                 self._parts.failed(
                     ExporterStage.BASELINE, "writing",
-                    f"{path} cannot be written ({error.strerror}): what operators should take is kept in memory only. "
-                    "Set LIGHTLLM_OTEL_STATE to a folder that can",
+                    f"{path} cannot be written ({error.strerror}): the learned baseline is kept in memory only. "
+                    "Set LIGHTLLM_OTEL_STATE to a folder that can be written",
                 )  # fmt: skip
                 self._folder = None
 

@@ -1,4 +1,4 @@
-"""Connections of the exporter's HTTP server: how many there may be, and which one goes when one more comes."""
+"""Connections of the exporter's HTTP server: their limits, and which one is closed to make room."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from collections.abc import Callable, Iterable
 from typing import Optional
 
 MOST_CONNECTIONS = 64
-"""Each has a thread. A few scrapers and as many watchers as may watch need less than half."""
+"""Each connection has a thread. A few scrapers and all watchers of the live page need less than half."""
 REQUEST_SECONDS = 5.0
-"""A request, up to the end of its headers, must have come in this time."""
+"""Time limit for a request, up to the end of its headers."""
 ANSWER_SECONDS = 15.0
-"""An answer must have been taken in this time. Watchers stay longer: each event has this time of its own."""
+"""Time limit for the client to read an answer. For a watcher of the live page it applies to each event."""
 CROWDED_ANSWER_SECONDS = 2.0
-"""The same when there is no room for another connection."""
-_PATIENCE_SECONDS = 0.5  # until threads whose connection was ended have gone
+"""Time limit for an answer while there is no room for another connection."""
+_PATIENCE_SECONDS = 0.5  # for threads of ended connections to finish
 ASKING, ANSWERED, WATCHING, ENDING = "asking", "answered", "watching", "ending"
 
 
 @dataclasses.dataclass(eq=False)
 class Connection:
-    """``state``: ASKING until a whole request has come, and so on; ``since``: when it began, monotonic seconds."""
+    """One connection. ``since`` is the start of its ``state``, in monotonic seconds; a new one is ASKING."""
 
     socket: socket.socket
     host: str
@@ -34,16 +34,16 @@ class Connection:
     state: str = ASKING
 
     def limit(self, crowded: bool) -> float:
-        """Return the seconds that it may stay in its state."""
+        """Return for how many seconds the connection may stay in its state."""
         answered = CROWDED_ANSWER_SECONDS if crowded else ANSWER_SECONDS
         return {ASKING: REQUEST_SECONDS, ANSWERED: answered}.get(self.state, math.inf)
 
 
 class Connections:
-    """Keeps at most ``most`` of them. ``now``: monotonic seconds. Usable from any thread.
+    """At most ``most`` open connections; usable from any thread. ``now`` returns monotonic seconds.
 
-    When one more comes, one that has not asked for anything yet goes: of the host with the most of these, the oldest. So
-    idle connections push each other out, and a scrape, which asks at once, finds a place.
+    A new connection replaces one that has not sent a request yet: the oldest one of the host that has most of these. So idle
+    connections replace each other, and a scrape, which sends its request at once, gets through.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic, most: int = MOST_CONNECTIONS) -> None:
@@ -56,9 +56,9 @@ class Connections:
         return len(self._open)
 
     def add(self, peer: socket.socket, host: str) -> bool:
-        """Return whether there is a place for this connection; one may be made by ending another."""
+        """Add a connection, ending another if needed. Return False if there is no room."""
         with self._changed:
-            # Threads of ended connections need a moment to go; they are waited for, or there could be any number.
+            # Wait for threads of ended connections; their number would have no limit otherwise.
             if not self._changed.wait_for(lambda: len(self._open) < 2 * self._most, _PATIENCE_SECONDS):
                 return False
             if sum(each.state != ENDING for each in self._open.values()) >= self._most:
@@ -70,30 +70,30 @@ class Connections:
         return True
 
     def now_is(self, peer: socket.socket, state: str) -> None:
-        """Say that the connection has come so far."""
+        """Set the state of a connection."""
         with self._changed:
             found = self._open.get(peer)
             if found is not None and found.state != ENDING:
                 found.state, found.since = state, self._now()
 
     def remove(self, peer: socket.socket) -> None:
-        """Say that the connection is about to be closed."""
+        """Forget a connection that is about to be closed."""
         with self._changed:
             self._open.pop(peer, None)
             self._changed.notify_all()
 
     def end_overdue(self) -> None:
-        """End connections that took too long."""
+        """End connections that have exceeded their time limit."""
         with self._changed:
             self._end([each for each in self._open.values() if self._age(each) > each.limit(crowded=False)])
 
     def end_idle(self) -> None:
-        """End all that have not asked for anything: this process has no descriptors left."""
+        """End all connections without a request, because the process has no file descriptors left."""
         with self._changed:
             self._end([each for each in self._open.values() if each.state == ASKING])
 
     def _end(self, connections: Iterable[Connection]) -> None:
-        """Wake up whoever reads from these or writes to them. Each one's own thread closes it."""
+        """Shut down the sockets, which wakes up the threads that use them; each thread closes its own."""
         for each in connections:
             each.state = ENDING
             with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""Live control from outside: an owner-only unix socket in the group's folder, one line of JSON each way.
+"""Live control: a unix socket in the group's folder, for the owner only, with one line of JSON each way.
 
-``{"level": "operators", "every": 16}`` changes what is measured; a missing part stays as it is. The answer is
-``{"ok": true, "text": "…"}``, a sentence for a person either way.
+``{"level": "operators", "every": 16}`` changes what is measured; a part that is missing stays as it is. The answer is
+``{"ok": true, "text": "…"}``, where ``text`` is a sentence for the user.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _MOST_BYTES = 4096
 
 
 class Refused(ValueError):
-    """The request cannot be followed; the message says why and what to do."""
+    """The request was refused; the message says why and what to do."""
 
 
 class Controller:
-    """Turns requests into the control page's, and waits until every rank says that it follows."""
+    """Handler of requests: writes them to the control page and waits until every rank has confirmed."""
 
     def __init__(self, folder: Path, group: Group, sleep: Callable[[float], None] = time.sleep) -> None:
         self._folder = folder
@@ -47,7 +47,7 @@ class Controller:
         self._last: control.Order | None = None
 
     def handle(self, request: dict[str, Any]) -> str:
-        """A sentence that says what became of it. Raises Refused."""
+        """Follow a request and return the outcome as a sentence. Raises Refused."""
         with self._lock:
             headers = self._headers()
             now = next(iter(headers.values()))
@@ -64,7 +64,7 @@ class Controller:
             return self._outcome(self._last.seq, level, every, len(headers))
 
     def _headers(self) -> dict[int, Any]:
-        """Of all ranks of the group; all must be on this host, because the page is."""
+        """Return the headers of all ranks. Raises Refused unless all are on this host, where the control page is."""
         facts = self._group.facts()
         headers = {
             number: rank.header
@@ -81,18 +81,18 @@ class Controller:
         deaf = [number for number, header in headers.items() if not header["listening"]]
         if deaf:
             raise Refused(
-                f"rank {deaf[0]} does not follow live control; the server's log says why. Restart it to change that"
+                f"rank {deaf[0]} does not follow live control; see the server's log. Restart the server to change the level"
             )
         return headers
 
     def _is_alive(self, number: int) -> bool:
-        """Rings of ranks that have ended may lie there still."""
+        """Return False for a ring that a rank has left behind."""
         return is_locked(ring_path(self._folder, number))
 
     def _outcome(self, seq: int, level: Level, every: int, ranks: int) -> str:
         what = {
-            Level.OFF: "off: in a step every patch is undone but the one that counts forwards",
-            Level.STEPS: "steps: whole steps only",
+            Level.OFF: "off: at the next step all patches are undone except the one that counts forwards",
+            Level.STEPS: "steps: step-level only",
             Level.OPERATORS: f"operators: one decode step in {every}",
         }[level]
         for _ in range(int(PATIENCE_SECONDS / _POLL_SECONDS)):
@@ -101,7 +101,7 @@ class Controller:
             if len(following) == ranks:
                 return f"{what}; {ranks} rank{'s' if ranks > 1 else ''}, from forward {max(following)} on"
             self._sleep(_POLL_SECONDS)
-        return f"{what}; the server is idle, so it begins with the next requests"
+        return f"{what}; the server is idle, so the change takes effect with the next requests"
 
 
 def _level(given: Any, now: Level) -> Level:
@@ -122,7 +122,7 @@ def _every(given: Any, now: int) -> int:
 
 
 class ControlServer:
-    """Listens on the socket, in a thread of the exporter. Whoever is not the owner is turned away by the kernel's word."""
+    """Server of the socket, on a thread of the exporter. The kernel says who calls; only the owner and root are served."""
 
     def __init__(self, folder: Path, controller: Controller, parts: Parts | None = None) -> None:
         self._controller = controller
@@ -146,7 +146,7 @@ class ControlServer:
                     return
                 self._parts.failed(
                     ExporterStage.CONTROL, "accept",
-                    f"live control cannot take a connection ({error}); it tries again, and everything else goes on",
+                    f"live control cannot accept a connection ({error}); it tries again, and nothing else is affected",
                 )  # fmt: skip
                 time.sleep(RETRY_SECONDS)
                 continue
@@ -155,7 +155,7 @@ class ControlServer:
                     connection.settimeout(PATIENCE_SECONDS)
                     connection.sendall(json.dumps(self._answer(connection)).encode() + b"\n")
                 except OSError as error:
-                    log.warning("a caller of live control went away: %s", error)
+                    log.warning("a client of live control disconnected before it had its answer: %s", error)
 
     def _answer(self, connection: socket.socket) -> dict[str, Any]:
         pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -178,17 +178,17 @@ class ControlServer:
 
 
 def is_owner(uid: int) -> bool:
-    """Whether this user may change what the server measures; root may what it likes in any case."""
+    """Return True if this user may change what the server measures: its owner, or root."""
     return uid in (os.getuid(), 0)
 
 
 def short_path(folder: int) -> str:
-    """The socket by its open folder: a path of a socket may have 107 bytes only, and folders can be deep."""
+    """Return a short path to the socket through its open folder, because the path of a socket is limited to 107 bytes."""
     return f"/proc/self/fd/{folder}/{SOCKET}"
 
 
 def receive(connection: socket.socket) -> bytes:
-    """Up to the end of a line. Raises OSError when all of it takes longer than the time-out of the connection."""
+    """Read up to the end of a line. Raises OSError if the whole line takes longer than the time-out of the connection."""
     received = b""
     deadline = time.monotonic() + (connection.gettimeout() or math.inf)
     while not received.endswith(b"\n") and len(received) < _MOST_BYTES:
@@ -202,7 +202,10 @@ def receive(connection: socket.socket) -> bytes:
 
 
 def ask(folder: Path, request: dict[str, Any]) -> str:
-    """What the exporter of this group answers. Raises Refused with its sentence, NotOurs, or OSError when nobody listens."""
+    """Send a request to the exporter of this group and return its answer.
+
+    Raises Refused, NotOurs, or OSError if nobody listens.
+    """
     descriptor = private.open_folder(folder)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

@@ -1,9 +1,9 @@
-"""Where an exporter can be found: a file that every user may read, for Prometheus, and one for our own commands alone.
+"""Discovery files of an exporter: one for Prometheus that every user may read, and one for our own commands.
 
-Prometheus' file_sd allows one ``*``, in the last part of a path, so its files are flat: ``lightllm-otel-targets.*.json`` in
-/dev/shm, or in the folder that ``LIGHTLLM_OTEL_TARGETS`` names. In /dev/shm others can add files, but cannot remove or replace
-ours, and nobody knows the name before we use it. An exporter holds a lock on its file while it lives. Our own commands read
-none of these files: they take the address that lies in the group's folder, which is ours alone.
+Prometheus' file_sd allows one ``*``, in the last part of a path. So its files lie directly in /dev/shm, as
+``lightllm-otel-targets.*.json``, or in the folder that ``LIGHTLLM_OTEL_TARGETS`` names. Other users can add files in /dev/shm,
+but cannot remove or replace ours, and cannot guess the name. An exporter holds a lock on its file while it lives. Our own
+commands read the address in the group's folder instead, where only this user can write.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from lightllm_otel.records.vocabulary import ExporterStage
 
 ADDRESS = "exporter.json"
 PREFIX, SUFFIX = "lightllm-otel-targets.", ".json"
-KEEP_SECONDS = 10.0  # so often it is looked whether the files are still there
+KEEP_SECONDS = 10.0  # interval of the check that the files still exist
 MOST_BYTES = 1 << 16
 _ANY = ("0.0.0.0", "::", "")
 
 
 def pattern(folder: Path) -> str:
-    """What Prometheus' configuration says for files in this folder."""
+    """Return the pattern of these files for Prometheus' configuration."""
     return f"{folder}/{PREFIX}*{SUFFIX}"
 
 
 class Announcement:
-    """Both files of one exporter. ``targets``: the folder of those for Prometheus; None for none. Nothing here raises.
+    """Both discovery files of one exporter. ``targets`` is the folder of the one for Prometheus, or None without one.
 
-    ``now``: monotonic seconds. What cannot be written is counted in ``parts``.
+    ``now`` returns monotonic seconds. Nothing here raises; a file that cannot be written is counted in ``parts``.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Announcement:
         self._failed = False
 
     def keep(self, server: MetricsServer, facts: Mapping[str, Any]) -> None:
-        """Write what is missing or no longer true. Cheap enough for every poll."""
+        """Write the files that are missing or out of date. Cheap enough for every poll."""
         said = (own_address(server), entry(server, self._folder.name, facts))
         now = self._now()
         if now < self._next and (said == self._said or self._failed):
@@ -73,8 +73,8 @@ class Announcement:
         if failed:
             self._parts.failed(
                 ExporterStage.DISCOVERY, "files",
-                f"{'; '.join(failed)}. The exporter serves http://{said[0]}/metrics all the same; "
-                f"it is tried again every {KEEP_SECONDS:.0f} s",
+                f"{'; '.join(failed)}. http://{said[0]}/metrics is served nevertheless; "
+                f"the files are tried again every {KEEP_SECONDS:.0f} s",
             )  # fmt: skip
         self._failed = bool(failed)
         self._said = self._said if failed else said
@@ -85,7 +85,7 @@ class Announcement:
             if changed or not path.exists():
                 private.write(path, json.dumps({"address": address}).encode())
         except OSError as error:
-            return f"{path} cannot be written ({error.strerror}), so lightllm-otel top does not find the exporter"
+            return f"{path} cannot be written ({error.strerror}), so lightllm-otel top cannot find the exporter"
         return ""
 
     def _publish(self, targets: list[Any], changed: bool) -> str:
@@ -95,13 +95,13 @@ class Announcement:
                 self._write(folder, json.dumps(targets) + "\n")
         except OSError as error:
             return (
-                f"{pattern(folder or Path())} cannot be written ({error.strerror}), so Prometheus does not find the exporter by "
-                "file; LIGHTLLM_OTEL_TARGETS=FOLDER names another place"
+                f"{pattern(folder or Path())} cannot be written ({error.strerror}), so Prometheus cannot find the exporter by "
+                "file; set LIGHTLLM_OTEL_TARGETS to another folder"
             )
         return ""
 
     def _write(self, folder: Path, text: str) -> None:
-        """It gets its name when it is whole, locked, and readable for Prometheus, whatever the umask is."""
+        """Write the file and name it only when it is complete, locked and readable for Prometheus, whatever the umask."""
         if not folder.exists():
             private.make_parents(folder)
             folder.mkdir(mode=0o755, exist_ok=True)
@@ -144,14 +144,14 @@ class Announcement:
 
 
 def entry(server: MetricsServer, group: str, facts: Mapping[str, Any]) -> list[Any]:
-    """The content of a file for Prometheus. Its labels are those that stay, or a restart would be another target.
+    """Return the content of the file for Prometheus. Its labels never change, so a restart is the same target.
 
-    Two files that name one exporter say the same, so Prometheus scrapes it once. ``instance`` has the machine's name: each
-    machine's agent would else write 127.0.0.1. Ranks on several machines are found together by ``lightllm_group``.
+    Two files of one exporter have equal content, so Prometheus scrapes it once. ``instance`` has the host's name, because the
+    agents of all hosts would write 127.0.0.1 otherwise. ``lightllm_group`` joins ranks on several hosts.
     """
     host = socket.gethostname()
     address = server.address if server.host not in _ANY else f"{host}:{server.port}"
-    # No job label: that is the name that the user gives in Prometheus' own configuration.
+    # No label ``job``: the user names the job in Prometheus' configuration.
     labels = {"instance": f"{host}:{server.port}"}
     if int(facts.get("nodes") or 1) > 1:
         labels["lightllm_group"] = group
@@ -159,14 +159,14 @@ def entry(server: MetricsServer, group: str, facts: Mapping[str, Any]) -> list[A
 
 
 def own_address(server: MetricsServer) -> str:
-    """host:port for a command on this machine."""
+    """Return host:port for a command on this host."""
     if server.host in _ANY:
         return f"{'[::1]' if ':' in server.host else '127.0.0.1'}:{server.port}"
     return server.address
 
 
 def targets(directory: Path) -> dict[str, str]:
-    """Group → address of every exporter that lives and has announced itself in this folder. Raises NotOurs."""
+    """Return group → address of every living exporter that has announced itself in this folder. Raises NotOurs."""
     found = {}
     for folder in groups(directory):
         if is_locked(folder / LOCK_NAME):
@@ -176,7 +176,7 @@ def targets(directory: Path) -> dict[str, str]:
 
 
 def tidy(folder: Path) -> None:
-    """Remove this user's files of exporters that have ended without doing so. Raises OSError."""
+    """Remove the files that dead exporters of this user have left. Raises OSError."""
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for name in os.listdir(opened):  # noqa: PTH208 - pathlib lists no descriptors

@@ -1,4 +1,4 @@
-"""Who is watching, and what they are shown: one text for all, made by the thread that reads the rings."""
+"""Event stream of the live page: one text for all watchers, made by the thread that reads the rings."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ MOST_LISTENERS = 16
 
 
 class Full(Exception):
-    """So many are listening that one more is refused."""
+    """No further listener is accepted."""
 
 
 class Shown(NamedTuple):
-    """``serial`` grows with each text; ``text``: None when nothing new came in time."""
+    """A text and its ``serial``, which grows with each one. ``text`` is None if no new one came in time."""
 
     serial: int
     text: bytes | None
 
 
 class EventStream:
-    """The newest text, handed to a bounded number of listeners. Nothing is queued: who is slow misses some."""
+    """The newest text, for a limited number of listeners. Nothing is queued, so a slow listener misses some."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -37,7 +37,7 @@ class EventStream:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[int]:
-        """Be counted as a listener meanwhile; the serial of the newest text. Raises Full."""
+        """Count the caller as a listener, and give the serial of the newest text. Raises Full."""
         with self._changed:
             if self._listeners >= MOST_LISTENERS:
                 raise Full
@@ -56,13 +56,13 @@ class EventStream:
             self._changed.notify_all()
 
     def after(self, serial: int, seconds: float) -> Shown:
-        """The newest text, as soon as there is one newer than ``serial``."""
+        """Wait up to ``seconds`` for a text newer than ``serial``, and return it."""
         with self._changed:
             self._changed.wait_for(lambda: self._serial > serial or self.closed, seconds)
             return Shown(self._serial, self._text if self._serial > serial else None)
 
     def close(self) -> None:
-        """No text will come any more."""
+        """Wake up all listeners; no further text will come."""
         with self._changed:
             self.closed = True
             self._changed.notify_all()

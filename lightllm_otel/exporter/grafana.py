@@ -1,4 +1,4 @@
-"""What a Grafana has of our dashboards, and what it lacks: by its HTTP API, only by routes with a uid or a name."""
+"""Compare and push our dashboards to a Grafana by its HTTP API, using only routes with a uid or a name."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from lightllm_otel.installation import install_command
 
 FOLDER_UID, FOLDER_TITLE = "lightllm-otel", "LightLLM"
 HERE = Path(__file__).resolve()
-# In a wheel beside the package, in a checkout where they are made.
+# A wheel has them beside the package, a checkout where they are made.
 PLACES = (HERE.parents[1] / "dashboards", HERE.parents[2] / "grafana" / "dashboards")
 TIMEOUT_SECONDS = 20.0
 CREATE, CHANGE, SAME = "create", "change", "same"
 
 
 class GrafanaProblem(Exception):
-    """Grafana cannot be used; the message is for a person, one sentence."""
+    """Grafana cannot be used; the message is one sentence for the user."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """``what`` is ``state``; ``diff``: lines, for a change; ``apply`` does it."""
+    """One object in Grafana and what must be done to it: ``apply`` does it, and ``diff`` has the lines that change."""
 
     what: str
     state: str
@@ -36,14 +36,14 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Datasource:
-    """``name`` in Grafana; ``url``: of Prometheus as Grafana reaches it, None: it must be there already."""
+    """Data source ``name``. ``url`` is the address of Prometheus as seen by Grafana; None requires that the source exists."""
 
     name: str
     url: Optional[str] = None
 
 
 def packaged(places: Sequence[Path] = PLACES) -> list[dict[str, Any]]:
-    """Our dashboards. Raises GrafanaProblem when they are nowhere."""
+    """Return our dashboards. Raises GrafanaProblem if this installation has none."""
     for place in places:
         found = [json.loads(path.read_text()) for path in sorted(place.glob("*.json"))]
         if found:
@@ -52,7 +52,7 @@ def packaged(places: Sequence[Path] = PLACES) -> list[dict[str, Any]]:
 
 
 class Grafana:
-    """One server. ``auth``: a token, or (user, password)."""
+    """Client of one Grafana. ``auth`` is a token, or (user, password)."""
 
     def __init__(self, url: str, auth: str | tuple[str, str]) -> None:
         try:
@@ -61,7 +61,7 @@ class Grafana:
             raise GrafanaProblem(f"grafana-api is not installed: {install_command('grafana')}") from None
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise GrafanaProblem(f"{url} is no address of a Grafana; it looks like http://127.0.0.1:3000")
+            raise GrafanaProblem(f"{url} is not the address of a Grafana; an example is http://127.0.0.1:3000")
         path = parts.path.strip("/")
         self.url = url
         self._face = GrafanaFace(
@@ -70,7 +70,7 @@ class Grafana:
         )  # fmt: skip
 
     def changes(self, dashboards: Sequence[dict[str, Any]], datasource: Optional[Datasource] = None) -> list[Change]:
-        """What is to be done, in the order in which it must be done. Raises GrafanaProblem."""
+        """Return the changes in the order in which they must be applied. Raises GrafanaProblem."""
         wanted = list(dashboards)
         found = [self._folder()]
         if datasource is not None:
@@ -79,7 +79,7 @@ class Grafana:
         return found + [self._dashboard(each) for each in wanted]
 
     def apply(self, change: Change) -> None:
-        """Raises GrafanaProblem."""
+        """Apply one change. Raises GrafanaProblem."""
         if change.apply is not None:
             self._ask(change.apply)
 
@@ -91,14 +91,14 @@ class Grafana:
         there = self._ask(lambda: self._face.folder.get_folder(FOLDER_UID), missing=None)
         if there is None:
             return Change(what, CREATE, apply=lambda: self._face.folder.create_folder(FOLDER_TITLE, FOLDER_UID))
-        return Change(what, SAME)  # whoever renamed it had a reason
+        return Change(what, SAME)  # a user may rename it
 
     def _datasource(self, wanted: Datasource) -> Change:
         what = f"data source {wanted.name}"
         name = quote(wanted.name, safe="")
         there = self._ask(lambda: self._face.datasource.get_datasource_by_name(name), missing=None)
         if there is None and wanted.url is None:
-            raise GrafanaProblem(f"{self.url} has no data source {wanted.name}; give --prometheus-url to make it")
+            raise GrafanaProblem(f"{self.url} has no data source {wanted.name}; give --prometheus-url to create it")
         if there is None:
             new = {"name": wanted.name, "type": "prometheus", "url": wanted.url, "access": "proxy"}
             return Change(what, CREATE, apply=lambda: self._face.datasource.create_datasource(new))
@@ -134,7 +134,7 @@ class Grafana:
         return Change(what, CHANGE, diff or (f"-folder: {there['meta']['folderUid']}", f"+folder: {FOLDER_UID}"), put)
 
     def _ask(self, question: Callable[[], Any], **default: Any) -> Any:
-        """The answer; ``missing`` where there is nothing of that name. Raises GrafanaProblem for everything else."""
+        """Return the answer, or ``missing`` if Grafana has nothing of that name. Raises GrafanaProblem."""
         import requests
         from grafana_api.grafana_api import GrafanaClientError, GrafanaServerError, GrafanaUnauthorizedError
 
@@ -146,19 +146,19 @@ class Grafana:
             if error.status_code == 404 and "missing" in default:
                 return default["missing"]
             if error.status_code == 403:
-                raise GrafanaProblem(f"{self.url} lets this token or user not do that: dashboards need the role Editor, data"
-                                     " sources Admin") from None  # fmt: skip
+                raise GrafanaProblem(f"{self.url} does not allow this token or user to do that: dashboards need the role "
+                                     "Editor, data sources Admin") from None  # fmt: skip
             raise GrafanaProblem(f"{self.url} refused: {error.message}") from None
         except GrafanaServerError as error:
             raise GrafanaProblem(f"{self.url} failed: {error.message}") from None
         except requests.RequestException as error:
             raise GrafanaProblem(f"{self.url} does not answer ({type(error).__name__})") from None
         except ValueError:
-            raise GrafanaProblem(f"{self.url} does not answer as a Grafana does") from None
+            raise GrafanaProblem(f"{self.url} answers, but not like a Grafana") from None
 
 
 def contains(there: Any, wanted: Any) -> bool:
-    """Whether all that is ``wanted`` is there; Grafana adds defaults of its own."""
+    """Return True if ``there`` contains all of ``wanted``. Grafana adds defaults of its own."""
     if isinstance(wanted, dict):
         return isinstance(there, dict) and all(contains(there.get(name), each) for name, each in wanted.items())
     if isinstance(wanted, list):
@@ -167,7 +167,7 @@ def contains(there: Any, wanted: Any) -> bool:
 
 
 def _only(there: Any, wanted: Any) -> Any:
-    """Of what is there the part that can be compared: without what Grafana has added."""
+    """Return ``there`` without what Grafana has added to ``wanted``."""
     if isinstance(wanted, dict) and isinstance(there, dict):
         return {name: _only(there[name], each) for name, each in wanted.items() if name in there}
     if isinstance(wanted, list) and isinstance(there, list) and len(there) == len(wanted):
@@ -176,7 +176,7 @@ def _only(there: Any, wanted: Any) -> Any:
 
 
 def _with_datasource(dashboard: dict[str, Any], name: str) -> dict[str, Any]:
-    """The dashboard with this data source chosen at first."""
+    """Return a copy of the dashboard with this data source preselected."""
     copy: dict[str, Any] = json.loads(json.dumps(dashboard))
     for variable in copy["templating"]["list"]:
         if variable["type"] == "datasource":

@@ -1,4 +1,4 @@
-"""The state of each rank's GPU, once a second: clocks, heat, power, what holds the clock down, errors of its links."""
+"""State of each rank's GPU, read once a second: clocks, temperature, power, throttling and link errors."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lightllm_otel.exporter.nvml import Nvml
 from lightllm_otel.records.vocabulary import Throttle
 
 EVERY_SECONDS = 1.0
-FRESH_SECONDS = 5.0  # a reading that is older is not shown
-_MOST_SECONDS = 5.0  # between two readings; after a longer pause nobody knows what was in between
-# NVML's bits of clocks' event (formerly throttle) reasons.
+FRESH_SECONDS = 5.0  # an older reading is not shown
+_MOST_SECONDS = 5.0  # counted between two readings; nothing is known about a longer pause
+# Bits of NVML's clock event reasons, formerly throttle reasons (nvml.h).
 _POWER_CAP, _SLOWDOWN, _SOFT_THERMAL, _HARD_THERMAL, _POWER_BRAKE = 0x4, 0x8, 0x20, 0x40, 0x80
-# Sums over all NVLinks of a GPU; what a generation does not count is left out.
+# Sums over all NVLinks of a GPU. A generation may not have all of them.
 _NVLINK_ERRORS = tuple(
     f"FI_DEV_NVLINK_{kind}_ERROR_COUNT_TOTAL" for kind in ("CRC_FLIT", "CRC_DATA", "REPLAY", "RECOVERY")
 )
@@ -24,7 +24,7 @@ _NVLINK_ERRORS = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Of one GPU; None for what it does not say. Hertz, degrees Celsius, watts; errors since the driver was loaded."""
+    """State of one GPU in hertz, degrees Celsius and watts. Errors count since the driver was loaded; None means unknown."""
 
     sm_hertz: Optional[float] = None
     memory_hertz: Optional[float] = None
@@ -36,7 +36,7 @@ class State:
 
 
 def read(nvml: Nvml, gpu: Any) -> State:
-    """``gpu``: a handle."""
+    """Read the state of a GPU. ``gpu`` is NVML's handle."""
     return State(
         _scaled(nvml.ask(None, "DeviceGetClockInfo", gpu, "CLOCK_SM"), 1e6),
         _scaled(nvml.ask(None, "DeviceGetClockInfo", gpu, "CLOCK_MEM"), 1e6),
@@ -49,7 +49,7 @@ def read(nvml: Nvml, gpu: Any) -> State:
 
 
 def throttles(bits: int) -> tuple[Throttle, ...]:
-    """What holds the clock down. That it is idle, or that its user set it, is no throttling."""
+    """Return what throttles the clock. An idle GPU, or a clock that a user has set, is not throttled."""
     found = []
     if bits & (_SOFT_THERMAL | _HARD_THERMAL):
         found.append(Throttle.THERMAL)
@@ -72,9 +72,9 @@ def _nvlink_errors(nvml: Nvml, gpu: Any) -> Optional[int]:
 
 
 class Hardware:
-    """The last reading of each rank's GPU. ``throttled``: (rank, reason) → seconds, as far as readings a second apart can tell.
+    """Last reading of each rank's GPU. ``throttled`` is (rank, reason) → seconds, with a resolution of one second.
 
-    ``now``: monotonic seconds. Read by one thread, shown by others.
+    ``now`` returns monotonic seconds. One thread reads, others show.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -84,14 +84,14 @@ class Hardware:
 
     @property
     def states(self) -> dict[int, State]:
-        """The states by rank, as last read; empty when that was too long ago."""
+        """Return the last states by rank; empty if they are older than :data:`FRESH_SECONDS`."""
         last, states = self._read
         return states if last is not None and self._now() - last <= FRESH_SECONDS else {}
 
     def poll(self, nvml: Nvml, buses: Mapping[int, str], now: float) -> None:
-        """Read all GPUs, once a second at most. ``buses``: PCI address of each rank's GPU; ``now``: monotonic seconds.
+        """Read all GPUs, at most once a second. ``buses`` is the PCI address of each rank's GPU, ``now`` monotonic seconds.
 
-        A GPU that is not there is left out.
+        GPUs that NVML does not know are left out.
         """
         last, _ = self._read
         if last is not None and now - last < EVERY_SECONDS:
@@ -100,7 +100,7 @@ class Hardware:
         self.keep({rank: read(nvml, gpu) for rank, gpu in gpus.items() if gpu is not None}, now)
 
     def keep(self, states: Mapping[int, State], now: float) -> None:
-        """Take the states as they were at ``now``; what held a clock down has done so since the last time."""
+        """Keep the states at ``now``. A reason that is set now is counted for the whole time since the last reading."""
         last, _ = self._read
         passed = 0.0 if last is None else min(now - last, _MOST_SECONDS)
         for rank, state in states.items():

@@ -1,4 +1,4 @@
-"""How the GPUs of a group are connected, from NVML: what kind of link, how fast, and over which bridges."""
+"""Link between the GPUs of a group, from NVML: its kind, its bandwidth and its path."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lightllm_otel.exporter.nvml import Nvml
 from lightllm_otel.roofline import link_rates
 
 NONE, NVLINK, PCIE, SAME_GPU, NETWORK, UNKNOWN = "none", "nvlink", "pcie", "same-gpu", "network", "unknown"
-# NVML's levels of the topology, as nvidia-smi calls them: the higher, the longer the way from GPU to GPU.
+# Levels of NVML's topology by their names in nvidia-smi. A higher level is a longer path between two GPUs.
 PATHS = {0: "X", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
 MOST_NVLINKS = 36
 
 
 @dataclasses.dataclass(frozen=True)
 class Ports:
-    """Of one GPU: NVLinks to members of the group (or to a switch), and PCI Express; numbers are 0 where unknown."""
+    """Ports of one GPU: NVLinks to the group or to a switch, and PCI Express. Unknown numbers are 0."""
 
     nvlinks: int = 0
     nvlink_generation: int = 0
@@ -45,8 +45,10 @@ class Ports:
 
 @dataclasses.dataclass(frozen=True)
 class GroupLink:
-    """``name``: a label such as ``nvlink4x18`` or ``pcie4x16-SYS``. ``bytes_per_second``: of the slowest GPU, both directions
-    together; 0 where it is not known. ``path``: the longest way between two of the GPUs. ``ports`` by PCI address.
+    """Link of a group. ``name`` is a label such as ``nvlink4x18`` or ``pcie4x16-SYS``.
+
+    ``bytes_per_second`` is that of the slowest GPU, both directions together, or 0 if unknown. ``path`` is the longest path
+    between two of the GPUs. ``ports`` are by PCI address.
     """
 
     kind: str
@@ -57,7 +59,7 @@ class GroupLink:
 
 
 def link(facts: Sequence[Mapping[str, Any]], nvml: Optional[Nvml]) -> GroupLink:
-    """``facts``: of each rank that is known; uses ``tp``, ``nodes`` and ``pci_bus_id``."""
+    """Return the link of a group. ``facts`` are those of the known ranks: ``tp``, ``nodes`` and ``pci_bus_id`` are used."""
     buses = [str(rank["pci_bus_id"]) for rank in facts if rank.get("pci_bus_id")]
     handles = {bus: nvml.gpu(bus) for bus in sorted(set(buses))} if nvml is not None else {}
     if nvml is None or not handles or None in handles.values():
@@ -77,7 +79,7 @@ def link(facts: Sequence[Mapping[str, Any]], nvml: Optional[Nvml]) -> GroupLink:
 
 
 def joined(nvml: Nvml, pair: tuple[Any, Any], buses: tuple[str, str]) -> str:
-    """How two GPUs are joined, as ``nvidia-smi topo --matrix`` has it: NV18 for that many NVLinks, else PIX to SYS."""
+    """Return how two GPUs are joined, as in ``nvidia-smi topo --matrix``: NV18 for 18 NVLinks, otherwise PIX to SYS."""
     one, two = pair
     if _is_near(nvml, one, two):
         numbers = [number for number in range(MOST_NVLINKS) if nvml.ask(0, "DeviceGetNvLinkState", one, number)]
@@ -86,7 +88,7 @@ def joined(nvml: Nvml, pair: tuple[Any, Any], buses: tuple[str, str]) -> str:
 
 
 def _is_near(nvml: Nvml, one: Any, other: Any) -> bool:
-    """By NVLink, directly or over a switch."""
+    """Return True if NVLink joins two GPUs, directly or through a switch."""
     said: Any = nvml.ask(None, "DeviceGetP2PStatus", one, other, "P2P_CAPS_INDEX_NVLINK")
     return said is not None and bool(said == nvml.constant("P2P_STATUS_OK"))
 
@@ -106,7 +108,7 @@ def _ports(nvml: Nvml, handle: Any, group: Sequence[str]) -> Ports:
     links = [number for number in range(MOST_NVLINKS) if nvml.ask(0, "DeviceGetNvLinkState", handle, number)]
     links = [number for number in links if _leads_into(nvml, handle, number, group)]
     version = nvml.ask(0, "DeviceGetNvLinkVersion", handle, links[0]) if links else 0
-    # The generation now is lower while a GPU is idle; the width is what the slot has.
+    # The current generation drops while a GPU is idle, so the highest one is taken. The current width is that of the slot.
     width = nvml.ask(0, "DeviceGetCurrPcieLinkWidth", handle)
     major, minor = nvml.ask((0, 0), "DeviceGetCudaComputeCapability", handle)
     return Ports(
@@ -119,7 +121,7 @@ def _ports(nvml: Nvml, handle: Any, group: Sequence[str]) -> Ports:
 
 
 def _leads_into(nvml: Nvml, handle: Any, number: int, group: Sequence[str]) -> bool:
-    """Whether this NVLink ends at a switch, or at a member of the group. What does not say where it ends may be used."""
+    """Return True if this NVLink ends at a switch or in the group, or if its end is unknown."""
     end: Any = nvml.ask(None, "DeviceGetNvLinkRemoteDeviceType", handle, number)
     if end is not None and end == nvml.constant("NVLINK_DEVICE_TYPE_SWITCH"):
         return True
@@ -130,12 +132,12 @@ def _leads_into(nvml: Nvml, handle: Any, number: int, group: Sequence[str]) -> b
 
 
 def address(place: Any) -> str:
-    """Of NVML's ``nvmlPciInfo_t``, as CUDA writes it."""
+    """Return the PCI address in an ``nvmlPciInfo_t`` of NVML, as CUDA writes it."""
     return f"{place.domain:08X}:{place.bus:02X}:{place.device:02X}.0"
 
 
 def _has_ring(nvml: Nvml, handles: Sequence[Any]) -> bool:
-    """Whether one can go round all GPUs by NVLink alone, as a ring's data does. Four A40s are two pairs, and have none."""
+    """Return True if NVLink alone connects all GPUs in a ring. Four A40 are two pairs and have none."""
     near = {
         (one, other)
         for one, other in itertools.permutations(range(len(handles)), 2)

@@ -1,4 +1,4 @@
-"""What was added up, as rows of metrics: label values in the order of the table, and the value."""
+"""Rows of metrics: label values in the order of the table, and the value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Row = tuple[tuple[str, ...], Value]
 
 
 def of_collectives(found: Collectives) -> dict[str, list[Row]]:
-    """Collectives, over the ranks of the group."""
+    """Return the rows of the metrics on collectives."""
     name = "lightllm_gpu_collective"
     stable = [(at, window.stability) for at, window in sorted(found.windows.items())]
     return {
@@ -46,7 +46,7 @@ def of_collectives(found: Collectives) -> dict[str, list[Row]]:
 
 
 def of_hardware(hardware: Hardware) -> dict[str, list[Row]]:
-    """The state of the ranks' GPUs."""
+    """Return the rows of the metrics on the state of the GPUs."""
     states = [(str(rank), state) for rank, state in sorted(hardware.states.items())]
     clocks = [((rank, "sm"), state.sm_hertz) for rank, state in states]
     clocks += [((rank, "memory"), state.memory_hertz) for rank, state in states]

@@ -1,4 +1,4 @@
-"""The notes of every process of a server, read by its exporter."""
+"""Reader of the notes that all processes of a server write."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lightllm_otel.records.folder import is_locked, remove_if_dead
 from lightllm_otel.records.notes import NotesReader
 from lightllm_otel.records.vocabulary import ExporterStage
 
-READS_OF_THE_DEAD = 50  # polls after which files of processes that are gone are removed
+READS_OF_THE_DEAD = 50  # every so many polls, files of processes that have ended are removed
 
 
 class NotesFolder:
-    """Reads the notes of every process of the server. ``lost``: how often one was quicker than we are."""
+    """Notes of all processes of the server. ``lost`` counts notes that were overwritten before they were read."""
 
     def __init__(self, folder: Path, parts: Parts) -> None:
         self.lost = 0
@@ -25,7 +25,7 @@ class NotesFolder:
         self._reads = 0
 
     def read(self) -> list[Any]:
-        """Return what all of them have noted since the last call."""
+        """Return the notes since the last call."""
         found: list[Any] = []
         self._reads += 1
         tidy = self._reads % READS_OF_THE_DEAD == 0
@@ -40,11 +40,11 @@ class NotesFolder:
         reader = self._readers[path]
         if reader is None:
             return []
-        over = tidy and not is_locked(path)  # before its last notes are read
+        over = tidy and not is_locked(path)  # must be asked before the last notes are read
         lost = reader.lost
         found = reader.read()
         self.lost += reader.lost - lost
-        if over:  # HTTP workers come and go, each with a file of its own
+        if over:  # each HTTP worker has a file of its own, and workers are replaced
             remove_if_dead(path)
             del self._readers[path]
             reader.close()

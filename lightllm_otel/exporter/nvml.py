@@ -1,4 +1,4 @@
-"""NVIDIA's management library, as far as there is one: every question has an answer, or the one that is given for none."""
+"""NVML wrapper. A query that fails returns the caller's default."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ Answer = TypeVar("Answer")
 
 
 class Nvml:
-    """``module``: pynvml, or something that answers like it."""
+    """NVML. ``module`` is pynvml, or a stand-in for it."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
 
     def ask(self, default: Answer, function: str, *arguments: Any) -> Answer:
-        """What ``nvml<function>`` returns; ``default`` where driver, GPU or permission have no answer.
+        """Return the result of ``nvml<function>``, or ``default`` if it fails.
 
-        Names among the arguments (``"CLOCK_SM"``) stand for NVML's constants.
+        A string among the arguments is the name of one of NVML's constants, such as ``"CLOCK_SM"``.
         """
         try:
             values = [self._constant(each) if isinstance(each, str) else each for each in arguments]
             answer: Answer = getattr(self._module, f"nvml{function}")(*values)
-        except Exception:  # noqa: BLE001 - old driver, old GPU, no permission: all the same to us
+        except Exception:  # noqa: BLE001 - an old driver, an old GPU, or no permission
             return default
         return answer
 
     def constant(self, name: str) -> Any:
-        """Return NVML's constant; None where this ``pynvml`` does not have it. Several packages bring one, some from 2018."""
+        """Return a constant of NVML, or None if this ``pynvml`` lacks it. Several packages bring one, some from 2018."""
         try:
             return self._constant(name)
         except AttributeError:
@@ -38,17 +38,17 @@ class Nvml:
         return getattr(self._module, f"NVML_{name}")
 
     def gpu(self, bus: str) -> Any:
-        """The handle of the GPU with this PCI address; None for none."""
+        """Return the handle of the GPU with this PCI address, or None without one."""
         return self.ask(None, "DeviceGetHandleByPciBusId", bus.encode())
 
 
 def load() -> Optional[Nvml]:
-    """None, and one line in the log, where there is no NVML: everything else works without it."""
+    """Return NVML, or None and one log line if it cannot be loaded."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception as error:  # noqa: BLE001 - as above
-        log.info("no NVML (%s): link, clocks and throttling of the GPUs stay unknown", error)
+    except Exception as error:  # noqa: BLE001 - everything else works without NVML
+        log.info("NVML is not available (%s): link, clocks and throttling of the GPUs are not known", error)
         return None
     return Nvml(pynvml)

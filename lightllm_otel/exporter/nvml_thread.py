@@ -1,4 +1,4 @@
-"""NVML on a thread of its own: a GPU that fell off the bus makes its calls hang, and nothing else may wait for them."""
+"""Thread for NVML, because its calls hang if a GPU has fallen off the bus, and nothing else may wait for them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lightllm_otel.parts import Parts
 from lightllm_otel.records.vocabulary import ExporterStage
 
 DEADLINE_SECONDS = 10.0
-"""A round of questions that takes longer is a failure. The first one may load the driver, which takes seconds."""
+"""Time limit for one round of queries. The first round may load the driver, which takes seconds."""
 Facts = Mapping[int, Mapping[str, Any]]
 
 
 class NvmlThread:
-    """Finds out how the GPUs of a group are linked, and reads their state into ``hardware`` every second.
+    """Thread that finds the link between the GPUs, and reads their state into ``hardware`` every second.
 
-    ``load``: gives NVML, or None where there is none. ``states``: whether the state is read at all. ``now``: monotonic
-    seconds. Its methods return at once.
+    ``load`` returns NVML, or None without one. ``states`` says whether to read the state at all. ``now`` returns monotonic
+    seconds. All methods return at once.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class NvmlThread:
         self._thread: Optional[threading.Thread] = None
 
     def ask(self, facts: Facts) -> None:
-        """Say what is known of the ranks by now: ``pci_bus_id``, ``tp`` and ``nodes`` of each."""
+        """Set the known facts of the ranks: ``pci_bus_id``, ``tp`` and ``nodes`` of each."""
         self._facts, self._asked = dict(facts), self._now()
         if not any(each.get("pci_bus_id") for each in facts.values()):
             self._answer = self._facts, link(list(facts.values()), None)
@@ -56,24 +56,24 @@ class NvmlThread:
 
     @property
     def link(self) -> GroupLink:
-        """What was found out for the ranks that are known; until then as far as it is known without NVML."""
+        """Return the link of the known ranks. Before NVML has answered, it is what is known without NVML."""
         facts, found = self._answer
         return found if facts is self._facts else link(list(self._facts.values()), None)
 
     @property
     def settled(self) -> bool:
-        """Whether ``link`` is what it will be: NVML has answered, or has had the time to."""
+        """Return True once ``link`` is final: NVML has answered, or has exceeded its time limit."""
         return self._answer[0] is self._facts or self._now() - self._asked > DEADLINE_SECONDS
 
     def check(self) -> None:
-        """Count a round that takes too long, and say so when it begins to hang and when it goes on."""
+        """Count a round that exceeds its time limit. Log when NVML begins to hang and when it answers again."""
         began = self._round_began
         hangs = began is not None and self._now() - began > DEADLINE_SECONDS
         if hangs and not self._hangs:
             self._parts.failed(
                 ExporterStage.NVML, "deadline",
                 f"NVML has not answered for {DEADLINE_SECONDS:.0f} s: clocks, temperatures, throttling and errors of the GPUs "
-                "are left out until it does; everything else goes on. nvidia-smi and dmesg show whether a GPU is lost",
+                "are left out until it answers; the rest is not affected. nvidia-smi and dmesg show whether a GPU is lost",
             )  # fmt: skip
         elif self._hangs and not hangs:
             log.info("NVML answers again")

@@ -54,15 +54,17 @@ class Outcomes:
             if taken:
                 log.info("%s over OTLP arrive again", self._what)
             else:
-                log.warning("%s over OTLP do not arrive and are tried again: %s", self._what, said[:LAST_WORDS])
+                log.warning(
+                    "%s over OTLP do not arrive; the next batch is sent all the same: %s", self._what, said[:LAST_WORDS]
+                )
 
 
 class NoSuchExporter(LookupError):
-    """What was asked for is not installed; the message says what to do."""
+    """The exporter is not installed; the message says what to do."""
 
 
 def load(signal: Signal, name: str) -> Any:
-    """The SDK's exporter of that name, configured by the standard variables. Raises NoSuchExporter."""
+    """Return the SDK's exporter of that name, configured by the standard variables. Raises NoSuchExporter."""
     group = f"opentelemetry_{signal.value}_exporter"
     points: Any = importlib.metadata.entry_points()
     found = points.select(group=group) if hasattr(points, "select") else points.get(group, ())
@@ -75,22 +77,22 @@ def load(signal: Signal, name: str) -> Any:
 
 
 def loaded(signal: Signal, names: Iterable[str], copies: int = 1) -> list[tuple[Any, ...]]:
-    """The SDK's exporters of these names, so many of each. One line in the log for each that cannot be loaded or made."""
+    """Return ``copies`` of each of the SDK's exporters ``names``. Log one line for each name that fails."""
     found = []
     for name in names:
         try:
             found.append(tuple(load(signal, name) for _ in range(copies)))
         except NoSuchExporter as error:
             log.error("%s over OTLP are off: %s", signal, error)
-        except Exception as error:  # noqa: BLE001 - a receiver's own settings may be wrong in any way
-            log.error("%s over OTLP are off: %s could not be made: %r", signal, name, error)
+        except Exception as error:  # noqa: BLE001 - the settings of a receiver may be wrong in any way
+            log.error("%s over OTLP are off: the exporter %s could not be created: %r", signal, name, error)
     return found
 
 
 class Sender:
-    """Hands batches to ``send`` on a thread of its own. ``send`` says whether the batch was taken.
+    """Thread that passes batches to ``send``, which returns True if the receiver took the batch.
 
-    A batch that comes while another is on its way and one more waits is refused.
+    One batch may wait while another is sent; a further one is refused.
     """
 
     def __init__(self, signal: Signal, send: Callable[[Any], bool], otlp_sender: OtlpSender) -> None:
@@ -101,11 +103,11 @@ class Sender:
         self._thread.start()
 
     def offer(self, batch: Any) -> bool:
-        """False when the receiver is slower than we are; that is counted, and the batch is not sent."""
+        """Queue a batch and return True, or return False and count an error if the receiver is too slow."""
         try:
             self._waiting.put_nowait(batch)
         except queue.Full:
-            self._outcomes.add(False, "it is slower than what is sent")
+            self._outcomes.add(False, "the receiver is too slow, and a batch was left out")
             return False
         return True
 
@@ -116,14 +118,14 @@ class Sender:
             last_words.forget()
             try:
                 taken = self._send(batch)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with a receiver, it is counted and said
+            except Exception as error:  # noqa: BLE001 - every error of a receiver is counted and logged
                 self._outcomes.add(False, repr(error))
             else:
                 self._outcomes.add(taken, last_words.said())
             self._waiting.task_done()
 
     def drain(self, seconds: float) -> bool:
-        """Wait for what is on its way, but not longer. Whether it has left."""
+        """Wait up to ``seconds`` until all batches have been sent, and return True if they have."""
         deadline = time.monotonic() + seconds
         while self._waiting.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -131,7 +133,7 @@ class Sender:
 
 
 class _LastWords(logging.Handler):
-    """Keeps what the SDK last logged on each thread: a receiver that is down for a night must not fill our log."""
+    """Log handler that keeps the SDK's last line of each thread, so that a receiver that is down cannot fill our log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,14 +152,14 @@ class _LastWords(logging.Handler):
         self._lines.pop(threading.get_ident(), None)
 
     def said(self) -> str:
-        return self._lines.get(threading.get_ident(), "the receiver said nothing more")
+        return self._lines.get(threading.get_ident(), "the receiver gave no reason")
 
 
 last_words = _LastWords()
 
 
 class Interval:
-    """Says when it is time again, by a monotonic clock; the first time after one interval."""
+    """Timer on a monotonic clock. It is due for the first time after one interval."""
 
     def __init__(self, seconds: float, now: float) -> None:
         self._seconds = seconds

@@ -1,4 +1,4 @@
-"""Spans over OTLP: our own data as the SDK's spans, through its batch processors, to the receivers of the standard variables."""
+"""Spans over OTLP: converts our spans to the SDK's and sends them through its batch processors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LAST_SECONDS = 2.0
 
 
 def sdk_span(span: SpanData, who: Resource) -> ReadableSpan:
-    """The SDK's own form of it."""
+    """Return the span as the SDK represents it."""
     return ReadableSpan(
         span.name,
         context=_context(span.context, remote=False),
@@ -53,9 +53,9 @@ def _known(context: Context, remote: bool = False) -> SpanContext:
 
 
 class OtlpSpans:
-    """Hands whole spans of ``book`` to ``receivers``: of each receiver one SDK exporter for requests and one for steps.
+    """Sender of the complete spans of ``book``. Each of ``receivers`` is a pair of SDK exporters, for requests and for steps.
 
-    So neither a flood of steps nor a slow batch of steps can displace or delay the spans of requests.
+    So neither many steps nor a slow batch of steps can displace or delay the spans of requests.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class SpanQueue:
         return self.entered - self.exporter.received
 
     def has_room(self) -> bool:
-        """Whether one more span can be put. If not, that span is counted as dropped."""
+        """Return True if there is room for one more span. If not, count that span as dropped."""
         if self.waiting < self._size:
             return True
         self._otlp_sender.drop(SpanDrop.QUEUE, 1)
@@ -153,7 +153,7 @@ class CountingExporter(SpanExporter):
         result = SpanExportResult.FAILURE
         try:
             result = self._receiver.export(spans)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with a receiver, it is counted and said
+        except Exception as error:  # noqa: BLE001 - every error of a receiver is counted and logged
             said = repr(error)
         else:
             said = last_words.said()

@@ -1,4 +1,4 @@
-"""The exporter as a process of its own: how it is started, what it is called, where its log goes."""
+"""The exporter's process: its start, its name and its log file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ LOG_NAME = "exporter.log"
 
 
 def let_go_of_stderr(folder: Path) -> None:
-    """Send the log to our own file from now on: holding the server's stderr would keep its pipe open after its end.
+    """Redirect stderr to our own log file, because holding the server's stderr would keep its pipe open after its end.
 
-    Raises OSError when no descriptor is free.
+    Raises OSError if no file descriptor is free.
     """
     try:
         descriptor = private.open_file(folder / LOG_NAME, os.O_WRONLY | os.O_CREAT)
@@ -25,27 +25,27 @@ def let_go_of_stderr(folder: Path) -> None:
     except OSError as error:
         if error.errno in NO_DESCRIPTOR:
             raise
-        log.error("%s: the exporter has no log from here on", error)
+        log.error("%s: the log of the exporter cannot be written; its messages are lost from now on", error)
         descriptor = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     os.dup2(descriptor, 2)
     os.close(descriptor)
 
 
 def detach(folder: Path) -> int:
-    """Start the exporter in a session of its own and return at once; nobody waits for it.
+    """Start the exporter in a session of its own and return at once.
 
-    A new program with all descriptors but the standard ones closed: sockets of NCCL and the like, inherited from the
-    model process, must not outlive the server in us. (Closing them in here could take one from another thread.)
+    It is a new program with all descriptors closed except the standard ones. Sockets of the model process, such as NCCL's, must
+    not outlive the server in the exporter. Closing them in this process could take one from another thread.
     """
     command = [sys.executable, "-m", "lightllm_otel", "exporter", "--folder", str(folder), "--detached"]
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, close_fds=True)
-    child.returncode = 0  # it is not ours to wait for
+    child.returncode = 0  # keeps subprocess from waiting for it
     return 0
 
 
 def name_process() -> None:
-    """So that the host's health monitor can be told which processes are ours, also when they have ended."""
+    """Name the process, so that the host's health monitor can be told which processes are ours, even after their end."""
     try:
         Path("/proc/self/comm").write_text(PROCESS_NAME)
     except OSError as error:
-        log.debug("no process name: %s", error)
+        log.debug("the process could not be named: %s", error)

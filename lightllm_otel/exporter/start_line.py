@@ -1,4 +1,4 @@
-"""The one line of the server's log that says where to look."""
+"""The line in the server's log that says where to find the metrics."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from lightllm_otel.reduce.group import Group
 
 
 def start_line(group: Group, address: str) -> str:
+    """Return the line: addresses, operators, level, CUDA graphs and the next command."""
     facts, slots = group.facts(), group.slots()
     missing = [operator for operator, found in slots.items() if not found]
     parts = [
@@ -22,9 +23,9 @@ def start_line(group: Group, address: str) -> str:
 
 
 def graphs_line(graphs: dict[str, Any]) -> str:
-    """What became of the instrumented graphs, for a person."""
+    """Return the state of the instrumented graphs in words."""
     if graphs.get("state") == "armed":
         return (
             f"{len(graphs['sizes'])} instrumented graphs ({graphs['bytes'] / 2**20:.0f} MiB, {graphs['seconds']:.1f} s)"
         )
-    return f"whole steps only ({graphs.get('reason') or 'no graphs'})"
+    return f"step-level only ({graphs.get('reason') or 'no graphs'})"

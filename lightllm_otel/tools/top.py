@@ -62,7 +62,8 @@ def line(now: Scrape, before: Scrape | None, seconds: float | None, address: str
         for (phase, mode), operators in sorted(rows(now, before).items())
     ]  # fmt: skip
     said: dict[str, Any] = {
-        "kind": "top", "address": address, "server": now.info("lightllm_server_info"), "span_seconds": seconds,
+        "kind": "top", "address": address, "server": now.info("lightllm_server_info"),
+        "state": now.info("lightllm_otel_state_info"), "span_seconds": seconds,
         "phases": phases, "verdict": straggler(now, before),
     }  # fmt: skip
     return json.dumps(said)

@@ -90,7 +90,7 @@ def test_a_pinned_baseline_is_compared_with_and_teaches_nothing(learned, tmp_pat
 def test_a_pinned_baseline_of_another_kind_of_server_is_said_in_one_sentence(learned, tmp_path, caplog):
     begun(tmp_path / "own", pinned=learned, facts={**FACTS, "gpu_name": "NVIDIA A40", "torch": "2.7.0"})
     (said,) = [record.message for record in caplog.records]
-    assert "is of another kind of server, in gpu_name ('NVIDIA H200', here 'NVIDIA A40'): " in said
+    assert "is from another kind of server, which differs in gpu_name ('NVIDIA H200', here 'NVIDIA A40'); " in said
     caplog.clear()
     begun(tmp_path / "own", pinned=learned, facts={**FACTS, "torch": "2.7.0"})
     assert not caplog.records, "other versions are what a baseline is for"
@@ -104,7 +104,7 @@ def test_a_pinned_baseline_of_another_kind_of_server_is_said_in_one_sentence(lea
     ("damage", "sentence"),
     [
         (lambda text: "{", "is damaged"),
-        (lambda text: json.dumps({"format": "other"}), "is no file of expectations"),
+        (lambda text: json.dumps({"format": "other"}), "is not a baseline that this version can read"),
         (lambda text: text.replace("reach", "grasp"), "is damaged"),
     ],
 )

@@ -116,7 +116,7 @@ def test_every_rank_follows_and_the_answer_says_from_where_on(serve, capsys):
     assert {int(ring.header["control_at"][0]) for ring in ranks.rings} != {0}
     assert len({int(ring.header["control_at"][0]) for ring in ranks.rings}) == 1
     assert cli.main(["ctl", "off"]) == 0
-    assert "every patch is undone but the one that counts" in capsys.readouterr().out
+    assert "all patches are undone except the one that counts" in capsys.readouterr().out
     assert cli.main(["ctl", "operators"]) == 0
     assert "one decode step in 16" in capsys.readouterr().out  # what was not said stays
     assert Level.of(int(ranks.rings[1].header["level"][0])) is Level.OPERATORS
@@ -133,7 +133,7 @@ def test_the_answer_as_json_says_what_was_asked_of_whom(serve, capsys):
 def test_an_idle_server_takes_it_with_its_next_requests(serve, capsys):
     serve(busy=False)
     assert cli.main(["ctl", "steps"]) == 0
-    assert "the server is idle, so it begins with the next requests" in capsys.readouterr().out
+    assert "the server is idle, so the change takes effect with the next requests" in capsys.readouterr().out
 
 
 def test_a_group_that_spans_hosts_is_refused_with_what_to_do(serve, capsys):
@@ -262,7 +262,7 @@ def test_a_caller_for_whom_there_is_no_descriptor_does_not_end_live_control(tmp_
     with pytest.raises(Refused, match="no rank of the server has come up yet"):
         ask(tmp_path, {"level": "steps"})
     assert parts.errors[ExporterStage.CONTROL] == 3
-    assert ["cannot take a connection" in record.message for record in caplog.records] == [True]
+    assert ["cannot accept a connection" in record.message for record in caplog.records] == [True]
     server.close()
 
 

@@ -393,7 +393,8 @@ def test_an_sdk_that_lacks_something_turns_otlp_off_and_nothing_else(tmp_path, r
     otel_environment = environ(**receiver.environ, OTEL_TRACES_EXPORTER="none")
     exporter = Exporter(group_folder(tmp_path, "group"), Settings.from_env({}), otel_environment=otel_environment)
     assert exporter.group.errors()[ExporterStage.OTLP] == 1
-    assert ["metrics over OTLP are off" in record.message for record in caplog.records] == [True]
+    said = [record.message for record in caplog.records if "metrics over OTLP are off" in record.message]
+    assert len(said) == 1  # a sender of an earlier test may still say something
     exporter.poll()
     exporter.close()
 

@@ -194,7 +194,7 @@ def test_usage(words, sentence, capsys):
 
 
 def test_an_address_that_is_none_is_refused():
-    with pytest.raises(GrafanaProblem, match="is no address of a Grafana"):
+    with pytest.raises(GrafanaProblem, match="is not the address of a Grafana"):
         module.Grafana("ftp://x", "token")
 
 

@@ -88,7 +88,7 @@ def test_a_run_that_is_too_short_is_a_baseline_for_comparisons_alone(short, good
     (first, *_) = runs.load(good).repeats
     assert serve(tmp_path, first.path, {"LIGHTLLM_OTEL_BASELINE": str(kept)}) == {}
     (said,) = [record.message for record in caplog.records if str(kept) in record.message]
-    assert "is of a run that was too short to say what operators should take" in said
+    assert "is from a run that was too short to learn a baseline" in said
     assert said.endswith("nothing is compared")
 
 
