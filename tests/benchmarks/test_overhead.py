@@ -6,7 +6,7 @@ import json
 import numpy as np
 import overhead
 import pairing
-import plugin_cost
+import process_memory
 import pytest
 from pairing import Cell, Sample, Schedule
 
@@ -355,7 +355,9 @@ def test_the_same_on_another_machine_stands_apart_run_by_run():
 
 
 def test_memory_of_a_library_is_what_of_its_file_is_resident():
-    assert plugin_cost._resident_of("libc.so") > 100  # KiB: everything runs on it
-    assert plugin_cost._resident_of("no-such-library") == 0
-    grown = plugin_cost.Grown(3.0, 2.0, 1.0) - plugin_cost.Grown(1.0, 1.0, 1.0) + plugin_cost.Grown(0.0, 0.5, 0.0)
-    assert grown == plugin_cost.Grown(2.0, 1.5, 0.0)
+    assert process_memory.resident_of("libc.so") > 100  # KiB: everything runs on it
+    assert process_memory.resident_of("no-such-library") == 0
+    grown = (
+        process_memory.Grown(3.0, 2.0, 1.0) - process_memory.Grown(1.0, 1.0, 1.0) + process_memory.Grown(0.0, 0.5, 0.0)
+    )
+    assert grown == process_memory.Grown(2.0, 1.5, 0.0)
