@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 import short_tables  # noqa: E402
-from results import CHINESE, ENGLISH, RESULTS, result  # noqa: E402
+from aim_tables import aims, targets  # noqa: E402
+from analysis_tables import analysis  # noqa: E402
+from collective_tables import ranks, transfers  # noqa: E402
+from results import CHINESE, ENGLISH, result  # noqa: E402
 from served_tables import served_accuracy, served_cost  # noqa: E402
+from version_tables import history, versions  # noqa: E402
 
 from lightllm_otel.exporter.metrics import METRICS, Metric  # noqa: E402
-from lightllm_otel.records.vocabulary import Feature  # noqa: E402
 from lightllm_otel.settings import OFF_WORDS, ON_WORDS, PREFIX, SETTINGS  # noqa: E402
 from lightllm_otel.tools.units import duration  # noqa: E402
 
@@ -117,37 +120,6 @@ def accuracy() -> str:
     return "\n".join(rows)
 
 
-REDUCES = {
-    "accuracy-tp2-own": "LightLLM's own, NVLink",
-    "accuracy-tp2": "NCCL, NVLink",
-    "accuracy-tp2-no-p2p": "NCCL, host memory",
-}
-
-
-def transfers() -> str:
-    """One all_reduce inside a CUDA graph, of two GPUs: by the plugin, and by CUPTI in LightLLM's own graph."""
-    found = {how: result(name)["summary"]["transfer"] for name, how in REDUCES.items()}
-    first, *others = found.values()
-    cases = [case for case in first if all(case in other for other in others)]
-    rows = ["| one all_reduce, TP 2 | " + " | ".join(cases) + " |", "|---" * (len(cases) + 1) + "|"]
-    for how, own in found.items():
-        rows.append(
-            f"| {how} | "
-            + " | ".join(f"{own[case]['ours_us']:.2f} µs · {own[case]['cupti_us']:.2f} µs" for case in cases)
-            + " |"
-        )
-    return "\n".join(rows)
-
-
-def transfer_targets() -> list[tuple[str, str, str, bool]]:
-    rows = []
-    for name, how in REDUCES.items():
-        worst = max(abs(each["error_us"]) for each in result(name)["summary"]["transfer"].values())
-        rows.append((f"error of an all_reduce in a CUDA graph against CUPTI, {how}, worst case, µs", "1", f"{worst:.2f}",
-                     worst <= 1))  # fmt: skip
-    return rows
-
-
 BESIDE = "beside"  # the first run on another machine, which is that of the alternatives
 COSTS = {
     "graph_default": "default (1 decode step in 64), CUDA graphs",
@@ -211,187 +183,6 @@ def again_cell(found: dict[str, Any]) -> str:
     return f"{found['throughput_loss_percent']:.2f} % ({low:.2f} … {high:.2f}) | {found['off_us']:.0f} µs"
 
 
-def link_targets() -> list[tuple[str, str, str, bool]]:
-    """Of two GPUs, the worst of the links."""
-    found = {name: each for name, each in result("links")["summary"]["variants"].items() if each.get("available")}
-    links = list(found.values())
-    highest = max(each["overhead"]["default"]["loss_percent_ci95"][1] for each in links)
-    lost = max(each["overhead"]["default"]["loss_percent"] for each in links)
-    rows = [("two GPUs, default sampling: tokens per second lost, %", "0.1, its interval up to 0.3 at most",
-             f"{lost:.2f}, up to {highest:.2f}", lost <= 0.1 and highest <= 0.3)]  # fmt: skip
-    always = {name: each["overhead"]["every_step"]["loss_percent"] for name, each in found.items()}
-    rows += [(f"two GPUs, every step sampled, in graphs, {words}, %", "3", f"{always[name]:.2f}", always[name] <= 3)
-             for name, words in LINKS.items() if name in always]  # fmt: skip
-    for mode, words in (("graph", "in CUDA graphs"), ("eager_ahead", "without, launched ahead")):
-        named = min(each["slow_rank"][mode]["named_percent"] for each in links)
-        moved = max(each["slow_rank"][mode]["transfer_shift_percent"] for each in links)
-        rows += [
-            (f"a rank late by 20 µs or more, {words}: named, steps, %, at least", "95", f"{named:.0f}", named >= 95),
-            (f"what that moves transfer by, {words}, %", "5", f"{moved:.1f}", moved <= 5),
-        ]
-    right = min(each["slow_rank"]["eager_seen"]["right_percent"] for each in links)
-    shifts = {LINKS[name]: each["slow_rank"]["eager"]["transfer_shift_percent"] for name, each in found.items()}
-    has_transfer = {words: moved for words, moved in shifts.items() if moved is not None}
-    rows += [
-        ("the same, bound by the CPUs: the rank that CUPTI saw come last is named, steps of the worst pass, %, at least", "95",
-         f"{right:.0f}", right >= 95),
-        *((f"what a delay moves transfer by, bound by the CPUs, {words} (of others too few calls tell), %", "5", f"{moved:.1f}",
-           moved <= 5) for words, moved in has_transfer.items()),
-    ]  # fmt: skip
-    quick = result("superseded/links-quick-hosts")["summary"]["slow_rank"]["eager"]["transfer_shift_percent"]
-    rows.append(("the same in an earlier run, on faster CPUs, worst of three, %", "5", f"{quick:.1f}", quick <= 5))
-    before = result("superseded/links-earlier")["summary"]["slow_rank"]["eager_ahead"]["transfer_shift_percent"]
-    rows.append(("launched ahead, in an earlier run, on another machine, %", "5", f"{before:.1f}", before <= 5))
-    shared = result("collectives")["summary"]["slow_groups"]["one GPU"]["transfer_shift_percent"]
-    return [*rows, ("what 5 to 20 ms move it by where both ranks share one GPU, %", "5", f"{shared:.1f}", shared <= 5)]
-
-
-Line = tuple[str, str, str, bool]
-
-
-def targets() -> str:
-    """Return what was aimed at before anything was measured, and what came of it."""
-    rows = ["| | aim, at most (cover: at least) | measured | |", "|---|---|---|---|"]
-    rows += [
-        f"| {name} | {aim} | {found} | {'met' if met else '**missed**'} |" for name, aim, found, met in target_lines()
-    ]
-    return "\n".join(rows)
-
-
-def target_lines() -> list[Line]:
-    """Return name, aim, what was measured and whether the aim was met, of each aim."""
-    overhead, exact = result("overhead")["summary"], result("accuracy")["summary"]
-
-    def lost(case: str) -> float:
-        return float(overhead[case]["throughput_loss_percent"])
-
-    highest = overhead["graph_default"]["throughput_loss_percent_ci95"][1]
-    elsewhere = [run["graph_default"] for run in overhead["again"] if "graph_default" in run]
-    first, later = ([run["resident_mib"][part]["total"] for run in overhead["again"]
-                     if "cupy" in run["resident_mib"].get(part, ())]
-                    for part in ("paired", "default"))  # fmt: skip
-    graph_layout, graph_of_two = (overhead["twin_mib"][tp]["mib_each"] for tp in ("tp1", "tp2"))
-
-    def added(tp: int) -> float:
-        return float(overhead["startup"][f"tp{tp}"]["added_percent"])
-
-    def starts(tp: int) -> str:
-        of_each = overhead["startup"][f"tp{tp}"]["starts_of_each"]
-        return "one start each" if of_each == 1 else f"the quickest of {of_each} starts each"
-
-    tail = overhead["graph_default"]["itl_p99_increase_percent"]
-    return [
-        ("default sampling: tokens per second lost, %", "0.1, its interval up to 0.3 at most",
-         f"{lost('graph_default'):.2f}, up to {highest:.2f}", highest <= 0.3),
-        *(("the same on a machine less quiet, %", "the same", f"{found['throughput_loss_percent']:.2f}, up to "
-           f"{found['throughput_loss_percent_ci95'][1]:.2f}", found["throughput_loss_percent_ci95"][1] <= 0.3)
-          for found in elsewhere),
-        ("default sampling: 99th percentile between tokens, %", "+1", f"{tail:+.1f}", tail <= 1),
-        ("every step sampled, in graphs, %", "3", f"{lost('graph_every_step'):.2f}", lost("graph_every_step") <= 3),
-        ("every step sampled, eager prefill, %", "1", f"{lost('eager_prefill_every_step'):.2f}",
-         lost("eager_prefill_every_step") <= 1),
-        ("every step sampled, eager decode, %", "3", f"{lost('eager_decode_every_step'):.2f}",
-         lost("eager_decode_every_step") <= 3),
-        ("a wrapped call in a step that is not sampled, ns", "120", f"{overhead['hook_ns']:.0f}", overhead["hook_ns"] <= 120),
-        ("error per operator against CUPTI, median, of the worst shape, µs", "1", f"{exact['median_error_us_without_cupti']:.2f}",
-         exact["median_error_us_without_cupti"] <= 1),
-        ("shares, worst case, points", "0.5", f"{exact['max_share_error_points_without_cupti']:.2f}",
-         exact["max_share_error_points_without_cupti"] <= 0.5),
-        *transfer_targets(),
-        ("boundaries cover of a step, worst case, %", "99.5", f"{exact['step_closure_percent']:.2f}",
-         exact["step_closure_percent"] >= 99.5),
-        ("gap of a decode step, worst case, %", "2", f"{exact['gap_percent_max']:.1f}", exact["gap_percent_max"] <= 2),
-        ("negative intervals", "0", f"{exact['negative_intervals']}", exact["negative_intervals"] == 0),
-        ("GPU memory of an instrumented graph, TP 1, MiB", "3", f"{graph_layout:.2f}", graph_layout <= 3),
-        ("the same, TP 2, with NCCL in it, MiB", "10", f"{graph_of_two:.2f}", graph_of_two <= 10),
-        *((f"start-up, TP {tp}, {starts(tp)}, %", f"+{most}", f"{added(tp):+.1f}", added(tp) <= most)
-          for tp, most in ((1, 5), (2, 15))),
-        *link_targets(),
-        *((f"memory of a model process, MiB, CuPy apart, {words}", "32", " and ".join(f"{each:.1f}" for each in found),
-           max(found) <= 32) for words, found in (("a machine's first start", first), ("a later start", later))),
-    ]  # fmt: skip
-
-
-def aims(language: str) -> str:
-    """Return how many of the aims were met, for the READMEs."""
-    lines = target_lines()
-    met = sum(line[3] for line in lines)
-    where = "[docs/measured.md](docs/measured.md#aims)"
-    return {
-        ENGLISH: f"How it was measured, and every aim with what became of it ({met} met, {len(lines) - met} missed): {where}.",
-        CHINESE: f"测量方法，以及每个目标的结果（{met} 个达到，{len(lines) - met} 个未达到）：{where}（英文）。",
-    }[language]
-
-
-LINKS = {
-    "nccl_nvlink": "NCCL, NVLink",
-    "nccl_pcie": "NCCL, through host memory",
-    "custom": "LightLLM's own, NVLink",
-}
-
-
-SLOW = {
-    "graph": "in CUDA graphs",
-    "eager_ahead": "without graphs, launched ahead",
-    "eager": "without graphs, bound by the CPUs",
-}
-
-
-def ranks() -> str:
-    """Two ranks with a GPU each over every link: what a call of all_reduce takes, a late rank, the plugin's cost."""
-    found = result("links")
-    own = {name: each for name in LINKS if (each := found["summary"]["variants"].get(name, {})).get("available")}
-    gpu = f"{found['gpu']['count']} × {found['gpu']['name']}"
-    rows = [f"| {gpu} | " + " | ".join(LINKS[name] for name in own) + " |", "|---" * (len(own) + 1) + "|"]
-
-    def row(name: str, cell: Callable[[dict[str, Any]], str]) -> None:
-        rows.append(f"| {name} | " + " | ".join(map(cell, own.values())) + " |")
-
-    def lost(setting: str) -> Callable[[dict[str, Any]], str]:
-        def cell(each: dict[str, Any]) -> str:
-            low, high = each["overhead"][setting]["loss_percent_ci95"]
-            return f"{each['overhead'][setting]['loss_percent']:.2f} % ({low:.2f} … {high:.2f})"
-
-        return cell
-
-    decode = next(iter(own.values()))["decode"]
-    row("all_reduce of prefill: bus bandwidth", lambda each: f"{each['prefill']['bus_bytes_per_second'] / 1e9:.0f} GB/s"
-        + ("" if "custom" not in each["decode"]["implementation"] else " (NCCL's)"))  # fmt: skip
-    row(
-        f"all_reduce of decode, {decode['payload_bytes'] / 1e6:.2f} MB: transfer",
-        lambda each: f"{each['decode']['transfer_us']:.1f} µs",
-    )
-    row("its share of a decode step", lambda each: f"{each['decode']['all_reduce_percent']:.1f} %")
-    row("decode steps that both are of", lambda each: str(each["decode"]["steps"]))
-    for mode, words in SLOW.items():
-        for delay in () if mode == "eager" else ("20", "50", "200"):
-            row(
-                f"{words}, a rank late by {delay} µs: the other's wait",
-                lambda each, at=(mode, delay): "{:.1f} … {:.1f} µs".format(*each["wait_us_by_delay"][at[0]][at[1]]),
-            )
-        row(f"{words}: the delayed rank named, steps, worst case",
-            lambda each, mode=mode: f"{each['slow_rank'][mode]['named_percent']:.0f} %")  # fmt: skip
-        row(f"{words}: transfer moves by, worst case beyond the noise",
-            lambda each, mode=mode: shift(each["slow_rank"][mode]["transfer_shift_percent"]))  # fmt: skip
-    row(
-        f"{SLOW['eager']}: calls that say who was last, worst case",
-        lambda each: f"{each['slow_rank']['eager']['sure_percent']:.0f} %",
-    )
-    for name, words in (("right_percent_of_calls", "calls"), ("right_percent", "steps, worst pass")):
-        row(f"{SLOW['eager']}: named is the rank that CUPTI saw come last, {words}",
-            lambda each, name=name: f"{each['slow_rank']['eager_seen'][name]:.0f} %")  # fmt: skip
-    row("tokens per second lost, default sampling", lost("default"))
-    row("the same, every step sampled", lost("every_step"))
-    row(
-        "tokens compared with those of the plugin switched off, all the same", lambda each: f"{each['tokens_compared']}"
-    )
-    return "\n".join(rows)
-
-
-def shift(percent: float | None) -> str:
-    return "–" if percent is None else f"{percent:.1f} %"
-
-
 LEADS = {
     "tp1": "one GPU",
     "tp2, a GPU each": "TP 2, a GPU each, through host memory",
@@ -452,141 +243,6 @@ def alerts() -> str:
     said = {True: "met", False: "**missed**", None: ""}
     rows += [f"| {name} | {aim} | {value} | {said[met]} |" for name, aim, value, met in lines]
     return "\n".join(rows)
-
-
-ANALYSED = {
-    ("static_new", "prefill"): "July 2025, prefill",
-    ("static_new", "decode"): "July 2025, decode",
-    ("served_new", "decode"): "July 2025, served, decode",
-    ("static_old", "decode"): "0.0.1, decode",
-    ("tp2", "decode"): "July 2025, TP 2 on one GPU by sockets, decode",
-}
-
-
-def analysis() -> str:
-    """Shares of real runs with their intervals, and whether comparisons keep what they state."""
-    if not (RESULTS / "analysis.json").exists():
-        return "Not measured yet: `benchmarks/analyses/analysis.py`."
-    content = result("analysis")
-    summary = content["summary"]
-    found = {
-        name: summary["shares"][part][phase]
-        for (part, phase), name in ANALYSED.items()
-        if phase in summary["shares"].get(part, {})
-    }
-    order = sorted(
-        {name for shares in found.values() for name in shares},
-        key=lambda name: -max(shares.get(name, [0.0])[0] for shares in found.values()),
-    )
-    heads = [_head(name, part, content["rows"]) for (part, _), name in ANALYSED.items() if name in found]
-    rows = [f"| {content['gpu'].get('name', 'GPU')}: share of the step, % | " + " | ".join(heads) + " |"]
-    rows.append("|---" * (len(found) + 1) + "|")
-    for name in order:
-        shares = [each.get(name) for each in found.values()]
-        cells = [f"{each[0]:.1f} ({each[1]:.1f} … {each[2]:.1f})" if each else "–" for each in shares]
-        rows.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    claims = list(_compared(summary))
-    if claims:
-        rows += ["", "| | aim | found | |", "|---|---|---|---|"]
-        rows += [f"| {name} | {aim} | {value} | {'met' if met else '**missed**'} |" for name, aim, value, met in claims]
-    if (ROOT / "docs" / "example-report.html").exists():
-        rows += ["", "[The report on the first two columns](example-report.html)"]
-    return "\n".join(rows)
-
-
-def _head(name: str, part: str, rows: list[dict[str, Any]]) -> str:
-    """With how often and how long it was run."""
-    run = next(row for row in rows if row.get("part") == part and row.get("kind") == "run")
-    return f"{name} ({run['repeats']} × {run['plan']['output_len']} out)"
-
-
-def _compared(summary: dict[str, Any]) -> Iterator[tuple[str, str, str, bool]]:
-    """What was to be kept or found, and whether it was; only what has been measured."""
-    equal, stated = summary["aa_significant_percent"], summary["aa_stated_error_percent"]
-    if equal is not None:
-        name = f"5 repeats against 5 equal ones, {summary['aa_splits']} random splits: some operator significant, %"
-        yield name, f"at most {stated:g}", f"{equal:g}", equal <= stated
-    for percent, phases in summary["slowed"].items():
-        for phase, each in phases.items():
-            ends = " … ".join(f"{value:+.2f}" for value in each["ci95"])
-            said = f"{each['estimate_percent']:+.2f} ({ends})" + ("" if each["found"] else ", not sure")
-            injected = f"{each['injected_percent']:+.2f}"
-            yield (
-                f"`ffn` slowed by {percent} %, {phase}: estimate, %",
-                f"found; {injected} was put in",
-                said,
-                each["found"],
-            )
-    for command, most in (("report", 2), ("compare", 4)):
-        seconds = summary[f"seconds_{command}_1m"]
-        if seconds is not None:
-            yield f"`{command}` of a million records, s", f"below {most}", f"{seconds:.2f}", seconds < most
-
-
-# What is said of a feature where it is measured, and where that version of LightLLM does not have what it is about.
-MEASURED = (
-    (Feature.STEPS, "steps", "yes", "–"),
-    (Feature.STEP_SIZES, "batch, tokens and context of a step", "yes", "–"),
-    (Feature.STEP_END, "GPU work behind sampling belongs to its step", "yes", "–"),
-    (Feature.IDLE, "idle time and its reason", "yes", "–"),
-    (Feature.OPERATORS, "operators of eager steps", "yes", "–"),
-    (Feature.DECODE_GRAPHS, "operators inside decode graphs", "yes", "–"),
-    (Feature.SAMPLING, "sampling", "yes", "–"),
-    (Feature.COLLECTIVES, "`all_reduce` and other collectives", "yes", "yes"),  # without groups they are torch's own
-    (Feature.PREFILL_GRAPHS, "prefill graphs", "whole steps", "–"),
-    (Feature.MICROBATCHES, "two microbatches at once", "whole steps", "–"),
-    (Feature.MIXED_BATCHES, "prefill and decode in one step", "yes", "–"),
-    (Feature.SPLITFUSE, "splitfuse mode", "yes", "–"),
-    (Feature.REQUEST_SPANS, "requests, as spans of traces", "yes", "–"),
-    (Feature.MODEL_FACTS, "expected times from the model's shape", "yes", "–"),
-    (Feature.HEALTH_MONITOR, "LightLLM's `--health_monitor` is not alarmed by the exporter", "yes", "–"),
-    (Feature.STATIC_BENCH, "`bench --static`", "yes", "–"),
-)
-
-
-def versions() -> str:
-    """Return the table of LightLLM's versions and what is measured of each, as read from their source."""
-    found = result("hosts")["summary"]["versions"]
-    names = [f"{name} ({each['date']})" if each["date"] else f"{name} (PyPI)" for name, each in found.items()]
-    rows = ["| what is measured | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for feature, title, measured, not_there in MEASURED:
-        said = {"measured": measured, "not there": not_there, "lost": "**no**"}
-        rows.append(_row(title, [said[each["features"].get(feature.value, "not there")] for each in found.values()]))
-    rows.append(
-        _row("drafts of speculative decoding", ["counted" if each["drafts"] else "–" for each in found.values()])
-    )
-    lost = [", ".join(f"`{name}`" for name in each["operators_lost"]) or "none" for each in found.values()]
-    rows.append(_row("operators that are not timed on their own", lost))
-    rows.append(
-        _row("places where GPU time counts as another operator's", [str(each["wrong"]) for each in found.values()])
-    )
-    unclaimed = [", ".join(f"`{name}`" for name in each["unclaimed"]) or "none" for each in found.values()]
-    rows.append(_row("layers in which some work is no operator's, and counts as `other`", unclaimed))
-    return "\n".join(rows)
-
-
-def history() -> str:
-    """Return what was found in LightLLM's history, and what is so on purpose."""
-    content = result("hosts")
-    found = content["summary"]
-    lost = [f"{row.get('name') or row['commit']}: {', '.join(row['lost'])}" for row in content["rows"] if "lost" in row]
-    rows = [
-        f"- {found['hosts']} versions of LightLLM up to `{found['tip'][:9]}` ({found['tip_date']}), read on {content['date']}.",
-        f"- Versions that would not start with the plugin: {found['hosts_with_start_failures']}.",
-        f"- Versions of which a feature is lost: {found['hosts_with_lost_features']}{_of(lost)}.",
-        f"- Versions with places where GPU time counts as another operator's: {found['hosts_with_wrong_figures']}.",
-    ]
-    rows += [f"- On purpose: {rule['says']} ({rule['known']})." for rule in found["rules"].values() if rule["known"]]
-    return "\n".join(rows)
-
-
-def _of(names: list[str]) -> str:
-    """Return a few names in brackets; nothing where there are none or many."""
-    return f" ({'; '.join(names)})" if 0 < len(names) <= 8 else ""
-
-
-def _row(title: str, cells: list[str]) -> str:
-    return f"| {title} | " + " | ".join(cells) + " |"
 
 
 BLOCKS: dict[str, Callable[[], str]] = {

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 JULY_2025 = "fc72ffab"  # the LightLLM of every figure that names none
 MAIN = "main"
 ENGLISH, CHINESE = "en", "zh"

@@ -12,20 +12,19 @@ from lightllm_otel.contracts.table import HOOKS
 from lightllm_otel.guard import Guard
 from lightllm_otel.otel_environment import OtelEnvironment
 from lightllm_otel.records import layout, progress
-from lightllm_otel.records.control import Listener
-from lightllm_otel.records.vocabulary import Level, Operator, Phase, Stage
+from lightllm_otel.records.control import Listener, Order
+from lightllm_otel.records.vocabulary import Operator, Phase
 from lightllm_otel.settings import Settings
-from lightllm_otel.worker.forwards import Forwards
 from lightllm_otel.worker.gpu.agreement import Ballot
+from lightllm_otel.worker.gpu.calibration import Calibration
 from lightllm_otel.worker.gpu.clock import HostClock
 from lightllm_otel.worker.gpu.graphs import tensors_in
 from lightllm_otel.worker.gpu.timer import Timer
 from lightllm_otel.worker.gpu.timestamp_kernels import KEPT, Overwritten
 from lightllm_otel.worker.host import operators
-from lightllm_otel.worker.host.fast_path import FastPath
 from lightllm_otel.worker.host.instrumented_graphs import InstrumentedGraphs
 from lightllm_otel.worker.host.slots import GROUP_LEAVES, TORCH_LEAVES
-from lightllm_otel.worker.sampling import Sampling
+from lightllm_otel.worker.session import ServerSession
 
 
 class ManualClock(HostClock):
@@ -95,6 +94,11 @@ class Kept:
         self.oldest_unread = 0.0
         self.in_flight = None
         self.progress = [0] * progress.WORDS
+        self.header = np.zeros(1, layout.HEADER)
+        self.facts = {}
+
+    def describe(self, facts):
+        self.facts = facts
 
     def write(self, step, intervals):
         self.steps.append((np.frombuffer(step, layout.STEP)[0], intervals))
@@ -227,87 +231,101 @@ class FakeGraphs:
         return self._gpu.time() - began
 
 
-class FakeSession:
-    """Session that hooks one fake host, with its own timer. After ``serve``, its steps are measured."""
+class GivenOrders(Listener):
+    """Follows ``session.orders``, a list of (forward, level, every), as if the first rank had ordered them."""
+
+    def __init__(self, session):
+        self._session = session
+        super().__init__(None, None)
+
+    @property
+    def waiting(self):
+        return self._session.orders or None
+
+    @waiting.setter
+    def waiting(self, order):
+        """Only :attr:`FakeSession.orders` says what waits."""
+
+    def due(self, number):
+        orders = self._session.orders
+        if not orders or number < orders[0][0]:
+            return None
+        at, level, every = orders.pop(0)
+        return Order(1, level, every, at)
+
+
+class FakeSession(ServerSession):
+    """The session of a model process, on one fake host. Only what needs a GPU, a folder or other processes is another."""
 
     def __init__(self, host, every=1, strict=True, clock=None, operators_too=True, boundaries=512, environ=None,
                  ballot=None, timestamp_cost=0.0, rows=HOOKS):  # fmt: skip
+        given = {
+            "LIGHTLLM_OTEL_SAMPLE_EVERY": str(every),
+            **({} if operators_too else {"LIGHTLLM_OTEL_LEVEL": "steps"}),
+        }
+        settings = Settings.from_env({"LIGHTLLM_OTEL": "1", **given, **(environ or {})})
+        assert not settings.problems
+        super().__init__(settings, Guard(strict=strict), PatchSet(), PatchSet())
+        self.otel_environment = OtelEnvironment.from_env({})
+        self.fits = Fits(rows)
         self.clock = clock or ManualClock(host.now)
         self.clock.gpu = host.gpu
         self.kept = Kept()
-        self.guard = Guard(strict=strict)
-        self.patch_set, self.live = PatchSet(), PatchSet()
-        self.fast_path = FastPath()
-        self.group_class = None
-        self.notes = self.watches = None
-        self.otel_environment = OtelEnvironment.from_env({})
-        self.fits = Fits(rows)
-        self.sees_replays = True
-        self.timer = self.forwards = None
-        self.slots = {}
-        self.model = None
+        self.graphs = FakeGraphs(host.gpu)
+        self.timestamps = FakeTimestamps(host.gpu, boundaries, timestamp_cost)
         self.housekept = 0
         self.orders = []
-        self._listener = Listener(None, None)
-        self._host = host
-        self._rule = (Level.OPERATORS if operators_too else Level.STEPS, Sampling(every))
-        self._timer = Timer(
-            self.clock, self.kept, operators=operators_too, boundaries=boundaries,
-            wall_clock=lambda: 1e9 + host.now[0], cpu_clock=lambda: 0.0,
-        )  # fmt: skip
-        self.timestamps = FakeTimestamps(host.gpu, boundaries, timestamp_cost)
-        self.graphs = FakeGraphs(host.gpu)
-        self.settings = settings = Settings.from_env(
-            {"LIGHTLLM_OTEL": "1", "LIGHTLLM_OTEL_SAMPLE_EVERY": str(every), **(environ or {})}
-        )
-        self.instrumented_graphs = InstrumentedGraphs(
-            self._timer, self.guard, settings, self.graphs, lambda capacity: self.timestamps,
-            ballot or (lambda: Ballot(None, 0, 1)), environ or {},
-        )  # fmt: skip
-        self.guard.on_error = self._failed
-
-    def _failed(self, stage):
-        if stage is Stage.MEASURE:
-            self._timer.fail()
+        self._host, self._boundaries, self._environ = host, boundaries, environ or {}
+        self.choose_timestamps = lambda capacity: self.timestamps
+        self.ballot = ballot or (lambda: Ballot(None, 0, 1))
 
     def patch(self):
         hooks.install(self._host, self, self.fits.hooks)
         return self
 
     def undo(self):
-        for patch_set in (self.live, self.patch_set):
+        for patch_set in (self.operator_patches, self.live, self.patch_set):
             patch_set.undo()
 
-    def attach(self, model):
-        if self.model is None:
-            self.model = model
-            self.slots = operators.install(model, self._timer, self.patch_set, self.guard)
-            transport = operators.Transport(lambda: "nccl")
-            arguments = (self._timer, self.patch_set, self.guard, transport)
-            operators.install_collectives(self._host.dist, TORCH_LEAVES, *arguments)
-            operators.install_collectives(self.group_class, GROUP_LEAVES, *arguments)
-
-    def serve(self, model):
-        if self.owns(model):
-            self.forwards = Forwards(*self._rule)
-            with self.guard(Stage.PATCH):
-                self.instrumented_graphs.activate()
-            self.sees_replays = self.fits.fits("graph_replay") or getattr(model, "graph", None) is None
-            self.timer = self._timer
-
-    def owns(self, model):
-        return model is self.model
+    @property
+    def model(self):
+        return self._model() if self._model is not None else None
 
     @property
-    def listener(self):
-        self._listener.waiting = self.orders or None
-        return self._listener
-
-    def listen(self):
-        """Follow ``orders``: (forward, level, every), as live control would give them."""
-        while self.orders and self.forwards.completed >= self.orders[0][0]:
-            _, level, every = self.orders.pop(0)
-            self.forwards.follow(level, Sampling(every))
+    def slots(self):
+        return self._slots
 
     def housekeep(self):
         self.housekept += 1
+        super().housekeep()
+
+    # In place of a GPU, a folder and other processes
+
+    def _choose_clock(self):
+        return self.clock
+
+    def _calibrate(self, clock):
+        return Calibration()
+
+    def _make_ring(self, identity):
+        return self.kept
+
+    def _make_timer(self, clock, ring, operators_too, boundaries):
+        return Timer(
+            clock, ring, operators=operators_too, boundaries=self._boundaries,
+            wall_clock=lambda: 1e9 + self._host.now[0], cpu_clock=lambda: 0.0,
+        )  # fmt: skip
+
+    def _make_instrumented_graphs(self, timer):
+        return InstrumentedGraphs(
+            timer, self.guard, self.settings, self.graphs, self.choose_timestamps, self.ballot, self._environ
+        )
+
+    def _install_collectives(self, timer):
+        transport = operators.Transport(lambda: "nccl")
+        arguments = (timer, self.operator_patches, self.guard, transport)
+        operators.install_collectives(self._host.dist, TORCH_LEAVES, *arguments)
+        operators.install_collectives(self.group_class, GROUP_LEAVES, *arguments)
+
+    def _listen_to(self, identity, forwards):
+        return GivenOrders(self)

@@ -22,7 +22,6 @@ from host_changes import Change, changes_of, functions_of
 from hypothesis import strategies
 
 from lightllm_otel.otel_environment import OtelEnvironment, Sampler
-from lightllm_otel.settings import Settings
 
 HERE = Path(__file__).parent
 # What our hooks are put on, or ask for, by miniature.
@@ -308,9 +307,9 @@ def _outcome_http(variant, session):
 
 def _traced(host, session, folder):
     """Our session in an HTTP process whose requests are traced."""
-    made = _session(host, session)
+    environ = {**session.get("environ", {}), "LIGHTLLM_OTEL_DIR": str(folder)}
+    made = _session(host, {**session, "environ": environ})
     made.otel_environment = OtelEnvironment(traces=("otlp_proto_http",), sampler=Sampler(1.0))
-    made.settings = dataclasses.replace(Settings.from_env({}), directory=folder)
     return made.patch()
 
 

@@ -27,17 +27,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-import analysis
 import outcome
 import workers
 from _paths import ROOT
+from run_rows import Rows, run_rows
 
 from lightllm_otel.records.recording import BadRecording
 from lightllm_otel.tools.analysis.runs import BENCH, load
 
 OUTPUT, EVERY = 48, 4
 BLOCKING = "CUDA_LAUNCH_BLOCKING"
-Rows = list[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +116,7 @@ def run_case(arguments: argparse.Namespace, case: Case) -> Rows:
     rows: Rows = []
     try:
         if (folder / "run" / BENCH).exists():
-            rows = analysis.run_rows(load(folder / "run"))
+            rows = run_rows(load(folder / "run"))
     except (BadRecording, ValueError) as error:
         problem = "; ".join(filter(None, [problem, str(error)]))
     if problem:

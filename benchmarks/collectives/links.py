@@ -37,6 +37,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 import _paths  # noqa: F401 - puts the other folders on sys.path
 import collectives
+import collectives_claims
+import collectives_rows
 import hours
 import outcome
 import promtool
@@ -130,9 +132,9 @@ def by_mode(rows: Rows) -> dict[str, Any]:
     for mode in DECODES:
         own = [row for row in rows if row.get("mode") == mode]
         if any(row.get("kind") == "slow" for row in own):
-            group = collectives.slow_group(own)
+            group = collectives_claims.slow_group(own)
             found[mode] = {
-                "named_percent": collectives.summarise(own)["straggler_named_percent_worst_pass"],
+                "named_percent": collectives_claims.summarise(own)["straggler_named_percent_worst_pass"],
                 "sure_percent": min(
                     (
                         round(100 * row["sure"] / row["calls"], 2)
@@ -158,7 +160,7 @@ def seen_right(rows: Rows) -> dict[str, float | None]:
     return {
         "right_percent": round(min(100 * row["right_steps"] / row["steps"] for row in own), 2),
         "right_percent_of_steps": round(100 * sum(row["right_steps"] for row in own) / sum(row["steps"] for row in own), 2),
-        "right_percent_of_calls": collectives.percent(
+        "right_percent_of_calls": collectives_rows.percent(
             sum(row["right_calls"] for row in own), sum(row["judged_calls"] for row in own)
         ),
     }  # fmt: skip

@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import collectives
+import collectives_claims
+import collectives_rows
 import numpy as np
 import outcome
 import pairing
@@ -33,7 +35,7 @@ import plugin_cost
 import rank
 import workers
 from alternation import Batch
-from collectives import Run
+from collectives_rows import Run
 from pairing import Schedule
 from plugin_cost import OFF, SETTINGS, Case
 from rank import AHEAD, EAGER, GRAPH, PREFILL, Pass
@@ -184,10 +186,10 @@ def left_rows(folder: Path, tp: int) -> Rows:
     rows: Rows = [
         {"kind": "topology", **topology([each["facts"] for each in run.left]), "transports": transports(folder)}
     ]
-    rows += [row for row in collectives.rows_of(run, tp) if row["kind"] != "share"]
+    rows += [row for row in collectives_rows.rows_of(run, tp) if row["kind"] != "share"]
     for number, each in enumerate(run.left[0]["passes"]):
         if each["kind"] == "share":
-            rows += [{"pass": number, **row} for row in (moved_row(run, each), *collectives.share_rows(run, each))]
+            rows += [{"pass": number, **row} for row in (moved_row(run, each), *collectives_rows.share_rows(run, each))]
     rows.append({"kind": "ring", "overwrites": [each["overwrites"] for each in run.left],
                  "dropped": [each["dropped"] for each in run.left]})  # fmt: skip
     for number in range(tp):
@@ -204,11 +206,11 @@ def moved_row(run: Run, each: dict[str, Any]) -> dict[str, Any]:
         found.add(step, *run.clock(each["mode"]))
     at = [here for here in found.transfer if here[0] in (Site.ATTENTION.code, Site.FFN.code)]
     took = sum(found.transfer[here].total for here in at)
-    inside = [step.calls[collectives.in_layers(step)] for step in matched]
+    inside = [step.calls[collectives_rows.in_layers(step)] for step in matched]
     how = set().union(*(implementations(steps, each) for steps in run.steps))
     whole = [float(intervals["seconds"].sum()) for steps in run.steps for step, intervals in steps
              if each["first"] < step["number"] <= each["last"] and len(intervals)]  # fmt: skip
-    calls = {name: value for name, value in collectives.pass_row(run, each).items()
+    calls = {name: value for name, value in collectives_rows.pass_row(run, each).items()
              if name in ("matched", "calls", "transfer_us", "transfer_us_by_step", "wait_us")}  # fmt: skip
     return {
         "kind": "moved", "mode": each["mode"], "steps": each["steps"], "context": each["context"], **calls,
@@ -302,7 +304,7 @@ def tokens_identical(rows: Rows) -> bool | None:
 
 def common_summary(rows: Rows) -> dict[str, Any]:
     """Of the rows of one build."""
-    summary = collectives.summarise(rows)
+    summary = collectives_claims.summarise(rows)
     ring = [row for row in rows if row.get("kind") == "ring"]
     chosen = ("bus_bandwidth_error_percent", "unmatched", "errors", "dropped", "problems")
     return {

@@ -38,6 +38,7 @@ import comparison
 import outcome
 import served_accuracy
 import served_answers
+import served_claims
 import served_order
 import served_overhead
 from checkpoint import SHAPES, Shape, write
@@ -49,7 +50,7 @@ LIVE = "served"  # what rows of these servers are called in overhead.json
 WARM_POSITIONS = 16
 Rows = list[dict[str, Any]]
 SUMMARIES: dict[str, Callable[[Rows], dict[str, Any]]] = {
-    "overhead": served_overhead.summarise, "accuracy": comparison.summarise, "answers": served_answers.summarise,
+    "overhead": served_claims.summarise, "accuracy": comparison.summarise, "answers": served_answers.summarise,
     "order": served_order.summarise,
 }  # fmt: skip
 

@@ -23,7 +23,6 @@ import json
 import os
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,86 +37,17 @@ import _paths  # noqa: F401 - puts the other folders on sys.path
 import fixed_batch
 import outcome
 from server import Server
+from span_receiver import Receiver
+from tracing_claims import DROPPED, NONE, PLAIN, SHARES, completeness, links, summarise
 from workers import checkpoint_of, say
 
 STEP_LISTS = Path(__file__).with_name("step_lists")  # a sitecustomize for the model process
 Rows = list[dict[str, Any]]
-SHARES = (1, 10, 100)  # percent of the requests
-NONE = 0  # on the server that has traces
-PLAIN = -1  # on the server that has none
 LAUNCHER = [sys.executable, "-m", "lightllm_otel", "run", "--"]
 PARTS_OF_RUN = ("links", "rounds")
 # All requests in one graph: without, a step is bound by the host, and rounds differ by a tenth.
 FLAGS = ["--max_total_token_num", "24000", "--mem_fraction", "0.2", "--graph_max_batch_size", "64"]
-SPAN_DELAY_MS, QUEUE = "1000", "65536"
-DROPPED = "spans_dropped_"
 SETTLE_SECONDS = 5.0
-MOST_DIFFERENCE = 0.01  # of a request's span, between it and its children
-TARGET_PERCENT = 0.5  # at 10 % traced
-RESAMPLES = 4000
-PARTS = {"lightllm.tokenise", "lightllm.queue", "lightllm.prefill", "lightllm.decode", "lightllm.tail"}
-
-
-# Receiver --------------------------------------------------------------------------------------------------------------
-
-
-class Receiver:
-    """Takes everything, and reads nothing before it is asked to."""
-
-    def __init__(self) -> None:
-        self.bodies: list[bytes] = []
-        receiver = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                if self.path == "/v1/traces":
-                    receiver.bodies.append(body)
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *words: Any) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    @property
-    def environ(self) -> dict[str, str]:
-        port = self._server.server_address[1]
-        return {
-            "OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
-            "OTEL_TRACES_SAMPLER": "parentbased_always_off", "OTEL_METRICS_EXPORTER": "none",
-            "OTEL_BSP_SCHEDULE_DELAY": SPAN_DELAY_MS, "OTEL_BSP_MAX_QUEUE_SIZE": QUEUE,
-        }  # fmt: skip
-
-    def spans(self) -> list[dict[str, Any]]:
-        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-
-        return [
-            read(span)
-            for body in self.bodies
-            for resource in ExportTraceServiceRequest.FromString(body).resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        ]
-
-
-def read(span: Any) -> dict[str, Any]:
-    """A span as plain values, with the attributes that are looked at."""
-    wanted = ("lightllm.request.id", "lightllm.step.number", "lightllm.phase")
-    attributes = {each.key: each.value for each in span.attributes if each.key in wanted}
-    return {
-        "name": span.name, "trace": span.trace_id.hex(), "span": span.span_id.hex(), "parent": span.parent_span_id.hex(),
-        "start": span.start_time_unix_nano, "end": span.end_time_unix_nano, "server": span.kind == 2,
-        "links": [link.span_id.hex() for link in span.links],
-        "request": attributes["lightllm.request.id"].string_value if "lightllm.request.id" in attributes else None,
-        "step": attributes["lightllm.step.number"].int_value if "lightllm.step.number" in attributes else None,
-    }  # fmt: skip
 
 
 # Load ------------------------------------------------------------------------------------------------------------------
@@ -185,123 +115,6 @@ def load(server: Any, round_number: int, share: int, size: tuple[int, int, int])
         "cpu_seconds": round(cpu_seconds(server) - used, 2),
         "parents": [parent_of(round_number, request) for request in range(requests) if traced[request]],
     }  # fmt: skip
-
-
-# What came of it -------------------------------------------------------------------------------------------------------
-
-
-def complete(request: Mapping[str, Any], parts: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether a request has all of its parts, one after the other, which add up to it."""
-    ordered = sorted(parts, key=lambda part: part["start"])
-    whole = request["end"] - request["start"]
-    return (
-        {part["name"] for part in ordered} == PARTS
-        and all(before["end"] == after["start"] for before, after in zip(ordered, ordered[1:]))
-        and abs(sum(part["end"] - part["start"] for part in ordered) - whole) <= MOST_DIFFERENCE * whole
-    )
-
-
-def completeness(spans: Iterable[Mapping[str, Any]], parents: Iterable[str]) -> dict[str, int]:
-    """Of the requests that were traced: how many have a trace, under the caller's span, and how many a complete one."""
-    children: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    servers: dict[str, Mapping[str, Any]] = {}
-    for span in spans:
-        children[span["parent"]].append(span)
-        if span["server"]:
-            servers[span["parent"]] = span
-    wanted = list(parents)
-    found = [servers[parent] for parent in wanted if parent in servers]
-    whole = [request for request in found if complete(request, children[request["span"]])]
-    return {
-        "traced": len(wanted),
-        "found": len(found),
-        "complete": len(whole),
-        "foreign": len(set(servers) - set(wanted)),
-    }
-
-
-def links(spans: Iterable[Mapping[str, Any]], lists: list[list[int]]) -> dict[str, int]:
-    """Step spans against LightLLM's own list of requests in each step; the n-th line is step n."""
-    every = list(spans)
-    numbers = {span["span"]: int(span["request"]) for span in every if span["server"]}
-    steps = [span for span in every if span["step"] is not None and span["name"].startswith("lightllm.step ")]
-    right = linked_in_all = 0
-    for step in steps:
-        linked = {numbers[link] for link in step["links"] if link in numbers}
-        listed = set(lists[step["step"]]) if step["step"] < len(lists) else set()
-        linked_in_all += len(linked)
-        right += len(linked) == len(step["links"]) and linked == listed & set(numbers.values())
-    return {"steps": len(steps), "right": right, "linked": linked_in_all}
-
-
-def loss(rows: Iterable[Mapping[str, Any]], share: int, against: int = PLAIN) -> dict[str, Any]:
-    """Percent of the tokens per second that are lost with so many percent traced, over blocks, with an interval."""
-    found = change(rows, share, against, "tokens_per_second")
-    low, high = found["ci95"] or (None, None)
-    return {
-        "throughput_loss_percent": None if low is None else -found["percent"], "ci95": None if low is None else [-high, -low],
-        "blocks": found["blocks"],
-    }  # fmt: skip
-
-
-def change(rows: Iterable[Mapping[str, Any]], share: int, against: int, of: str) -> dict[str, Any]:
-    """By how many percent ``of`` is larger with so many percent traced: the mean over blocks, and its 95 % interval."""
-    blocks: dict[Any, dict[int, float]] = defaultdict(dict)
-    for row in rows:
-        if row.get(of):
-            blocks[row.get("lane", 0), row["block"]][row["share_percent"]] = row[of]
-    pairs = np.array([(block[against], block[share]) for block in blocks.values() if {against, share} <= set(block)])
-    if not len(pairs):
-        return {"percent": None, "ci95": None, "blocks": 0}
-    more = 100 * (pairs[:, 1] / pairs[:, 0] - 1)
-    random = np.random.default_rng(0)
-    drawn = more[random.integers(0, len(more), (RESAMPLES, len(more)))].mean(axis=1)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return {
-        "percent": round(float(more.mean()), 3), "ci95": [round(float(low), 3), round(float(high), 3)], "blocks": len(more),
-    }  # fmt: skip
-
-
-def summarise(rows: Rows) -> dict[str, Any]:
-    """Everything from the rows alone; None for what is not measured yet."""
-    rounds = [row for row in rows if row.get("kind") == "round"]
-    traces, checked = (total(rows, kind) for kind in ("traces", "links"))
-    losses = {str(share): loss(rounds, share) for share in SHARES}
-    within = {str(share): loss(rounds, share, NONE) for share in SHARES}
-    cpu = {str(share): change(rounds, share, NONE, "cpu_seconds") for share in SHARES}
-    return {
-        "throughput_loss_percent": {share: each["throughput_loss_percent"] for share, each in losses.items()},
-        "throughput_loss_percent_ci95": {share: each["ci95"] for share, each in losses.items()},
-        "throughput_loss_percent_within": {share: each["throughput_loss_percent"] for share, each in within.items()},
-        "throughput_loss_percent_within_ci95": {share: each["ci95"] for share, each in within.items()},
-        "cpu_increase_percent": {share: each["percent"] for share, each in cpu.items()},
-        "cpu_increase_percent_ci95": {share: each["ci95"] for share, each in cpu.items()},
-        "blocks": min(each["blocks"] for each in losses.values()),
-        "target_percent_at_10": TARGET_PERCENT,
-        "complete_traces_percent": percent(traces.get("complete"), traces.get("traced")),
-        "traced_requests": traces.get("traced"),
-        "right_step_links_percent": percent(checked.get("right"), checked.get("steps")),
-        "checked_steps": checked.get("steps"), "checked_links": checked.get("linked"),
-        "errors": traces.get("errors"), "spans_dropped": traces.get("spans_dropped"),
-        "spans_dropped_by_reason": {
-            name.removeprefix(DROPPED): count for name, count in traces.items() if name.startswith(DROPPED) and name != DROPPED
-        },
-    }  # fmt: skip
-
-
-def total(rows: Rows, kind: str) -> dict[str, Any]:
-    """The sums of all rows of a kind; empty where there is none."""
-    found: dict[str, Any] = defaultdict(int)
-    for row in rows:
-        if row.get("kind") == kind:
-            for name, value in row.items():
-                if name not in ("kind", "lane"):
-                    found[name] += value
-    return found
-
-
-def percent(part: int | None, whole: int | None) -> float | None:
-    return None if part is None or not whole else round(100 * part / whole, 3)
 
 
 # The servers -----------------------------------------------------------------------------------------------------------

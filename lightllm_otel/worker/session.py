@@ -22,7 +22,7 @@ from lightllm_otel.records.writer import RingWriter
 from lightllm_otel.settings import Settings
 from lightllm_otel.worker.forwards import Forwards
 from lightllm_otel.worker.gpu.agreement import ballot_of_process_group
-from lightllm_otel.worker.gpu.calibration import calibrate
+from lightllm_otel.worker.gpu.calibration import Calibration, calibrate
 from lightllm_otel.worker.gpu.clock import Clock
 from lightllm_otel.worker.gpu.events import choose_clock
 from lightllm_otel.worker.gpu.graphs import TorchGraphs
@@ -92,21 +92,18 @@ class ServerSession:
             return
         self._model = weakref.ref(model)
         identity = identify(model, os.environ)
-        clock = choose_clock()
+        clock = self._choose_clock()
         ring = self._make_ring(identity)
         if ring is None:
             return
         layers = len(getattr(model, "layers_infer", ()))
         operators_too = self._settings.level is Level.OPERATORS
-        boundaries = BOUNDARIES_PER_STEP + BOUNDARIES_PER_LAYER * layers
-        timer = Timer(clock, ring, operators=operators_too, boundaries=boundaries)
+        timer = self._make_timer(clock, ring, operators_too, BOUNDARIES_PER_STEP + BOUNDARIES_PER_LAYER * layers)
         self.guard.on_error = self._failed
         self._prepared = (clock, ring, timer, identity)
         if operators_too:
             self._install(model, timer)
-            self.instrumented_graphs = InstrumentedGraphs(
-                timer, self.guard, self._settings, TorchGraphs(), choose_timestamps, ballot_of_process_group
-            )
+            self.instrumented_graphs = self._make_instrumented_graphs(timer)
 
     def _install(self, model: Any, timer: Timer) -> None:
         with self.guard(Stage.PATCH):
@@ -114,7 +111,7 @@ class ServerSession:
         slots = operators.install(model, timer, self.operator_patches, self.guard)
         self._slots, self._layers = slots, slots.layers
         with self.guard(Stage.PATCH):
-            operators.install_all_collectives(self.group_class, timer, self.operator_patches, self.guard)
+            self._install_collectives(timer)
         self._slots[Operator.SAMPLING.value] = operators.INSTALLED
         if self._settings.nvtx and (found := nvtx()) is not None:
             ranges.install(model, self.operator_patches, self.guard, *found)
@@ -153,7 +150,7 @@ class ServerSession:
             with self.guard(Stage.PATCH):
                 self.instrumented_graphs.activate()
         with self.guard(Stage.MEASURE):
-            timer.step_reader.calibration = calibrate(clock)
+            timer.step_reader.calibration = self._calibrate(clock)
         with self.guard(Stage.RING):
             self._describe(ring, timer)
             ring.describe(self.facts(model, clock, identity))
@@ -211,6 +208,25 @@ class ServerSession:
 
     def _start_latency(self) -> float:
         return self._prepared[2].step_reader.calibration.start_latency if self._prepared is not None else 0.0
+
+    # What needs a GPU or the processes of a group; a test has others ----------------------------------------------------
+
+    def _choose_clock(self) -> Clock:
+        return choose_clock()
+
+    def _calibrate(self, clock: Clock) -> Calibration:
+        return calibrate(clock)
+
+    def _make_timer(self, clock: Clock, ring: RingWriter, operators_too: bool, boundaries: int) -> Timer:
+        return Timer(clock, ring, operators=operators_too, boundaries=boundaries)
+
+    def _make_instrumented_graphs(self, timer: Timer) -> InstrumentedGraphs:
+        return InstrumentedGraphs(
+            timer, self.guard, self._settings, TorchGraphs(), choose_timestamps, ballot_of_process_group
+        )
+
+    def _install_collectives(self, timer: Timer) -> None:
+        operators.install_all_collectives(self.group_class, timer, self.operator_patches, self.guard)
 
     # In a step -------------------------------------------------------------------------------------------------------
 

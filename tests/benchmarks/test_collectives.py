@@ -2,7 +2,8 @@
 
 import itertools
 
-import collectives
+import collectives_claims
+import collectives_rows
 import numpy as np
 import pytest
 import records
@@ -10,6 +11,7 @@ import witness
 from kernels import Kernel
 from rank import AHEAD, EAGER, GRAPH, NOBODY, PREFILL, SEEN, Sizes, passes
 
+from lightllm_otel.records import layout
 from lightllm_otel.records.vocabulary import Mode, Operator, Phase, Site
 
 LAYERS = 3
@@ -57,11 +59,11 @@ class MadeUp:
              "stamp_quantum": 32e-9, "stamp_cost": 1e-6}
             for rank in range(2)
         ]  # fmt: skip
-        return collectives.Run([records.cells(*steps) for steps in self.cells], left)
+        return collectives_rows.Run([records.cells(*steps) for steps in self.cells], left)
 
 
 def rows(made, tp=2, one_gpu=True):
-    return [{"tp": tp, "one_gpu": one_gpu, **row} for row in collectives.rows_of(made.run(), tp)]
+    return [{"tp": tp, "one_gpu": one_gpu, **row} for row in collectives_rows.rows_of(made.run(), tp)]
 
 
 def test_a_delay_moves_into_the_wait_and_names_the_rank():
@@ -73,7 +75,7 @@ def test_a_delay_moves_into_the_wait_and_names_the_rank():
     assert [(row["named_steps"], row["named_calls"], row["calls"]) for row in slow] == [(4, 24, 24)] * 2
     assert [row["transfer_us_by_last"] for row in slow] == [[None, 7812.5], [7812.5, None]]
     assert [row["calls_by_last"] for row in slow] == [[0, 24], [24, 0]]
-    summary = collectives.summarise(found)
+    summary = collectives_claims.summarise(found)
     assert summary["straggler_named_percent"] == 100.0
     assert summary["transfer_shift_percent"] == 0.0
     assert (summary["unmatched"], summary["problems"], summary["slow_steps"]) == (0, [], 8)
@@ -112,7 +114,7 @@ def test_kernels_that_do_not_fit_the_calls_are_a_problem():
     made = MadeUp().add("plain", mode=SEEN, seen=[TRANSFER, TRANSFER])
     made.seen[1]["0"].pop()
     found = rows(made)
-    assert collectives.summarise(found)["problems"] == ["tp 2: CUPTI saw [28, 27] all_reduce in 4 steps of 7"]
+    assert collectives_claims.summarise(found)["problems"] == ["tp 2: CUPTI saw [28, 27] all_reduce in 4 steps of 7"]
 
 
 def test_kernels_of_an_all_reduce_are_known_by_their_names():
@@ -127,17 +129,17 @@ def test_a_delay_that_changes_which_sites_calls_count_is_no_shift():
     made = MadeUp().add("plain", mode=EAGER).add("plain", mode=EAGER).add("slow", mode=EAGER, slow=1, delay=2.0**-6)
     for steps in made.cells:
         for record, intervals in steps:
-            number = np.frombuffer(record, collectives.layout.STEP)[0]["number"]
+            number = np.frombuffer(record, layout.STEP)[0]["number"]
             after_ffn = intervals["site"] == Site.FFN.code
             intervals["seconds"][after_ffn] += TRANSFER / 8
             if number < 8:  # without a delay only what follows a feed-forward says what moving took
-                intervals["flags"][intervals["site"] == Site.ATTENTION.code] |= collectives.layout.STARVED
+                intervals["flags"][intervals["site"] == Site.ATTENTION.code] |= layout.STARVED
     found = rows(made)
     plain, slow = (next(row for row in found if row["kind"] == kind) for kind in ("plain", "slow"))
     assert plain["transfer_us_by_site"] == {"ffn": 8789.062}
     assert slow["transfer_us_by_site"] == {"attention": 7812.5, "ffn": 8789.062}
     assert slow["transfer_us"] < plain["transfer_us"]
-    assert collectives.summarise(found)["transfer_shift_percent_with_noise"] == 0.0
+    assert collectives_claims.summarise(found)["transfer_shift_percent_with_noise"] == 0.0
 
 
 def test_only_the_shift_beyond_what_passes_without_a_delay_show_is_claimed():
@@ -147,7 +149,7 @@ def test_only_the_shift_beyond_what_passes_without_a_delay_show_is_claimed():
         .add("plain", transfer=1.02 * TRANSFER)
         .add("slow", slow=1, delay=0.01, transfer=1.11 * TRANSFER)
     )
-    summary = collectives.summarise(rows(made))
+    summary = collectives_claims.summarise(rows(made))
     assert summary["transfer_noise_percent"] == {GRAPH: pytest.approx(1.98, abs=0.01)}
     assert summary["transfer_shift_percent_with_noise"] == pytest.approx(9.9, abs=0.01)
     assert summary["transfer_shift_percent"] == pytest.approx(9.9 - 1.98, abs=0.01)
@@ -162,27 +164,27 @@ def test_ranks_with_a_gpu_each_are_what_is_claimed_and_those_on_one_gpu_stand_be
         .add("slow", slow=1, delay=0.01, transfer=TRANSFER / 64),
         one_gpu=False,
     )
-    summary = collectives.summarise([*shared, *apart])
+    summary = collectives_claims.summarise([*shared, *apart])
     assert summary["transfer_shift_percent"] == 0.0
     shifts = {name: each["transfer_shift_percent"] for name, each in summary["slow_groups"].items()}
     assert shifts == {"a GPU each": 0.0, "one GPU": 25.0}
     assert summary["slow_steps"] == 8
-    assert collectives.summarise(shared)["transfer_shift_percent"] == 25.0
+    assert collectives_claims.summarise(shared)["transfer_shift_percent"] == 25.0
 
 
 def test_a_wrong_name_and_no_name_count_against_it():
     made = MadeUp().add("plain").add("slow", slow=1, delay=0.01).add("plain")
     made.passes[1]["slow"] = 0
-    assert collectives.summarise(rows(made))["straggler_named_percent"] == 0.0
+    assert collectives_claims.summarise(rows(made))["straggler_named_percent"] == 0.0
     made = MadeUp().add("plain").add("slow", slow=1, delay=1e-7).add("plain")
-    assert collectives.summarise(rows(made))["straggler_named_percent"] == 0.0
+    assert collectives_claims.summarise(rows(made))["straggler_named_percent"] == 0.0
 
 
 def test_bus_bandwidth_is_compared_with_the_benchmarks_own_times_and_formula():
-    summary = collectives.summarise(rows(MadeUp().add("bandwidth", PREFILL, own=TRANSFER)))
+    summary = collectives_claims.summarise(rows(MadeUp().add("bandwidth", PREFILL, own=TRANSFER)))
     assert summary["bus_bytes_per_second"] == [round(PAYLOAD / TRANSFER)]  # of two ranks: the algorithm's
     assert summary["bus_bandwidth_error_percent"] == 0.0
-    summary = collectives.summarise(rows(MadeUp().add("bandwidth", PREFILL, own=TRANSFER / 1.01)))
+    summary = collectives_claims.summarise(rows(MadeUp().add("bandwidth", PREFILL, own=TRANSFER / 1.01)))
     assert summary["bus_bandwidth_error_percent"] == pytest.approx(0.99, abs=0.01)
 
 
@@ -194,7 +196,7 @@ def test_one_rank_has_no_bandwidth_and_no_problem_with_it():
 def test_own_calls_that_are_not_the_plugins_are_a_problem():
     made = MadeUp().add("bandwidth", PREFILL, own=TRANSFER)
     made.own[1].pop()
-    assert "own calls" in collectives.summarise(rows(made))["problems"][0]
+    assert "own calls" in collectives_claims.summarise(rows(made))["problems"][0]
 
 
 def test_shares_are_those_of_all_steps_but_the_first():
@@ -205,7 +207,7 @@ def test_shares_are_those_of_all_steps_but_the_first():
     made.passes.append(
         {"kind": "share", "mode": GRAPH, "steps": 3, "slow": NOBODY, "delay_ms": 0.0, "first": 0, "last": 2}
     )
-    summary = collectives.summarise(rows(made))
+    summary = collectives_claims.summarise(rows(made))
     assert summary["shares"] == {"tp2": {"decode": {"ffn": 50.0, "gap": 25.0, "attention": 25.0}}}
     assert summary["leads"] == {"tp2": {"decode": "ffn"}}
 

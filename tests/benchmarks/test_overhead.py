@@ -4,9 +4,9 @@ import itertools
 import json
 
 import numpy as np
-import overhead
+import overhead_claims
 import pairing
-import plugin_cost
+import process_memory
 import pytest
 from pairing import Cell, Sample, Schedule
 
@@ -201,7 +201,7 @@ def ring(tp, **changes):
 
 
 def test_the_summary_of_nothing_claims_nothing():
-    summary = overhead.summarise([])
+    summary = overhead_claims.summarise([])
     assert summary["outputs_identical"] is None
     assert summary["tokens_compared"] == 0
     assert summary["hook_ns"] is None
@@ -210,7 +210,7 @@ def test_the_summary_of_nothing_claims_nothing():
 
 def test_the_summary_has_every_case_and_what_a_step_consists_of():
     rows = [*case_rows("graph_steps_only", 0.5), *case_rows("graph_every_step", 2.0), *case_rows("event_pairs", 30.0)]
-    summary = overhead.summarise(json.loads(json.dumps(rows)))
+    summary = overhead_claims.summarise(json.loads(json.dumps(rows)))
     assert summary["event_pairs"]["throughput_loss_percent"] == pytest.approx(30, abs=0.3)
     low, high = summary["graph_every_step"]["throughput_loss_percent_ci95"]
     assert low < 2.0 < high
@@ -224,7 +224,7 @@ def test_the_summary_has_every_case_and_what_a_step_consists_of():
 
 def test_cells_of_several_runs_are_taken_together():
     rows = case_rows("graph_default", 1.0)
-    assert overhead.summarise(rows * 2)["graph_default"]["pairs"] == 2400
+    assert overhead_claims.summarise(rows * 2)["graph_default"]["pairs"] == 2400
 
 
 def tokens(setting, identical, compared=2560):
@@ -233,9 +233,9 @@ def tokens(setting, identical, compared=2560):
 
 def test_one_other_token_anywhere_is_told():
     same = [tokens("off", True), tokens("default", True), tokens("every_step", True)]
-    summary = overhead.summarise(same)
+    summary = overhead_claims.summarise(same)
     assert (summary["outputs_identical"], summary["tokens_compared"]) == (True, 5120)
-    assert overhead.summarise([*same, tokens("steps_only", False)])["outputs_identical"] is False
+    assert overhead_claims.summarise([*same, tokens("steps_only", False)])["outputs_identical"] is False
     other = {
         "part": "tp2",
         "kind": "tp2_tokens",
@@ -243,8 +243,8 @@ def test_one_other_token_anywhere_is_told():
         "tokens_compared": 9,
         "same_as_stock": False,
     }
-    assert overhead.summarise([*same, other])["outputs_identical"] is False
-    itself = overhead.summarise([*same[1:], tokens("off", False)])
+    assert overhead_claims.summarise([*same, other])["outputs_identical"] is False
+    itself = overhead_claims.summarise([*same[1:], tokens("off", False)])
     assert (itself["outputs_identical"], itself["stock_identical_to_itself"]) == (True, False)
 
 
@@ -254,7 +254,7 @@ def test_one_other_token_anywhere_is_told():
 def test_tokens_are_compared_with_those_of_a_process_without_the_plugin(digests, itself, alike):
     about = {"part": "any", "shape": "llama-7b", "mode": "graph", "batch": 20}
     stock = [{**about, "kind": "stock_tokens", "digest": each, "tokens_compared": 2560} for each in digests[:2]]
-    summary = overhead.summarise([*stock, {**about, **tokens("every_step", True), "digest": digests[2]}])
+    summary = overhead_claims.summarise([*stock, {**about, **tokens("every_step", True), "digest": digests[2]}])
     assert summary["outputs_identical"] is alike
     assert summary["stock_identical_to_itself"] is itself
     assert summary["tokens_compared_with_stock"] == 2560
@@ -271,7 +271,7 @@ def test_rounds_of_two_servers_are_compared_number_by_number():
                 "itl_p99_us": 7000 * slow * factor,
             })  # fmt: skip
     metrics = {"part": "servers", "kind": "metrics", "tp": 1, "lightllm_otel_distortion_ratio": 1.01}
-    summary = overhead.summarise([*rows, rows[-1] | {"round": 99}, metrics])["servers"]
+    summary = overhead_claims.summarise([*rows, rows[-1] | {"round": 99}, metrics])["servers"]
     assert summary["rounds"] == 8
     assert summary["throughput_loss_percent"] == pytest.approx(100 * (1 - 1 / 1.01), abs=0.002)
     assert summary["itl_p50_increase_percent"] == pytest.approx(1.0, abs=0.002)
@@ -284,7 +284,7 @@ def test_starts_are_compared_by_the_quickest_of_each():
 
     rows = [start("stock", 60.0), start("instrumented", 42.0), start("instrumented", 41.0), start("stock", 40.0),
             start("stock", 30.0, 2), start("instrumented", 33.0, 2), start("stock again", 20.0, 2), ring(1)]  # fmt: skip
-    startup = overhead.summarise(rows)["startup"]
+    startup = overhead_claims.summarise(rows)["startup"]
     assert startup["tp1"] == {"starts_of_each": 2, "stock_seconds": 40.0, "instrumented_seconds": 41.0, "added_seconds": 1.0,
                               "added_percent": 2.5, "twins_seconds": 0.5}  # fmt: skip
     assert startup["tp2"]["stock_seconds"] == 20.0
@@ -292,7 +292,9 @@ def test_starts_are_compared_by_the_quickest_of_each():
 
 def test_twins_errors_and_drops_of_all_ranks():
     other = {"state": "armed", "sizes": [1, 2], "bytes": 6 << 20, "seconds": 0.7}
-    summary = overhead.summarise([ring(2), ring(2, rank=1, twins=other, errors=[0, 1], dropped={"pending_full": 2})])
+    summary = overhead_claims.summarise(
+        [ring(2), ring(2, rank=1, twins=other, errors=[0, 1], dropped={"pending_full": 2})]
+    )
     assert summary["twin_mib"]["tp2"] == {"mib": 6.0, "graphs": 2, "mib_each": 3.0, "state": "armed"}
     assert summary["twin_mib"]["tp1"] is None
     assert (summary["errors"], summary["dropped"]) == (1, 2)
@@ -300,28 +302,28 @@ def test_twins_errors_and_drops_of_all_ranks():
 
 def test_a_part_that_failed_is_a_problem_of_the_result():
     rows = [{"part": "tp2", "kind": "problem", "problem": "tp2: not done after 300 s"}]
-    assert overhead.summarise(rows)["problems"] == ["tp2: not done after 300 s"]
+    assert overhead_claims.summarise(rows)["problems"] == ["tp2: not done after 300 s"]
 
 
 def test_of_results_put_together_the_last_that_has_a_part_counts():
     older = {"rows": [{"merged": {}}, {"part": "paired", "kind": "hook"}, {"part": "moe", "kind": "cell"}]}
     newer = {"rows": [{"part": "paired", "kind": "tail"}]}
-    assert overhead.together([older, newer], ["moe"]) == newer["rows"]
-    assert overhead.together([older], []) == older["rows"][1:]
+    assert overhead_claims.together([older, newer], ["moe"]) == newer["rows"]
+    assert overhead_claims.together([older], []) == older["rows"][1:]
 
 
 def test_the_default_of_eager_decode_has_the_cost_of_eager_steps_that_it_samples():
     shares = [{"kind": "case", "case": "eager_default", "sampled_percent": 100 / 64}]
     plain = [*case_rows("eager_default", 0.0), *case_rows("eager_steps_only", 0.0)]
-    dear = overhead.summarise([*plain, *case_rows("eager_decode_every_step", 39.0), *shares])["eager_default"]
-    cheap = overhead.summarise([*plain, *case_rows("eager_decode_every_step", 0.0), *shares])["eager_default"]
+    dear = overhead_claims.summarise([*plain, *case_rows("eager_decode_every_step", 39.0), *shares])["eager_default"]
+    cheap = overhead_claims.summarise([*plain, *case_rows("eager_decode_every_step", 0.0), *shares])["eager_default"]
     assert dear["throughput_loss_percent"] - cheap["throughput_loss_percent"] == pytest.approx(1.0, abs=0.3)
 
 
 def test_memory_of_ours_is_without_the_module_of_cupy():
     plugin = {"part": "paired", "kind": "plugin", "resident_mib": {"cupy": 10.0, "attach": 3.0, "plan": 0.5},
               "errors": [], "dropped": {}}  # fmt: skip
-    assert overhead.summarise([plugin])["resident_mib"]["total"] == 3.5
+    assert overhead_claims.summarise([plugin])["resident_mib"]["total"] == 3.5
 
 
 def test_the_same_on_another_machine_stands_apart_run_by_run():
@@ -338,7 +340,10 @@ def test_the_same_on_another_machine_stands_apart_run_by_run():
             {"part": "moe", "kind": "hook", "hook_ns": 1.0},
         ],
     }  # fmt: skip
-    alone, together = overhead.summarise(rows), overhead.summarise(overhead.with_again(rows, later))
+    alone, together = (
+        overhead_claims.summarise(rows),
+        overhead_claims.summarise(overhead_claims.with_again(rows, later)),
+    )
     assert together["graph_default"] == alone["graph_default"]
     assert "again" not in alone
     (found,) = together["again"]
@@ -347,15 +352,17 @@ def test_the_same_on_another_machine_stands_apart_run_by_run():
     assert {part: each["total"] for part, each in found["resident_mib"].items()} == {"paired": 25.0, "default": 0.5}
     assert found["compiler_mib"] == {"paired": 15.0}
     assert together["errors"] == 1
-    twice = overhead.with_again(overhead.with_again(rows, later), {**later, "commit": "def"})
-    assert [each["commit"] for each in overhead.summarise(twice)["again"]] == ["abc", "def"]
-    assert overhead.together([{"rows": twice}], []) == twice
+    twice = overhead_claims.with_again(overhead_claims.with_again(rows, later), {**later, "commit": "def"})
+    assert [each["commit"] for each in overhead_claims.summarise(twice)["again"]] == ["abc", "def"]
+    assert overhead_claims.together([{"rows": twice}], []) == twice
     failed = {**later, "rows": [{"part": "paired", "kind": "problem", "problem": "paired: not done"}]}
-    assert overhead.summarise(overhead.with_again(rows, failed))["problems"] == ["paired: not done"]
+    assert overhead_claims.summarise(overhead_claims.with_again(rows, failed))["problems"] == ["paired: not done"]
 
 
 def test_memory_of_a_library_is_what_of_its_file_is_resident():
-    assert plugin_cost._resident_of("libc.so") > 100  # KiB: everything runs on it
-    assert plugin_cost._resident_of("no-such-library") == 0
-    grown = plugin_cost.Grown(3.0, 2.0, 1.0) - plugin_cost.Grown(1.0, 1.0, 1.0) + plugin_cost.Grown(0.0, 0.5, 0.0)
-    assert grown == plugin_cost.Grown(2.0, 1.5, 0.0)
+    assert process_memory.resident_of("libc.so") > 100  # KiB: everything runs on it
+    assert process_memory.resident_of("no-such-library") == 0
+    grown = (
+        process_memory.Grown(3.0, 2.0, 1.0) - process_memory.Grown(1.0, 1.0, 1.0) + process_memory.Grown(0.0, 0.5, 0.0)
+    )
+    assert grown == process_memory.Grown(2.0, 1.5, 0.0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import accuracy
 import fixed_batch
 import model_servers
-import overhead
+import overhead_claims
 import pairing
 import pytest
 import served
@@ -301,22 +301,22 @@ OLD = [{"part": "paired", "host": "fc72ffab", "kind": "hook", "hook_ns": 1.0}]
 
 class TestMerging:
     def test_rows_of_served_hosts_stand_apart_in_the_costs(self):
-        summary = overhead.summarise([*OLD, *cells("main")])
+        summary = overhead_claims.summarise([*OLD, *cells("main")])
         assert summary["hosts"]["main"]["llama-7b"]["steps"]["throughput_loss_percent"] == pytest.approx(0.1, abs=1e-3)
-        assert {name: value for name, value in summary.items() if name != "hosts"} == overhead.summarise(OLD)
+        assert {name: value for name, value in summary.items() if name != "hosts"} == overhead_claims.summarise(OLD)
 
     def test_of_each_host_the_last_file_counts_whatever_is_measured_now(self):
         files = [{"rows": [*OLD, *cells("main", on=7100.0), *cells("v1.1.0")]}, {"rows": cells("main")}]
-        found = overhead.together(files, ["paired"])
+        found = overhead_claims.together(files, ["paired"])
         assert [row for row in found if row["part"] == "paired"] == []
-        by_host = overhead.summarise(found)["hosts"]
+        by_host = overhead_claims.summarise(found)["hosts"]
         assert set(by_host) == {"main", "v1.1.0"}
         assert by_host["main"]["llama-7b"]["steps"]["on_us"] == 7007.0
 
     def test_the_file_with_the_figures_on_top_says_when_and_where(self):
         own, later = {"rows": OLD, "date": "a"}, {"rows": cells("main"), "date": "b"}
-        assert [each["date"] for each in overhead.served_first([own, later])] == ["b", "a"]
-        assert [each["date"] for each in overhead.served_first([later, own])] == ["b", "a"]
+        assert [each["date"] for each in overhead_claims.served_first([own, later])] == ["b", "a"]
+        assert [each["date"] for each in overhead_claims.served_first([later, own])] == ["b", "a"]
 
     def test_accuracy_of_hosts_stands_apart(self, tmp_path):
         def row(error, **host):

@@ -7,6 +7,7 @@ from types import MappingProxyType
 import numpy as np
 import pairing
 import pytest
+import served_claims
 import served_overhead
 from model_servers import Arm, Column
 from served_overhead import Incomplete, Load
@@ -91,7 +92,7 @@ class TestLog:
 class TestEstimates:
     @pytest.mark.parametrize("loss", [0.0, 0.1, 3.0])
     def test_a_known_loss_is_found_within_its_interval(self, loss):
-        found = served_overhead.of_shape(rows_of("steps", passes(loss=loss, seed=3)))["steps"]
+        found = served_claims.of_shape(rows_of("steps", passes(loss=loss, seed=3)))["steps"]
         low, high = found["throughput_loss_percent_ci95"]
         assert low <= loss <= high
         assert high - low < 0.1
@@ -99,7 +100,7 @@ class TestEstimates:
         assert found["reference"] == "absent"
 
     def test_python_on_the_thread_is_found_to_a_few_microseconds_however_long_a_step_is(self):
-        found = served_overhead.of_shape(rows_of("unsampled", passes(python_us=9.0)))["unsampled"]
+        found = served_claims.of_shape(rows_of("unsampled", passes(python_us=9.0)))["unsampled"]
         low, high = found["host_added_us_ci95"]
         assert low <= 9.0 <= high
         assert high - low < 15
@@ -107,20 +108,20 @@ class TestEstimates:
 
     def test_a_coarse_thread_clock_says_nothing(self):
         rows = rows_of("unsampled", passes(python_us=9.0), thread_clock_us=10_000.0)
-        assert "host_added_us" not in served_overhead.of_shape(rows)["unsampled"]
+        assert "host_added_us" not in served_claims.of_shape(rows)["unsampled"]
 
     def test_the_default_has_the_cost_of_the_steps_that_it_samples(self):
         """Those few are among the pairs that are left out: 0.1 % of every step, and 2.9 % more of one in 64."""
         rows = rows_of("default", passes(loss=0.1, seed=1), steps_recorded=6400, steps_sampled=100)
         rows += rows_of("every_step", passes(loss=3.0, seed=2)) + rows_of("unsampled", passes(loss=0.1, seed=4))
-        found = served_overhead.of_shape(rows)["default"]
+        found = served_claims.of_shape(rows)["default"]
         assert found["throughput_loss_percent"] == pytest.approx(0.1 + 2.9 / 64, abs=0.05)
         assert (found["steps_recorded"], found["steps_sampled"]) == (6400, 100)
 
     def test_hosts_and_shapes_stand_apart(self):
         rows = rows_of("steps", passes(count=4)) + rows_of("steps", passes(count=4, loss=5.0), host="v1.1.0")
         rows += rows_of("steps", passes(count=4, loss=9.0), shape="qwen3-8b")
-        found = served_overhead.summarise(rows)
+        found = served_claims.summarise(rows)
         assert found["main"]["llama-7b"]["steps"]["throughput_loss_percent"] == pytest.approx(0, abs=0.2)
         assert found["v1.1.0"]["llama-7b"]["steps"]["throughput_loss_percent"] == pytest.approx(5, abs=0.2)
         assert found["main"]["qwen3-8b"]["steps"]["throughput_loss_percent"] == pytest.approx(9, abs=0.2)
@@ -135,7 +136,7 @@ class TestEstimates:
             plain = served_overhead.Pass(off.seconds, off.cpu, off.times, [Stream([0, 10**6, 2 * 10**6], (1, 2, 3))])
             made = served_overhead.round_rows(LOAD, {True: slower, False: plain}, number)
             rows += [{**row, "case": "servers", "host": "main", "shape": "llama-7b"} for row in made]
-        found = served_overhead.of_shape(rows)["servers"]
+        found = served_claims.of_shape(rows)["servers"]
         assert found["throughput_loss_percent"] == pytest.approx(100 * (1 - 1 / 1.01), abs=1e-3)
         assert found["reference"] == "another server"
 
@@ -221,7 +222,7 @@ def measured(monkeypatch):
         server, rows = FakeServer(LOAD, **changes), []
         about = {"host": "main", "shape": "llama-7b"}
         served_overhead.Measurement(server, LOAD, rows.extend, about).run(cases, time.monotonic() + seconds)
-        return server, rows, served_overhead.of_shape(rows)
+        return server, rows, served_claims.of_shape(rows)
 
     return run
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tracing
+import tracing_claims
 
 S = 10**9
 
@@ -38,7 +39,7 @@ def test_every_request_has_a_traceparent_of_its_own():
 
 
 def test_a_complete_trace_has_all_parts_and_they_add_up():
-    assert tracing.completeness(request(), ["a"]) == {"traced": 1, "found": 1, "complete": 1, "foreign": 0}
+    assert tracing_claims.completeness(request(), ["a"]) == {"traced": 1, "found": 1, "complete": 1, "foreign": 0}
 
 
 @pytest.mark.parametrize(
@@ -47,19 +48,28 @@ def test_a_complete_trace_has_all_parts_and_they_add_up():
     ids=["a part is missing", "parts are shorter", "parts have a gap"],
 )
 def test_a_trace_that_is_not_complete_is_noticed(spans):
-    assert tracing.completeness(spans, ["a"])["complete"] == 0
+    assert tracing_claims.completeness(spans, ["a"])["complete"] == 0
 
 
 def test_a_trace_under_nobodys_span_and_one_that_is_missing_are_noticed():
-    assert tracing.completeness(request(parent="x"), ["a"]) == {"traced": 1, "found": 0, "complete": 0, "foreign": 1}
+    assert tracing_claims.completeness(request(parent="x"), ["a"]) == {
+        "traced": 1,
+        "found": 0,
+        "complete": 0,
+        "foreign": 1,
+    }
 
 
 def test_links_are_those_of_lightllms_own_lists():
     spans = [*request("a", "r1", number=8), *request("b", "r2", number=16)]
     lists = [[8], [8, 16], [16, 24]]
-    assert tracing.links([*spans, step(1, "r1", "r2"), step(2, "r2")], lists) == {"steps": 2, "right": 2, "linked": 3}
+    assert tracing_claims.links([*spans, step(1, "r1", "r2"), step(2, "r2")], lists) == {
+        "steps": 2,
+        "right": 2,
+        "linked": 3,
+    }
     wrong = [step(0, "r1", "r2"), step(1, "r1"), step(2, "r1"), step(9, "r1"), step(1, "r1", "r2", "nobody's")]
-    assert tracing.links([*spans, *wrong], lists) == {"steps": 5, "right": 0, "linked": 7}
+    assert tracing_claims.links([*spans, *wrong], lists) == {"steps": 5, "right": 0, "linked": 7}
 
 
 def test_a_known_loss_is_found_within_its_interval():
@@ -70,7 +80,7 @@ def test_a_known_loss_is_found_within_its_interval():
             noisy = speed * (1 - lost / 100) * (1 + 0.002 * random.standard_normal())
             rows.append({"block": block, "share_percent": share, "tokens_per_second": noisy})
     for share, lost in ((1, 0.0), (10, 0.4), (100, 3.0)):
-        found = tracing.loss(rows, share)
+        found = tracing_claims.loss(rows, share)
         low, high = found["ci95"]
         assert low <= lost <= high
         assert high - low < 0.3
@@ -78,7 +88,7 @@ def test_a_known_loss_is_found_within_its_interval():
 
 
 def test_without_rounds_nothing_is_claimed():
-    assert tracing.loss([], 10) == {"throughput_loss_percent": None, "ci95": None, "blocks": 0}
+    assert tracing_claims.loss([], 10) == {"throughput_loss_percent": None, "ci95": None, "blocks": 0}
 
 
 def test_lanes_are_added_up_and_their_blocks_kept_apart():
@@ -88,15 +98,15 @@ def test_lanes_are_added_up_and_their_blocks_kept_apart():
     ]  # fmt: skip
     counts = {"traced": 5, "found": 5, "complete": 4, "foreign": 0, "errors": 0.0, "spans_dropped": 3.0}
     rows += [{"kind": "traces", "lane": fast_path, **counts} for fast_path in (0, 1)]
-    summary = tracing.summarise(rows)
-    assert tracing.loss(rows, 10)["blocks"] == 2
+    summary = tracing_claims.summarise(rows)
+    assert tracing_claims.loss(rows, 10)["blocks"] == 2
     assert summary["throughput_loss_percent"]["10"] == 0.5
     assert summary["cpu_increase_percent"]["10"] == 2.5
     assert (summary["traced_requests"], summary["complete_traces_percent"], summary["spans_dropped"]) == (10, 80.0, 6.0)
 
 
 def test_what_is_not_measured_yet_is_not_claimed():
-    summary = tracing.summarise([])
+    summary = tracing_claims.summarise([])
     assert summary["complete_traces_percent"] is summary["right_step_links_percent"] is None
     assert summary["throughput_loss_percent"] == dict.fromkeys(("1", "10", "100"))
 
@@ -109,7 +119,7 @@ def test_the_summary_has_what_is_asked_for():
     counts = {"traced": 200, "found": 200, "complete": 199, "foreign": 0}
     rows.append({"kind": "traces", **counts, "errors": 0.0, "spans_dropped": 0.0})
     rows.append({"kind": "links", "steps": 50, "right": 50})
-    summary = tracing.summarise(rows)
+    summary = tracing_claims.summarise(rows)
     assert summary["throughput_loss_percent"] == {"1": 0.01, "10": 0.1, "100": 1.0}
     assert summary["throughput_loss_percent_within"] == summary["throughput_loss_percent"]
     assert (summary["complete_traces_percent"], summary["right_step_links_percent"]) == (99.5, 100.0)

@@ -153,7 +153,8 @@ def test_the_result_is_written_and_read_for_the_table(history, tmp_path, monkeyp
 
 
 def generated(monkeypatch, content):
-    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    spec = importlib.util.spec_from_file_location("docs_version_tables", ROOT / "docs" / "version_tables.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "result", lambda name: content)

@@ -70,15 +70,15 @@ def raises(*args, **kwargs):
 
 
 def no_timestamps(session):
-    session.instrumented_graphs._choose_timestamps = lambda capacity: None
+    session.choose_timestamps = lambda capacity: None
 
 
 def timestamps_raise(session):
-    session.instrumented_graphs._choose_timestamps = raises
+    session.choose_timestamps = raises
 
 
 def no_ballot(session):
-    session.instrumented_graphs._make_ballot = raises
+    session.ballot = raises
 
 
 def little_memory(session):

@@ -123,7 +123,7 @@ def test_undo_puts_instance_partials_back(serve):
     _host, session, rpc = serve()
     layer = rpc.model.layers_infer[0]
     wrapped = layer._att_norm
-    session.patch_set.undo()
+    session.operator_patches.undo()
     assert isinstance(layer._att_norm, functools.partial)
     assert layer._att_norm is not wrapped
     assert "_get_qkv" not in vars(layer)

@@ -121,7 +121,7 @@ def test_drafts_belong_to_the_step_of_the_model_that_they_draft_for(serve):
     idle(host)
     forwards = sum(function.endswith("forward") for _, function in host.calls if "TpPartBaseModel.forward" in function)
     assert len(session.kept.steps) < forwards
-    assert session._timer.step_only[StepOnlyReason.DRAFT.code] > 0
+    assert session.timer.step_only[StepOnlyReason.DRAFT.code] > 0
     _, intervals = next(each for each in reversed(session.kept.steps) if each[0]["phase"] == Phase.DECODE.code)
     drafts = float(intervals["seconds"][intervals["operator"] == Operator.OTHER.code].sum())
     assert drafts > COST["ffn"]
@@ -132,7 +132,7 @@ def test_a_step_without_requests_of_data_parallelism_ends_without_sampling(serve
     answers(host, PROMPTS[:1], 3)
     idle(host, 8)
     assert len(session.kept.steps) > 3
-    assert sum(session._timer.pending.dropped) == 0
+    assert sum(session.timer.pending.dropped) == 0
 
 
 def test_steps_of_a_host_that_closes_its_overlap_end_before_requests_are_handled(now):
@@ -141,7 +141,7 @@ def test_steps_of_a_host_that_closes_its_overlap_end_before_requests_are_handled
     host.start(support_overlap=False)
     answers(host, PROMPTS[:1], 4)
     idle(host)
-    assert sum(session._timer.pending.dropped) == 0
+    assert sum(session.timer.pending.dropped) == 0
     seconds = [float(step["seconds"]) for step, _ in session.kept.steps]
     assert all(0 < each < 1 for each in seconds)
     host.stop()

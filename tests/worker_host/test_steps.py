@@ -331,9 +331,9 @@ def test_a_step_without_sampling_is_read_on_the_idle_tick(serve):
 
 
 def test_a_model_without_sampling_is_read_while_it_is_busy(serve):
-    _, session, _ = serve()
+    _, session, rpc = serve()
     for _ in range(100):
-        session.model.forward(ModelInput(1, 8, False))
+        rpc.model.forward(ModelInput(1, 8, False))
     assert len(session.kept.steps) > 90
     assert sum(session.timer.pending.dropped) == 0
 
