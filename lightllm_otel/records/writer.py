@@ -22,7 +22,7 @@ _WRITTEN = struct.Struct("<QQ")  # written, steps
 _WRITTEN_OFFSET = layout.HEADER.fields["written"][1] if layout.HEADER.fields else 0
 _COUNTS = struct.Struct("<dQd")  # oldest_unread … hook_seconds
 _COUNTS_OFFSET = layout.HEADER.fields["oldest_unread"][1] if layout.HEADER.fields else 0
-_REACHED_OFFSET = layout.HEADER.fields["reached"][1] if layout.HEADER.fields else 0
+_PROGRESS_OFFSET = layout.HEADER.fields["progress"][1] if layout.HEADER.fields else 0
 
 
 class RingWriter:
@@ -56,10 +56,10 @@ class RingWriter:
             raise
         self._capacity = capacity
         self._written = self._steps = 0
-        self.progress = memoryview(self._map)[_REACHED_OFFSET : _REACHED_OFFSET + 4 * WORDS].cast("I")
+        self.progress = memoryview(self._map)[_PROGRESS_OFFSET : _PROGRESS_OFFSET + 4 * WORDS].cast("I")
         """Progress words of a step: :mod:`lightllm_otel.records.progress`."""
         self._dropped: list[int] = []
-        self._whole: list[int] = []
+        self._step_only: list[int] = []
 
     def describe(self, facts: dict[str, Any]) -> None:
         """Replace the facts about this rank in the JSON area. Raises ValueError if they do not fit."""
@@ -90,10 +90,10 @@ class RingWriter:
 
     def _write_around(self, start: int, step: bytes, intervals: np.ndarray) -> None:
         """Write a step that crosses the end of the ring and continues at its beginning."""
-        whole = np.frombuffer(step + intervals.tobytes(), np.uint8).reshape(-1, layout.CELL_BYTES)
+        cells = np.frombuffer(step + intervals.tobytes(), np.uint8).reshape(-1, layout.CELL_BYTES)
         first = self._capacity - start
-        self._cells[start:] = whole[:first]
-        self._cells[: len(whole) - first] = whole[first:]
+        self._cells[start:] = cells[:first]
+        self._cells[: len(cells) - first] = cells[first:]
 
     def enter(self, number: int, phase: int, wall_time: float) -> None:
         """Record that a step is in flight from now until :meth:`leave`. ``wall_time``: Unix time, seconds."""
@@ -104,20 +104,20 @@ class RingWriter:
         self._map[_IN_FLIGHT_OFFSET] = 0
 
     def count(
-        self, dropped: list[int], whole: list[int], sampled: int, hook_seconds: float, oldest_unread: float
+        self, dropped: list[int], step_only: list[int], sampled: int, hook_seconds: float, oldest_unread: float
     ) -> None:
         """Update the counters of the model process.
 
-        ``dropped``: steps by :class:`DropReason`. ``whole``: step-level only steps by :class:`StepOnlyReason`. ``sampled``:
+        ``dropped``: steps by :class:`DropReason`. ``step_only``: step-level only steps by :class:`StepOnlyReason`. ``sampled``:
         steps. ``hook_seconds``: host seconds spent in the plugin. ``oldest_unread``: Unix time, seconds; 0 for none.
         """
         _COUNTS.pack_into(self._map, _COUNTS_OFFSET, oldest_unread, sampled, hook_seconds)
         if dropped != self._dropped:
             self._dropped = list(dropped)
             self.header["dropped"][0, : len(dropped)] = dropped
-        if whole != self._whole:
-            self._whole = list(whole)
-            self.header["whole"][0, : len(whole)] = whole
+        if step_only != self._step_only:
+            self._step_only = list(step_only)
+            self.header["step_only"][0, : len(step_only)] = step_only
 
     @property
     def fits(self) -> int:
