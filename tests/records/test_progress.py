@@ -1,4 +1,4 @@
-"""How far a host is, in the words of the header."""
+"""Tests of the progress words in the ring's header."""
 
 import pytest
 
