@@ -228,8 +228,8 @@ class TestTheCommand:
     )
     def test_of_what_types_the_peaks_are_is_said_where_it_is_another(self, capsys, dtype, said):
         assert cli.main([*self.ASKED, "--dtype", dtype]) == 0
-        (line,) = (line for line in capsys.readouterr().out.splitlines() if "that of 16-bit types" in line)
-        assert f"most GPUs {said} a second in {dtype}" in line
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if "peak FLOP/s are for 16-bit types" in line)
+        assert f"most GPUs {said} per second in {dtype}" in line
         for same in ("float16", "bfloat16"):
             assert cli.main([*self.ASKED, "--dtype", same]) == 0
             assert "16-bit" not in capsys.readouterr().out
@@ -240,16 +240,16 @@ class TestTheCommand:
             seconds = json.loads(capsys.readouterr().out)["link"]["decode_all_reduce_seconds"]
             assert (seconds["one_shot"] is not None) == has_custom
             assert cli.main([*self.ASKED, "--link", link]) == 0
-            assert ("by a custom kernel in one shot" in capsys.readouterr().out) == has_custom
+            assert ("by a one-shot custom kernel" in capsys.readouterr().out) == has_custom
         # Two ranks over NVLink, 512 KiB: what benchmarks/results/links.json has measured on 450 GB/s one way.
         assert links.one_shot_seconds(524288, 2, links.Link("nvlink", 900e9)) == pytest.approx(6.463e-6, rel=0.01)
 
     @pytest.mark.parametrize(
         ("asked", "said"),
         [
-            (("--gpu", "A100-SXM-40GB", "--tp", "2"), "of keys and values in each rank do not fit into the 40 GB"),
+            (("--gpu", "A100-SXM-40GB", "--tp", "2"), "for keys and values, which do not fit into the 40 GB"),
             (("--batch-size", "200"), "do not fit into the 40 GB of A100-SXM-40GB"),
-            (("--gpu", "A40", "--link", "nvlink"), "NVLink joins 2 A40, so 4 of them cross PCI Express"),
+            (("--gpu", "A40", "--link", "nvlink"), "NVLink connects 2 A40, so 4 of them use PCI Express"),
         ],
     )
     def test_what_no_such_machine_can_do_is_said(self, capsys, asked, said):
@@ -271,7 +271,7 @@ class TestTheCommand:
 
     def test_a_recording_has_its_own_sizes(self, capsys):
         assert cli.main(["theory", "--run", "h200-llama-7b-tp1", "--tp", "2", "--batch-size", "4"]) == 2
-        assert "leave out --tp and --batch-size, or --run" in capsys.readouterr().err
+        assert "remove --tp and --batch-size, or --run" in capsys.readouterr().err
 
     def test_a_person_gets_a_table(self, capsys):
         assert cli.main(list(self.ASKED)) == 0
@@ -289,7 +289,7 @@ class TestTheCommand:
             (("--gpu", "A1000"), "GPU 'A1000' is not known; known: A100-SXM-40GB"),
             (("--model", "gpt-5"), "model 'gpt-5' is not known; known: llama2-7b"),
             (("--gpu", "T4", "--link", "nvlink"), "T4 has no NVLink; give --link pcie"),
-            (("--tp", "3"), "64 heads, which 3 ranks cannot share"),
+            (("--tp", "3"), "64 heads, which cannot be divided evenly among 3 ranks"),
             (("--batch-size", "0"), "whole numbers of at least 1"),
         ],
     )
@@ -385,5 +385,5 @@ class TestTheCommand:
 
     def test_a_run_that_does_not_say_its_model_asks_for_it(self, capsys):
         assert cli.main(["theory", "--run", "h200-llama-7b-tp1"]) == 1
-        assert "give --model" in capsys.readouterr().err
+        assert "pass --model" in capsys.readouterr().err
         assert cli.main(["theory", "--model", "llama2-7b"]) == 2
