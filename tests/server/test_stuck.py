@@ -91,7 +91,7 @@ def test_the_operator_that_a_held_host_has_reached_is_shown_in_the_step_that_all
 
     def held() -> bool:
         seen.update(doctor(observed, wheel_python, PATIENCE)[1])
-        return "rank 1 has launched the least" in seen["sentence"]
+        return "look at rank 1 first" in seen["sentence"]
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         order.write_text(f"1 {HELD}")
