@@ -52,7 +52,7 @@ def full_group(ranks=8, nodes=1):
         ]
         group.add(rank, records.batch(*matched))
         header = np.zeros(1, layout.HEADER)[0]
-        header["stamp_quantum"], header["stamp_cost"] = 32e-9, 0.3e-6
+        header["timestamp_quantum"], header["timestamp_cost"] = 32e-9, 0.3e-6
         group.ranks[rank].header = header
     group.settle()
     for operator in set(Operator) - {Operator.GAP}:

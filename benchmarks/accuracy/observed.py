@@ -78,7 +78,7 @@ class Plugin:
 
     def boundary_cost(self) -> float:
         """Seconds that are subtracted for every boundary in an instrumented graph."""
-        return float(self._reader.header["stamp_cost"])
+        return float(self._reader.header["timestamp_cost"])
 
     def live_distortion(self, steps: Sequence[Step]) -> float | None:
         """What lightllm_otel_distortion_ratio would be after these steps, less 1, in percent."""
@@ -93,7 +93,8 @@ class Plugin:
         return {
             "clock_quantum_us": as_us(float(header["clock_quantum"])),
             "boundary_cost_us": as_us(float(header["boundary_cost"])),
-            "stamp_quantum_us": as_us(float(header["stamp_quantum"])), "stamp_cost_us": as_us(float(header["stamp_cost"])),
+            "stamp_quantum_us": as_us(float(header["timestamp_quantum"])),
+            "stamp_cost_us": as_us(float(header["timestamp_cost"])),
             "dropped": header["dropped"].tolist(), "errors": header["errors"].tolist(), "facts": self._reader.facts(),
         }  # fmt: skip
 

@@ -14,7 +14,14 @@ from rank import AHEAD, GRAPH, SEEN
 from lightllm_otel.records import layout
 from lightllm_otel.records.batch import RecordBatch
 from lightllm_otel.records.vocabulary import Operator, Site
-from lightllm_otel.reduce.collectives import Collectives, has_transfer, last_arrival, last_rank_known, noise_seconds, transfer_and_wait
+from lightllm_otel.reduce.collectives import (
+    Collectives,
+    has_transfer,
+    last_arrival,
+    last_rank_known,
+    noise_seconds,
+    transfer_and_wait,
+)
 from lightllm_otel.reduce.matching import Matched, Matching
 
 Rows = list[dict[str, Any]]

@@ -256,10 +256,12 @@ class Rank:
         np.save(self.folder / f"rank-{self.rank}.npy", self.cells())
         reader = self._ring
         header = reader.header
-        clocks = ("clock_quantum", "boundary_cost", "stamp_quantum", "stamp_cost")
+        # Results have had these names from the beginning; the header calls the last two timestamp_….
+        clocks = {"clock_quantum": "clock_quantum", "boundary_cost": "boundary_cost", "stamp_quantum": "timestamp_quantum",
+                  "stamp_cost": "timestamp_cost"}  # fmt: skip
         content = {
             "passes": done, "own": self._own.calls, "seen": self._seen, "facts": reader.facts(), "overwrites": reader.overwrites,
             "dropped": header["dropped"].tolist(), "errors": header["errors"].tolist(),
-            **{name: float(header[name]) for name in clocks},
+            **{name: float(header[field]) for name, field in clocks.items()},
         }  # fmt: skip
         (self.folder / f"rank-{self.rank}.json").write_text(json.dumps(content))

@@ -218,8 +218,8 @@ class ModelServer:
         return {
             "dropped": {reason.value: int(header["dropped"][reason.code]) for reason in DropReason},
             "errors": [int(count) for count in header["errors"]], "steps": int(header["steps"]),
-            "sampled_steps": int(header["sampled_steps"]), "step_only": [int(each) for each in header["whole"]],
-            "hook_seconds": round(float(header["hook_seconds"]), 4), "stamp_cost": float(header["stamp_cost"]),
+            "sampled_steps": int(header["sampled_steps"]), "step_only": [int(each) for each in header["step_only"]],
+            "hook_seconds": round(float(header["hook_seconds"]), 4), "stamp_cost": float(header["timestamp_cost"]),
             "facts": reader.facts(),
         }  # fmt: skip
 

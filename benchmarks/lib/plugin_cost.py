@@ -182,7 +182,7 @@ class Plugin:
         header = self.header
         return {
             "dropped": {reason.value: int(header["dropped"][reason.code]) for reason in DropReason},
-            "errors": [int(count) for count in header["errors"]], "whole_only": [int(each) for each in header["whole"]],
+            "errors": [int(count) for count in header["errors"]], "whole_only": [int(each) for each in header["step_only"]],
             "steps": int(header["steps"]), "sampled_steps": int(header["sampled_steps"]),
             "hook_seconds": round(float(header["hook_seconds"]), 4),
             "twins": self.session.instrumented_graphs.facts(),

@@ -210,8 +210,8 @@ class GroupCollector(Collector):
                 ((stage.value,), n) for stage, n in group.errors().items() if n or isinstance(stage, Stage)
             ],
             "lightllm_otel_hook_seconds_total": [((), group.counter("hook_seconds"))],
-            "lightllm_otel_clock_quantum_seconds": self._by_mode("clock_quantum", "stamp_quantum"),
-            "lightllm_otel_boundary_cost_seconds": self._by_mode("boundary_cost", "stamp_cost"),
+            "lightllm_otel_clock_quantum_seconds": self._by_mode("clock_quantum", "timestamp_quantum"),
+            "lightllm_otel_boundary_cost_seconds": self._by_mode("boundary_cost", "timestamp_cost"),
             "lightllm_otel_steps_whole_only_total": [((w.value,), n) for w, n in group.whole().items()],
             "lightllm_otel_steps_unmatched_total": [((r.value,), n) for r, n in group.matching.unmatched.items()],
             "lightllm_otel_collective_noise_seconds": [

@@ -85,6 +85,7 @@ class ControlPage:
         return self.words[_SEQ[at]]
 
     def close(self) -> None:
+        """Unmap the page."""
         self.words.release()
         self.both.release()
         self._map.close()

@@ -89,16 +89,16 @@ HEADER = np.dtype(
         ("boundary_cost", "<f8"),  # seconds
         ("errors", "<u4", (8,)),  # by Stage
         ("dropped", "<u4", (8,)),  # by DropReason
-        ("whole", "<u4", (4,)),  # by StepOnlyReason: sampled steps of which only the total time could be measured
-        ("stamp_quantum", "<f8"),  # seconds; resolution of timestamp kernels in graphs
-        ("stamp_cost", "<f8"),  # seconds; cost of a timestamp kernel in a graph
+        ("step_only", "<u4", (4,)),  # by StepOnlyReason: sampled steps of which only the total time could be measured
+        ("timestamp_quantum", "<f8"),  # seconds; resolution of timestamp kernels in graphs
+        ("timestamp_cost", "<f8"),  # seconds; cost of a timestamp kernel in a graph
         ("level", "u1"),  # current Level.code
         ("listening", "u1"),  # 1: this rank follows live control
         ("reserved2", "u1", (2,)),
         ("sample_every", "<u4"),
         ("control_seq", "<u4"),  # sequence number of the live control order that this rank follows
         ("control_at", "<u4"),  # the forward from which that order holds
-        ("reached", "<u4", (3,)),  # progress words of a step with boundaries: lightllm_otel.records.progress
+        ("progress", "<u4", (3,)),  # progress words of a step with boundaries: lightllm_otel.records.progress
         ("reserved3", "<u4"),
         ("begun", "<u8"),  # cells written or being written: stored before the cells
     ]

@@ -114,6 +114,7 @@ class NotesReader:
         return self._map[_DATA_AT + at : _DATA_AT + at + first] + self._map[_DATA_AT : _DATA_AT + count - first]
 
     def close(self) -> None:
+        """Unmap the file."""
         self._words.release()
         self._map.close()
 

@@ -76,7 +76,7 @@ class Progress:
 
 def read(header: Any) -> Optional[Progress]:
     """Return the progress of the step in flight, from the ring's header; None if that step records no boundaries."""
-    words = [int(word) for word in header["reached"]]
+    words = [int(word) for word in header["progress"]]
     if not header["in_flight"] or words[STEP] != _SET | int(header["in_flight_number"]) & _SET - 1:
         return None
     if words[BOUNDARIES] == _ALL:

@@ -92,6 +92,7 @@ class RecordingWriter:
         self._parts.failed(ExporterStage.RECORDING, "writing", reason)
 
     def close(self) -> None:
+        """Close the files."""
         for descriptor in self._files.values():
             os.close(descriptor)
         self._files.clear()
@@ -111,6 +112,7 @@ class Recording:
     torn: tuple[str, ...] = ()
 
     def steps(self, rank: int) -> list[tuple[np.void, np.ndarray]]:
+        """Return ``(step, intervals)`` pairs of one rank, of dtypes ``STEP`` and ``INTERVAL``."""
         return layout.steps_in(self.cells[rank])
 
 
@@ -146,7 +148,10 @@ def read_recording(path: Path) -> Recording:
 
 
 def _what_is_left_out(cells: np.ndarray, used: int, lost: int) -> str:
-    """Of a file that is not whole steps alone. A crash leaves the beginning of one step; anything else is damage."""
+    """Return the end of a sentence about the last bytes of a file, which are not complete steps.
+
+    A crash leaves the beginning of one step; anything else is damage.
+    """
     begins = layout.steps_begin(cells[used:])
     if not begins[1:].any() and begins[:1].all():
         return (

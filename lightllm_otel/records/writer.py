@@ -27,7 +27,7 @@ _IN_FLIGHT, _IN_FLIGHT_SINCE, _HEARTBEAT = (
     _offset(field) // 8 for field in ("in_flight", "in_flight_since", "heartbeat")
 )
 _OLDEST_UNREAD, _SAMPLED, _HOOK_SECONDS = (_offset(f) // 8 for f in ("oldest_unread", "sampled_steps", "hook_seconds"))
-_IN_FLIGHT_OFFSET, _REACHED_OFFSET = _offset("in_flight"), _offset("reached")
+_IN_FLIGHT_OFFSET, _PROGRESS_OFFSET = _offset("in_flight"), _offset("progress")
 
 
 class RingWriter:
@@ -63,10 +63,10 @@ class RingWriter:
         self._written = self._steps = 0
         self._words = memoryview(self._map)[: layout.JSON_OFFSET].cast("Q")
         self._floats = memoryview(self._map)[: layout.JSON_OFFSET].cast("d")
-        self.progress = memoryview(self._map)[_REACHED_OFFSET : _REACHED_OFFSET + 4 * WORDS].cast("I")
+        self.progress = memoryview(self._map)[_PROGRESS_OFFSET : _PROGRESS_OFFSET + 4 * WORDS].cast("I")
         """Progress words of a step: :mod:`lightllm_otel.records.progress`."""
         self._dropped: list[int] = []
-        self._whole: list[int] = []
+        self._step_only: list[int] = []
 
     def describe(self, facts: dict[str, Any]) -> None:
         """Replace the facts about this rank in the JSON area. Raises ValueError if they do not fit."""
@@ -100,10 +100,10 @@ class RingWriter:
 
     def _write_around(self, start: int, step: bytes, intervals: np.ndarray) -> None:
         """Write a step that crosses the end of the ring and continues at its beginning."""
-        whole = np.frombuffer(step + intervals.tobytes(), np.uint8).reshape(-1, layout.CELL_BYTES)
+        cells = np.frombuffer(step + intervals.tobytes(), np.uint8).reshape(-1, layout.CELL_BYTES)
         first = self._capacity - start
-        self._cells[start:] = whole[:first]
-        self._cells[: len(whole) - first] = whole[first:]
+        self._cells[start:] = cells[:first]
+        self._cells[: len(cells) - first] = cells[first:]
 
     def enter(self, number: int, phase: int, wall_time: float) -> None:
         """A step is in flight from here until :meth:`leave`, also if the process never gets that far."""
@@ -116,17 +116,21 @@ class RingWriter:
         self._map[_IN_FLIGHT_OFFSET] = 0
 
     def count(
-        self, dropped: list[int], whole: list[int], sampled: int, hook_seconds: float, oldest_unread: float
+        self, dropped: list[int], step_only: list[int], sampled: int, hook_seconds: float, oldest_unread: float
     ) -> None:
-        """What the model process knows of itself; ``dropped`` by :class:`DropReason`, ``whole`` by :class:`Whole`."""
+        """Update the counters of the model process.
+
+        ``dropped``: steps by :class:`DropReason`. ``step_only``: step-level only steps by :class:`StepOnlyReason`. ``sampled``:
+        steps. ``hook_seconds``: host seconds spent in the plugin. ``oldest_unread``: Unix time, seconds; 0 for none.
+        """
         self._floats[_OLDEST_UNREAD], self._floats[_HOOK_SECONDS] = oldest_unread, hook_seconds
         self._words[_SAMPLED] = sampled
         if dropped != self._dropped:
             self._dropped = list(dropped)
             self.header["dropped"][0, : len(dropped)] = dropped
-        if whole != self._whole:
-            self._whole = list(whole)
-            self.header["whole"][0, : len(whole)] = whole
+        if step_only != self._step_only:
+            self._step_only = list(step_only)
+            self.header["step_only"][0, : len(step_only)] = step_only
 
     @property
     def fits(self) -> int:

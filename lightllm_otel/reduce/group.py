@@ -76,7 +76,7 @@ class RankState:
 
     def restarted(self) -> None:
         """The rank's process is a new one: its header starts from zero."""
-        for name in (*_COUNTERS, "dropped", "errors", "whole"):
+        for name in (*_COUNTERS, "dropped", "errors", "step_only"):
             self.base[name] = self.counter(name)
         self.overwrites, self.overwrites_before = 0, self.overwrites_before + self.overwrites
         self.header = self.ring = None
@@ -169,7 +169,9 @@ class Group:
 
     def clock(self, mode: int) -> tuple[float, float]:
         """Return ``(quantum, cost of a boundary)`` of steps of this mode, in seconds: the largest of all ranks."""
-        names = ("stamp_quantum", "stamp_cost") if mode == Mode.GRAPH.code else ("clock_quantum", "boundary_cost")
+        names = (
+            ("timestamp_quantum", "timestamp_cost") if mode == Mode.GRAPH.code else ("clock_quantum", "boundary_cost")
+        )
         headers: list[Any] = [rank.header for rank in self.ranks.values() if rank.header is not None]
         quantum, cost = (max((float(header[name]) for header in headers), default=0.0) for name in names)
         return quantum, cost
@@ -189,7 +191,7 @@ class Group:
         return {**{stage: self._by_code("errors", stage.code) for stage in Stage}, **errors}
 
     def whole(self) -> dict[StepOnlyReason, int]:
-        return {reason: self._by_code("whole", reason.code) for reason in StepOnlyReason}
+        return {reason: self._by_code("step_only", reason.code) for reason in StepOnlyReason}
 
     def instrumented_graphs(self) -> int:
         """Return how many batch sizes have an instrumented graph on every rank."""

@@ -201,6 +201,7 @@ def _run(
 
 
 def render(manifests: dict[Path, Manifest]) -> str:
+    """Return a summary of the runs as text."""
     lines = []
     for folder, manifest in manifests.items():
         rates = [repeat["output_tokens_per_second"] for repeat in manifest.content["repeats"]]

@@ -125,6 +125,7 @@ def _finite(value: float) -> float:
 
 
 def render(data: dict[str, Any], out: Path | None) -> str:
+    """Return the measurements as text. ``out``: the file to which they were written."""
     lines = [
         f"{data['name']}, {data['ranks']} rank{'s' if data['ranks'] > 1 else ''}: matrix product {rate(data['flops'], 'FLOP')}, "
         f"copy {rate(data['memory_bytes_per_second'], 'B')} read and written",

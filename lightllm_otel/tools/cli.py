@@ -155,7 +155,7 @@ def _theory(given: argparse.Namespace) -> int:
     }  # fmt: skip
     if given.run is not None and sizes:
         options = " and ".join(f"--{name.replace('_', '-')}" for name in sizes)
-        print(f"lightllm-otel theory: a recording has its own sizes; remove {options} or --run", file=sys.stderr)
+        print(f"lightllm-otel theory: a recording has its own sizes; remove {options}, or --run", file=sys.stderr)
         return 2
     return theory(Question(given.model or "", given.gpu or "", link=given.link, **sizes), given.json, given.run)
 

@@ -129,7 +129,7 @@ class SimulatedServer:
             ring.describe(_facts(rank, seed))
             ring.header["level"], ring.header["sample_every"] = Level.OPERATORS.code, SAMPLE_EVERY
             ring.header["clock_quantum"], ring.header["boundary_cost"] = 0.5e-6, 1.2e-6
-            ring.header["stamp_quantum"], ring.header["stamp_cost"] = 32e-9, 0.9e-6
+            ring.header["timestamp_quantum"], ring.header["timestamp_cost"] = 32e-9, 0.9e-6
         self.exporter = Exporter(folder, settings)
         self.exporter.poll()
         bandwidth = gpus.find(GPU).nvlink_bytes_per_second

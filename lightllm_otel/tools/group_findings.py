@@ -105,7 +105,7 @@ def graphs(name: str, found: dict[str, Any], header: Any) -> list[Finding]:
         findings.append(Finding(WRONG, name, f"CUDA graphs: step-level times only: {reason}", remedy))
     elif state:
         findings.append(Finding(NOTE, name, f"CUDA graphs: step-level times only: {reason}"))
-    counts = {why: int(header["whole"][why.code]) for why in StepOnlyReason}
+    counts = {why: int(header["step_only"][why.code]) for why in StepOnlyReason}
     findings += [Finding(NOTE, name, f"{count} {_STEP_ONLY[why]}") for why, count in counts.items() if count]
     return findings
 

@@ -185,7 +185,7 @@ class ServerSession:
             ring.header,
         )
         header["clock_quantum"], header["boundary_cost"] = calibration.quantum, calibration.boundary_cost
-        header["stamp_quantum"], header["stamp_cost"] = timestamps.quantum, timestamps.most_cost
+        header["timestamp_quantum"], header["timestamp_cost"] = timestamps.quantum, timestamps.most_cost
         header["level"], header["sample_every"] = self._settings.level.code, self._settings.sample_every
 
     def facts(self, model: Any, clock: Clock, identity: Identity) -> dict[str, Any]:

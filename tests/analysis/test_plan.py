@@ -146,7 +146,7 @@ class TestTheCommand:
         assert cli.main([*self.ASKED, "--ttft", "3"]) == 0
         said = capsys.readouterr().out
         assert "→ 8 × A40" in said
-        assert "Assumed: where no run was given, 60 %" in said
+        assert "Assumed: GPUs without a run reach 60 %" in said
 
     def test_what_is_not_possible_and_what_a_run_is_worth_is_printed(self, capsys):
         words = [*self.ASKED, "--machine", "T4:8:1", "--run", "h200-llama-tp2"]
@@ -169,14 +169,14 @@ class TestTheCommand:
     @pytest.mark.parametrize(
         ("words", "said"),
         [
-            (("--machine", "A40"), "give GPU:CARDS:PRICE"),
+            (("--machine", "A40"), "pass GPU:CARDS:PRICE"),
             (("--machine", "A1000:8:1"), "GPU 'A1000' is not known"),
-            (("--machine", "A40:0:1"), "cards and price are above 0"),
-            (("--machine", "A40:8:nan"), "--machine 'A40:8:nan': cards and price are above 0, and finite"),
-            (("--machine", "A40:8:inf"), "--machine 'A40:8:inf': cards and price are above 0, and finite"),
-            (("--ttft", "0"), "are above 0"),
-            (("--tpot", "nan"), "are above 0"),
-            (("--network", "nan"), "are above 0"),
+            (("--machine", "A40:0:1"), "cards and price must be above 0"),
+            (("--machine", "A40:8:nan"), "--machine 'A40:8:nan': cards and price must be above 0 and finite"),
+            (("--machine", "A40:8:inf"), "--machine 'A40:8:inf': cards and price must be above 0 and finite"),
+            (("--ttft", "0"), "must be above 0"),
+            (("--tpot", "nan"), "must be above 0"),
+            (("--network", "nan"), "must be above 0"),
             (("--ttft", "0.001"), "no machine can do it"),
             (("--run", "nothing"), "there is no nothing"),
         ],

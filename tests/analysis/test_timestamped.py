@@ -140,5 +140,5 @@ def test_ranges_of_a_stream_never_overlap_nor_last_less_than_nothing():
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"traceEvents": [{"ph": "X", "ts": "soon"}]}'])
 def test_a_file_that_is_no_trace_is_one_sentence(tmp_path, text):
     (tmp_path / "trace.json").write_text(text)
-    with pytest.raises(NoTrace, match=r"no trace of torch\.profiler"):
+    with pytest.raises(NoTrace, match=r"not a readable trace of torch\.profiler"):
         with_operators(tmp_path / "trace.json", [TWIN])

@@ -1,4 +1,4 @@
-"""Calibration: exact fits of exact times, and the whole command on the CPU."""
+"""Tests of calibration: exact fits of exact times, and the whole command on the CPU."""
 
 import json
 
@@ -23,7 +23,7 @@ class TestFit:
         assert fit([1e3, 1e6], [2e-6, 1e-6]).beta == float("inf")
 
     def test_a_small_payload_counts_as_much_as_a_large_one(self):
-        """One gigabyte that is 10 % late must not make up the latency of the small ones."""
+        """One large payload that is 10 % late must not change the fitted latency."""
         moved = [1e3, 1e4, 1e5, 1e9]
         times = [10e-6 + each / 100e9 for each in moved]
         assert fit(moved, [*times[:-1], 1.1 * times[-1]]).alpha == pytest.approx(10e-6, rel=0.1)
@@ -50,7 +50,7 @@ def test_what_is_measured_becomes_a_gpu_for_theory(tmp_path, capsys):
     assert answered["gpu"]["flops"] == 7e14
     reduced = answered["phases"]["decode"]["operators"]["all_reduce"]
     sent = reduced["communication_bytes"]
-    # The measured 20 us a call in the place of NCCL's own: twice a layer, and once for the embedding.
+    # The measured 20 µs per call replace NCCL's latency: two calls per layer, and one after the embedding.
     assert reduced["ideal_seconds"] == pytest.approx(65 * 20e-6 + sent / 200e9, rel=1e-3)
     assert cli.main(["theory", "--gpu", str(path), "--model", "llama2-7b", "--tp", "8"]) == 0
     assert "20 µs per call as measured" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Servers of the benchmark's own: started with what is asked for, gone with all of their processes."""
+"""Tests of servers that the benchmark starts: they get its options, and end with all of their processes."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from lightllm_otel.records.writer import RingWriter
 
 port, notes = int(sys.argv[2]), pathlib.Path(sys.argv[3])
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-# As LightLLM does: a process that no longer belongs to its parent, and is left when that is killed.
+# Like LightLLM, start a process that is detached from its parent and survives it.
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"], start_new_session=True)
 names = ("LIGHTLLM_OTEL", "LIGHTLLM_OTEL_DIR", "LIGHTLLM_OTEL_SAMPLE_EVERY", "COLOUR")
 notes.write_text(json.dumps({"pids": [os.getpid(), child.pid], "environment": {name: os.environ.get(name) for name in names}}))
@@ -57,7 +57,7 @@ def alive(pid):
     except ProcessLookupError:
         return False
     state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return state != "Z"  # nobody has waited for it yet, but it is dead
+    return state != "Z"  # a zombie is dead, but its parent has not waited for it
 
 
 def test_a_server_has_the_plugin_and_its_environment_and_is_gone_afterwards(port, tmp_path):
@@ -81,7 +81,7 @@ def test_a_server_has_the_plugin_and_its_environment_and_is_gone_afterwards(port
 
 
 def test_a_process_that_hides_its_environment_and_belongs_to_nobody_is_ended_too(port, tmp_path):
-    """As one whose title was written over its environment: it is known by its parent and its session."""
+    """A process title can overwrite the environment. Then parent and session still identify the process."""
     notes = tmp_path / "pid"
     hidden = (
         "import os, pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "

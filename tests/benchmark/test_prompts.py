@@ -1,4 +1,4 @@
-"""Prompts are exactly as long as asked for, by whatever tokenizer."""
+"""Tests of prompts: their length in tokens is exact for every tokenizer."""
 
 import random
 import re
@@ -9,7 +9,7 @@ from lightllm_otel.tools.benchmark.prompts import NoTokenizer, prompts, tokenize
 
 
 class Words:
-    """Every word is a token, and a first one is put before all; what it decodes, it does not always encode as much."""
+    """Tokenizer with a token per word and one at the beginning. Decoding and encoding can change the number of tokens."""
 
     def encode(self, text):
         return [1, *(hash(word) % 1000 for word in re.findall(r"\w+|[^\w\s]", text))]
@@ -19,7 +19,7 @@ class Words:
 
 
 class Characters:
-    """A token for each character; the end of a text is merged with what follows it."""
+    """Tokenizer with a token per character. It merges the end of a text with the text that follows."""
 
     def encode(self, text):
         return [ord(character) for character in text.replace("ab", "&")]

@@ -1,4 +1,4 @@
-"""The served benchmark: what its requests are, and what is said of a repeat that was not what it was meant to be."""
+"""Tests of the served benchmark: its requests, and the notes on a repeat that deviates from its workload."""
 
 import http.server
 import json
@@ -20,7 +20,7 @@ BATCH, TOKENS, REPEATS = 3, 8, 2
 
 
 class Words:
-    """Every word is a token."""
+    """Tokenizer with a token per word."""
 
     def encode(self, text):
         return re.findall(r"\w+|[^\w\s]", text)
@@ -31,7 +31,7 @@ class Words:
 
 @pytest.fixture
 def server():
-    """``(address, prompts)``: answers every request and keeps its prompt."""
+    """Start a server that answers every request. Return its address, and the list of prompts that it receives."""
     prompts = []
 
     class Answers(http.server.BaseHTTPRequestHandler):
@@ -56,7 +56,7 @@ def server():
 
 
 class Recorded:
-    """Instead of the rings of a server on this machine."""
+    """Replace the tap, because no server has rings on this machine."""
 
     lost, hook_seconds = 0, 0.0
 
@@ -85,29 +85,29 @@ BEFORE = {"level": "steps", "every": 64}
 
 
 class TestAnEndByASignal:
-    """A server that was left sampling every step would be slow until somebody noticed."""
+    """Tests that the sampling is restored: a server that samples every step would stay slow."""
 
     @pytest.fixture(autouse=True)
-    def has_transfer(self, tmp_path, monkeypatch):
-        """What the server was told."""
-        has_transfer = []
+    def requests(self, tmp_path, monkeypatch):
+        """Return the list of requests that the exporter received."""
+        requests = []
         for command in ("bench", "capture"):
             monkeypatch.setattr(f"lightllm_otel.tools.{command}.find", lambda group: tmp_path)
         monkeypatch.setattr("lightllm_otel.tools.bench.prompts.tokenizer", lambda folder: (Words(), 5000))
         monkeypatch.setattr(served, "_state", lambda folder: BEFORE)
-        monkeypatch.setattr(served, "ask", lambda folder, asked: has_transfer.append(asked))
-        return has_transfer
+        monkeypatch.setattr(served, "ask", lambda folder, asked: requests.append(asked))
+        return requests
 
     @pytest.fixture(autouse=True)
     def _signals(self):
-        """As in a terminal, also where nohup has started these tests."""
+        """Restore the default handler of SIGHUP, even if nohup has started these tests."""
         before = [(number, signal.signal(number, signal.SIG_DFL)) for number in (signal.SIGTERM, signal.SIGHUP)]
         yield
         for number, handler in before:
             signal.signal(number, handler)
 
     def ended(self, number):
-        """A tap that is told to end while it waits."""
+        """Replace the tap by one that receives a signal while it waits."""
 
         class Ended(Recorded):
             sampled = 0
@@ -119,15 +119,15 @@ class TestAnEndByASignal:
         return Ended
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-    def test_capture_leaves_the_servers_sampling_as_it_was(self, has_transfer, tmp_path, monkeypatch, number):
+    def test_capture_leaves_the_servers_sampling_as_it_was(self, requests, tmp_path, monkeypatch, number):
         monkeypatch.setattr("lightllm_otel.tools.capture.Tap", self.ended(number))
         with pytest.raises(SystemExit) as end:
             cli.main(["capture", "--out", str(tmp_path)])
         assert end.value.code == 128 + number
-        assert has_transfer == [{"level": "operators", "every": 1}, BEFORE]
+        assert requests == [{"level": "operators", "every": 1}, BEFORE]
         assert signal.getsignal(number) is signal.SIG_DFL
 
-    def test_bench_does_so_before_the_batch_is_answered(self, has_transfer, tmp_path, monkeypatch):
+    def test_bench_does_so_before_the_batch_is_answered(self, requests, tmp_path, monkeypatch):
         answered, restored = threading.Event(), threading.Event()
 
         def generate(self, prompt, new_tokens):
@@ -137,7 +137,7 @@ class TestAnEndByASignal:
         monkeypatch.setattr(served.Server, "generate", generate)
         monkeypatch.setattr(served, "Tap", self.ended(signal.SIGTERM))
         monkeypatch.setattr(served, "ask", lambda folder, asked: asked == BEFORE and restored.set())
-        watch = threading.Thread(target=lambda: (has_transfer.append(restored.wait(10)), answered.set()))
+        watch = threading.Thread(target=lambda: (requests.append(restored.wait(10)), answered.set()))
         watch.start()
         words = [
             "--url",
@@ -154,10 +154,10 @@ class TestAnEndByASignal:
         with pytest.raises(SystemExit):
             cli.main(["bench", *words, "--model-dir", str(tmp_path), "--out", str(tmp_path / "out")])
         watch.join()
-        assert has_transfer == [True]
+        assert requests == [True]
 
-    def test_whoever_is_to_outlive_its_terminal_does(self, has_transfer, tmp_path, monkeypatch, capsys):
-        """As nohup starts it."""
+    def test_whoever_is_to_outlive_its_terminal_does(self, requests, tmp_path, monkeypatch, capsys):
+        """nohup ignores SIGHUP."""
         monkeypatch.setattr("lightllm_otel.tools.capture.Tap", self.ended(signal.SIGHUP))
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
@@ -166,7 +166,7 @@ class TestAnEndByASignal:
         finally:
             signal.signal(signal.SIGHUP, before)
         assert "no step within" in capsys.readouterr().err
-        assert has_transfer[-1] == BEFORE
+        assert requests[-1] == BEFORE
 
 
 WORKLOAD = Workload(batch_size=80, input_len=1024, output_len=4, repeats=1, warmup=0, every=None)

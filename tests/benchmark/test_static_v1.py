@@ -1,4 +1,4 @@
-"""How the static model ends; how it runs is seen with the whole of LightLLM."""
+"""Tests of how the static model ends. Other tests run it with LightLLM."""
 
 from types import SimpleNamespace
 

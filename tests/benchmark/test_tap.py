@@ -1,4 +1,4 @@
-"""A second reader of the rings: what passes meanwhile is recorded, what was there before is not, and nobody is disturbed."""
+"""Tests of the tap: it records only new steps, and disturbs neither the server nor the exporter."""
 
 import json
 import multiprocessing
@@ -23,13 +23,13 @@ def step(number):
     return records.step(number=number, operators=[(Operator.FFN, 1e-3)], seconds=1e-3)
 
 
-def _model_process(folder, has_transfer, wrote):
-    """Two ranks that write a step of each number they are told; another process, because a lock does not hold for its own."""
+def _model_process(folder, numbers, wrote):
+    """Write a step of each requested number to the rings of two ranks. It runs in another process, which holds their locks."""
     rings = [RingWriter(ring_path(folder, rank), 1) for rank in range(2)]
     for rank, ring in enumerate(rings):
         ring.describe({**records.FACTS, "rank": rank, "tp": 2})
     wrote.put("ready")
-    while (number := has_transfer.get()) is not None:
+    while (number := numbers.get()) is not None:
         for ring in rings:
             ring.write(*step(number))
         wrote.put(number)
@@ -37,20 +37,20 @@ def _model_process(folder, has_transfer, wrote):
 
 @pytest.fixture
 def group(tmp_path):
-    """``(folder, write)``: a running group and a way to make it take a step."""
+    """Start a group. Return its folder, and a function that makes it write a step."""
     folder = group_folder(tmp_path / "dir", "127.0.0.1-28765-dp0")
     context = multiprocessing.get_context("spawn")
-    has_transfer, wrote = context.Queue(), context.Queue()
-    process = context.Process(target=_model_process, args=(folder, has_transfer, wrote))
+    numbers, wrote = context.Queue(), context.Queue()
+    process = context.Process(target=_model_process, args=(folder, numbers, wrote))
     process.start()
     assert wrote.get(timeout=60) == "ready"
 
     def write(number):
-        has_transfer.put(number)
+        numbers.put(number)
         assert wrote.get(timeout=60) == number
 
     yield folder, write
-    has_transfer.put(None)
+    numbers.put(None)
     process.join(30)
 
 
@@ -88,7 +88,7 @@ def test_it_gives_up_after_its_time(group, tmp_path):
 
 def test_without_a_living_rank_there_is_nothing_to_tap(tmp_path):
     folder = group_folder(tmp_path, "gone")
-    RingWriter(ring_path(folder, 0), 1)  # ours: a process does not see its own locks, like one that has ended
+    RingWriter(ring_path(folder, 0), 1)  # this process does not see its own lock, so the ring looks abandoned
     with pytest.raises(NoRing, match="no rank of gone is running here"):
         Tap(folder, tmp_path / "out")
 

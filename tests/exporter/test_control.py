@@ -173,7 +173,7 @@ def test_what_was_asked_of_an_idle_server_is_kept_by_what_is_asked_next(serve, c
 def test_what_is_not_understood_is_one_sentence(serve, capsys, words):
     serve()
     assert cli.main(["ctl", *words]) == 1
-    assert "say off, steps, operators, or every N" in capsys.readouterr().err
+    assert "pass off, steps, operators, or every N" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_several_servers_must_be_told_apart(serve, capsys):
     serve()
     serve(name="127.0.0.1-28999-dp0")
     assert cli.main(["ctl", "off"]) == 1
-    assert "name one with --group: 127.0.0.1-28765-dp0, 127.0.0.1-28999-dp0" in capsys.readouterr().err
+    assert "select one with --group: 127.0.0.1-28765-dp0, 127.0.0.1-28999-dp0" in capsys.readouterr().err
     assert cli.main(["ctl", "--group", "127.0.0.1-28999-dp0", "off"]) == 0
     assert cli.main(["ctl", "--group", "nobody", "off"]) == 1
 

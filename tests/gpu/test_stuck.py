@@ -147,7 +147,7 @@ def test_a_kernel_that_spins_for_a_minute_is_found_by_doctor_within_half_of_it(t
             took = time.monotonic() - began
             assert took < FOUND_WITHIN
             (position,) = found[1]["positions"]
-            assert (position["phase"], position["number"], position["reached"]["everything"]) == ("prefill", 7, True)
+            assert (position["phase"], position["number"], position["progress"]["everything"]) == ("prefill", 7, True)
             assert found[1]["sentence"].startswith("rank 0 has been in one step for 1")
             assert float(spinning.stdout.readline()) > 0.8 * MINUTE
             while asked()[1]["positions"][0]["on_gpu"] is not None and time.monotonic() < began + 2 * MINUTE:

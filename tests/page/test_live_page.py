@@ -1,4 +1,4 @@
-"""The live page in a headless Chromium, while the demo replays a recorded run."""
+"""Tests of the live page in a headless Chromium, while the demo replays a recording."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ def free_port():
 
 @contextlib.contextmanager
 def replay(*words):
-    """``(address, process)`` of ``lightllm-otel demo``."""
+    """Start ``lightllm-otel demo``, and return its address and process."""
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "lightllm_otel", "demo", "--port", str(port), *words],
@@ -72,7 +72,7 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture
 def page(chromium):
-    """A fresh start in the one browser: light, wide, English, and no complaint so far."""
+    """Reset the shared browser: light, wide, English, and no problems so far."""
     chromium.go("about:blank")
     chromium.look()
     chromium.problems.clear()
@@ -81,7 +81,7 @@ def page(chromium):
 
 
 def complaints(page):
-    """What axe-core finds, as (rule, impact, where)."""
+    """Return the violations that axe-core finds, as (rule, impact, where)."""
     if not AXE.exists():
         pytest.skip("no axe-core: make axe")
     page.evaluate(AXE.read_text() + ";0")
@@ -94,7 +94,7 @@ def test_every_panel_has_data_and_nothing_leaves_the_host(page, two_ranks):
     page.go(two_ranks)
     page.wait(DRAWN)
     page.wait("document.querySelectorAll('#ranks ~ figure svg').length")
-    for name in PANELS[:-1]:  # a replay that has just begun has no figures yet
+    for name in PANELS[:-1]:  # a replay that has just begun has no values yet
         page.wait(f"document.querySelectorAll('#{name} ~ * svg[role=img][aria-label]').length > 0")
     assert (
         page.evaluate("[...document.querySelectorAll('section')].map((each) => each.getAttribute('aria-labelledby'))")
@@ -115,7 +115,7 @@ def test_figures_come_anew_without_a_reload(page, two_ranks):
     page.wait(DRAWN)
     page.evaluate("window.kept = document.querySelector('#health ~ div dd'), window.text = kept.textContent")
     page.wait("kept.textContent !== text")
-    assert page.evaluate("kept.isConnected")  # the element of before: focus and scrolling are not lost
+    assert page.evaluate("kept.isConnected")  # the same element as before, so focus and scroll position are kept
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -128,7 +128,7 @@ def test_axe_finds_nothing_serious(page, two_ranks, scheme, width):
 
 
 def test_axe_finds_nothing_serious_in_a_report(page, tmp_path, capsys):
-    """The report is the page, frozen: the same template, scripts and colours."""
+    """The report uses the same template, scripts and colours as the live page."""
     file = tmp_path / "report.html"
     assert command(["report", "h200-llama-tp2", "--html", str(file)]) == 0
     page.look(scheme="dark")
@@ -151,7 +151,7 @@ def test_on_a_phone_nothing_is_cut_off_and_words_keep_their_size(page, two_ranks
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_words_on_bars_can_be_read(page, two_ranks, scheme):
-    """axe-core does not look at words inside of pictures."""
+    """axe-core does not check text in SVG images."""
     page.look(scheme=scheme)
     page.go(two_ranks)
     page.wait(
@@ -171,11 +171,11 @@ def test_words_on_bars_can_be_read(page, two_ranks, scheme):
 
 
 class TestEmptyStates:
-    """What there is to see before there is anything, and where something cannot be."""
+    """Tests of the page without data, and with data that are incomplete."""
 
     @pytest.fixture
-    def has_transfer(self, page):
-        """A page, and a way to tell it what it is to show."""
+    def show(self, page):
+        """Start a page, and yield a function that sets its data."""
         event_stream = EventStream()
         server = MetricsServer(CollectorRegistry(), "127.0.0.1", free_port(), event_stream)
         page.go(f"http://{server.address}/")
@@ -198,28 +198,28 @@ class TestEmptyStates:
         assert page.problems == []
         server.close()
 
-    def test_a_server_without_requests_yet(self, has_transfer):
-        assert "No steps yet. Send a request to the server" in has_transfer()
+    def test_a_server_without_requests_yet(self, show):
+        assert "No steps yet. Send a request to the server" in show()
 
-    def test_graphs_without_twins_have_whole_steps_and_the_reason(self, has_transfer):
-        said = has_transfer(records.step(mode=Mode.GRAPH), graphs={"state": "off", "reason": "outputs differed"})
+    def test_graphs_without_instrumented_graphs_have_step_times_and_the_reason(self, show):
+        said = show(records.step(mode=Mode.GRAPH), graphs={"state": "off", "reason": "outputs differed"})
         assert "no instrumented graphs (outputs differed)" in said
         assert "1 s\nper step, all steps" in said
 
-    def test_two_ranks_of_which_no_step_was_compared(self, has_transfer):
-        assert "No step has been compared across ranks yet" in has_transfer(records.step(), tp=2)
+    def test_two_ranks_of_which_no_step_was_compared(self, show):
+        assert "No step has been compared across ranks yet" in show(records.step(), tp=2)
 
-    def test_ranks_on_other_hosts(self, has_transfer):
-        assert "The group spans several hosts" in has_transfer(records.step(), tp=2, nodes=2)
+    def test_ranks_on_other_hosts(self, show):
+        assert "The group spans several hosts" in show(records.step(), tp=2, nodes=2)
 
-    def test_prefill_alone(self, has_transfer):
-        assert "No decode step in the last hour" in has_transfer(records.step(phase=Phase.PREFILL))
+    def test_prefill_alone(self, show):
+        assert "No decode step in the last hour" in show(records.step(phase=Phase.PREFILL))
 
-    def test_a_rank_that_is_stuck_is_named_at_the_top(self, has_transfer):
+    def test_a_rank_that_is_stuck_is_named_at_the_top(self, show):
         header = np.zeros(1, layout.HEADER)[0]
         header["in_flight"], header["in_flight_since"], header["in_flight_number"] = 1, time.time() - 42, 7
-        assert "Rank 0 has been in step 7 for 42" in has_transfer(records.step(), header=header)
-        assert "Rank 0 has been in step 7 for 42" in has_transfer(header=header)
+        assert "Rank 0 has been in step 7 for 42" in show(records.step(), header=header)
+        assert "Rank 0 has been in step 7 for 42" in show(header=header)
 
 
 def test_all_of_it_can_be_had_with_the_keyboard(page, two_ranks):
@@ -246,7 +246,7 @@ def test_a_reader_of_chinese_gets_chinese_and_no_english_sentence(two_ranks, tmp
         page.go(two_ranks)
         page.wait(DRAWN)
         assert page.evaluate("document.documentElement.lang") == "zh-CN"
-        # What a server says of itself, names of operators and commands stay; two English words in a row are a sentence.
+        # Facts of a server, operator names and commands are not translated. Two English words in a row indicate a sentence.
         text = page.evaluate("document.querySelector('main').innerText").partition("\n\n")[2]
         assert re.findall(r"[a-z]{3,} [a-z]{3,}", re.sub(r"lightllm-otel .*", "", text)) == []
         assert page.problems == []
@@ -286,7 +286,7 @@ def test_an_exporter_that_hangs_is_stale_and_one_that_is_gone_is_lost(page):
         page.wait("document.body.dataset.state === 'lost'")
         age = page.evaluate("document.getElementById('age').textContent")
         page.wait(f"document.getElementById('age').textContent !== {json.dumps(age)}")
-        assert page.evaluate(DRAWN)  # what was last known stays, with its age
+        assert page.evaluate(DRAWN)  # the last data stay, with their age
 
 
 def test_the_end_of_the_server_is_told(page):

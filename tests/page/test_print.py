@@ -1,4 +1,4 @@
-"""A report on paper: what Chromium prints of it, and how it looks under the rules for print."""
+"""Tests of printed reports: the PDF of Chromium, and the style for print."""
 
 import io
 import re
@@ -31,7 +31,7 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture
 def paper(chromium, report):
-    """The report as a reader who likes it dark has it, on a page of A4."""
+    """Return the report on an A4 page, for a reader who prefers a dark scheme."""
     chromium.look(A4, scheme="dark", media="print")
     chromium.go("about:blank")
     chromium.go(report)

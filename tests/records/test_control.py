@@ -1,4 +1,4 @@
-"""Live control: whenever a request comes, and however far apart the ranks are, all follow it from the same forward on."""
+"""Tests of live control: all ranks follow an order from the same forward on, however far apart they are."""
 
 import pytest
 
@@ -48,7 +48,7 @@ class Rank:
     ],
 )
 def test_ranks_change_at_the_same_forward_whenever_the_request_comes(page, lag, before, after, level):
-    """``lag``: how many forwards the second rank is behind the first one (or ahead of it)."""
+    """Run two ranks. ``lag``: the number of forwards that the second rank is behind the first one (or ahead, if negative)."""
     for offset in range(40):
         first, second = Rank(page, before, leader=True), Rank(page, before, leader=False)
         for number in range(400):

@@ -1,4 +1,4 @@
-"""Notes get from one process to another, or are counted as lost."""
+"""Tests of notes: they reach the reader, or are counted as lost."""
 
 import fcntl
 import os

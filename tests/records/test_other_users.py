@@ -1,4 +1,4 @@
-"""Another user of the machine, who may write to /dev/shm and /tmp, gets no hand in a server's files."""
+"""Tests of attacks: another user, who can write to /dev/shm and /tmp, cannot affect a server's files."""
 
 import os
 import time
@@ -27,7 +27,7 @@ def open_to_all(path):
 
 
 def precious(folder):
-    """A file of the victim's that the attacker knows of."""
+    """Create a file of the victim that the attacker knows."""
     path = folder / "precious"
     path.write_bytes(SECRET)
     path.chmod(0o666)
@@ -35,7 +35,7 @@ def precious(folder):
 
 
 def make_ring(directory):
-    """What a model process does first."""
+    """Create folder and ring, as a model process does at its start."""
     ring = RingWriter(ring_path(group_folder(directory, GROUP), 0), 1)
     ring.enter(1, 1, time.time())
     ring.close()
@@ -48,7 +48,7 @@ class TestPlantedFolders:
             as_user(VICTIM, make_ring, default_folder)
 
     def test_a_default_folder_that_is_a_link_does_not_lead_to_the_victims_files(self, default_folder, shared):
-        """Found: a link to a folder of root's passed, and a planted link in there was followed and truncated."""
+        """Regression: a link to a folder of root was accepted, and a planted link in it was followed and truncated."""
         kept = as_user(VICTIM, precious, shared)
 
         def plant():
@@ -68,7 +68,7 @@ class TestPlantedFolders:
 
     @pytest.mark.parametrize("directory_of", [0, VICTIM])
     def test_a_group_folder_of_another_user_is_refused(self, shared, directory_of):
-        """Where everybody may write to the folder above, whoever that belongs to."""
+        """The parent folder can be written by everybody, whoever owns it."""
         directory = as_user(directory_of, open_to_all, shared / "otel")
         as_user(ATTACKER, open_to_all, directory / GROUP)
         for closed in (False, True):
@@ -84,7 +84,7 @@ class TestPlantedFolders:
         assert list(shared.iterdir()) == []
 
     def test_a_truncated_ring_ends_no_server(self, shared):
-        """Found: the planted file was taken and cut off later, and the next step ended the process with SIGBUS."""
+        """Regression: a planted file was used and truncated later, and the next step killed the process with SIGBUS."""
 
         def plant():
             group = open_to_all(shared / GROUP)
@@ -94,7 +94,7 @@ class TestPlantedFolders:
 
         def serve():
             ring = RingWriter(ring_path(group_folder(shared, GROUP), 0), 1)
-            os.truncate(ring_path(shared / GROUP, 0), 0)  # as its owner would
+            os.truncate(ring_path(shared / GROUP, 0), 0)  # as its owner could
             ring.enter(1, 1, time.time())
 
         as_user(ATTACKER, plant)
@@ -103,14 +103,14 @@ class TestPlantedFolders:
 
 
 class TestPlantedFiles:
-    """In a folder that was open for a while, or was made by something else."""
+    """Tests in a folder that other users could write for some time."""
 
     @pytest.fixture
     def group(self, shared):
         return as_user(VICTIM, lambda: group_folder(shared / "otel", GROUP))
 
     def plant(self, group, name, kind):
-        """As the attacker, while the folder is open to him."""
+        """Plant a file as the attacker, while the folder is writable."""
         kept = as_user(VICTIM, precious, group.parents[1])
         opened = (group.parent, group)
         for folder in opened:
@@ -171,7 +171,7 @@ class TestPlantedFiles:
 
     @pytest.mark.parametrize("kind", ["file", "link"])
     def test_a_profile_request_of_another_user_is_refused(self, group, kind):
-        """Found: a planted errand.json made the profiler of the server write to any path."""
+        """Regression: a planted errand.json made the server's profiler write to any path."""
         wanted = b'{"path": "/etc/passwd", "seconds": 1}'
         self.plant(group, profile_request.ASKED, kind)
         (group / profile_request.ASKED).write_bytes(wanted)
@@ -195,10 +195,10 @@ class TestOwnFolders:
         folder = as_user(VICTIM, serve, umask=umask)
         assert [path.stat().st_mode & 0o777 for path in (folder.parent, folder)] == [0o700, 0o700]
         assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
-        assert folder.parents[1].stat().st_mode & 0o022 == 0  # what had to be made above it
+        assert folder.parents[1].stat().st_mode & 0o022 == 0  # parent folders that were created
 
     def test_no_lock_of_another_user_keeps_an_exporter_from_starting(self, shared):
-        """Found: a lock that only reads needs no right to write, and the lock's file was 0644."""
+        """Regression: a read lock needs no write permission, and the lock file had mode 0644."""
         folder = as_user(VICTIM, lambda: group_folder(shared / "otel", GROUP))
 
         def left_by_an_earlier_version():

@@ -1,4 +1,4 @@
-"""How far a host is, in the words of the header."""
+"""Tests of the progress words in the ring's header."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def words(number, boundaries, operator, layer):
 
 
 def read(found, number, in_flight=1):
-    return progress.read({"reached": found, "in_flight": in_flight, "in_flight_number": number & 0xFFFFFFFF})
+    return progress.read({"progress": found, "in_flight": in_flight, "in_flight_number": number & 0xFFFFFFFF})
 
 
 @pytest.mark.parametrize("number", [0, 7, 2**31 - 1, 2**31, 2**32 + 5])

@@ -1,4 +1,4 @@
-"""What one side writes the other reads; what it cannot read it counts."""
+"""Tests of rings: the reader reads what the writer writes, and counts what it misses."""
 
 import os
 import resource
@@ -21,7 +21,7 @@ from lightllm_otel.records.writer import RingWriter
 def ring(tmp_path):
     writer = RingWriter(ring_path(tmp_path, 0), 1)
     yield writer, RingReader(ring_path(tmp_path, 0))
-    os.close(writer._descriptor)  # the mapping lives as long as the arrays that look into it
+    os.close(writer._descriptor)  # the arrays keep the mapping open
 
 
 def write(writer, count, first=0, intervals=300):
@@ -89,7 +89,7 @@ def test_the_step_in_flight_is_visible(ring):
 
 
 class Header:
-    """A header that changes while it is copied: each copy is the next of ``numbers`` and ``sinces``."""
+    """Header that changes while it is copied: each copy has the next of ``numbers`` and ``sinces``."""
 
     def __init__(self, *seen):
         self._seen = list(seen)
@@ -252,7 +252,7 @@ def test_records_have_the_documented_size():
 
 
 class TestColumns:
-    """Reading a recording by columns finds what reading it step by step finds."""
+    """Tests that reading by columns gives the same as reading step by step."""
 
     STEPS = tuple(records.step(number=number, operators=[(Operator.FFN, 0.5)] * (number % 3)) for number in range(7))
 
@@ -278,7 +278,7 @@ class TestColumns:
 
     def test_damage_ends_it(self):
         cells = records.cells(*self.STEPS).copy()
-        cells[layout.STEP_CELLS, 0] ^= 0xFF  # the second step's mark
+        cells[layout.STEP_CELLS, 0] ^= 0xFF  # the magic number of the second step
         self.same(cells)
         cells[0, 0] ^= 0xFF
         self.same(cells)

@@ -151,7 +151,7 @@ def test_steps_that_only_wait_for_their_hosts_have_no_transfer():
 def test_waits_within_the_noise_are_in_the_histogram_and_in_no_counter():
     group = group_of()
     header = np.zeros(1, layout.HEADER)[0]
-    header["stamp_quantum"], header["stamp_cost"] = 2.0**-5, 0.125  # a quarter of a second in all
+    header["timestamp_quantum"], header["timestamp_cost"] = 2.0**-5, 0.125  # a quarter of a second in all
     group.ranks[0].header = header
     deliver(group, 0, 0, seconds=0.5)
     deliver(group, 1, 0, seconds=0.5 + 0.25)
@@ -176,7 +176,7 @@ def test_a_coarse_clock_is_added_up_over_the_layers_before_the_shortest_is_taken
     group = group_of()
     seconds = {0: [[1, 0], [0, 1], [1, 0], [0, 1]], 1: [[0, 1], [1, 0], [0, 1], [1, 0]]}
     header = np.zeros(1, layout.HEADER)[0]
-    header["stamp_quantum"] = 1.0
+    header["timestamp_quantum"] = 1.0
     group.ranks[0].header = header
     for rank, of_rank in seconds.items():
         group.add(rank, records.batch(records.with_collectives(0, records.collectives(of_rank))))

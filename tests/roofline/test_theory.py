@@ -1,4 +1,4 @@
-"""The analytic model: the statements of the original analysis, cases computed by hand, and torch's own counter."""
+"""Tests of the roofline model: statements of the original analysis, cases computed by hand, and torch's FLOP counter."""
 
 import json
 
@@ -10,7 +10,7 @@ from lightllm_otel.roofline.shape import ModelShape
 from lightllm_otel.tools import cli
 
 B, S, H = 20, 1024, 4096
-# What the original analysis writes of: multi-head attention, and a feed-forward of two matrices of 4h.
+# The model of the original analysis: multi-head attention, and a feed-forward of two matrices of 4h.
 PLAIN = ModelShape(
     "plain", layers=1, hidden=H, heads=32, kv_heads=32, head_dim=128, intermediate=4 * H, vocab=1, ffn_matrices=2
 )
@@ -40,7 +40,7 @@ class TestTheOriginalsStatements:
         for ranks in (4, 8, 1024):
             reduce = work.step(LLAMA70, ideal.prefill(B, S), ranks)[Operator.ALL_REDUCE]
             in_layers = sum(size * calls for site, size, calls in reduce.payloads if site.value in ("attention", "ffn"))
-            assert in_layers == layers * 2 * B * S * 8192 * 2  # the payload is the same, whatever the number
+            assert in_layers == layers * 2 * B * S * 8192 * 2  # the payload does not depend on the number of ranks
             volumes[ranks] = links.traffic("all_reduce", in_layers / layers, ranks)
         assert volumes[1024] == pytest.approx(4 * B * S * 8192 * 2, rel=1e-3)
         assert volumes[8] / volumes[4] == pytest.approx(7 / 6)
@@ -78,7 +78,7 @@ class TestTheOriginalsStatements:
         assert {decode[operator].bound for operator in (*matrices, Operator.ATTENTION)} == {"memory"}
 
     def test_in_decode_latency_rules_an_all_reduce_so_a_faster_link_shows_less(self):
-        """NVLink against PCI Express between two A40s, LLaMA-7B, batch 64: 0.5 MB a call in decode, 0.5 GB in prefill."""
+        """NVLink and PCI Express between two A40, LLaMA-7B, batch 64: 0.5 MB per call in decode, 0.5 GB in prefill."""
         fast, slow = (links.link_of(A40, 2, kind) for kind in ("nvlink", "pcie"))
         payload = 64 * 4096 * 2
         assert payload < links.takeover_payload("all_reduce", 4, links.link_of(A100, 4)) / 10
@@ -100,7 +100,7 @@ class TestBytes:
         assert table[Operator.ATTENTION].memory_bytes == 80 * 2 * (1000 * kv + 2 * q)
 
     def test_a_rank_has_at_least_one_head_of_the_cache(self):
-        few = shape.find("qwen2-7b")  # 4 of them
+        few = shape.find("qwen2-7b")  # 4 KV heads
         at_4, at_8 = (
             work.step(few, ideal.decode(1, 100, 1), ranks)[Operator.KV_WRITE].memory_bytes for ranks in (4, 8)
         )
@@ -121,7 +121,7 @@ class TestBytes:
 
 
 class TestAgainstTorch:
-    """``torch.utils.flop_counter`` on transformers' own model."""
+    """Compare with ``torch.utils.flop_counter`` on a model of transformers."""
 
     @pytest.mark.parametrize(("heads", "kv_heads"), [(8, 8), (8, 2)], ids=["multi-head", "grouped-query"])
     @pytest.mark.parametrize("phase", ["prefill", "decode"])
@@ -144,7 +144,7 @@ class TestAgainstTorch:
         context = length + 1 if phase == "decode" else length
         batch = work.Batch(work.Phase(phase), requests, given.shape[1], context)
         table = work.step(own, batch, ranks=1)
-        # It multiplies all pairs of a prompt, also those that the mask hides; a kernel does not.
+        # The counter includes the masked pairs of a prompt, which a kernel skips.
         all_pairs = batch.requests * batch.new * batch.context / batch.attended
         matrices = flops(table, Operator.QKV_PROJ, Operator.O_PROJ, Operator.FFN, Operator.LM_HEAD)
         assert counter.get_total_flops() == pytest.approx(
@@ -179,7 +179,7 @@ class TestTables:
          ("qwen2-72b", 72.7), ("qwen3-30b-a3b", 30.5), ("mixtral-8x7b", 46.7), ("deepseek-v2", 236), ("deepseek-v3", 671)],
     )  # fmt: skip
     def test_shapes_have_as_many_weights_as_their_models(self, name, billions):
-        """From the bytes of one decode step with so many requests that every expert is read, less what is no weight."""
+        """Derive the weights from the bytes of a decode step whose many requests use every expert."""
         own = shape.find(name)
         element, many = 1, 1 << 20
         full, twice = (
@@ -228,8 +228,8 @@ class TestTheCommand:
     )
     def test_of_what_types_the_peaks_are_is_said_where_it_is_another(self, capsys, dtype, said):
         assert cli.main([*self.ASKED, "--dtype", dtype]) == 0
-        (line,) = (line for line in capsys.readouterr().out.splitlines() if "that of 16-bit types" in line)
-        assert f"most GPUs {said} a second in {dtype}" in line
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if "peak FLOP/s are for 16-bit types" in line)
+        assert f"most GPUs {said} per second in {dtype}" in line
         for same in ("float16", "bfloat16"):
             assert cli.main([*self.ASKED, "--dtype", same]) == 0
             assert "16-bit" not in capsys.readouterr().out
@@ -240,16 +240,16 @@ class TestTheCommand:
             seconds = json.loads(capsys.readouterr().out)["link"]["decode_all_reduce_seconds"]
             assert (seconds["one_shot"] is not None) == has_custom
             assert cli.main([*self.ASKED, "--link", link]) == 0
-            assert ("by a custom kernel in one shot" in capsys.readouterr().out) == has_custom
+            assert ("by a one-shot custom kernel" in capsys.readouterr().out) == has_custom
         # Two ranks over NVLink, 512 KiB: what benchmarks/results/links.json has measured on 450 GB/s one way.
         assert links.one_shot_seconds(524288, 2, links.Link("nvlink", 900e9)) == pytest.approx(6.463e-6, rel=0.01)
 
     @pytest.mark.parametrize(
         ("asked", "said"),
         [
-            (("--gpu", "A100-SXM-40GB", "--tp", "2"), "of keys and values in each rank do not fit into the 40 GB"),
+            (("--gpu", "A100-SXM-40GB", "--tp", "2"), "for keys and values, which do not fit into the 40 GB"),
             (("--batch-size", "200"), "do not fit into the 40 GB of A100-SXM-40GB"),
-            (("--gpu", "A40", "--link", "nvlink"), "NVLink joins 2 A40, so 4 of them cross PCI Express"),
+            (("--gpu", "A40", "--link", "nvlink"), "NVLink connects 2 A40, so 4 of them use PCI Express"),
         ],
     )
     def test_what_no_such_machine_can_do_is_said(self, capsys, asked, said):
@@ -271,7 +271,7 @@ class TestTheCommand:
 
     def test_a_recording_has_its_own_sizes(self, capsys):
         assert cli.main(["theory", "--run", "h200-llama-7b-tp1", "--tp", "2", "--batch-size", "4"]) == 2
-        assert "leave out --tp and --batch-size, or --run" in capsys.readouterr().err
+        assert "remove --tp and --batch-size, or --run" in capsys.readouterr().err
 
     def test_a_person_gets_a_table(self, capsys):
         assert cli.main(list(self.ASKED)) == 0
@@ -289,7 +289,7 @@ class TestTheCommand:
             (("--gpu", "A1000"), "GPU 'A1000' is not known; known: A100-SXM-40GB"),
             (("--model", "gpt-5"), "model 'gpt-5' is not known; known: llama2-7b"),
             (("--gpu", "T4", "--link", "nvlink"), "T4 has no NVLink; give --link pcie"),
-            (("--tp", "3"), "64 heads, which 3 ranks cannot share"),
+            (("--tp", "3"), "64 heads, which cannot be divided evenly among 3 ranks"),
             (("--batch-size", "0"), "whole numbers of at least 1"),
         ],
     )
@@ -385,5 +385,5 @@ class TestTheCommand:
 
     def test_a_run_that_does_not_say_its_model_asks_for_it(self, capsys):
         assert cli.main(["theory", "--run", "h200-llama-7b-tp1"]) == 1
-        assert "give --model" in capsys.readouterr().err
+        assert "pass --model" in capsys.readouterr().err
         assert cli.main(["theory", "--model", "llama2-7b"]) == 2

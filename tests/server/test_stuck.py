@@ -91,7 +91,7 @@ def test_the_operator_that_a_held_host_has_reached_is_shown_in_the_step_that_all
 
     def held() -> bool:
         seen.update(doctor(observed, wheel_python, PATIENCE)[1])
-        return "rank 1 has launched the least" in seen["sentence"]
+        return "look at rank 1 first" in seen["sentence"]
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         order.write_text(f"1 {HELD}")
@@ -103,7 +103,7 @@ def test_the_operator_that_a_held_host_has_reached_is_shown_in_the_step_that_all
         peer, slow = seen["positions"]
         assert (slow["number"], slow["phase"]) == (peer["number"], peer["phase"])
         # On the CPU the peer's host waits in the all_reduce behind the feed-forward in which the other one is held up.
-        assert slow["reached"]["operator"] == "ffn_norm"
-        assert (peer["reached"]["operator"], peer["reached"]["layer"]) == ("ffn", slow["reached"]["layer"])
+        assert slow["progress"]["operator"] == "ffn_norm"
+        assert (peer["progress"]["operator"], peer["progress"]["layer"]) == ("ffn", slow["progress"]["layer"])
         assert len(asked.result().token_ids) == 2
     assert (doctor(observed, wheel_python)[0], observed.metrics().total("lightllm_otel_errors_total")) == (0, 0)

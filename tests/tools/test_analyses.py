@@ -1,4 +1,4 @@
-"""``report`` and ``compare`` as a person and as a CI job call them."""
+"""Tests of ``report`` and ``compare``, as a user and as a CI job call them."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture
 def runs(tmp_path):
-    """Five repeats each: ``a``, another ``a`` of the same kind, and one whose all_reduce takes 10 % longer."""
+    """Write three runs of five repeats: two equal ones, and one whose all_reduce takes 10 % longer."""
     kinds = {"a": {}, "again": {}, "slow": {"slower": {Operator.ALL_REDUCE: 1.1}}}
     return {
         name: str(simulated.write(tmp_path / name, seed, repeats=5, steps=30, run_noise=0.003, **options))
@@ -185,7 +185,7 @@ def overwrite_a_step(file):
 
 
 class TestARecordingOfWhichAPartIsMissing:
-    """What is left is shown, nothing of it is lost; a script sees by the status, and a gate does not pass on it."""
+    """Tests of incomplete recordings: the rest is shown, the exit status tells a script, and a gate does not pass."""
 
     DAMAGES = (
         (lambda file: file.write_bytes(file.read_bytes()[:-20]), "ends in the middle of a step"),
@@ -274,7 +274,7 @@ def test_theory_says_nothing_of_collectives_where_one_side_has_no_link():
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 class TestInABrowser:
     def drawn(self, page, profile):
-        """The document after its script has run. Chromium looks for its makers' hosts unless it is told not to."""
+        """Return the document after its script has run. The options keep Chromium from contacting hosts of its vendor."""
         quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
                  "--disable-background-networking", "--disable-component-update", f"--user-data-dir={profile}")  # fmt: skip
         done = subprocess.run(
@@ -289,7 +289,7 @@ class TestInABrowser:
         for picture in ("Share of each operator", "One step", "Layers and operators", "Distribution of calls", "Roofline",
                         "Steps over time"):  # fmt: skip
             assert f'aria-label="{picture}"' in drawn
-        assert "hover for figures" in drawn  # the last thing that is drawn
+        assert "Hover to see values" in drawn  # the last thing that is drawn
         assert "NaN" not in drawn
         assert "undefined" not in drawn
 
@@ -298,7 +298,7 @@ class TestInABrowser:
         assert cli.main(["compare", runs["a"], runs["again"], runs["slow"], "--html", str(page)]) == 0
         drawn = self.drawn(page, tmp_path / "profile")
         assert drawn.count('aria-label="Change of each operator"') == 2
-        assert "hover for figures" in drawn
+        assert "Hover to see values" in drawn
         assert "NaN" not in drawn
 
 

@@ -1,4 +1,4 @@
-"""``bench`` and ``capture``: what cannot be done is one sentence; nothing of them needs a GPU or LightLLM to say so."""
+"""Tests of ``bench`` and ``capture`` without GPU and LightLLM: each refusal is one sentence."""
 
 import argparse
 import io
@@ -14,7 +14,7 @@ from lightllm_otel.tools.kernel_capture import NoTrace, capture
 
 @pytest.fixture(autouse=True)
 def own_folder(monkeypatch, tmp_path):
-    """No command of a test sees servers of this machine."""
+    """Hide the servers of this machine from the commands."""
     monkeypatch.setenv("LIGHTLLM_OTEL_DIR", str(tmp_path / "dir"))
     monkeypatch.setattr("lightllm_otel.tools.scrape.os.getuid", lambda: 4_000_000)
 
@@ -83,7 +83,7 @@ class TestProgress:
 
     @pytest.fixture
     def measured(self, monkeypatch, tmp_path):
-        """``measured(terminal)`` → what stderr got while two repeats were measured, the second with a note."""
+        """Return ``measured(terminal)``: the text on stderr while two repeats are measured, the second with a note."""
 
         def make(terminal):
             stream = self.Stream()

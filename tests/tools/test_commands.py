@@ -1,4 +1,4 @@
-"""The commands as a person calls them."""
+"""Tests of the commands, as a user calls them."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from lightllm_otel.tools import cli, contract_table, environment_findings, expor
 from lightllm_otel.tools.operator_table import OperatorCalls, duration, render, rows
 from lightllm_otel.tools.scrape import Scrape
 
-# Nothing of the host may be needed by a replay.
+# A replay must not import anything of the host.
 WITHOUT_HOST = (
     "import sys\n"
     "class No:\n"
@@ -36,7 +36,7 @@ WITHOUT_HOST = (
 
 @pytest.fixture(autouse=True)
 def own_folder(monkeypatch, tmp_path):
-    """No command of a test sees servers of this machine."""
+    """Hide the servers of this machine from the commands."""
     monkeypatch.setenv("LIGHTLLM_OTEL_DIR", str(tmp_path / "dir"))
     monkeypatch.setattr("lightllm_otel.tools.scrape.os.getuid", lambda: 4_000_000)
     for name in list(os.environ):
@@ -47,7 +47,7 @@ def own_folder(monkeypatch, tmp_path):
 
 @pytest.fixture
 def serving(own_folder, monkeypatch):
-    """A group with one rank and its exporter, both in this process, which does not see its own locks."""
+    """Start a group with one rank and its exporter, both in this process, which does not see its own locks."""
     monkeypatch.setattr("lightllm_otel.exporter.discovery.is_locked", lambda path: True)
     folder = group_folder(own_folder, "127.0.0.1-28765-dp0")
     ring = RingWriter(ring_path(folder, 0), 1)
@@ -163,7 +163,7 @@ def test_doctor_finds_nothing_wrong_where_nothing_is(hooked, capsys):
 
 @pytest.fixture
 def alive(serving, monkeypatch):
-    """The ring of a server that runs and is measured."""
+    """Return the ring of a running server."""
     _, ring = serving
     ring.describe(records.FACTS)
     set_locked(monkeypatch, lambda path: True)
@@ -172,7 +172,7 @@ def alive(serving, monkeypatch):
 
 @pytest.fixture
 def unhooked(monkeypatch):
-    """No .pth file of ours is in this Python."""
+    """Hide the plugin's .pth file."""
     monkeypatch.setattr(sys, "path", [])
 
 
@@ -221,7 +221,7 @@ def test_doctor_says_that_the_hook_is_missing_where_no_server_is_measured(unhook
 
 
 def test_what_a_running_server_says_counts_more_than_a_missing_hook(alive, unhooked, capsys):
-    """It was started by ``lightllm-otel run``, or with another Python than this one."""
+    """Such a server was started by ``lightllm-otel run``, or with another Python."""
     assert cli.main(["doctor", "--json"]) == 0
     (found,) = [finding for finding in findings(capsys) if finding[1] == "hook"]
     assert found[0] == "note"
@@ -284,7 +284,7 @@ CLASSES = {
 
 @pytest.fixture
 def doctor_of(serving, hooked, monkeypatch, capsys):
-    """``doctor_of(facts)`` → (exit status, (state, what) of each finding on the rank) of a server with these facts."""
+    """Return ``doctor_of(facts)``: exit status, and (state, what) of each finding on the rank of a server with these facts."""
     set_locked(monkeypatch, lambda path: True)
 
     def run(**facts):
@@ -307,7 +307,7 @@ def test_doctor_says_for_each_class_of_layers_what_is_missing_and_what_is_other(
 
 
 def test_only_what_a_class_of_layers_lacks_is_wrong(doctor_of):
-    """The table of slots knows operators that other models have."""
+    """The table of slots also has operators of other models."""
     others = {kind: facts for kind, facts in CLASSES.items() if "missing" not in facts}
     status, found = doctor_of(layer_classes=others, slots={"ffn": "installed", "kv_write": "missing"})
     assert not [each for each in found if each[0] == "wrong"]
@@ -417,7 +417,7 @@ def test_durations_have_three_digits_and_a_unit(seconds, text):
 
 
 def test_a_lock_of_this_process_is_not_seen_by_itself(tmp_path):
-    """Why the tests above must say what is locked: POSIX locks are between processes."""
+    """POSIX locks work between processes, so the tests above must replace the check for locks."""
     lock = FileLock(tmp_path / "lock")
     assert lock.acquire()
     lock.release()

@@ -1,4 +1,4 @@
-"""``compare --save-baseline``: from a good run to ``/metrics`` of a server that is held against it."""
+"""Tests of ``compare --save-baseline``: from a good run to ``/metrics`` of a server that is compared with it."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def kept(good, tmp_path, capsys):
 
 
 def serve(tmp_path, run, environ):
-    """An exporter of a server that does what was recorded; what it says of operators: (operator, name) → seconds."""
+    """Replay a recording through an exporter, and return its operator metrics: seconds by (operator, name)."""
     folder = group_folder(tmp_path / "server", "127.0.0.1-1-dp0")
     settings = Settings.from_env({"LIGHTLLM_OTEL_STATE": str(tmp_path / "state"), **environ})
     exporter = Exporter(folder, dataclasses.replace(settings, port=None))
@@ -70,7 +70,7 @@ def test_a_server_is_held_against_a_good_run_and_its_slow_operator_shows(kept, t
     assert ratios.keys() == {*(operator.value for operator in simulated.LAYER), "lm_head"}
     assert ratios.pop("all_reduce") == pytest.approx(1.1, abs=0.01)
     assert all(ratio == pytest.approx(1.0, abs=0.01) for ratio in ratios.values())
-    assert not list((tmp_path / "state").glob("*.json"))  # nothing is learned
+    assert not list((tmp_path / "state").glob("*.json"))  # no baseline is learned
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The simulated servers of ``lightllm-otel demo --fleet``."""
+"""Tests of the simulated servers of ``lightllm-otel demo --fleet``."""
 
 import contextlib
 import dataclasses
@@ -40,7 +40,7 @@ def test_who_is_slow_is_waited_for_and_waits_for_nobody(template):
     assert times[0, reduces].sum() > 1.5 * times[2, reduces].sum()
     ends = times.sum(axis=1)
     last = float(times[:, np.flatnonzero(template.collective)[-1] + 1 :].sum(axis=1).max())
-    assert np.ptp(ends) <= last  # they leave each collective together
+    assert np.ptp(ends) <= last  # all ranks leave each collective together
 
 
 def test_a_slow_link_makes_transfers_longer_and_nothing_else(template):
@@ -78,7 +78,7 @@ def test_without_a_prometheus_it_says_where_to_get_one(monkeypatch, capsys):
 
 @pytest.fixture
 def ports():
-    """Four free ones in a row."""
+    """Return the first of four consecutive free ports."""
     for first in range(21500, 27000, 10):
         with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
             for port in range(first, first + 4):

@@ -1,4 +1,4 @@
-"""``compare --repeats``: the original observation, all_reduce in decode differs from run to run and the rest does not."""
+"""Tests of ``compare --repeats`` with the original observation: only all_reduce in decode differs from run to run."""
 
 import json
 
@@ -10,7 +10,7 @@ from lightllm_otel.tools import cli
 
 
 def written(folder, factors):
-    """A recording for each factor of all_reduce's time; in all else they differ by chance alone. Returns their paths."""
+    """Write a recording for each factor on the time of all_reduce, and return their paths. Other differences are random."""
     return [
         str(
             simulated.write(folder / str(number), number, steps=60, run_noise=0.0, slower={Operator.ALL_REDUCE: factor})
@@ -69,7 +69,7 @@ def test_too_few_are_one_sentence(tmp_path, capsys, count):
 
 def test_hardly_any_sampled_step_is_told_as_such(tmp_path, capsys):
     runs = [str(simulated.write(tmp_path / str(number), number, steps=20, every=10**6)) for number in range(3)]
-    assert cli.main(["compare", "--repeats", *runs]) == 1  # the first step of each is sampled, and no other
+    assert cli.main(["compare", "--repeats", *runs]) == 1  # only the first step of each is sampled
     said = capsys.readouterr().err
     assert "too few sampled steps" in said
     assert len(said.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""The sentence that says who is late, and why."""
+"""Tests of the sentence that names the straggler and the reason."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Who keeps the others waiting, from the headers that a stuck server leaves."""
+"""Tests of ``doctor --stuck``: which rank the others wait for, from the ring headers of a stuck server."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ def position(rank, number=7, on_gpu=60.0, alive=True, state="S", progress=None):
 
 
 def words(number, boundaries, operator=Operator.GAP, layer=-1):
-    """What is in the header; ``marks``: None is everything."""
+    """Return the progress words of a header; ``None`` boundaries mean that the whole step is launched."""
     found = [0] * progress.WORDS
     progress.begin(found, number)
     if boundaries is None:
@@ -83,7 +83,10 @@ time.sleep(120)
 
 @pytest.fixture
 def start(tmp_path, monkeypatch):
-    """``start(numbers)``: a process per rank, a minute in the step with that number; returns them. ``words``: how far each is."""
+    """Return ``start(numbers)``: it starts one process per rank, which stays in the step with that number for a minute.
+
+    ``words``: the progress words of each rank.
+    """
     monkeypatch.setenv("LIGHTLLM_OTEL_DIR", str(tmp_path))
     monkeypatch.setattr("lightllm_otel.tools.scrape.os.getuid", lambda: 4_000_000)
     folder = tmp_path / "group"

@@ -1,4 +1,4 @@
-"""Text tables, and the commands that print them: columns never touch, numbers stand to the right."""
+"""Tests of text tables and the commands that print them: columns never touch, and numbers are right-aligned."""
 
 import itertools
 import json
@@ -101,7 +101,7 @@ def test_calibrate_keeps_its_matrix_in_columns_with_many_gpus():
 
 
 def tables(text, mark):
-    """The tables of a command's output: those lines from one with ``mark`` to the next that does not belong to it."""
+    """Return the tables in the output of a command. A table begins at a line with ``mark``."""
     lines = text.splitlines()
     for at in (at for at, line in enumerate(lines) if mark in line):
         yield lines[at], list(itertools.takewhile(lambda line: line[:2] in ("  ", "→ "), lines[at + 1 :]))

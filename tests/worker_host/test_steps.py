@@ -58,7 +58,7 @@ def test_while_a_step_is_launched_the_ring_says_how_far_its_host_is(serve):
 
     def looked(method):
         def look(*args, **kwargs):
-            header = {"reached": session.kept.progress, "in_flight": 1, "in_flight_number": session.kept.in_flight}
+            header = {"progress": session.kept.progress, "in_flight": 1, "in_flight_number": session.kept.in_flight}
             seen.append(str(progress.read(header)))
             return method(*args, **kwargs)
 
@@ -76,7 +76,7 @@ def test_when_a_step_is_launched_the_ring_says_so_until_the_next_one_with_bounda
     _, session, rpc = serve()
     number = session.forwards.completed
     request(rpc)
-    header = {"reached": session.kept.progress, "in_flight": 1, "in_flight_number": number}
+    header = {"progress": session.kept.progress, "in_flight": 1, "in_flight_number": number}
     assert progress.read(header).everything
 
 
@@ -84,7 +84,7 @@ def test_where_boundaries_do_not_suffice_the_ring_does_not_say_how_far_the_host_
     _, session, rpc = serve(boundaries=4)
     session.clock.frontier = now[0]
     request(rpc)
-    header = {"reached": session.kept.progress, "in_flight": 1, "in_flight_number": session.kept.in_flight}
+    header = {"progress": session.kept.progress, "in_flight": 1, "in_flight_number": session.kept.in_flight}
     assert progress.read(header) is None
 
 
