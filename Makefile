@@ -1,5 +1,6 @@
 # Every target sets up what it needs in .venv; stamps make the second run quick.
 PYTHON ?= python3
+WORKERS ?= 2  # processes that run tests; servers are tested alone, one after the other
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -35,7 +36,10 @@ axe: $(AXE)
 
 test: lint  ## all tests; LIGHTLLM_SRC=… adds the ones with a LightLLM checkout
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory axe || echo 'could not get axe-core'; fi
-	$(BIN)/python -m pytest $(PYTEST)
+	@status=0; \
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not server' $(PYTEST) || status=$$?; \
+	$(BIN)/python -m pytest -m server $(PYTEST) || { last=$$?; [ $$last -eq 5 ] || status=$$last; }; \
+	[ $$status -eq 5 ] && status=0; exit $$status
 
 lint: venv  ## ruff, mypy, the style of texts and names, and which folder may import which
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from lightllm_otel.exporter import discovery, nvml, otlp
 from lightllm_otel.exporter.background import Aside
 from lightllm_otel.exporter.baseline import Baseline
 from lightllm_otel.exporter.control import Controller, ControlServer
-from lightllm_otel.exporter.hardware import Hardware, State
+from lightllm_otel.exporter.hardware import GpuState, Hardware
 from lightllm_otel.exporter.http_server import MetricsServer, NoFreePort
 from lightllm_otel.exporter.link import GroupLink
 from lightllm_otel.exporter.live import Live
@@ -75,7 +75,7 @@ class Exporter:
         )
         self._hardware = Hardware(now)
         self._nvml = NvmlThread(load_nvml, self._hardware, self._parts, settings.nvml, now)
-        self._simulated: tuple[GroupLink, Mapping[int, State]] | None = None
+        self._simulated: tuple[GroupLink, Mapping[int, GpuState]] | None = None
         self._live = Live(self.group)
         self._collector = GroupCollector(self.group, self._hardware, server=server_name(folder, settings))
         self._registry = CollectorRegistry(auto_describe=False)
@@ -191,7 +191,7 @@ class Exporter:
         for path in self._folder.glob(notes.PATTERN):
             remove_if_dead(path)
 
-    def simulate(self, link: GroupLink, states: Mapping[int, State]) -> None:
+    def simulate(self, link: GroupLink, states: Mapping[int, GpuState]) -> None:
         """Use this link and these states of GPUs, which are not here, for a replay."""
         self._simulated = link, dict(states)
         self._look_at_gpus()

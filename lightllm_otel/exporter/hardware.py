@@ -23,7 +23,7 @@ _NVLINK_ERRORS = tuple(
 
 
 @dataclasses.dataclass(frozen=True)
-class State:
+class GpuState:
     """State of one GPU in hertz, degrees Celsius and watts. Errors count since the driver was loaded; None means unknown."""
 
     sm_hertz: Optional[float] = None
@@ -35,9 +35,9 @@ class State:
     pcie_errors: Optional[int] = None
 
 
-def read(nvml: Nvml, gpu: Any) -> State:
+def read(nvml: Nvml, gpu: Any) -> GpuState:
     """Read the state of a GPU. ``gpu`` is NVML's handle."""
-    return State(
+    return GpuState(
         _scaled(nvml.ask(None, "DeviceGetClockInfo", gpu, "CLOCK_SM"), 1e6),
         _scaled(nvml.ask(None, "DeviceGetClockInfo", gpu, "CLOCK_MEM"), 1e6),
         nvml.ask(None, "DeviceGetTemperature", gpu, "TEMPERATURE_GPU"),
@@ -80,10 +80,10 @@ class Hardware:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.throttled: dict[tuple[int, Throttle], float] = defaultdict(float)
         self._now = now
-        self._read: tuple[Optional[float], dict[int, State]] = None, {}
+        self._read: tuple[Optional[float], dict[int, GpuState]] = None, {}
 
     @property
-    def states(self) -> dict[int, State]:
+    def states(self) -> dict[int, GpuState]:
         """Return the last states by rank; empty if they are older than :data:`FRESH_SECONDS`."""
         last, states = self._read
         return states if last is not None and self._now() - last <= FRESH_SECONDS else {}
@@ -99,7 +99,7 @@ class Hardware:
         gpus = {rank: nvml.gpu(bus) for rank, bus in buses.items()}
         self.keep({rank: read(nvml, gpu) for rank, gpu in gpus.items() if gpu is not None}, now)
 
-    def keep(self, states: Mapping[int, State], now: float) -> None:
+    def keep(self, states: Mapping[int, GpuState], now: float) -> None:
         """Keep the states at ``now``. A reason that is set now is counted for the whole time since the last reading."""
         last, _ = self._read
         passed = 0.0 if last is None else min(now - last, _MOST_SECONDS)

@@ -39,7 +39,7 @@ PARAMETERS = {
 }
 
 
-class Session(Protocol):
+class RequestSession(Protocol):
     """The part of a process's session that these hooks use. ``watches``: None until the first hook needs it."""
 
     guard: Guard
@@ -52,7 +52,7 @@ class Session(Protocol):
         """Return the settings of this process."""
 
 
-def generating(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
+def generating(host: Host, session: RequestSession, arguments: Arguments, hook: Hook) -> Host:
     """Wrap ``HttpServerManager.generate``, which every endpoint calls in all versions."""
     watches = watches_of(session)
 
@@ -67,7 +67,7 @@ def generating(host: Host, session: Session, arguments: Arguments, hook: Hook) -
     return generate
 
 
-def encoding(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
+def encoding(host: Host, session: RequestSession, arguments: Arguments, hook: Hook) -> Host:
     """Wrap ``_encode`` (since July 2025), in which the prompt becomes tokens and the request gets its number."""
     watches = watches_of(session)
 
@@ -86,7 +86,7 @@ def encoding(host: Host, session: Session, arguments: Arguments, hook: Hook) -> 
     return _encode
 
 
-def tokenised_by_status(host: Host, session: Session, arguments: Arguments, hook: Hook) -> Host:
+def tokenised_by_status(host: Host, session: RequestSession, arguments: Arguments, hook: Hook) -> Host:
     """Wrap the constructor of ``ReqStatus``, which all versions call after tokenising, before they pass the request on."""
     watches = watches_of(session)
     (name,) = next((names for names in hook.reads if set(names) <= set(arguments.names)), hook.reads[0])
@@ -102,7 +102,7 @@ def tokenised_by_status(host: Host, session: Session, arguments: Arguments, hook
     return __init__
 
 
-def watches_of(session: Session) -> Watches:
+def watches_of(session: RequestSession) -> Watches:
     """Return the traced requests of the process, which all of its hooks share."""
     if session.watches is None:
         session.watches = Watches(session)
@@ -112,7 +112,7 @@ def watches_of(session: Session) -> Watches:
 class Watches:
     """Traced requests of this process. ``by_key``: by the request's number, or by the id of its sampling parameters."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: RequestSession) -> None:
         self.by_key: dict[Any, Watch] = {}
         self._session = session
         self._notes: list[NotesWriter] | None = None

@@ -17,7 +17,7 @@ import numpy as np
 
 from lightllm_otel import __version__
 from lightllm_otel.exporter.exporter import Exporter
-from lightllm_otel.exporter.hardware import State
+from lightllm_otel.exporter.hardware import GpuState
 from lightllm_otel.exporter.link import GroupLink, Ports
 from lightllm_otel.records import layout
 from lightllm_otel.records.folder import group_folder, ring_path
@@ -142,9 +142,9 @@ class SimulatedServer:
         )
         self.exporter.simulate(link, {rank: self._state(rank) for rank in range(RANKS)})
 
-    def _state(self, rank: int) -> State:
+    def _state(self, rank: int) -> GpuState:
         late = rank == self._fault.rank
-        return State(1.98e9 / (self._fault.slow if late else 1.0), 3.2e9, 78.0 if late else 61.0 + rank, 698.0 if late else 612.0,
+        return GpuState(1.98e9 / (self._fault.slow if late else 1.0), 3.2e9, 78.0 if late else 61.0 + rank, 698.0 if late else 612.0,
                      (Throttle.POWER,) if late else (), 0, 0)  # fmt: skip
 
     def advance(self, elapsed: float) -> None:

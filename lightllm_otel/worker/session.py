@@ -33,7 +33,7 @@ from lightllm_otel.worker.host import implementations, operators, ranges
 from lightllm_otel.worker.host.fast_path import FastPath
 from lightllm_otel.worker.host.identity import Identity, describe_host, describe_model, identify
 from lightllm_otel.worker.host.instrumented_graphs import InstrumentedGraphs
-from lightllm_otel.worker.host.profiling import Kernels
+from lightllm_otel.worker.host.profiling import KernelProfile
 from lightllm_otel.worker.host.step_notes import StepNotes
 from lightllm_otel.worker.sampling import Sampling
 from lightllm_otel.worker.supervisor import Supervisor
@@ -77,7 +77,7 @@ class ServerSession:
         self._folder: Path | None = None
         self.listener = control.Listener(None, None)
         self._next_housekeeping = 0.0
-        self._kernels: Kernels | None = None
+        self._kernels: KernelProfile | None = None
 
     @property
     def settings(self) -> Settings:
@@ -161,7 +161,7 @@ class ServerSession:
         self._say_what_is_lost(identity.rank)
         self.timer = timer
         if identity.rank == 0 and self._folder is not None:
-            self._kernels = Kernels(self._folder, self.guard, instrumented_graphs=self._operators_of_graphs)
+            self._kernels = KernelProfile(self._folder, self.guard, instrumented_graphs=self._operators_of_graphs)
             if self.otel_environment.traces:
                 with self.guard(Stage.RING):  # without notes, steps have no requests
                     self.notes = StepNotes(NotesWriter(self._folder / f"rank-{os.getpid()}.notes"))

@@ -191,7 +191,7 @@ def test_the_socket_refuses_what_makes_no_sense(serve, request_, said):
         ask(folder, request_)
 
 
-def test_rubbish_on_the_socket_is_answered_and_the_next_caller_served(serve):
+def test_rubbish_is_answered_and_the_next_caller_served(serve):
     folder, _ = serve()
     with socket.socket(socket.AF_UNIX) as caller:
         caller.connect(str(folder / SOCKET))

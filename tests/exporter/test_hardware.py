@@ -9,7 +9,7 @@ import records
 from nvml_answers import FakeGpu, FakeNvml
 
 from lightllm_otel.exporter.exporter import Exporter
-from lightllm_otel.exporter.hardware import Hardware, State, read, throttles
+from lightllm_otel.exporter.hardware import GpuState, Hardware, read, throttles
 from lightllm_otel.exporter.nvml import Nvml
 from lightllm_otel.records.folder import group_folder, ring_path
 from lightllm_otel.records.vocabulary import Throttle
@@ -40,11 +40,11 @@ def test_throttling_is_what_the_user_did_not_ask_for(bits, reasons):
 
 def test_a_gpu_is_read_in_plain_units():
     nvml = Nvml(machine(reasons=0x40, replays=3, nvlink_errors={38: 5, 52: 2}))
-    assert read(nvml, 0) == State(1980e6, 3201e6, 61, 655.25, (Throttle.THERMAL,), 7, 3)
+    assert read(nvml, 0) == GpuState(1980e6, 3201e6, 61, 655.25, (Throttle.THERMAL,), 7, 3)
 
 
 def test_what_a_gpu_does_not_say_is_left_out():
-    assert read(Nvml(FakeNvml([FakeGpu()])), 0) == State()
+    assert read(Nvml(FakeNvml([FakeGpu()])), 0) == GpuState()
 
 
 def test_throttled_time_adds_up_between_readings_a_second_apart():

@@ -17,7 +17,7 @@ from nvml_answers import FakeGpu, FakeNvml
 from prometheus_client.parser import text_string_to_metric_families
 
 from lightllm_otel.exporter.exporter import Exporter
-from lightllm_otel.exporter.hardware import FRESH_SECONDS, Hardware, State, read
+from lightllm_otel.exporter.hardware import FRESH_SECONDS, GpuState, Hardware, read
 from lightllm_otel.exporter.link import link
 from lightllm_otel.exporter.nvml import Nvml
 from lightllm_otel.exporter.nvml_thread import DEADLINE_SECONDS, NvmlThread
@@ -211,9 +211,9 @@ def test_the_age_of_the_data_grows_while_polls_do_not_come(world, nvml):
 def test_a_reading_is_shown_while_it_is_fresh_and_not_longer():
     now = [100.0]
     hardware = Hardware(now=lambda: now[0])
-    hardware.keep({0: State(celsius=60)}, now[0])
+    hardware.keep({0: GpuState(celsius=60)}, now[0])
     now[0] += FRESH_SECONDS
-    assert hardware.states == {0: State(celsius=60)}
+    assert hardware.states == {0: GpuState(celsius=60)}
     now[0] += 0.1
     assert hardware.states == {}
 
@@ -269,7 +269,7 @@ def test_the_pynvml_of_another_package_says_what_it_can(another_pynvml):
     assert not hasattr(another_pynvml, "NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL")
     nvml = Nvml(another_pynvml)
     gpu = nvml.gpu("00000000:18:00.0")
-    assert read(nvml, gpu) == State(0.0, 0.0, 0, 0.0, (), None, 0)
+    assert read(nvml, gpu) == GpuState(0.0, 0.0, 0, 0.0, (), None, 0)
     pair = [{"tp": 2, "pci_bus_id": f"00000000:{bus}:00.0"} for bus in ("18", "2A")]
     assert link(pair, nvml).kind in ("pcie", "unknown")
 

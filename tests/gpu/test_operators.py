@@ -13,7 +13,7 @@ from lightllm_otel.records import profile_request  # noqa: E402
 from lightllm_otel.tools.analysis.kernels import OUTSIDE, kernels  # noqa: E402
 from lightllm_otel.worker.gpu.profiler import nvtx  # noqa: E402
 from lightllm_otel.worker.host import ranges  # noqa: E402
-from lightllm_otel.worker.host.profiling import Kernels  # noqa: E402
+from lightllm_otel.worker.host.profiling import KernelProfile  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,
@@ -64,7 +64,7 @@ def test_nvtx_ranges_of_a_step_are_closed_again(model):
 
 
 def test_kernels_of_a_step_are_inside_their_operators(model, tmp_path):
-    capturing = Kernels(tmp_path, Guard(strict=True))
+    capturing = KernelProfile(tmp_path, Guard(strict=True))
     path = tmp_path / "trace.json"
     profile_request.ask(tmp_path, {"path": str(path), "seconds": 1})
     capturing.tick(model, 0.0)

@@ -66,7 +66,7 @@ class TestPlantedFolders:
         assert kept.read_bytes() == SECRET
         assert "is a symbolic link" in refused
 
-    @pytest.mark.parametrize("directory_of", [0, VICTIM])
+    @pytest.mark.parametrize("directory_of", [0, VICTIM], ids=["root", "another"])
     def test_a_group_folder_of_another_user_is_refused(self, shared, directory_of):
         """The parent folder can be written by everybody, whoever owns it."""
         directory = as_user(directory_of, open_to_all, shared / "otel")
@@ -77,7 +77,7 @@ class TestPlantedFolders:
             if directory_of == VICTIM and not closed:
                 as_user(VICTIM, directory.chmod, 0o755)
 
-    @pytest.mark.parametrize("uid", [0, VICTIM])
+    @pytest.mark.parametrize("uid", [0, VICTIM], ids=["root", "another"])
     def test_dev_shm_itself_is_refused_for_root_too(self, shared, uid):
         with pytest.raises(PermissionError, match=r"another user|can be written by other users"):
             as_user(uid, make_ring, shared)

@@ -9,7 +9,7 @@ import pytest
 from lightllm_otel.guard import Guard
 from lightllm_otel.records import profile_request
 from lightllm_otel.worker.host import profiling as module
-from lightllm_otel.worker.host.profiling import Kernels
+from lightllm_otel.worker.host.profiling import KernelProfile
 
 
 class Profiler:
@@ -41,7 +41,7 @@ def slots(model):
 
 def test_it_runs_for_its_time_and_leaves_the_model_as_it_was(model, tmp_path):
     before, profilers = slots(model), []
-    capturing = Kernels(
+    capturing = KernelProfile(
         tmp_path, Guard(), lambda: profilers.append(Profiler()) or profilers[-1], lambda: [["gap", "ffn"]]
     )
     capturing.tick(model, 0.0)
@@ -68,13 +68,13 @@ def test_it_runs_for_its_time_and_leaves_the_model_as_it_was(model, tmp_path):
 @pytest.mark.parametrize("asked", [{}, {"path": "/x", "seconds": "no number"}])
 def test_an_errand_that_is_not_understood_is_answered(model, tmp_path, asked):
     profile_request.ask(tmp_path, asked)
-    Kernels(tmp_path, Guard(), Profiler).tick(model, 1.0)
+    KernelProfile(tmp_path, Guard(), Profiler).tick(model, 1.0)
     assert profile_request.answered(tmp_path)["ok"] is False
 
 
 def test_a_profiler_that_fails_is_answered_and_forgotten(model, tmp_path):
     before = slots(model)
-    capturing = Kernels(tmp_path, Guard(), lambda: Profiler(broken=True))
+    capturing = KernelProfile(tmp_path, Guard(), lambda: Profiler(broken=True))
     profile_request.ask(tmp_path, {"path": str(tmp_path / "trace.json"), "seconds": 0})
     capturing.tick(model, 1.0)
     capturing.tick(model, 2.0)
@@ -89,7 +89,7 @@ def test_a_profiler_does_not_go_on_when_the_ranges_fail(model, tmp_path, monkeyp
     before, profiler = slots(model), Profiler()
     monkeypatch.setattr(module.ranges, "install", broken)
     profile_request.ask(tmp_path, {"path": str(tmp_path / "trace.json"), "seconds": 1})
-    Kernels(tmp_path, Guard(), lambda: profiler).tick(model, 1.0)
+    KernelProfile(tmp_path, Guard(), lambda: profiler).tick(model, 1.0)
     assert profile_request.answered(tmp_path) == {"ok": False, "text": "no such slot"}
     assert not profiler.running
     assert slots(model) == before
@@ -97,6 +97,6 @@ def test_a_profiler_does_not_go_on_when_the_ranges_fail(model, tmp_path, monkeyp
 
 def test_a_damaged_errand_is_no_errand(tmp_path, model):
     (tmp_path / profile_request.ASKED).write_text("{")
-    Kernels(tmp_path, Guard(), Profiler).tick(model, 1.0)
+    KernelProfile(tmp_path, Guard(), Profiler).tick(model, 1.0)
     assert profile_request.answered(tmp_path) is None
     assert not (tmp_path / profile_request.ASKED).exists()

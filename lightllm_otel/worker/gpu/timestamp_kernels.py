@@ -58,7 +58,7 @@ class Timestamps(Protocol):
         """
 
 
-class Kernels(Protocol):
+class TimestampKernels(Protocol):
     """The two kernels, independent of how they were loaded. Memory is that of the current device."""
 
     detail: str
@@ -76,7 +76,7 @@ class KernelTimestamps:
     source = "globaltimer"
     branches = True
 
-    def __init__(self, kernels: Kernels, capacity: int) -> None:
+    def __init__(self, kernels: TimestampKernels, capacity: int) -> None:
         import torch
 
         self.capacity = capacity

@@ -26,7 +26,7 @@ from lightllm_otel.worker.host import ranges
 MOST_SECONDS = 60.0
 
 
-class Kernels:
+class KernelProfile:
     """Profiler of kernels. :meth:`tick` is called once a second on the model's thread, between steps.
 
     ``start`` returns a running profiler. ``instrumented_graphs`` returns the operators of each graph's intervals.

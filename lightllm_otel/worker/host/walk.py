@@ -31,7 +31,7 @@ class TooLongError(Exception):
     """The code is too long to analyse."""
 
 
-class State(NamedTuple):
+class WalkState(NamedTuple):
     """State of the walk: the ``kinds`` of work since the last boundary, which was one of ``last``."""
 
     kinds: frozenset[Kind]
@@ -51,17 +51,17 @@ class _Frame(NamedTuple):
     inner: dict[str, ast.FunctionDef]
     numbers: set[str]
     others: set[str]
-    returns: list[State]
-    breaks: list[State]
-    continues: list[State]
+    returns: list[WalkState]
+    breaks: list[WalkState]
+    continues: list[WalkState]
 
 
-def joined(*ways: Optional[State]) -> Optional[State]:
+def joined(*ways: Optional[WalkState]) -> Optional[WalkState]:
     """Return the state of a place that several ways may reach. None is a way that does not reach it."""
     there = [way for way in ways if way is not None]
     if not there:
         return None
-    return State(frozenset().union(*(way.kinds for way in there)), frozenset().union(*(way.last for way in there)))
+    return WalkState(frozenset().union(*(way.kinds for way in there)), frozenset().union(*(way.last for way in there)))
 
 
 class Walk:
@@ -78,11 +78,11 @@ class Walk:
         self._prefill = prefill
         self._depth = self._length = 0
 
-    def entry(self, function: types.FunctionType, owner: Optional[type]) -> Optional[State]:
+    def entry(self, function: types.FunctionType, owner: Optional[type]) -> Optional[WalkState]:
         """Walk through a forward, and return the state at its end, or None if it never returns. Raises TooLongError."""
-        return self._function(function, owner, State(frozenset(), frozenset((ENTRY,))))
+        return self._function(function, owner, WalkState(frozenset(), frozenset((ENTRY,))))
 
-    def _function(self, function: types.FunctionType, owner: Optional[type], state: State) -> Optional[State]:
+    def _function(self, function: types.FunctionType, owner: Optional[type], state: WalkState) -> Optional[WalkState]:
         tree = definition(function)
         if tree is None or self._depth >= _DEEPEST:
             return _plus(state, function.__name__)
@@ -92,7 +92,7 @@ class Walk:
         end = self._body(tree, frame, _plus(state, *around))
         return end and _plus(end, *around)
 
-    def _body(self, tree: ast.FunctionDef, frame: _Frame, state: State) -> Optional[State]:
+    def _body(self, tree: ast.FunctionDef, frame: _Frame, state: WalkState) -> Optional[WalkState]:
         self._depth += 1
         end = self._block(tree.body, state, frame)
         self._depth -= 1
@@ -100,14 +100,14 @@ class Walk:
 
     # Statements ------------------------------------------------------------------------------------------------------
 
-    def _block(self, body: Sequence[ast.stmt], state: Optional[State], frame: _Frame) -> Optional[State]:
+    def _block(self, body: Sequence[ast.stmt], state: Optional[WalkState], frame: _Frame) -> Optional[WalkState]:
         for statement in body:
             if state is None:
                 return None
             state = self._statement(statement, state, frame)
         return state
 
-    def _statement(self, node: ast.stmt, state: State, frame: _Frame) -> Optional[State]:
+    def _statement(self, node: ast.stmt, state: WalkState, frame: _Frame) -> Optional[WalkState]:
         if isinstance(node, ast.If):
             taken, holds = self._expression(node.test, state, frame), self._holds(node.test, frame)
             return joined(
@@ -125,7 +125,7 @@ class Walk:
             return state
         return self._simple(node, state, frame)
 
-    def _loop(self, node: Union[ast.For, ast.While], state: State, frame: _Frame) -> Optional[State]:
+    def _loop(self, node: Union[ast.For, ast.While], state: WalkState, frame: _Frame) -> Optional[WalkState]:
         if isinstance(node, ast.For):
             state = self._expression(node.iter, state, frame)
             frame.others.update(name.id for name in ast.walk(node.target) if isinstance(name, ast.Name))
@@ -138,8 +138,8 @@ class Walk:
                 return joined(self._block(node.orelse, test, frame), *around.breaks)
             head = again
 
-    def _with(self, node: ast.With, state: State, frame: _Frame) -> Optional[State]:
-        def contexts(state: State) -> State:
+    def _with(self, node: ast.With, state: WalkState, frame: _Frame) -> Optional[WalkState]:
+        def contexts(state: WalkState) -> WalkState:
             for item in node.items:
                 state = self._expression(item.context_expr, state, frame)
             return state
@@ -149,22 +149,22 @@ class Walk:
         self._leave(inside, frame, contexts)  # a context may also do work when it ends
         return end and contexts(end)
 
-    def _try(self, node: ast.Try, state: State, frame: _Frame) -> Optional[State]:
+    def _try(self, node: ast.Try, state: WalkState, frame: _Frame) -> Optional[WalkState]:
         inside = frame._replace(returns=[], breaks=[], continues=[])
         end = self._block([*node.body, *node.orelse], state, inside)
         # An exception may come from anywhere, so it is unknown what had been launched by then.
-        raised = State(state.kinds | {"except"}, state.last | self._methods | self._weights | COLLECTIVES)
+        raised = WalkState(state.kinds | {"except"}, state.last | self._methods | self._weights | COLLECTIVES)
         ends = [self._block(each.body, raised, inside) for each in node.handlers]
         self._leave(inside, frame, lambda state: self._block(node.finalbody, state, frame))
         end = joined(end, *ends)
         return end and self._block(node.finalbody, end, frame)
 
-    def _leave(self, inside: _Frame, frame: _Frame, through: Callable[[State], Optional[State]]) -> None:
+    def _leave(self, inside: _Frame, frame: _Frame, through: Callable[[WalkState], Optional[WalkState]]) -> None:
         """Send every way out of a block through the code at its end."""
         for left, out in zip(inside[-3:], frame[-3:]):
             out += [last for state in left if (last := through(state)) is not None]
 
-    def _simple(self, node: ast.stmt, state: State, frame: _Frame) -> Optional[State]:
+    def _simple(self, node: ast.stmt, state: WalkState, frame: _Frame) -> Optional[WalkState]:
         if isinstance(node, (ast.Return, ast.Raise, ast.Break, ast.Continue)):
             self._left(node, state, frame)
             return None
@@ -180,13 +180,13 @@ class Walk:
             return state
         return _plus(state, type(node).__name__)
 
-    def _left(self, node: ast.stmt, state: State, frame: _Frame) -> None:
+    def _left(self, node: ast.stmt, state: WalkState, frame: _Frame) -> None:
         if isinstance(node, ast.Return):
             frame.returns.append(self._expression(node.value, state, frame) if node.value is not None else state)
         elif not isinstance(node, ast.Raise):
             (frame.breaks if isinstance(node, ast.Break) else frame.continues).append(state)
 
-    def _assignment(self, node: Union[ast.Assign, ast.AnnAssign], state: State, frame: _Frame) -> State:
+    def _assignment(self, node: Union[ast.Assign, ast.AnnAssign], state: WalkState, frame: _Frame) -> WalkState:
         if node.value is None:
             return state
         state, number = self._expression(node.value, state, frame), self._is_number(node.value, frame)
@@ -208,7 +208,7 @@ class Walk:
 
     # Expressions -----------------------------------------------------------------------------------------------------
 
-    def _expression(self, node: ast.AST, state: State, frame: _Frame) -> State:
+    def _expression(self, node: ast.AST, state: WalkState, frame: _Frame) -> WalkState:
         self._length += 1
         if self._length > _LONGEST:
             raise TooLongError
@@ -228,7 +228,7 @@ class Walk:
             state = self._expression(child, state, frame)
         return self._operated(node, state, frame)
 
-    def _operated(self, node: ast.AST, state: State, frame: _Frame) -> State:
+    def _operated(self, node: ast.AST, state: WalkState, frame: _Frame) -> WalkState:
         """Add the work of an expression that is not a call: arithmetic, indexing, a property of the layer."""
         if isinstance(node, ast.BinOp) and not self._is_number(node, frame):
             return _operation(node.op, state)
@@ -247,7 +247,7 @@ class Walk:
             return _plus(state, node.attr) if isinstance(of_class, property) else state
         return state
 
-    def _call(self, node: ast.Call, state: State, frame: _Frame) -> State:
+    def _call(self, node: ast.Call, state: WalkState, frame: _Frame) -> WalkState:
         func, name = node.func, _name_of(node.func)
         receiver = func.value if isinstance(func, ast.Attribute) else None
         if receiver is not None:
@@ -270,7 +270,7 @@ class Walk:
         kind = COPY if receiver is not None and name in COPIES else WORK.get(name)
         return self._followed(node, name, state, frame) if kind is None else _plus(state, kind)
 
-    def _followed(self, node: ast.Call, name: str, state: State, frame: _Frame) -> State:
+    def _followed(self, node: ast.Call, name: str, state: WalkState, frame: _Frame) -> WalkState:
         """Follow a call of the layer's method or of an inner function. Any other call is unknown work."""
         func = node.func
         function, owner = None, None
@@ -316,23 +316,23 @@ class Walk:
 
     # Results ---------------------------------------------------------------------------------------------------------
 
-    def _boundary(self, name: str, state: State) -> State:
+    def _boundary(self, name: str, state: WalkState) -> WalkState:
         self.before[name] = self.before.get(name, frozenset()) | state.kinds
         if ENTRY in state.last:
             self.first |= {name}
-        return State(frozenset(), frozenset((name,)))
+        return WalkState(frozenset(), frozenset((name,)))
 
-    def _collective(self, name: str, state: State) -> State:
+    def _collective(self, name: str, state: WalkState) -> WalkState:
         for last in state.last:
             self.collectives[last] = self.collectives.get(last, frozenset()) | state.kinds
-        return State(frozenset(), frozenset((name,)))
+        return WalkState(frozenset(), frozenset((name,)))
 
 
-def _plus(state: State, *kinds: Kind) -> State:
-    return State(state.kinds.union(kinds), state.last)
+def _plus(state: WalkState, *kinds: Kind) -> WalkState:
+    return WalkState(state.kinds.union(kinds), state.last)
 
 
-def _operation(operation: ast.operator, state: State) -> State:
+def _operation(operation: ast.operator, state: WalkState) -> WalkState:
     """Add the work of an arithmetic operation on tensors."""
     return _plus(state, Operator.RESIDUAL if isinstance(operation, ast.Add) else type(operation).__name__.lower())
 
