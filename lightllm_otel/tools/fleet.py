@@ -144,7 +144,8 @@ class SimulatedServer:
 
     def _state(self, rank: int) -> GpuState:
         late = rank == self._fault.rank
-        return GpuState(1.98e9 / (self._fault.slow if late else 1.0), 3.2e9, 78.0 if late else 61.0 + rank, 698.0 if late else 612.0,
+        clock = 1.98e9 / (self._fault.slow if late else 1.0)
+        return GpuState(clock, 3.2e9, 78.0 if late else 61.0 + rank, 698.0 if late else 612.0,
                      (Throttle.POWER,) if late else (), 0, 0)  # fmt: skip
 
     def advance(self, elapsed: float) -> None:

@@ -191,18 +191,19 @@ def test_the_socket_refuses_what_makes_no_sense(serve, request_, said):
         ask(folder, request_)
 
 
-def test_rubbish_is_answered_and_the_next_caller_served(serve):
+def test_rubbish_on_the_socket_is_answered_and_the_next_caller_served(serve, monkeypatch):
     folder, _ = serve()
+    monkeypatch.chdir(folder)  # the whole path may be longer than an address can be
     with socket.socket(socket.AF_UNIX) as caller:
-        caller.connect(str(folder / SOCKET))
+        caller.connect(str(SOCKET))
         caller.sendall(b"\xff\x00 not JSON\n")
         assert json.loads(caller.recv(4096))["ok"] is False
     with socket.socket(socket.AF_UNIX) as caller:
-        caller.connect(str(folder / SOCKET))
+        caller.connect(str(SOCKET))
         caller.sendall(b"[" * 4000 + b"\n")  # deeper than a parser goes
         assert json.loads(caller.recv(4096))["ok"] is False
     with socket.socket(socket.AF_UNIX) as silent:
-        silent.connect(str(folder / SOCKET))
+        silent.connect(str(SOCKET))
     assert "one decode step in 5" in ask(folder, {"every": 5})
 
 

@@ -71,7 +71,7 @@ def _model(given: argparse.Namespace) -> Any:
         sys.exit("LightLLM 0.0.1 cannot share a GPU among ranks, because it supports only one host")
     from lightllm_otel.tools.benchmark import static_0_0_1
 
-    return static_0_0_1.StaticModel(
+    return static_0_0_1.StaticModel001(
         given.model_dir,
         total,
         given.tp,

@@ -17,7 +17,7 @@ from lightllm_otel.tools.benchmark.static_v1 import FIRST_ORDINARY_TOKEN, SPARE
 _BATCH = "batch"
 
 
-class StaticModel:
+class StaticModel001:
     """Model of LightLLM 0.0.1. A process can have only one."""
 
     def __init__(
@@ -75,7 +75,7 @@ class StaticModel:
             self._backend.remove_batch(_BATCH)
             self._tokens = {}
 
-    def __enter__(self) -> StaticModel:
+    def __enter__(self) -> StaticModel001:
         return self
 
     def __exit__(
