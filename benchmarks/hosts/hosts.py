@@ -84,7 +84,7 @@ class Findings:
     def number(self, rule: str, place: str) -> int:
         return self._numbers.setdefault(f"{rule}: {place}", len(self._numbers))
 
-    def has_transfer(self) -> list[str]:
+    def said(self) -> list[str]:
         """Return what each number stands for, in order."""
         return list(self._numbers)
 
@@ -165,7 +165,7 @@ def summary(
         "rules": {
             rule.name: {"says": rule.says, "known": rule.known, "lost_only": rule.kind == LOST} for rule in RULES
         },
-        "findings": findings.has_transfer(),
+        "findings": findings.said(),
     }
 
 
@@ -186,10 +186,10 @@ def main() -> int:
         return 2
     findings = Findings()
     rows = [row(host, verdict, findings) for host, verdict in looked]
-    has_transfer = summary(looked, findings, tip, time.perf_counter() - began, contract)
-    path = outcome.write("hosts", has_transfer, rows, arguments.out)
-    print({name: value for name, value in has_transfer.items() if isinstance(value, (int, float, str))}, path)
-    return int(has_transfer["hosts_with_start_failures"] > 0)
+    told = summary(looked, findings, tip, time.perf_counter() - began, contract)
+    path = outcome.write("hosts", told, rows, arguments.out)
+    print({name: value for name, value in told.items() if isinstance(value, (int, float, str))}, path)
+    return int(told["hosts_with_start_failures"] > 0)
 
 
 if __name__ == "__main__":

@@ -179,9 +179,9 @@ def test_where_nothing_listens_it_says_so(capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["push"], "give --url"),
-        (["push", "--url", "http://x"], "give --token"),
-        (["push", "--url", "http://x", "--user", "me"], "give --token"),
+        (["push"], "pass --url"),
+        (["push", "--url", "http://x"], "pass --token"),
+        (["push", "--url", "http://x", "--user", "me"], "pass --token"),
         (
             ["push", "--url", "http://x", "--token", "t", "--prometheus-url", "http://p"],
             "needs the name of the data source",

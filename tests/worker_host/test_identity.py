@@ -91,7 +91,7 @@ def test_a_server_is_named_by_its_own_port_and_a_group_of_servers_by_where_they_
 
 def test_a_model_is_called_as_the_server_was_told_to_call_it():
     model = types.SimpleNamespace(weight_dir_="/models/qwen3-8b")
-    has_transfer = {"LIGHTLLM_START_ARGS": json.dumps({"model_name": "assistant"})}
+    given = {"LIGHTLLM_START_ARGS": json.dumps({"model_name": "assistant"})}
     untold = {"LIGHTLLM_START_ARGS": json.dumps({"model_name": "default_model_name"})}
-    assert describe_model(model, has_transfer)["model"] == "assistant"
+    assert describe_model(model, given)["model"] == "assistant"
     assert describe_model(model, untold)["model"] == "qwen3-8b"
