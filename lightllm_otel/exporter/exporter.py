@@ -29,9 +29,7 @@ from lightllm_otel.guard import log
 from lightllm_otel.otel_environment import OtelEnvironment
 from lightllm_otel.records import notes
 from lightllm_otel.records.batch import RecordBatch
-from lightllm_otel.records.folder import (
-    remove_if_dead,
-)
+from lightllm_otel.records.folder import remove_if_dead
 from lightllm_otel.records.reader import RingReader
 from lightllm_otel.records.recording import RecordingWriter
 from lightllm_otel.records.vocabulary import ExporterStage, SpanDrop
